@@ -1,0 +1,150 @@
+"""Spread a sequence score over its tokens by shares that sum to one.
+
+The sum of each row is the sequence score, so at gamma = 1 the objective is unchanged. The share of
+a token depends on what comes after it, so the reward is not causal: estimators that drop rewards
+before an action (reward-to-go, GAE) are biased, the full-return gradient is not.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tokencredit.credit.terminal import terminal_credit
+from tokencredit.errors import ConfigError, NumericError
+from tokencredit.masking import masked_row_mean, masked_sum
+
+
+def uniform_credit(
+    sequence_scores: Float[Tensor, "batch"], response_mask: Bool[Tensor, "batch time"]
+) -> Float[Tensor, "batch time"]:
+    r"""The same share of the score for every response token.
+
+    .. math:: r_t = R / T
+
+    Conserves: yes. Causal: no (needs the final length). Needs: sequence scores.
+
+    Args:
+        sequence_scores: in nats.
+        response_mask: True on response tokens.
+
+    Returns:
+        Token scores in nats; each row sums to its sequence score.
+
+    Source: Chan et al. 2024, arXiv 2402.00782, the baseline named "uniform".
+
+    >>> uniform_credit(torch.tensor([3.0]), torch.tensor([[True, True, True, False]]))
+    tensor([[1., 1., 1., 0.]])
+    """
+    shares = response_mask / response_mask.sum(-1, keepdim=True).clamp(min=1)
+    return shares * sequence_scores.float()[:, None]
+
+
+def attention_credit(
+    sequence_scores: Float[Tensor, "batch"],
+    credit_weights: Float[Tensor, "batch time"],
+    response_mask: Bool[Tensor, "batch time"],
+    *,
+    credit_beta: float = 1.0,
+) -> Float[Tensor, "batch time"]:
+    r"""Part of the score spread by attention, the rest on the last token.
+
+    .. math:: r_t = \beta R \frac{w_t}{\sum_u w_u} + (1 - \beta) R \cdot 1[t = T]
+
+    With the reward model's attention row as weights this is Attention Based Credit (ABC); with
+    `mean_attention_received` or `last_attention_received` of the generator it is ABC-D or ABC-D2.
+
+    Conserves: yes. Causal: no. Needs: sequence scores and weights.
+
+    Args:
+        sequence_scores: in nats.
+        credit_weights: non-negative attention on each response token, of any scale; what lies
+            outside the mask is ignored. A row of zeros is spread evenly.
+        response_mask: True on response tokens.
+        credit_beta: the share of the score that is spread, from 0 (terminal) to 1.
+
+    Returns:
+        Token scores in nats; each row sums to its sequence score.
+
+    Raises:
+        ConfigError: `credit_beta` lies outside [0, 1].
+        NumericError: a weight inside the mask is negative, NaN or infinite.
+
+    Source: Chan et al. 2024, arXiv 2402.00782, equation for the reward of section 3 and
+    `experiments/scripts/rlhf_imdb.py` of its code. Their slices assume right padding and no
+    special tokens and realign silently where lengths differ; here alignment is the caller's and
+    differing lengths are an error.
+
+    >>> weights = torch.tensor([[3.0, 1.0, 9.0]])
+    >>> attention_credit(torch.tensor([4.0]), weights, torch.tensor([[True, True, False]]), credit_beta=0.5)
+    tensor([[1.5000, 2.5000, 0.0000]])
+    """
+    if not 0.0 <= credit_beta <= 1.0:
+        raise ConfigError(f"credit_beta is {credit_beta}; expected a number from 0 to 1")
+    weights = credit_weights.float().masked_fill(~response_mask, 0.0)
+    if not bool((weights.isfinite() & (weights >= 0)).all()):
+        raise NumericError(
+            "credit_weights hold a negative, NaN or infinite value inside response_mask; "
+            "expected attention probabilities"
+        )
+    totals = weights.sum(-1, keepdim=True)
+    weights = torch.where(totals > 0, weights, response_mask.float())
+    shares = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    spread = shares * sequence_scores.float()[:, None]
+    return credit_beta * spread + (1 - credit_beta) * terminal_credit(sequence_scores, response_mask)
+
+
+def mean_attention_received(
+    attention: Float[Tensor, "batch time time"], response_mask: Bool[Tensor, "batch time"]
+) -> Float[Tensor, "batch time"]:
+    r"""Mean attention that each response token receives from itself and later ones (ABC-D).
+
+    .. math:: w_t = \frac{1}{T - t + 1} \sum_{q = t}^{T} a_{q t}
+
+    Args:
+        attention: of the generator, heads averaged: entry (q, t) is the attention that response
+            token q pays to response token t. Entries above the diagonal are ignored.
+        response_mask: True on response tokens.
+
+    Returns:
+        Credit weights for `attention_credit`, zero outside the mask.
+
+    Source: Chan et al. 2024, arXiv 2402.00782, ABC-D. Their code writes the attention paid to
+    generated token j into column j + 1 (`get_generator_attention_distribution`), so that every
+    weight lands one token late and the first token gets none; here it lands on the token that
+    received it, and the row of the last token, which their generation loop never computes, counts
+    too.
+
+    >>> attention = torch.tensor([[[1.0, 0.0], [0.4, 0.6]]])
+    >>> mean_attention_received(attention, torch.tensor([[True, True]]))
+    tensor([[0.7000, 0.6000]])
+    """
+    time = response_mask.shape[-1]
+    pairs = response_mask[:, :, None] & response_mask[:, None, :]
+    pairs = pairs & torch.ones(time, time, dtype=torch.bool, device=attention.device).tril()
+    return masked_row_mean(attention.mT.float(), pairs.mT)
+
+
+def last_attention_received(
+    attention: Float[Tensor, "batch time time"], response_mask: Bool[Tensor, "batch time"]
+) -> Float[Tensor, "batch time"]:
+    r"""Attention that the last response token pays to each response token (ABC-D2).
+
+    .. math:: w_t = a_{T t}
+
+    Args:
+        attention: of the generator, as in `mean_attention_received`.
+        response_mask: True on response tokens.
+
+    Returns:
+        Credit weights for `attention_credit`, zero outside the mask.
+
+    Source: Chan et al. 2024, arXiv 2402.00782, ABC-D2. The departure from their code is that of
+    `mean_attention_received`.
+
+    >>> attention = torch.tensor([[[1.0, 0.0], [0.4, 0.6]]])
+    >>> last_attention_received(attention, torch.tensor([[True, True]]))
+    tensor([[0.4000, 0.6000]])
+    """
+    is_last_row = terminal_credit(attention.new_ones(len(attention)), response_mask).bool()
+    row = masked_sum(attention.mT.float(), is_last_row[:, None, :].expand_as(attention))
+    return row.masked_fill(~response_mask, 0.0)

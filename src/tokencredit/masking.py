@@ -1,0 +1,104 @@
+"""Masked reductions and selections over the time axis.
+
+One convention: a mask is bool, True marks an entry that counts. This is the only file that
+divides by the size of a mask.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+
+def masked_sum(
+    values: Float[Tensor, "*batch time"], mask: Bool[Tensor, "*batch time"]
+) -> Float[Tensor, "*batch"]:
+    """Sum of the unmasked entries of each row.
+
+    Entries under the mask may hold anything, NaN included.
+
+    >>> masked_sum(torch.tensor([[1.0, 2.0, float("nan")]]), torch.tensor([[True, True, False]]))
+    tensor([3.])
+    """
+    return values.masked_fill(~mask, 0.0).sum(-1)
+
+
+def masked_mean(
+    values: Float[Tensor, "*axes"], mask: Bool[Tensor, "*axes"]
+) -> Float[Tensor, ""]:
+    """Mean over every unmasked entry of the tensor; 0 when there is none.
+
+    >>> masked_mean(torch.tensor([[1.0, 2.0], [6.0, 9.0]]), torch.tensor([[True, True], [True, False]]))
+    tensor(3.)
+    """
+    return values.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def masked_row_mean(
+    values: Float[Tensor, "*batch time"], mask: Bool[Tensor, "*batch time"]
+) -> Float[Tensor, "*batch"]:
+    """Mean of the unmasked entries of each row; 0 for a row without any.
+
+    >>> masked_row_mean(torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([[True, True, False]]))
+    tensor([2.])
+    """
+    return masked_sum(values, mask) / mask.sum(-1).clamp(min=1)
+
+
+def masked_var(values: Float[Tensor, "*axes"], mask: Bool[Tensor, "*axes"]) -> Float[Tensor, ""]:
+    """Population variance over every unmasked entry of the tensor.
+
+    >>> masked_var(torch.tensor([1.0, 3.0, 100.0]), torch.tensor([True, True, False]))
+    tensor(1.)
+    """
+    return masked_mean((values - masked_mean(values, mask)).square(), mask)
+
+
+def masked_whiten(
+    values: Float[Tensor, "batch time"],
+    mask: Bool[Tensor, "batch time"],
+    *,
+    shift_mean: bool = True,
+    epsilon: float = 1e-8,
+) -> Float[Tensor, "batch time"]:
+    """Values scaled to unit variance over the mask, zero outside it.
+
+    With `shift_mean=False` the mean stays where it was, so that signs and the ratio between rows
+    survive: the form for token rewards, whose sum would otherwise be lost.
+
+    >>> masked_whiten(torch.tensor([[1.0, 3.0, 7.0]]), torch.tensor([[True, True, False]]))
+    tensor([[-1.,  1.,  0.]])
+    """
+    mean = masked_mean(values, mask)
+    scaled = (values - mean) * torch.rsqrt(masked_var(values, mask) + epsilon)
+    return (scaled if shift_mean else scaled + mean).masked_fill(~mask, 0.0)
+
+
+def last_true_index(mask: Bool[Tensor, "batch time"]) -> Int[Tensor, "batch"]:
+    """Index of the last True of each row, -1 for a row without any.
+
+    >>> last_true_index(torch.tensor([[True, True, False], [False, False, False]]))
+    tensor([ 1, -1])
+    """
+    positions = torch.arange(mask.shape[-1], device=mask.device)
+    return torch.where(mask, positions, -1).amax(-1)
+
+
+def left_packed(
+    values: Shaped[Tensor, "batch time *rest"], mask: Bool[Tensor, "batch time"]
+) -> tuple[Shaped[Tensor, "batch packed *rest"], Bool[Tensor, "batch packed"]]:
+    """The unmasked entries of each row moved to its left end, zeros behind them.
+
+    Returns:
+        The packed values and their mask; the new time axis is as long as the fullest row.
+
+    >>> left_packed(torch.tensor([[7, 1, 2], [7, 7, 3]]), torch.tensor([[False, True, True], [False, False, True]]))
+    (tensor([[1, 2],
+            [3, 0]]), tensor([[ True,  True],
+            [ True, False]]))
+    """
+    lengths = mask.sum(-1)
+    width = int(lengths.max()) if mask.numel() else 0
+    packed_mask = torch.arange(width, device=mask.device) < lengths[:, None]
+    packed = values.new_zeros((values.shape[0], width, *values.shape[2:]))
+    packed[packed_mask] = values[mask]
+    return packed, packed_mask
