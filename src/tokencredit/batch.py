@@ -5,7 +5,7 @@ sequence is response token 0 in every row. Padding is known by mask alone, never
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -52,8 +52,8 @@ class ResponseBatch:
             ids, mask = getattr(self, f"{name}_ids"), getattr(self, f"{name}_mask")
             if ids.shape != mask.shape or ids.ndim != 2:
                 raise ShapeError(
-                    f"{name}_ids have shape {tuple(ids.shape)} and {name}_mask {tuple(mask.shape)}; "
-                    "expected the same (batch, time) shape for both"
+                    f"{name}_ids have shape {tuple(ids.shape)} and {name}_mask "
+                    f"{tuple(mask.shape)}; expected the same (batch, time) shape for both"
                 )
         if len(self.prompt_ids) != len(self.response_ids):
             raise ShapeError(
@@ -109,7 +109,7 @@ class PreferenceBatch:
         margin: how much better the chosen ones are, in nats; None where it is not known.
 
     Raises:
-        ShapeError: the two sides differ in number.
+        ShapeError: the two sides, or the margins, differ in number.
     """
 
     chosen: ResponseBatch
@@ -122,8 +122,14 @@ class PreferenceBatch:
                 f"{len(self.chosen)} chosen and {len(self.rejected)} rejected responses; "
                 "expected pairs"
             )
+        if self.margin is not None and self.margin.shape != (len(self.chosen),):
+            raise ShapeError(
+                f"margin has shape {tuple(self.margin.shape)} for {len(self.chosen)} pairs; "
+                "expected one number per pair"
+            )
 
 
+@runtime_checkable
 class TokenScorer(Protocol):
     """Anything that pays every response token: the one seam between credit and its consumers."""
 

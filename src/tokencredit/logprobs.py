@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from tokencredit.errors import ConfigError
+from tokencredit.errors import ConfigError, ShapeError
 
 
 def predicting_positions(
@@ -19,10 +19,18 @@ def predicting_positions(
     Entry t of the result stood one position before response token t: right for logits and for the
     values V(s_t) of a critic.
 
+    Raises:
+        ShapeError: nothing stands before the first of these tokens to predict it from.
+
     >>> predicting_positions(torch.arange(5)[None], 2)
     tensor([[2, 3]])
     """
     end = values.shape[1] - 1
+    if num_response_tokens > end:
+        raise ShapeError(
+            f"{num_response_tokens} response tokens in a sequence of {values.shape[1]}; expected "
+            "at least one prompt token (BOS, say) before them"
+        )
     return values[:, end - num_response_tokens : end]
 
 
@@ -43,12 +51,13 @@ def sampled_logits(
     Raises:
         ConfigError: the temperature is not positive.
 
-    >>> sampled_logits(torch.tensor([2.0, 4.0]), temperature=2.0, allowed=torch.tensor([True, False]))
+    >>> allowed = torch.tensor([True, False])
+    >>> sampled_logits(torch.tensor([2.0, 4.0]), temperature=2.0, allowed=allowed)
     tensor([1., -inf])
     """
     if temperature <= 0:
         raise ConfigError(f"temperature is {temperature}; expected a positive number")
-    scaled = logits.float() / temperature
+    scaled = logits.float() if temperature == 1 else logits.float() / temperature
     return scaled if allowed is None else scaled.masked_fill(~allowed, -torch.inf)
 
 
@@ -62,11 +71,19 @@ def top_allowed(
         top_k: keep this many; 0 keeps all.
         top_p: keep the fewest tokens whose probabilities sum to at least this; 1 keeps all.
 
+    Raises:
+        ConfigError: `top_k` is negative or `top_p` not positive, so that nothing would be left.
+
     >>> top_allowed(torch.tensor([0.0, 2.0, 1.0]), top_k=2)
     tensor([False,  True,  True])
     >>> top_allowed(torch.tensor([0.5, 0.3, 0.2]).log(), top_p=0.6)
     tensor([ True,  True, False])
     """
+    if top_k < 0 or top_p <= 0:
+        raise ConfigError(
+            f"top_k is {top_k} and top_p {top_p}; expected top_k >= 0 (0 keeps all) and "
+            "top_p in (0, 1] (1 keeps all)"
+        )
     allowed = logits > -torch.inf
     if 0 < top_k < logits.shape[-1]:
         allowed &= logits >= logits.topk(top_k).values[..., -1:]

@@ -7,6 +7,7 @@ divides by the size of a mask.
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 def masked_sum(
@@ -22,12 +23,11 @@ def masked_sum(
     return values.masked_fill(~mask, 0.0).sum(-1)
 
 
-def masked_mean(
-    values: Float[Tensor, "*axes"], mask: Bool[Tensor, "*axes"]
-) -> Float[Tensor, ""]:
+def masked_mean(values: Float[Tensor, "*axes"], mask: Bool[Tensor, "*axes"]) -> Float[Tensor, ""]:
     """Mean over every unmasked entry of the tensor; 0 when there is none.
 
-    >>> masked_mean(torch.tensor([[1.0, 2.0], [6.0, 9.0]]), torch.tensor([[True, True], [True, False]]))
+    >>> mask = torch.tensor([[True, True], [True, False]])
+    >>> masked_mean(torch.tensor([[1.0, 2.0], [6.0, 9.0]]), mask)
     tensor(3.)
     """
     return values.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
@@ -50,6 +50,7 @@ def masked_var(values: Float[Tensor, "*axes"], mask: Bool[Tensor, "*axes"]) -> F
     >>> masked_var(torch.tensor([1.0, 3.0, 100.0]), torch.tensor([True, True, False]))
     tensor(1.)
     """
+    values = values.masked_fill(~mask, 0.0)  # NaN there would come back through the gradient
     return masked_mean((values - masked_mean(values, mask)).square(), mask)
 
 
@@ -68,6 +69,7 @@ def masked_whiten(
     >>> masked_whiten(torch.tensor([[1.0, 3.0, 7.0]]), torch.tensor([[True, True, False]]))
     tensor([[-1.,  1.,  0.]])
     """
+    values = values.masked_fill(~mask, 0.0)
     mean = masked_mean(values, mask)
     scaled = (values - mean) * torch.rsqrt(masked_var(values, mask) + epsilon)
     return (scaled if shift_mean else scaled + mean).masked_fill(~mask, 0.0)
@@ -80,7 +82,7 @@ def last_true_index(mask: Bool[Tensor, "batch time"]) -> Int[Tensor, "batch"]:
     tensor([ 1, -1])
     """
     positions = torch.arange(mask.shape[-1], device=mask.device)
-    return torch.where(mask, positions, -1).amax(-1)
+    return pad(torch.where(mask, positions, -1), (1, 0), value=-1).amax(-1)
 
 
 def left_packed(
@@ -91,7 +93,8 @@ def left_packed(
     Returns:
         The packed values and their mask; the new time axis is as long as the fullest row.
 
-    >>> left_packed(torch.tensor([[7, 1, 2], [7, 7, 3]]), torch.tensor([[False, True, True], [False, False, True]]))
+    >>> mask = torch.tensor([[False, True, True], [False, False, True]])
+    >>> left_packed(torch.tensor([[7, 1, 2], [7, 7, 3]]), mask)
     (tensor([[1, 2],
             [3, 0]]), tensor([[ True,  True],
             [ True, False]]))

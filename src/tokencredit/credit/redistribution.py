@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tokencredit.credit.terminal import terminal_credit
-from tokencredit.errors import ConfigError, NumericError
+from tokencredit.credit.terminal import score_column, terminal_credit
+from tokencredit.errors import ConfigError, NumericError, ShapeError
 from tokencredit.masking import masked_row_mean, masked_sum
 
 
@@ -30,13 +30,16 @@ def uniform_credit(
     Returns:
         Token scores in nats; each row sums to its sequence score.
 
+    Raises:
+        ShapeError: there is not one score per response.
+
     Source: Chan et al. 2024, arXiv 2402.00782, the baseline named "uniform".
 
     >>> uniform_credit(torch.tensor([3.0]), torch.tensor([[True, True, True, False]]))
     tensor([[1., 1., 1., 0.]])
     """
     shares = response_mask / response_mask.sum(-1, keepdim=True).clamp(min=1)
-    return shares * sequence_scores.float()[:, None]
+    return (shares * score_column(sequence_scores, response_mask)).masked_fill(~response_mask, 0.0)
 
 
 def attention_credit(
@@ -67,6 +70,7 @@ def attention_credit(
 
     Raises:
         ConfigError: `credit_beta` lies outside [0, 1].
+        ShapeError: scores, weights and mask do not fit each other.
         NumericError: a weight inside the mask is negative, NaN or infinite.
 
     Source: Chan et al. 2024, arXiv 2402.00782, equation for the reward of section 3 and
@@ -74,23 +78,31 @@ def attention_credit(
     special tokens and realign silently where lengths differ; here alignment is the caller's and
     differing lengths are an error.
 
-    >>> weights = torch.tensor([[3.0, 1.0, 9.0]])
-    >>> attention_credit(torch.tensor([4.0]), weights, torch.tensor([[True, True, False]]), credit_beta=0.5)
+    >>> weights, mask = torch.tensor([[3.0, 1.0, 9.0]]), torch.tensor([[True, True, False]])
+    >>> attention_credit(torch.tensor([4.0]), weights, mask, credit_beta=0.5)
     tensor([[1.5000, 2.5000, 0.0000]])
     """
     if not 0.0 <= credit_beta <= 1.0:
         raise ConfigError(f"credit_beta is {credit_beta}; expected a number from 0 to 1")
+    if credit_weights.shape != response_mask.shape:
+        raise ShapeError(
+            f"credit_weights have shape {tuple(credit_weights.shape)} and response_mask "
+            f"{tuple(response_mask.shape)}; expected one weight per response token: align "
+            "differing tokenizations first (`project_token_scores`)"
+        )
     weights = credit_weights.float().masked_fill(~response_mask, 0.0)
-    if not bool((weights.isfinite() & (weights >= 0)).all()):
+    totals = weights.sum(-1, keepdim=True)
+    if not bool((totals.isfinite() & (weights >= 0)).all()):
         raise NumericError(
             "credit_weights hold a negative, NaN or infinite value inside response_mask; "
             "expected attention probabilities"
         )
-    totals = weights.sum(-1, keepdim=True)
-    weights = torch.where(totals > 0, weights, response_mask.float())
-    shares = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-    spread = shares * sequence_scores.float()[:, None]
-    return credit_beta * spread + (1 - credit_beta) * terminal_credit(sequence_scores, response_mask)
+    tiny = torch.finfo(torch.float32).tiny  # totals below it would lose part of the score
+    weights = torch.where(totals > tiny, weights, response_mask.float())
+    shares = weights / weights.sum(-1, keepdim=True).clamp(min=tiny)
+    spread = shares * score_column(sequence_scores, response_mask)
+    at_the_end = terminal_credit(sequence_scores, response_mask)
+    return (credit_beta * spread + (1 - credit_beta) * at_the_end).masked_fill(~response_mask, 0.0)
 
 
 def mean_attention_received(

@@ -1,0 +1,190 @@
+"""The runs of the headline experiment, two at a time, each finished curve kept as small JSON.
+
+    python runs/imdb_study.py --models output/imdb --curves docs/results/imdb --stages tune short
+
+Stages, each skipping the runs whose curve is already there:
+  tune   8-16 tokens, 2 seeds, every method on the same grid of learning rates and gae_lambda
+  short  8-16 tokens, 5 seeds, every method at its best grid point
+  long   40-60 and 140-160 tokens, 3 seeds, terminal, uniform, ABC and prefix differences
+  protocol  40-60 tokens, log-probs without the suppressed end of sequence, as published
+  beta   8-16 tokens, credit_beta from 0 to 1
+  full   20-30 and 90-110 tokens and 5 seeds everywhere: the rest of the published sweep
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+METHODS = {
+    "terminal": {"credit": "terminal"},
+    "uniform": {"credit": "uniform"},
+    "abc": {"credit": "attention"},
+    "abc-d": {"credit": "generator-attention"},
+    "abc-d2": {"credit": "last-generator-attention"},
+    "prefix-difference": {"credit": "prefix-difference"},
+    "terminal+critic": {"credit": "terminal", "critic": "reward-model"},
+}
+LEARNING_RATES = (1e-4, 3e-4)
+LAMBDAS = (0.5, 0.8, 0.95, 1.0)
+LONG_METHODS = ("terminal", "uniform", "abc", "prefix-difference")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One policy; its name says everything that differs between runs."""
+
+    method: str
+    learning_rate: float
+    gae_lambda: float
+    seed: int
+    lengths: tuple[int, int] = (8, 16)
+    steps: int = 150
+    credit_beta: float = 0.8
+    logprobs_of: str = "sampled"
+
+    @property
+    def name(self) -> str:
+        least, most = self.lengths
+        return (
+            f"{self.method}_len{least}-{most}_lr{self.learning_rate:g}_lam{self.gae_lambda:g}"
+            f"_beta{self.credit_beta:g}_{self.logprobs_of}_seed{self.seed}"
+        )
+
+
+def tuning_runs() -> list[Run]:
+    return [
+        Run(method, rate, lam, seed)
+        for seed in (0, 1)
+        for method in METHODS
+        for rate in LEARNING_RATES
+        for lam in LAMBDAS
+    ]
+
+
+def best_points(curves: Path) -> dict[str, tuple[float, float]]:
+    """Learning rate and gae_lambda of each method with the best mean score over tuning."""
+    areas: dict[str, dict[tuple[float, float], list[float]]] = {}
+    for run in tuning_runs():
+        file = curves / f"{run.name}.json"
+        if file.exists():
+            scores = json.loads(file.read_text())["score"]
+            point = (run.learning_rate, run.gae_lambda)
+            areas.setdefault(run.method, {}).setdefault(point, []).append(statistics.mean(scores))
+    return {
+        method: max(points, key=lambda point: statistics.mean(points[point]))
+        for method, points in areas.items()
+    }
+
+
+def stage_runs(stage: str, curves: Path) -> list[Run]:
+    if stage == "tune":
+        return tuning_runs()
+    best = best_points(curves)
+    at_best = [(method, *best[method]) for method in METHODS if method in best]
+    long = [point for point in at_best if point[0] in LONG_METHODS]
+    if stage == "short":
+        return [Run(*point, seed) for seed in range(5) for point in at_best]
+    if stage == "long":
+        return [
+            Run(*point, seed, lengths)
+            for lengths in ((40, 60), (140, 160))
+            for seed in range(3)
+            for point in long
+        ]
+    if stage == "protocol":
+        return [
+            Run(*point, seed, (40, 60), logprobs_of="unmasked")
+            for seed in range(3)
+            for point in long
+        ]
+    if stage == "beta":
+        rate, lam = best["abc"]
+        return [
+            Run("abc", rate, lam, seed, credit_beta=beta)
+            for seed in range(3)
+            for beta in (0.0, 0.2, 0.4, 0.6, 1.0)
+        ]
+    assert stage == "full", stage
+    sweep = ((8, 16), (20, 30), (40, 60), (90, 110), (140, 160))
+    return [Run(*point, seed, span) for span in sweep for seed in range(5) for point in at_best]
+
+
+def trained(job: tuple[Run, Path, Path, str]) -> str:
+    """Train one policy and keep its curve."""
+    run, models, curves, commit = job
+    import torch
+
+    from tokencredit.recipes.run_folder import read_jsonl, write_atomically
+    from tokencredit.recipes.train_policy import TrainPolicyConfig, train_policy
+
+    torch.set_num_threads(1)
+    output = tempfile.mkdtemp(prefix="imdb-")
+    config = TrainPolicyConfig(
+        policy=str(models / "language-model"),
+        reward_model=str(models / "reward-model"),
+        held_out_reward_model=str(models / "held-out-reward-model"),
+        prompts=str(models / "prompts.jsonl"),
+        output=output,
+        prompt_tokens=[2, 8],
+        steps=run.steps,
+        batch_size=16,
+        response_lengths="uniform",
+        min_new_tokens=run.lengths[0],
+        max_new_tokens=run.lengths[1],
+        learning_rate=run.learning_rate,
+        gae_lambda=run.gae_lambda,
+        credit_beta=run.credit_beta,
+        logprobs_of=run.logprobs_of,
+        kl_coef=0.2,
+        kl_target=6.0,
+        seed=run.seed,
+        checkpoint_every=run.steps,
+        sample_every=run.steps,
+        progress=False,
+        device="cpu",
+        **METHODS[run.method],
+    )
+    try:
+        train_policy(config)
+        rows = read_jsonl(Path(output) / "metrics.jsonl")
+    finally:
+        shutil.rmtree(output)
+    curve = {"commit": commit, **asdict(run)}
+    for name in ("score", "held_out_score", "kl"):
+        curve[name] = [round(row[name], 3) for row in rows]
+    write_atomically(curves / f"{run.name}.json", json.dumps(curve) + "\n")
+    return f"{run.name}: mean {statistics.mean(curve['score']):.2f}, last {curve['score'][-1]:.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--curves", type=Path, required=True)
+    parser.add_argument("--stages", nargs="+", default=["tune", "short", "long", "protocol"])
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
+    arguments.curves.mkdir(parents=True, exist_ok=True)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    spawn = multiprocessing.get_context("spawn")
+    for stage in arguments.stages:
+        runs = stage_runs(stage, arguments.curves)
+        left = [run for run in runs if not (arguments.curves / f"{run.name}.json").exists()]
+        print(f"{stage}: {len(left)} of {len(runs)} runs to do", flush=True)
+        jobs = [(run, arguments.models, arguments.curves, commit) for run in left]
+        with spawn.Pool(arguments.processes) as pool:
+            for done, line in enumerate(pool.imap_unordered(trained, jobs), start=1):
+                print(f"  {done}/{len(left)} {line}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Carry token scores from one tokenization of a text to another, by character spans.
+
+A reward model may cut the response into other tokens than the policy. What it says about its
+tokens is handed to the policy's tokens that cover the same characters; nothing is lost or made.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tokencredit.errors import ShapeError
+
+Span = tuple[int, int]
+
+
+def project_token_scores(
+    token_scores: Float[Tensor, "source"] | Sequence[float],
+    source_spans: Sequence[Span],
+    target_spans: Sequence[Span],
+    *,
+    split: Literal["overlap", "last"] = "overlap",
+) -> Float[Tensor, "target"]:
+    r"""Scores of one list of tokens handed over to another list of the same text.
+
+    .. math:: r'_j = \sum_i r_i \frac{|s_i \cap s'_j|}{\sum_k |s_i \cap s'_k|}
+
+    Tokens of one list that share a span, such as the bytes of one character, are taken to hold
+    equal parts of it, in order. A source token without characters (a special token), or whose
+    characters no target token holds, pays the last target token that starts no later than it, or
+    the first one if none does.
+
+    Args:
+        token_scores: of the source tokens, in nats.
+        source_spans: character span of each source token, end exclusive, in the order of the text.
+        target_spans: likewise for the target tokens.
+        split: "overlap" shares a score by the number of common characters. "last" pays the whole
+            of it to the token that holds the source token's last character, so that no target
+            token is paid for characters that come after it: the form for prefix differences.
+
+    Returns:
+        Scores of the target tokens, whose sum is the sum of `token_scores`.
+
+    Raises:
+        ShapeError: scores and source spans differ in number, a span ends before it starts, or
+            there are source tokens but no target token.
+
+    >>> project_token_scores([3.0, 1.0], [(0, 6), (6, 8)], [(0, 2), (2, 6), (6, 8)])
+    tensor([1., 2., 1.])
+    >>> project_token_scores([3.0, 1.0], [(0, 6), (6, 8)], [(0, 2), (2, 6), (6, 8)], split="last")
+    tensor([0., 3., 1.])
+    """
+    scores = torch.as_tensor(token_scores, dtype=torch.float32)
+    _check_spans(len(scores), source_spans, target_spans)
+    if list(source_spans) == list(target_spans):
+        return scores.clone()
+    if len(scores) == 0:
+        return scores.new_zeros(len(target_spans))
+    source, target = _apart(source_spans), _apart(target_spans)
+    shares = _overlap_shares(source, target) if split == "overlap" else _last_shares(source, target)
+    unplaced = shares.sum(-1) == 0
+    shares[unplaced] = _nearest_shares(source[unplaced], target)
+    # Double precision: the shares of a row sum to one only up to rounding.
+    return (scores.cpu().double() @ shares).to(scores)
+
+
+def spans_of_words(spans: Sequence[Span], text: str) -> list[Span]:
+    """Spans without the spaces that they begin with; a token of spaces alone keeps its span.
+
+    Many tokenizers join a word to the space before it. What such a token is paid is for the word:
+    projected from these spans, none of it falls on a space that is a token of its own elsewhere.
+
+    Args:
+        spans: character spans in `text`.
+        text: the text that they cut.
+
+    >>> spans_of_words([(0, 3), (3, 8), (8, 9)], "not good ")
+    [(0, 3), (4, 8), (8, 9)]
+    """
+    words = []
+    for start, end in spans:
+        word = text[start:end].lstrip()
+        words.append((end - len(word), end) if word else (start, end))
+    return words
+
+
+def _check_spans(
+    num_scores: int, source_spans: Sequence[Span], target_spans: Sequence[Span]
+) -> None:
+    if num_scores != len(source_spans):
+        raise ShapeError(
+            f"{num_scores} token scores for {len(source_spans)} spans; expected one span per token"
+        )
+    if source_spans and not target_spans:
+        raise ShapeError(
+            f"{len(source_spans)} tokens to project onto none; expected at least one target token"
+        )
+    for start, end in (*source_spans, *target_spans):
+        if end < start:
+            raise ShapeError(f"span ({start}, {end}) ends before it starts; expected start <= end")
+
+
+def _apart(spans: Sequence[Span]) -> Float[Tensor, "tokens 2"]:
+    """Spans as numbers; neighbours that share one hold equal parts of it, in order."""
+    parts: list[tuple[float, float]] = []
+    first = 0
+    while first < len(spans):
+        start, end = spans[first]
+        count = 1
+        while first + count < len(spans) and spans[first + count] == spans[first]:
+            count += 1
+        cuts = [start + (end - start) * part / count for part in range(count)] + [float(end)]
+        parts.extend(itertools.pairwise(cuts))
+        first += count
+    return torch.tensor(parts, dtype=torch.float64).reshape(-1, 2)
+
+
+def _overlap_shares(
+    source: Float[Tensor, "source 2"], target: Float[Tensor, "target 2"]
+) -> Float[Tensor, "source target"]:
+    """Share of each source token's characters that each target token holds; 0 where none does."""
+    ends = torch.minimum(source[:, None, 1], target[None, :, 1])
+    common = (ends - torch.maximum(source[:, None, 0], target[None, :, 0])).clamp(min=0)
+    totals = common.sum(-1, keepdim=True)
+    return torch.where(totals > 0, common / totals.clamp(min=1e-12), 0.0)
+
+
+def _last_shares(
+    source: Float[Tensor, "source 2"], target: Float[Tensor, "target 2"]
+) -> Float[Tensor, "source target"]:
+    """1 on the first target token that reaches the source token's end; 0 where none does."""
+    # The parts of a shared character are fractions, hence the slack, far below one part.
+    reaches = target[None, :, 1] >= source[:, None, 1] - 1e-6
+    reaches &= (target[:, 1] > target[:, 0])[None] & (source[:, 1] > source[:, 0])[:, None]
+    return (reaches & (reaches.cumsum(-1) == 1)).double()
+
+
+def _nearest_shares(
+    source: Float[Tensor, "source 2"], target: Float[Tensor, "target 2"]
+) -> Float[Tensor, "source target"]:
+    """1 on the last target token that starts no later than the source token, or on the first."""
+    started = target[None, :, 0] <= source[:, None, 0]
+    nearest = torch.where(started, torch.arange(len(target)), 0).amax(-1)
+    return torch.nn.functional.one_hot(nearest, len(target)).double()

@@ -1,0 +1,104 @@
+"""`tokencredit <command>`: finds the recipe, builds its settings, runs it.
+
+Nothing heavy is imported before a command is known, so that help comes at once.
+"""
+
+import difflib
+import sys
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+COMMANDS = {
+    "quickstart": "the whole story on the built-in task: models, four credits, figures",
+    "train-language-model": "train a language model on texts, or fine-tune one on completions",
+    "train-reward-model": "train a reward model on pairs or labels, at the end or on every prefix",
+    "train-policy": "PPO with a reward on every token",
+    "score-tokens": "token rewards for texts, as a table or JSON lines",
+    "explain": "heat map of one response in the terminal, HTML or PNG",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; return the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if arguments[0] == "--version":
+        print(f"tokencredit {version('tokencredit')}")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        print(f"tokencredit: unknown command {name!r}.{hint}\n\n{_overview()}", file=sys.stderr)
+        return 2
+    return _run(name, rest)
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    return (
+        "usage: tokencredit <command> [--config file.yaml] [--setting value ...]\n\n"
+        f"commands:\n{rows}\n\n"
+        "`tokencredit <command> --help` lists the settings of a command."
+    )
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    module_name = name.replace("-", "_")
+    module = import_module(f"tokencredit.recipes.{module_name}")
+    config_class = getattr(module, "".join(w.capitalize() for w in name.split("-")) + "Config")
+    from tokencredit.errors import TokenCreditError
+
+    try:
+        config = _parsed(name, config_class, arguments)
+        _show(name, config)
+        getattr(module, module_name)(config)
+    except TokenCreditError as error:
+        print(f"tokencredit {name}: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"tokencredit {name}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parsed(name: str, config_class: type, arguments: list[str]) -> Any:
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    from tokencredit.errors import ConfigError
+
+    parser = ArgumentParser(prog=f"tokencredit {name}", exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of the settings")
+    parser.add_class_arguments(config_class)
+    try:
+        parsed = parser.parse_args(arguments)
+        parsed.pop("config", None)
+        return config_class(**vars(parsed))
+    except (ArgumentError, TypeError) as error:
+        raise ConfigError(f"{error}{_nearest(str(error), config_class)}") from error
+
+
+def _nearest(message: str, config_class: type) -> str:
+    from dataclasses import fields
+
+    names = [field.name for field in fields(config_class)]
+    words = message.replace("'", " ").replace('"', " ").replace("-", "_").split()
+    for word in words:
+        near = difflib.get_close_matches(word.strip("_.,:"), names, n=1, cutoff=0.75)
+        if near and word.strip("_.,:") not in names:
+            return f". Did you mean {near[0]!r}?"
+    return ""
+
+
+def _show(name: str, config: Any) -> None:
+    from tokencredit.recipes.run_folder import resolved_yaml
+
+    print(f"# tokencredit {name}\n{resolved_yaml(config)}", flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,108 @@
+"""How one token is shown: its text made visible and the colour behind it.
+
+Blue is paid, orange is charged, nothing is nothing: the page shows through. The text keeps a
+contrast of 4.5 to 1 on every colour, on light pages and dark ones.
+"""
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from statistics import median
+from typing import NamedTuple
+
+from tokencredit.errors import ConfigError, DataError, NumericError, ShapeError
+
+Color = tuple[int, int, int]
+
+
+class Theme(NamedTuple):
+    """Colours from 0 to 255: of the text, the page, and tokens paid and charged the most."""
+
+    text: Color
+    page: Color
+    high: Color
+    low: Color
+
+
+THEMES = {
+    "light": Theme((26, 26, 26), (255, 255, 255), (99, 169, 219), (247, 146, 72)),
+    "dark": Theme((236, 236, 236), (24, 26, 30), (30, 96, 158), (160, 72, 12)),
+}
+# They hold emoji and Persian words together and move nothing.
+_JOINERS = "\u200c\u200d"
+
+
+def visible(text: str) -> str:
+    r"""The text with everything written out that would move a cursor or turn a line around.
+
+    Line ends become an arrow, other control characters their escapes.
+
+    >>> print(visible("a\n\x1b[31m\u202eb"))
+    a↵\x1b[31m\u202eb
+    """
+    return "".join(_visible_character(character) for character in text)
+
+
+def spaces_and_rest(token: str) -> tuple[str, str]:
+    """The spaces that a token begins with, which are not coloured, and the rest made visible.
+
+    >>> spaces_and_rest(" film")
+    (' ', 'film')
+    >>> spaces_and_rest("  ")
+    ('', '  ')
+    """
+    rest = token.lstrip(" ") or token
+    return token[: len(token) - len(rest)], visible(rest)
+
+
+def background(strength: float | int, *, theme: Theme) -> Color:
+    """The colour behind a token: the page at 0, the theme's extremes at 1 and -1 and beyond.
+
+    >>> background(0.0, theme=THEMES["light"])
+    (255, 255, 255)
+    """
+    extreme = theme.high if strength >= 0 else theme.low
+    share = min(abs(strength), 1.0)
+    red, green, blue = (
+        round(page + share * (full - page)) for page, full in zip(theme.page, extreme, strict=True)
+    )
+    return red, green, blue
+
+
+def full_scale(
+    tokens: Sequence[str], scores: Mapping[str, Sequence[float | int]], *, scale: float | int | None
+) -> float | int:
+    """The score of the fullest colour, the same for all methods, in nats.
+
+    Without a `scale` it is the median over methods of their largest scores: then equal colours are
+    equal rewards, and neither a method that pays one token nor one that pays all alike sets it.
+
+    Raises:
+        DataError: there are no scores.
+        ShapeError: a method does not have one score per token.
+        NumericError: a score is NaN or infinite.
+        ConfigError: `scale` is not above zero.
+
+    >>> full_scale(["a", "b"], {"terminal": [0, 4], "uniform": [2, 2], "mine": [3, 1]}, scale=None)
+    3
+    """
+    if not scores:
+        raise DataError("no scores to show; expected those of at least one method")
+    for name, row in scores.items():
+        if len(tokens) != len(row):
+            raise ShapeError(
+                f"{name!r} has {len(row)} scores for {len(tokens)} tokens; expected one per token"
+            )
+        if not all(isfinite(score) for score in row):
+            raise NumericError(f"{name!r} has a NaN or infinite score; expected finite ones")
+    if scale is not None and not 0 < scale < float("inf"):
+        raise ConfigError(f"scale is {scale}; expected a score above zero, or None")
+    return scale or median(max(map(abs, row), default=0.0) for row in scores.values()) or 1.0
+
+
+def _visible_character(character: str) -> str:
+    if character == "\n":
+        return "↵"
+    category = unicodedata.category(character)
+    is_harmless = character in _JOINERS or category not in {"Cc", "Cf", "Cs", "Zl", "Zp"}
+    return character if is_harmless else ascii(character)[1:-1]

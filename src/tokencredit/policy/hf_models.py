@@ -1,0 +1,135 @@
+"""A causal language model with a critic: on its own trunk, or a model apart."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tokencredit.errors import ModelError
+
+
+@dataclass(frozen=True)
+class ActorCriticOutput:
+    """What one forward pass gives for the last `time` tokens of each row.
+
+    Attributes:
+        logits: column t predicts response token t; the last column predicts what comes after.
+        values: column t is V(s_t), before response token t; the last column is the state after
+            the last token. In nats.
+    """
+
+    logits: Float[Tensor, "batch time_plus_1 vocab"]
+    values: Float[Tensor, "batch time_plus_1"]
+
+
+class ActorCritic(nn.Module):
+    """A policy and its critic as one module, so that one optimiser and one wrapper serve both.
+
+    Args:
+        policy: a causal language model, or a PEFT model around one.
+        critic: a sequence-classification model whose head, applied at every position, is the
+            value; None puts a linear value head on the policy's own last hidden states, starting
+            at zero.
+
+    Raises:
+        ModelError: the policy has no output embeddings to read hidden states from.
+    """
+
+    def __init__(self, policy: Any, critic: Any | None = None) -> None:
+        super().__init__()
+        self.policy = policy
+        self.critic = critic
+        head = policy.get_output_embeddings()
+        if head is None:
+            raise ModelError(
+                f"{type(policy).__name__} has no output embeddings; expected a causal language "
+                "model (AutoModelForCausalLM)"
+            )
+        if critic is None:
+            self.value_head = nn.Linear(head.weight.shape[1], 1)
+            nn.init.zeros_(self.value_head.weight)
+            nn.init.zeros_(self.value_head.bias)
+            self.value_head.to(head.weight.device)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch sequence"],
+        attention_mask: Int[Tensor, "batch sequence"],
+        num_response_tokens: int,
+    ) -> ActorCriticOutput:
+        """Logits and values where response tokens are predicted, nothing elsewhere."""
+        columns = num_response_tokens + 1
+        arguments = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": positions_of(attention_mask),
+            "use_cache": False,
+        }
+        with _head_input(self.policy) as captured:
+            logits = self.policy(**arguments, logits_to_keep=columns).logits[:, -columns:]
+        if self.critic is None:
+            hidden = captured[-1][:, -columns:].to(self.value_head.weight.dtype)
+            values = self.value_head(hidden).squeeze(-1)
+        else:
+            values = _score_at_every_position(self.critic, arguments)[:, -columns:]
+        return ActorCriticOutput(logits, values.float())
+
+
+def positions_of(attention_mask: Int[Tensor, "batch sequence"]) -> Int[Tensor, "batch sequence"]:
+    """Position of every token among the real ones of its row.
+
+    >>> positions_of(torch.tensor([[0, 0, 1, 1]]))
+    tensor([[0, 0, 0, 1]])
+    """
+    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+
+@contextmanager
+def _head_input(policy: Any) -> Iterator[list[Tensor]]:
+    """Hidden states that enter the output embeddings: the trunk's result, whatever its class."""
+    captured: list[Tensor] = []
+    handle = policy.get_output_embeddings().register_forward_pre_hook(
+        lambda _module, inputs: captured.append(inputs[0])
+    )
+    try:
+        yield captured
+    finally:
+        handle.remove()
+
+
+def _score_at_every_position(
+    critic: Any, arguments: dict[str, Any]
+) -> Float[Tensor, "batch sequence"]:
+    hidden = critic.base_model(**arguments).last_hidden_state
+    logits = critic.score(hidden.to(critic.score.weight.dtype))
+    return logits[..., 1] - logits[..., 0] if logits.shape[-1] == 2 else logits.squeeze(-1)
+
+
+def reference_of(policy: Any, reference: Any | None) -> Any:
+    """Context in which the reference model is called: adapters off where the policy has them.
+
+    Args:
+        policy: the model in training.
+        reference: a frozen copy, or None for a PEFT policy, whose base is its own reference.
+    """
+    return policy.disable_adapter() if reference is None else nullcontext()
+
+
+def save_critic(actor_critic: ActorCritic, folder: Path) -> None:
+    """Write the critic beside the policy: `critic/` in HF layout, or `value_head.safetensors`."""
+    if actor_critic.critic is not None:
+        actor_critic.critic.save_pretrained(folder / "critic")
+    else:
+        weights = {k: v.contiguous() for k, v in actor_critic.value_head.state_dict().items()}
+        save_file(weights, folder / "value_head.safetensors")
+
+
+def load_value_head(actor_critic: ActorCritic, folder: Path) -> None:
+    """Read a value head that `save_critic` wrote."""
+    actor_critic.value_head.load_state_dict(load_file(folder / "value_head.safetensors"))

@@ -1,0 +1,1 @@
+"""Texts, labels and preferences: what reward models learn from."""

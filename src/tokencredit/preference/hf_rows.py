@@ -1,0 +1,134 @@
+"""Rows of a JSON-lines file, a table, a dataset folder or a Hub dataset, one after another."""
+
+import gzip
+import json
+import lzma
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+from tokencredit.errors import DataError
+
+_OPENERS: dict[str, Callable[..., IO[str]]] = {".gz": gzip.open, ".xz": lzma.open}
+_TABLES = {".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a dataset.
+
+    Attributes:
+        place: where it stands, for messages.
+        values: by column.
+    """
+
+    place: str
+    values: Mapping[str, Any]
+
+    def value(self, column: str) -> Any:
+        """What stands in a column.
+
+        Raises:
+            DataError: there is no such column.
+        """
+        if column not in self.values:
+            raise DataError(
+                f"{self.place} has no column {column!r}; expected it among {list(self.values)}: "
+                "name the right one"
+            )
+        return self.values[column]
+
+
+def dataset_rows(path_or_id: str | Path, *, split: str, limit: int | None) -> Iterator[Row]:
+    """Rows of a dataset, read as they are asked for where it is a file.
+
+    Args:
+        path_or_id: a file (`.jsonl` or `.txt` with one text a line, also `.gz` or `.xz`; `.csv`,
+            `.parquet`, `.arrow`), a dataset folder, or a Hub id.
+        split: of a folder or Hub id; a file has none.
+        limit: read only this many first rows; None reads all.
+
+    Raises:
+        DataError: nothing is there, it cannot be read, has no such split or no rows, or a row is no
+            JSON object.
+    """
+    path = Path(path_or_id).expanduser()
+    if path.is_file():
+        rows = _file_rows(path)
+    elif path.is_dir() or not _looks_like_a_path(str(path_or_id)):
+        rows = iter(_dataset(str(path if path.is_dir() else path_or_id), split))
+    else:
+        raise DataError(
+            f"there is no file or folder {str(path_or_id)!r}; expected a .jsonl file (also .gz or "
+            ".xz), a dataset folder or a Hub id"
+        )
+    number = 0
+    for number, row in enumerate(islice(rows, limit), start=1):
+        if not isinstance(row, Mapping):
+            raise DataError(f"{path_or_id}, row {number}: {row!r}; expected a JSON object")
+        yield Row(f"{path_or_id}, row {number}", row)
+    if number == 0:
+        raise DataError(f"{path_or_id} has no rows; expected at least one")
+
+
+def _looks_like_a_path(name: str) -> bool:
+    suffixes = {".jsonl", ".json", ".txt", *_OPENERS, *_TABLES}
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1 or Path(name).suffix in suffixes
+
+
+def _file_rows(path: Path) -> Iterator[Any]:
+    """Rows of one file, read line by line as the file has them.
+
+    Never `str.splitlines`, which also breaks at characters that occur inside texts (U+0085,
+    U+2028).
+    """
+    suffixes = [suffix for suffix in path.suffixes[-2:] if suffix not in _OPENERS]
+    kind = suffixes[-1] if suffixes else ""
+    if kind in _TABLES:
+        yield from _read_by_datasets(str(path), _TABLES[kind], data_files=str(path), split="train")
+        return
+    opener = _OPENERS.get(path.suffix, open)
+    try:
+        with opener(path, "rt", encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield {"text": line.strip()} if kind == ".txt" else _parsed(line, path, number)
+    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError) as error:
+        raise DataError(f"{path} cannot be read: {error}; expected UTF-8 text lines") from error
+
+
+def _parsed(line: str, path: Path, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}, line {number} is not JSON: {error}; expected one object a line"
+        ) from error
+
+
+def _dataset(path_or_id: str, split: str) -> Any:
+    """A split of a folder written by `save_to_disk`, of a folder of data files, or of the Hub."""
+    saved = [Path(path_or_id) / name for name in ("state.json", "dataset_dict.json")]
+    if not any(file.is_file() for file in saved):
+        return _read_by_datasets(path_or_id, path_or_id, split=split)
+    from datasets import DatasetDict, load_from_disk
+
+    found = load_from_disk(path_or_id)
+    if isinstance(found, DatasetDict) and split not in found:
+        raise DataError(f"{path_or_id} has the splits {list(found)}; expected {split!r} among them")
+    return found[split] if isinstance(found, DatasetDict) else found
+
+
+def _read_by_datasets(name: str, builder: str, **arguments: Any) -> Any:
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(builder, **arguments)
+    except Exception as error:  # its readers raise what they like
+        raise DataError(
+            f"cannot load a dataset from {name!r}: {type(error).__name__}: {error} (expected a "
+            ".jsonl file, a dataset folder, or a Hub id that is in the local cache or can be "
+            "reached, and one of its splits)"
+        ) from error

@@ -1,0 +1,338 @@
+"""One rollout of PPO: prompts, responses, scores, token rewards, advantages."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tokencredit.batch import ResponseBatch, TokenScorer
+from tokencredit.credit.redistribution import (
+    attention_credit,
+    last_attention_received,
+    mean_attention_received,
+)
+from tokencredit.credit.terminal import terminal_credit
+from tokencredit.errors import NumericError
+from tokencredit.hf_attention import recorded_attention
+from tokencredit.logprobs import (
+    predicting_positions,
+    sampled_logits,
+    token_entropies,
+    token_logprobs,
+)
+from tokencredit.masking import last_true_index, masked_sum
+from tokencredit.policy.advantages import gae_advantages
+from tokencredit.policy.hf_models import ActorCritic, positions_of, reference_of
+from tokencredit.policy.hf_rollout import Sampling, drawable_tokens, sampling_logits
+from tokencredit.recipes.policy_config import TrainPolicyConfig
+from tokencredit.recipes.token_scorer import score_for_policy
+from tokencredit.shaping import (
+    RunningMoments,
+    kl_estimates,
+    kl_penalised_rewards,
+    normalised_scores,
+)
+
+
+@dataclass(frozen=True)
+class PolicyModels:
+    """Everything that speaks during a rollout; `reference` is None for a PEFT policy."""
+
+    actor_critic: ActorCritic
+    tokenizer: Any
+    reference: Any | None
+    reward_model: Any
+    reward_tokenizer: Any
+    held_out_reward_model: Any | None
+    held_out_tokenizer: Any | None
+
+
+@dataclass(frozen=True)
+class PolicyView:
+    """What a policy says about responses, zero outside the mask.
+
+    Attributes:
+        logprobs: of each response token, in nats.
+        values: V(s_t), before each response token.
+        last_values: value of the state after the last response token.
+    """
+
+    logprobs: Float[Tensor, "batch time"]
+    values: Float[Tensor, "batch time"]
+    last_values: Float[Tensor, "batch"]
+
+
+@dataclass(frozen=True)
+class Experience:
+    """A scored batch, ready for updates."""
+
+    batch: ResponseBatch
+    truncated: Bool[Tensor, "batch"]
+    support: Bool[Tensor, "*#batch vocab"] | None
+    old: PolicyView
+    entropies: Float[Tensor, "batch time"]
+    ref_logprobs: Float[Tensor, "batch time"]
+    kl: Float[Tensor, "batch time"]
+    sequence_scores: Float[Tensor, "batch"]
+    held_out_scores: Float[Tensor, "batch"] | None
+    token_scores: Float[Tensor, "batch time"]
+    token_rewards: Float[Tensor, "batch time"]
+    loss_mask: Bool[Tensor, "batch time"]
+    advantages: Float[Tensor, "batch time"]
+    returns: Float[Tensor, "batch time"]
+
+
+def sampling_of(config: TrainPolicyConfig, eos_token_id: int | None) -> Sampling:
+    """How responses are drawn under these settings."""
+    without_end = config.response_lengths == "uniform" and eos_token_id is not None
+    return Sampling(
+        min_new_tokens=config.min_new_tokens,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        suppress_tokens=(eos_token_id,) if without_end and eos_token_id is not None else (),
+        force_eos=config.force_eos,
+    )
+
+
+def view_of(
+    model: Callable[..., Any],
+    batch: ResponseBatch,
+    support: Bool[Tensor, "*#batch vocab"] | None,
+    temperature: float,
+) -> PolicyView:
+    """Log-probabilities and values of a batch under the model as it is now."""
+    return _viewed(model, batch, support, temperature)[0]
+
+
+def _viewed(
+    model: Callable[..., Any],
+    batch: ResponseBatch,
+    support: Bool[Tensor, "*#batch vocab"] | None,
+    temperature: float,
+) -> tuple[PolicyView, Float[Tensor, "batch time vocab"]]:
+    time = batch.response_ids.shape[1]
+    output = model(batch.input_ids, batch.attention_mask, time)
+    logits = sampled_logits(
+        predicting_positions(output.logits, time), temperature=temperature, allowed=support
+    )
+    off = ~batch.response_mask
+    after_last = last_true_index(batch.response_mask)[:, None] + 1
+    view = PolicyView(
+        logprobs=token_logprobs(logits, batch.response_ids).masked_fill(off, 0.0),
+        values=output.values[:, :-1].masked_fill(off, 0.0),
+        last_values=output.values.gather(-1, after_last).squeeze(-1),
+    )
+    return view, logits
+
+
+def sampling_support(
+    models: PolicyModels, model: Callable[..., Any], batch: ResponseBatch, config: TrainPolicyConfig
+) -> Bool[Tensor, "*#batch vocab"] | None:
+    """Tokens that could be drawn at each position; None where log-probs should not know."""
+    if config.logprobs_of == "unmasked":
+        return None
+    time = batch.response_ids.shape[1]
+    sampling = sampling_of(config, models.tokenizer.eos_token_id)
+    vocab = models.actor_critic.policy.config.vocab_size
+    drawable = drawable_tokens(sampling, vocab, models.tokenizer.eos_token_id)[:time]
+    drawable = drawable.to(batch.response_ids.device)
+    if not sampling.truncates:
+        return drawable
+    logits = predicting_positions(model(batch.input_ids, batch.attention_mask, time).logits, time)
+    support = sampling_logits(logits, drawable, sampling) > -torch.inf
+    return support.scatter(-1, batch.response_ids[..., None], True)
+
+
+@torch.no_grad()
+def reference_logprobs(
+    models: PolicyModels,
+    batch: ResponseBatch,
+    support: Bool[Tensor, "*#batch vocab"] | None,
+    temperature: float,
+) -> Float[Tensor, "batch time"]:
+    """Log-probabilities under the frozen reference, of the same distribution as the policy's."""
+    time = batch.response_ids.shape[1]
+    with reference_of(models.actor_critic.policy, models.reference):
+        logits = (models.reference or models.actor_critic.policy)(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=positions_of(batch.attention_mask),
+            logits_to_keep=time + 1,
+            use_cache=False,
+        ).logits[:, -(time + 1) :]
+    logits = sampled_logits(
+        predicting_positions(logits, time), temperature=temperature, allowed=support
+    )
+    return token_logprobs(logits, batch.response_ids).masked_fill(~batch.response_mask, 0.0)
+
+
+@torch.no_grad()
+def scored(
+    models: PolicyModels,
+    batch: ResponseBatch,
+    config: TrainPolicyConfig,
+    moments: RunningMoments,
+    token_scorer: TokenScorer | None,
+) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch"]]:
+    """Token scores, and the sequence scores as the reward model gave them."""
+    if token_scorer is not None:
+        token_scores = token_scorer(batch)
+        return token_scores, masked_sum(token_scores, batch.response_mask)
+    raw: list[Tensor] = []
+
+    def transform(scores: Tensor) -> Tensor:
+        raw.append(scores)
+        seen = RunningMoments()
+        if config.score_normalization == "running":
+            seen = moments.updated(raw[0])
+        return normalised_scores(scores, mean=seen.mean, std=seen.std, clip=config.score_clip)
+
+    own_attention = config.credit.endswith("generator-attention")
+    token_scores, sequence_scores = score_for_policy(
+        models.reward_model,
+        models.reward_tokenizer,
+        models.tokenizer,
+        batch,
+        credit="terminal" if own_attention else config.credit,
+        credit_beta=config.credit_beta,
+        attention_layer=config.attention_layer,
+        score_transform=transform,
+    )
+    if own_attention:
+        weights = generator_attention(models, batch, config)
+        token_scores = attention_credit(
+            sequence_scores, weights, batch.response_mask, credit_beta=config.credit_beta
+        )
+    return token_scores, raw[0]
+
+
+def generator_attention(
+    models: PolicyModels, batch: ResponseBatch, config: TrainPolicyConfig
+) -> Float[Tensor, "batch time"]:
+    """Credit weights from the policy's own attention (ABC-D, ABC-D2)."""
+    policy = models.actor_critic.policy
+    start, time = batch.prompt_ids.shape[1], batch.response_ids.shape[1]
+    rows = (start + torch.arange(time, device=batch.response_ids.device)).expand(len(batch), -1)
+    mask = batch.attention_mask
+    with recorded_attention(policy, rows, mask, layer=config.attention_layer) as record:
+        policy(
+            input_ids=batch.input_ids,
+            attention_mask=mask,
+            position_ids=positions_of(mask),
+            logits_to_keep=1,
+            use_cache=False,
+        )
+    attention = record.rows[:, :, start:]
+    if config.credit == "generator-attention":
+        return mean_attention_received(attention, batch.response_mask)
+    return last_attention_received(attention, batch.response_mask)
+
+
+def with_truncation(
+    token_scores: Float[Tensor, "batch time"],
+    batch: ResponseBatch,
+    truncated: Bool[Tensor, "batch"],
+    config: TrainPolicyConfig,
+) -> Float[Tensor, "batch time"]:
+    """Token scores with the penalty for responses that did not end, if there is one."""
+    penalties = truncated * config.truncation_penalty
+    return token_scores - terminal_credit(penalties, batch.response_mask)
+
+
+@torch.no_grad()
+def collected(
+    models: PolicyModels,
+    model: Callable[..., Any],
+    batch: ResponseBatch,
+    truncated: Bool[Tensor, "batch"],
+    config: TrainPolicyConfig,
+    *,
+    kl_coef: float,
+    moments: RunningMoments,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    token_scorer: TokenScorer | None = None,
+) -> Experience:
+    """Score a batch and turn it into what the updates need.
+
+    Raises:
+        NumericError: a reward is NaN or infinite.
+    """
+    support = sampling_support(models, model, batch, config)
+    old, logits = _viewed(model, batch, support, config.temperature)
+    entropies = token_entropies(logits).masked_fill(~batch.response_mask, 0.0)
+    del logits
+    with autocast():
+        ref_logprobs = reference_logprobs(models, batch, support, config.temperature)
+    token_scores, sequence_scores = scored(models, batch, config, moments, token_scorer)
+    kl = kl_estimates(old.logprobs, ref_logprobs, estimator=config.kl_estimator)
+    token_rewards = kl_penalised_rewards(
+        with_truncation(token_scores, batch, truncated, config),
+        kl,
+        batch.response_mask,
+        kl_coef=config.kl_coef and kl_coef,
+    )
+    if not bool(token_rewards.isfinite().all()):
+        raise NumericError(
+            "a token reward is NaN or infinite; expected finite scores and log-probabilities. "
+            "The last checkpoint is whole; look at the reward model and at kl_coef"
+        )
+    bootstraps = config.truncated == "bootstrap"
+    advantages, returns = gae_advantages(
+        token_rewards,
+        old.values,
+        batch.response_mask,
+        gamma=config.gamma,
+        gae_lambda=config.gae_lambda,
+        bootstrap_values=old.last_values * truncated if bootstraps else None,
+    )
+    masks_out = truncated if config.truncated == "mask" else torch.zeros_like(truncated)
+    return Experience(
+        batch=batch,
+        truncated=truncated,
+        support=support,
+        old=old,
+        entropies=entropies,
+        ref_logprobs=ref_logprobs,
+        kl=kl,
+        sequence_scores=sequence_scores,
+        held_out_scores=held_out_scores(models, batch),
+        token_scores=token_scores,
+        token_rewards=token_rewards,
+        loss_mask=batch.response_mask & ~masks_out[:, None],
+        advantages=advantages,
+        returns=returns,
+    )
+
+
+def held_out_scores(models: PolicyModels, batch: ResponseBatch) -> Float[Tensor, "batch"] | None:
+    """Scores of the reward model that the policy never sees."""
+    if models.held_out_reward_model is None:
+        return None
+    _, scores = score_for_policy(
+        models.held_out_reward_model,
+        models.held_out_tokenizer,
+        models.tokenizer,
+        batch,
+        credit="terminal",
+    )
+    return scores
+
+
+def rows_of(experience: Experience, rows: Tensor) -> Experience:
+    """The experience of some responses."""
+
+    def part(value: Any) -> Any:
+        if isinstance(value, PolicyView):
+            return PolicyView(**{k: part(v) for k, v in vars(value).items()})
+        return value[rows] if isinstance(value, Tensor | ResponseBatch) else value
+
+    parts = {name: part(value) for name, value in vars(experience).items() if name != "support"}
+    support = experience.support
+    same_for_all = support is None or support.ndim == 2
+    return Experience(**parts, support=support if same_for_all else support[rows])

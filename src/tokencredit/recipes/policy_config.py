@@ -1,0 +1,218 @@
+"""The settings of `tokencredit train-policy`, and which of them contradict each other."""
+
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+from tokencredit.errors import ConfigError, TokenCreditWarning
+
+PolicyCredit = Literal[
+    "terminal",
+    "uniform",
+    "attention",
+    "generator-attention",
+    "last-generator-attention",
+    "prefix-difference",
+]
+
+
+@dataclass(frozen=True)
+class TrainPolicyConfig:
+    """Settings of one PPO run.
+
+    Attributes:
+        policy: Hub id or folder of the causal language model to train.
+        reward_model: Hub id or folder of a sequence-classification model with one or two outputs.
+        prompts: dataset id or JSON-lines file.
+        output: run folder.
+        prompt_column: column of the prompts, texts or lists of chat messages.
+        prompt_tokens: keep this many first tokens of each prompt, drawn evenly between the two
+            numbers; None keeps whole prompts.
+        max_prompts: use only the first prompts of the dataset; None uses all.
+        held_out_reward_model: a second reward model that scores every response and that the
+            policy never sees.
+        credit: how the score becomes token scores.
+        credit_beta: share of the score that attention spreads; the rest stays on the last token.
+        attention_layer: layer whose attention is read; -1 is the last.
+        score_normalization: `running` divides scores by the standard deviation seen so far and
+            subtracts their mean, before they are spread.
+        score_clip: largest absolute sequence score, in nats, after normalisation; None for none.
+        steps: PPO steps: rollouts with their updates.
+        batch_size: responses per step, over all processes.
+        minibatch_size: responses per optimiser step; None for the whole batch.
+        micro_batch_size: responses per backward pass; gradients add up to the minibatch. None
+            for the whole minibatch.
+        ppo_epochs: passes over each batch.
+        min_new_tokens: no end of sequence before this many tokens.
+        max_new_tokens: responses are cut here.
+        response_lengths: `eos` ends responses at the end of sequence; `uniform` forbids it and
+            draws each length evenly from min_new_tokens to max_new_tokens.
+        temperature: of sampling.
+        top_k: of sampling; 0 for all tokens.
+        top_p: of sampling; 1 for all tokens.
+        force_eos: force the end of sequence as last token of a response of full length.
+        logprobs_of: `sampled` scores the distribution tokens were drawn from (suppressed tokens,
+            temperature, top-k and top-p included); `unmasked` ignores suppression and truncation,
+            as published code does, and lets the policy farm negative KL.
+        truncated: what a response that was cut off is: `ended` like any other, `bootstrap` adds
+            the critic's value of its last state, `mask` leaves it out of the losses, `penalty`
+            subtracts `truncation_penalty` from its last token.
+        truncation_penalty: in nats.
+        learning_rate: of AdamW.
+        lr_schedule: `constant`, or `linear` down to zero at the last step.
+        adam_epsilon: of AdamW.
+        weight_decay: of AdamW.
+        max_grad_norm: gradients are clipped to this norm.
+        gamma: discount; below 1 no credit conserves the return.
+        gae_lambda: of generalised advantage estimation.
+        clip_eps: half-width of the trusted range of the policy ratio.
+        value_clip_eps: how far values may move per batch, in nats; None for freely.
+        value_coef: weight of the critic's loss.
+        whiten_advantages: scale advantages to mean 0 and variance 1 over the batch.
+        kl_coef: price of a nat of KL in the reward.
+        kl_target: KL per response, in nats, to which kl_coef adapts; None keeps it fixed.
+        kl_horizon: responses over which a full correction of kl_coef is spread.
+        kl_estimator: of the KL in the reward or loss.
+        kl_loss_coef: price of a nat of KL in the loss instead of the reward.
+        critic: `shared` puts a value head on the policy's trunk, `separate` trains a copy of the
+            policy, `reward-model` a copy of the reward model, whose prefix scores it starts from.
+        lora_rank: train a LoRA adapter of this rank instead of all weights; 0 for all.
+        lora_alpha: scale of the adapter.
+        dtype: of the frozen reward model and reference.
+        mixed_precision: `bf16` runs generation and updates under autocast.
+        attn_implementation: of transformers; None for its default.
+        trust_remote_code: run code that comes with a model; off unless you trust its author.
+        seed: of everything random.
+        device: `cpu` keeps to the CPU; None takes what Accelerate finds.
+        checkpoint_every: steps between checkpoints.
+        keep_checkpoints: how many stay.
+        sample_every: steps between written samples with their token rewards.
+        trackers: of Accelerate, for example `tensorboard`, `wandb`, `trackio`.
+        progress: show a progress bar.
+    """
+
+    policy: str
+    reward_model: str
+    prompts: str
+    output: str
+    prompt_column: str = "prompt"
+    prompt_tokens: list[int] | None = None
+    max_prompts: int | None = None
+    held_out_reward_model: str | None = None
+    credit: PolicyCredit = "prefix-difference"
+    credit_beta: float = 0.8
+    attention_layer: int = -1
+    score_normalization: Literal["none", "running"] = "none"
+    score_clip: float | None = None
+    steps: int = 200
+    batch_size: int = 16
+    minibatch_size: int | None = None
+    micro_batch_size: int | None = None
+    ppo_epochs: int = 4
+    min_new_tokens: int = 0
+    max_new_tokens: int = 64
+    response_lengths: Literal["eos", "uniform"] = "eos"
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    force_eos: bool = False
+    logprobs_of: Literal["sampled", "unmasked"] = "sampled"
+    truncated: Literal["ended", "bootstrap", "mask", "penalty"] = "ended"
+    truncation_penalty: float = 0.0
+    learning_rate: float = 1e-5
+    lr_schedule: Literal["constant", "linear"] = "constant"
+    adam_epsilon: float = 1e-5
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    gamma: float = 1.0
+    gae_lambda: float = 0.95
+    clip_eps: float = 0.2
+    value_clip_eps: float | None = 0.2
+    value_coef: float = 0.1
+    whiten_advantages: bool = True
+    kl_coef: float = 0.05
+    kl_target: float | None = None
+    kl_horizon: int = 10_000
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    kl_loss_coef: float = 0.0
+    critic: Literal["shared", "separate", "reward-model"] = "shared"
+    lora_rank: int = 0
+    lora_alpha: int = 32
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    mixed_precision: Literal["no", "bf16"] = "no"
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+    seed: int = 0
+    device: str | None = None
+    checkpoint_every: int = 50
+    keep_checkpoints: int = 2
+    sample_every: int = 10
+    trackers: tuple[str, ...] = ()
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            self, "steps", "batch_size", "ppo_epochs", "checkpoint_every", "keep_checkpoints"
+        )
+        minibatch = self.minibatch_size or self.batch_size
+        _require_multiple("batch_size", self.batch_size, "minibatch_size", minibatch)
+        micro_batch = self.micro_batch_size or minibatch
+        _require_multiple("minibatch_size", minibatch, "micro_batch_size", micro_batch)
+        if self.kl_coef > 0 and self.kl_loss_coef > 0:
+            raise ConfigError(
+                f"kl_coef is {self.kl_coef} and kl_loss_coef {self.kl_loss_coef}; expected KL in "
+                "the reward or in the loss, not both: set one of them to 0"
+            )
+        if self.kl_loss_coef > 0 and self.kl_estimator == "k1":
+            raise ConfigError(
+                "kl_loss_coef with kl_estimator 'k1', whose gradient is zero on average; expected "
+                "'k2' (the gradient of the true KL) or 'k3'"
+            )
+        if self.kl_target is not None and self.kl_coef <= 0:
+            raise ConfigError(
+                f"kl_target is {self.kl_target} with kl_coef {self.kl_coef}; an adaptive "
+                "coefficient needs a positive start"
+            )
+        if self.prompt_tokens is not None and not (
+            len(self.prompt_tokens) == 2 and 1 <= self.prompt_tokens[0] <= self.prompt_tokens[1]
+        ):
+            raise ConfigError(
+                f"prompt_tokens is {self.prompt_tokens}; expected two numbers, 1 <= least <= most"
+            )
+        if self.truncation_penalty and self.truncated != "penalty":
+            raise ConfigError(
+                f"truncation_penalty is {self.truncation_penalty} but truncated is "
+                f"{self.truncated!r}; expected truncated='penalty', or no penalty"
+            )
+        if self.response_lengths == "uniform" and (self.force_eos or self.truncated != "ended"):
+            raise ConfigError(
+                "response_lengths is 'uniform', which forbids the end of sequence, together with "
+                f"force_eos={self.force_eos} and truncated={self.truncated!r}; expected "
+                "force_eos=False and truncated='ended'"
+            )
+        if not 0 < self.gamma <= 1 or not 0 <= self.gae_lambda <= 1:
+            raise ConfigError(
+                f"gamma is {self.gamma} and gae_lambda {self.gae_lambda}; expected gamma in (0, 1] "
+                "and gae_lambda in [0, 1]"
+            )
+        if self.gamma < 1 and self.credit != "terminal":
+            warnings.warn(
+                f"gamma is {self.gamma} with credit {self.credit!r}: the sum of token rewards is "
+                "conserved only undiscounted, so the objective changes; gamma = 1 keeps it",
+                TokenCreditWarning,
+                stacklevel=2,
+            )
+
+
+def _require_positive(config: TrainPolicyConfig, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} is {getattr(config, name)}; expected at least 1")
+
+
+def _require_multiple(larger: str, size: int, smaller: str, part: int) -> None:
+    if part < 1 or size % part:
+        raise ConfigError(
+            f"{larger} is {size} and {smaller} {part}; expected {larger} to be a multiple of "
+            f"{smaller}"
+        )

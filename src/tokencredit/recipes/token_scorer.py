@@ -1,0 +1,282 @@
+"""From a reward model and responses to a score on every token: the piece that recipes share.
+
+Where the reward model reads the policy's own token ids, it is given them as they are. Otherwise
+the responses are decoded, rendered by the reward model's tokenizer and chat template, scored, and
+what it says about its tokens is carried over to the policy's tokens of the same characters.
+"""
+
+import difflib
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from tokencredit.alignment import Span, project_token_scores, spans_of_words
+from tokencredit.batch import ResponseBatch
+from tokencredit.credit.prefix_difference import prefix_difference_credit
+from tokencredit.credit.redistribution import attention_credit, uniform_credit
+from tokencredit.credit.terminal import terminal_credit
+from tokencredit.errors import ConfigError, ModelError
+from tokencredit.hf_decoding import DecodedResponse, decoded_response
+from tokencredit.hf_loading import context_length
+from tokencredit.hf_text import EncodedResponses
+from tokencredit.masking import last_true_index
+from tokencredit.preference.pairs import Prompt
+from tokencredit.recipes.reward_texts import Template, encoded_prompts, reads_eos
+from tokencredit.reward_model.hf_backbone import ResponseScores, score_responses
+
+CreditName = Literal["terminal", "uniform", "attention", "prefix-difference"]
+CREDIT_NAMES: tuple[str, ...] = get_args(CreditName)
+ScoreTransform = Callable[[Tensor], Tensor]
+
+
+def credited(
+    name: str,
+    scores: ResponseScores,
+    response_mask: Bool[Tensor, "batch time"],
+    *,
+    credit_beta: float = 1.0,
+) -> Float[Tensor, "batch time"]:
+    """Token scores by the credit method of this name.
+
+    Args:
+        name: one of `CREDIT_NAMES`.
+        scores: what the reward model said about the same tokens.
+        response_mask: True on response tokens that count.
+        credit_beta: the share of a score that "attention" spreads; others ignore it.
+
+    Returns:
+        Token scores in nats; each row sums to its sequence score, for "prefix-difference" to the
+        sequence score less the score of the prompt.
+
+    Raises:
+        ConfigError: there is no such method, or the scores were made without what it needs.
+        ModelError: "prefix-difference" of a model that scores no prefixes.
+    """
+    require_credit_name(name)
+    match name:
+        case "terminal":
+            return terminal_credit(scores.sequence_scores, response_mask)
+        case "uniform":
+            return uniform_credit(scores.sequence_scores, response_mask)
+        case "attention":
+            if scores.attention is None:
+                raise ConfigError(
+                    "credit 'attention' of scores without attention; expected scores made with an "
+                    "attention_layer"
+                )
+            return attention_credit(
+                scores.sequence_scores, scores.attention, response_mask, credit_beta=credit_beta
+            )
+    if scores.prefix_scores is None:
+        raise ModelError(
+            "credit 'prefix-difference' of a reward model that reads in both directions; expected "
+            "a causal one, which scores prefixes: choose credit 'attention'"
+        )
+    return prefix_difference_credit(_ended(scores, response_mask), response_mask)
+
+
+def require_credit_name(name: str) -> None:
+    """Raise ConfigError, with the nearest name, if no credit method has this one."""
+    if name not in CREDIT_NAMES:
+        near = difflib.get_close_matches(name, CREDIT_NAMES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(
+            f"credit is {name!r}; expected one of {', '.join(map(repr, CREDIT_NAMES))}{hint}"
+        )
+
+
+def score_for_policy(
+    reward_model: nn.Module,
+    rm_tokenizer: PreTrainedTokenizerBase,
+    policy_tokenizer: PreTrainedTokenizerBase,
+    batch: ResponseBatch,
+    *,
+    credit: str = "terminal",
+    credit_beta: float = 1.0,
+    attention_layer: int = -1,
+    micro_batch_size: int | None = None,
+    template: Template = "auto",
+    conversations: Sequence[Prompt] | None = None,
+    score_transform: ScoreTransform | None = None,
+) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch"]]:
+    """Score responses of a policy with a reward model that may have another tokenizer.
+
+    Args:
+        reward_model: a sequence-classification model.
+        rm_tokenizer: its tokenizer.
+        policy_tokenizer: that of the ids in `batch`.
+        batch: generated responses.
+        credit: one of `CREDIT_NAMES`.
+        credit_beta: the share of a score that "attention" spreads.
+        attention_layer: layer that "attention" reads; -1 is the last.
+        micro_batch_size: responses per forward pass; None for all at once.
+        template: how to render for the reward model, as in `encoded_prompts`. With "auto", ids of
+            a vocabulary that both share are scored as they are.
+        conversations: what was asked, for a reward model that renders it itself; None takes the
+            text of the prompt's ids.
+        score_transform: applied to the sequence scores first and then to the prefix scores, number
+            by number (to normalise or clip), before any of them is spread.
+
+    Returns:
+        Token scores, and transformed sequence scores. Each row of the first sums to its entry of
+        the second, for "prefix-difference" less the transformed score of the prompt.
+
+    Raises:
+        ConfigError: there is no such credit method.
+        DataError: a text is longer than the reward model can read, or has no prompt.
+        ModelError: the reward model or its tokenizer lacks what is needed.
+        NumericError: a score is NaN or infinite.
+    """
+    require_credit_name(credit)
+    layer = attention_layer if credit == "attention" else None
+    as_they_are = template == "auto" and conversations is None
+    if as_they_are and shares_vocabulary(rm_tokenizer, policy_tokenizer):
+        scores = score_responses(
+            reward_model,
+            batch,
+            attention_mask=_readable(reward_model, policy_tokenizer, batch),
+            attention_layer=layer,
+            micro_batch_size=micro_batch_size,
+        )
+    else:
+        scores = _scores_through_text(
+            reward_model,
+            rm_tokenizer,
+            policy_tokenizer,
+            batch,
+            template=template,
+            conversations=conversations,
+            attention_layer=layer,
+            micro_batch_size=micro_batch_size,
+        )
+    if score_transform is not None:
+        scores = _transformed(scores, score_transform)
+    token_scores = credited(credit, scores, batch.response_mask, credit_beta=credit_beta)
+    return token_scores, scores.sequence_scores
+
+
+@lru_cache(maxsize=8)
+def shares_vocabulary(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
+    """Whether every token has the same id in both."""
+    return first is second or first.get_vocab() == second.get_vocab()
+
+
+def _ends(
+    tokenizer: PreTrainedTokenizerBase, batch: ResponseBatch
+) -> Bool[Tensor, "batch sequence"]:
+    """True on the last token of each response that ended itself, by end of sequence."""
+    start = batch.prompt_ids.shape[1]
+    last = last_true_index(batch.response_mask)[:, None]
+    is_last = torch.arange(batch.input_ids.shape[1], device=last.device) == start + last
+    eos = tokenizer.eos_token_id
+    return is_last & (last >= 0) & (batch.input_ids == (-1 if eos is None else eos))
+
+
+def _readable(
+    reward_model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch: ResponseBatch
+) -> Bool[Tensor, "batch sequence"]:
+    """The tokens to read: no end of sequence if the reward model learnt without."""
+    real = batch.attention_mask.bool()
+    return real & ~_ends(tokenizer, batch) if reads_eos(reward_model) is False else real
+
+
+def _scores_through_text(
+    reward_model: nn.Module,
+    rm_tokenizer: PreTrainedTokenizerBase,
+    policy_tokenizer: PreTrainedTokenizerBase,
+    batch: ResponseBatch,
+    *,
+    template: Template,
+    conversations: Sequence[Prompt] | None,
+    attention_layer: int | None,
+    micro_batch_size: int | None,
+) -> ResponseScores:
+    """Scores in the policy's tokens, made from those in the reward model's."""
+    attended = batch.attention_mask[:, batch.prompt_ids.shape[1] :].bool()
+    decoded = [
+        decoded_response(policy_tokenizer, prompt[prompt_mask].tolist(), ids[mask].tolist())
+        for prompt, prompt_mask, ids, mask in zip(
+            batch.prompt_ids, batch.prompt_mask, batch.response_ids, attended, strict=True
+        )
+    ]
+    ended = _ends(policy_tokenizer, batch).any(-1) & bool(reads_eos(reward_model))
+    encoded = encoded_prompts(
+        rm_tokenizer,
+        [row.prompt for row in decoded] if conversations is None else conversations,
+        [row.response for row in decoded],
+        template=template,
+        append_eos=ended.tolist(),
+        max_length=context_length(reward_model, rm_tokenizer),
+        empty="keep",
+        device=batch.prompt_ids.device,
+    )
+    scores = score_responses(
+        reward_model,
+        encoded.batch,
+        attention_mask=encoded.attention_mask,
+        attention_layer=attention_layer,
+        micro_batch_size=micro_batch_size,
+    )
+    return _projected(scores, encoded, decoded, batch.response_mask.shape[1])
+
+
+def _projected(
+    scores: ResponseScores, encoded: EncodedResponses, decoded: list[DecodedResponse], time: int
+) -> ResponseScores:
+    """The same scores in other tokens of the same responses.
+
+    Attention is shared by characters. The score of a prefix counts from the token that completes
+    it, so that no token is paid for what comes behind it.
+    """
+    spans, target_spans = encoded.response_spans, [row.spans for row in decoded]
+    attention, prefix_scores = scores.attention, scores.prefix_scores
+    if attention is not None:
+        words = [
+            source if source == row.spans else spans_of_words(source, row.response)
+            for source, row in zip(spans, decoded, strict=True)
+        ]
+        attention = _projected_rows(attention, words, target_spans, time, split="overlap")
+    if prefix_scores is not None:
+        steps = prefix_difference_credit(prefix_scores, encoded.batch.response_mask)
+        steps = _projected_rows(steps, spans, target_spans, time, split="last")
+        prefix_scores = torch.cat([prefix_scores[:, :1], steps], dim=-1).cumsum(-1)
+    return ResponseScores(scores.sequence_scores, prefix_scores, attention)
+
+
+def _projected_rows(
+    values: Float[Tensor, "batch source"],
+    source_spans: list[list[Span]],
+    target_spans: list[list[Span]],
+    time: int,
+    *,
+    split: Literal["overlap", "last"],
+) -> Float[Tensor, "batch {time}"]:
+    projected = values.new_zeros(len(values), time)
+    for row, (source, target) in enumerate(zip(source_spans, target_spans, strict=True)):
+        if source:
+            projected[row, : len(target)] = project_token_scores(
+                values[row, : len(source)], source, target, split=split
+            )
+    return projected
+
+
+def _ended(
+    scores: ResponseScores, response_mask: Bool[Tensor, "batch time"]
+) -> Float[Tensor, "batch time_plus_1"]:
+    """Prefix scores whose last counted one is the sequence score, read behind closing tokens."""
+    assert scores.prefix_scores is not None
+    end = last_true_index(response_mask)[:, None] + 1
+    return scores.prefix_scores.scatter(-1, end, scores.sequence_scores[:, None])
+
+
+def _transformed(scores: ResponseScores, score_transform: ScoreTransform) -> ResponseScores:
+    return ResponseScores(
+        score_transform(scores.sequence_scores),
+        None if scores.prefix_scores is None else score_transform(scores.prefix_scores),
+        scores.attention,
+    )

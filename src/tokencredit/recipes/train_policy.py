@@ -1,0 +1,378 @@
+"""PPO with a reward on every token.
+
+    tokencredit train-policy --policy POLICY --reward_model RM --prompts prompts.jsonl --output run
+
+The algorithm is Schulman et al. 2017 (arXiv 1707.06347) with the KL-penalised reward of Ziegler et
+al. 2019 (arXiv 1909.08593). Departures: (1) every response token may earn a reward, (2)
+log-probabilities are those of the distribution that was sampled from, (3) the critic may share the
+policy's trunk, start from a copy of it, or start from the reward model, (4) dropout is off.
+
+Every step seeds the random generators from the run's seed and its own number, so that a resumed
+run repeats the interrupted one bit for bit on the CPU.
+"""
+
+import shutil
+import warnings
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from jaxtyping import Bool
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from tokencredit.batch import ResponseBatch, TokenScorer
+from tokencredit.errors import TokenCreditWarning
+from tokencredit.masking import masked_sum, masked_whiten
+from tokencredit.policy.hf_rollout import sampled_responses
+from tokencredit.policy.losses import clipped_policy_losses, clipped_tokens, clipped_value_losses
+from tokencredit.recipes.checkpoints import (
+    checkpoint_path,
+    last_checkpoint,
+    read_state,
+    restore_optimizer,
+    write_checkpoint,
+)
+from tokencredit.recipes.experience import (
+    Experience,
+    PolicyModels,
+    collected,
+    rows_of,
+    sampling_of,
+    view_of,
+)
+from tokencredit.recipes.policy_config import TrainPolicyConfig
+from tokencredit.recipes.policy_metrics import (
+    StepProgress,
+    require_finite,
+    sample_rows,
+    step_metrics,
+    timed,
+)
+from tokencredit.recipes.policy_setup import (
+    left_padded,
+    loaded_models,
+    prompts_of_step,
+    seeded,
+    tokenized_prompts,
+)
+from tokencredit.recipes.run_folder import append_jsonl, keep_rows_before, open_run_folder
+from tokencredit.shaping import RunningMoments, adapted_kl_coef, kl_estimates
+
+__all__ = ["TrainPolicyConfig", "train_policy"]
+
+_FREE_SETTINGS = ("output", "steps", "checkpoint_every", "keep_checkpoints", "sample_every",
+                  "trackers", "progress", "device")  # fmt: skip
+
+
+@dataclass
+class RunState:
+    """What changes from step to step besides the weights."""
+
+    step: int = 0
+    kl_coef: float = 0.0
+    moments: RunningMoments = field(default_factory=RunningMoments)
+    warned_of_negative_kl: bool = False
+
+
+def train_policy(config: TrainPolicyConfig, *, token_scorer: TokenScorer | None = None) -> Path:
+    """Train a policy, or go on with a run that was interrupted.
+
+    Args:
+        config: the settings.
+        token_scorer: pays the tokens instead of the reward model's `credit`; any callable from a
+            `ResponseBatch` to (batch, time) token scores.
+
+    Returns:
+        The folder of the trained policy, in Hugging Face layout.
+
+    Raises:
+        RunFolderError: the output folder holds another run, or cannot be written.
+        ModelError: a model is missing, or has no pad token or the wrong head.
+        DataError: there are no prompts, or one is empty or too long.
+        NumericError: a score, loss or gradient is NaN or infinite; the last checkpoint stays.
+    """
+    AcceleratorState._reset_state()  # its singleton refuses a second run with other settings
+    transformers_logging.disable_progress_bar()
+    accelerator = Accelerator(
+        cpu=config.device == "cpu",
+        mixed_precision=config.mixed_precision,
+        log_with=list(config.trackers) or None,
+        project_dir=config.output,
+    )
+    folder = Path(config.output)
+    if accelerator.is_main_process:
+        open_run_folder(folder, config, free=_FREE_SETTINGS)
+        for left_over in (folder / "checkpoints").glob(".writing-*"):
+            shutil.rmtree(left_over)
+    accelerator.wait_for_everyone()
+    checkpoint = last_checkpoint(folder)
+    models = loaded_models(config, checkpoint, accelerator.device)
+    optimizer = torch.optim.AdamW(
+        [p for p in models.actor_critic.parameters() if p.requires_grad],
+        lr=config.learning_rate,
+        eps=config.adam_epsilon,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+    state = RunState(kl_coef=config.kl_coef)
+    if checkpoint is not None:
+        restore_optimizer(optimizer, checkpoint)
+        saved = read_state(checkpoint)
+        state = RunState(**{**saved, "moments": RunningMoments(**saved["moments"])})
+    if accelerator.is_main_process:
+        keep_rows_before(folder / "metrics.jsonl", state.step)
+        keep_rows_before(folder / "samples.jsonl", state.step)
+    model, optimizer = accelerator.prepare(models.actor_critic, optimizer)
+    prompts = tokenized_prompts(config, models.tokenizer)
+    if config.trackers:
+        accelerator.init_trackers(
+            "tokencredit", config={k: str(v) for k, v in vars(config).items()}
+        )
+    with StepProgress(config.steps, state.step, config.progress, accelerator) as progress:
+        while state.step < config.steps:
+            row, samples = _ppo_step(
+                config, accelerator, models, model, optimizer, prompts, state, token_scorer
+            )
+            state.step += 1
+            progress.show(row)
+            if not accelerator.is_main_process:
+                continue
+            append_jsonl(folder / "metrics.jsonl", row)
+            accelerator.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
+            for sample in samples:
+                append_jsonl(folder / "samples.jsonl", sample)
+            if state.step % config.checkpoint_every == 0 or state.step == config.steps:
+                _checkpoint(config, folder, models, optimizer, state)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _export_policy(folder, config.steps)
+    accelerator.end_training()
+    return folder / "policy"
+
+
+def _ppo_step(
+    config: TrainPolicyConfig,
+    accelerator: Accelerator,
+    models: PolicyModels,
+    model: Any,
+    optimizer: Any,
+    prompts: list[list[int]],
+    state: RunState,
+    token_scorer: TokenScorer | None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Rollout, scoring, update; returns the row of metrics and sampled responses."""
+    seconds: dict[str, float] = {}
+    rng = seeded(config.seed, state.step, accelerator.process_index)
+    with timed(seconds, "rollout"):
+        batch, truncated = _rollout(config, accelerator, models, prompts, state.step, rng)
+    with timed(seconds, "score"):
+        experience = collected(
+            models,
+            model,
+            batch,
+            truncated,
+            config,
+            kl_coef=state.kl_coef,
+            moments=state.moments,
+            autocast=accelerator.autocast,
+            token_scorer=token_scorer,
+        )
+    with timed(seconds, "update"):
+        update = _updated(config, accelerator, model, optimizer, experience, state.step, rng)
+    row = step_metrics(
+        state.step, experience, update, seconds, kl_coef=state.kl_coef, reduce=accelerator.gather
+    )
+    samples = []
+    if state.step % config.sample_every == 0 and accelerator.is_main_process:
+        samples = sample_rows(state.step, experience, models.tokenizer, count=4)
+    _after_step(config, accelerator, experience, state, row)
+    return row, samples
+
+
+def _rollout(
+    config: TrainPolicyConfig,
+    accelerator: Accelerator,
+    models: PolicyModels,
+    prompts: list[list[int]],
+    step: int,
+    rng: torch.Generator,
+) -> tuple[ResponseBatch, Bool[Tensor, "batch"]]:
+    share = config.batch_size // accelerator.num_processes
+    chosen = prompts_of_step(len(prompts), config.batch_size, config.seed, step)
+    mine = chosen[accelerator.process_index * share : (accelerator.process_index + 1) * share]
+    rows = [prompts[i] for i in mine]
+    if config.prompt_tokens is not None:
+        least, most = config.prompt_tokens
+        cuts = torch.randint(least, most + 1, (share,), generator=rng).tolist()
+        rows = [row[:cut] for row, cut in zip(rows, cuts, strict=True)]
+    lengths = None
+    if config.response_lengths == "uniform":
+        least = max(config.min_new_tokens, 1)
+        lengths = torch.randint(least, config.max_new_tokens + 1, (share,), generator=rng)
+    prompt_ids, prompt_mask = left_padded(rows, models.tokenizer.pad_token_id)
+    with accelerator.autocast():
+        return sampled_responses(
+            models.actor_critic.policy,
+            prompt_ids.to(accelerator.device),
+            prompt_mask.to(accelerator.device),
+            sampling=sampling_of(config, models.tokenizer.eos_token_id),
+            pad_token_id=models.tokenizer.pad_token_id,
+            eos_token_id=models.tokenizer.eos_token_id,
+            response_lengths=None if lengths is None else lengths.to(accelerator.device),
+        )
+
+
+def _updated(
+    config: TrainPolicyConfig,
+    accelerator: Accelerator,
+    model: Any,
+    optimizer: Any,
+    experience: Experience,
+    step: int,
+    rng: torch.Generator,
+) -> dict[str, float]:
+    """Several epochs of minibatches over one rollout; mean losses per token."""
+    if config.whiten_advantages:
+        experience = _whitened(experience, accelerator)
+    for group in optimizer.param_groups:
+        left = 1 - step / config.steps if config.lr_schedule == "linear" else 1.0
+        group["lr"] = config.learning_rate * left
+    share = len(experience.batch)
+    minibatch = (config.minibatch_size or config.batch_size) // accelerator.num_processes
+    micro_batch = min(config.micro_batch_size or minibatch, minibatch)
+    totals = dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "gradient_norm"), 0.0)
+    updates = 0
+    for _ in range(config.ppo_epochs):
+        order = torch.randperm(share, generator=rng)
+        for rows in order.split(minibatch):
+            sums = _optimised(
+                config, accelerator, model, optimizer, rows_of(experience, rows), micro_batch
+            )
+            totals = {name: totals[name] + sums[name] for name in totals}
+            updates += 1
+    return {name: total / updates for name, total in totals.items()}
+
+
+def _optimised(
+    config: TrainPolicyConfig,
+    accelerator: Accelerator,
+    model: Any,
+    optimizer: Any,
+    minibatch: Experience,
+    micro_batch: int,
+) -> dict[str, float]:
+    """One optimiser step, its gradient accumulated over micro-batches to that of the whole."""
+    tokens = accelerator.reduce(minibatch.loss_mask.sum(), reduction="sum").clamp(min=1)
+    sums: dict[str, Tensor] = {}
+    parts = torch.arange(len(minibatch.batch)).split(micro_batch)
+    for index, rows in enumerate(parts):
+        last = index == len(parts) - 1
+        with nullcontext() if last else accelerator.no_sync(model):
+            losses = _losses(config, model, rows_of(minibatch, rows))
+            loss = losses["policy_loss"] + config.value_coef * losses["value_loss"]
+            loss = loss + config.kl_loss_coef * losses["kl_loss"]
+            require_finite("the loss", loss)
+            # DDP averages gradients over processes; the token count is already global.
+            accelerator.backward(loss / tokens * accelerator.num_processes)
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0.0) + value.detach()
+    norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    require_finite("the gradient norm", norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    means = {name: float(accelerator.reduce(value) / tokens) for name, value in sums.items()}
+    return {**means, "gradient_norm": float(norm)}
+
+
+def _losses(config: TrainPolicyConfig, model: Any, part: Experience) -> dict[str, Tensor]:
+    """Sums over the response tokens of a micro-batch."""
+    view = view_of(model, part.batch, part.support, config.temperature)
+    mask = part.loss_mask
+    policy_losses = clipped_policy_losses(
+        view.logprobs, part.old.logprobs, part.advantages, mask, clip_eps=config.clip_eps
+    )
+    value_losses = clipped_value_losses(
+        view.values, part.old.values, part.returns, mask, value_clip_eps=config.value_clip_eps
+    )
+    kl = kl_estimates(view.logprobs, part.ref_logprobs, estimator=config.kl_estimator)
+    return {
+        "policy_loss": policy_losses.sum(),
+        "value_loss": value_losses.sum(),
+        "kl_loss": masked_sum(kl, mask).sum(),
+        "clip_fraction": clipped_tokens(
+            view.logprobs.detach(), part.old.logprobs, mask, clip_eps=config.clip_eps
+        ),
+    }
+
+
+def _whitened(experience: Experience, accelerator: Accelerator) -> Experience:
+    """Advantages of mean 0 and variance 1 over all processes."""
+    pad = accelerator.pad_across_processes
+    everywhere = accelerator.gather(pad(experience.advantages, dim=1))
+    masks = accelerator.gather(pad(experience.loss_mask, dim=1))
+    white = masked_whiten(everywhere, masks)
+    start = accelerator.process_index * len(experience.batch)
+    rows, time = experience.advantages.shape
+    return Experience(**{**vars(experience), "advantages": white[start : start + rows, :time]})
+
+
+def _after_step(
+    config: TrainPolicyConfig,
+    accelerator: Accelerator,
+    experience: Experience,
+    state: RunState,
+    row: dict[str, Any],
+) -> None:
+    """Adapt the KL coefficient and count the scores."""
+    if config.kl_target is not None:
+        state.kl_coef = adapted_kl_coef(
+            state.kl_coef,
+            row["kl"],
+            kl_target=config.kl_target,
+            responses=config.batch_size,
+            horizon=config.kl_horizon,
+        )
+    if config.score_normalization == "running":
+        state.moments = state.moments.updated(accelerator.gather(experience.sequence_scores))
+    _warn_of_farmed_kl(config, state, row)
+
+
+def _warn_of_farmed_kl(config: TrainPolicyConfig, state: RunState, row: dict[str, Any]) -> None:
+    noise = 3 * row["kl_std"] / config.batch_size**0.5
+    if config.kl_estimator == "k1" and row["kl"] < -noise and not state.warned_of_negative_kl:
+        state.warned_of_negative_kl = True
+        warnings.warn(
+            f"the KL estimate is {row['kl']:.2f} nats at step {row['step']}, negative beyond its "
+            f"noise of {noise:.2f}; a KL is never negative. The log-probs are not those of the "
+            "distribution that was sampled from, and the policy can farm that: set "
+            "logprobs_of='sampled'",
+            TokenCreditWarning,
+            stacklevel=2,
+        )
+
+
+def _checkpoint(
+    config: TrainPolicyConfig, folder: Path, models: PolicyModels, optimizer: Any, state: RunState
+) -> None:
+    saved = {**vars(state), "moments": vars(state.moments)}
+    write_checkpoint(
+        checkpoint_path(folder, state.step),
+        models.actor_critic,
+        models.tokenizer,
+        getattr(optimizer, "optimizer", optimizer),
+        saved,
+        keep=config.keep_checkpoints,
+    )
+
+
+def _export_policy(folder: Path, steps: int) -> None:
+    beside = folder / ".policy.writing"
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(checkpoint_path(folder, steps) / "policy", beside)
+    shutil.rmtree(folder / "policy", ignore_errors=True)
+    beside.rename(folder / "policy")

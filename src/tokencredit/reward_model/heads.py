@@ -1,0 +1,69 @@
+"""From a head's outputs to one score, and where in a sequence that score is read."""
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+from tokencredit.errors import DataError, ModelError
+from tokencredit.masking import last_true_index
+
+
+def scalar_scores(logits: Float[Tensor, "*batch labels"]) -> Float[Tensor, "*batch"]:
+    """One score per entry from a head with one or two outputs.
+
+    Of two outputs the score is the second less the first: the log-odds of the second label, in
+    nats like a score trained on pairs.
+
+    Returns:
+        Scores in nats, float32.
+
+    Raises:
+        ModelError: the head has none or more than two outputs.
+
+    Source: for two outputs, Chan et al. 2024, arXiv 2402.00782, the sentiment model of their code.
+
+    >>> scalar_scores(torch.tensor([[1.0, 3.0]]))
+    tensor([2.])
+    """
+    labels = logits.shape[-1]
+    if labels not in (1, 2):
+        raise ModelError(
+            f"the reward model has {labels} outputs; expected one score, or two classes of which "
+            "the second is the better: load one with num_labels=1 or 2"
+        )
+    scores = logits.float()
+    return scores[..., 0] if labels == 1 else scores[..., 1] - scores[..., 0]
+
+
+def last_positions(attention_mask: Bool[Tensor, "batch sequence"]) -> Int[Tensor, "batch"]:
+    """Where the score of each row is read: its last real token, by mask, whatever its id.
+
+    Raises:
+        DataError: a row has no real token.
+
+    >>> last_positions(torch.tensor([[False, True, True, False]]))
+    tensor([2])
+    """
+    positions = last_true_index(attention_mask)
+    if bool((positions < 0).any()):
+        empty = (positions < 0).nonzero().flatten().tolist()
+        raise DataError(
+            f"rows {empty} have no real token; expected at least one: an attention mask holds "
+            "True on real tokens"
+        )
+    return positions
+
+
+def at_last_token(
+    values: Shaped[Tensor, "batch sequence *rest"], attention_mask: Bool[Tensor, "batch sequence"]
+) -> Shaped[Tensor, "batch *rest"]:
+    """The value of each row at its last real token.
+
+    Raises:
+        DataError: a row has no real token.
+
+    >>> at_last_token(torch.tensor([[5.0, 6.0, 7.0]]), torch.tensor([[True, True, False]]))
+    tensor([6.])
+    """
+    rows = torch.arange(len(values), device=values.device)
+    return values[rows, last_positions(attention_mask)]

@@ -1,0 +1,209 @@
+"""From token scores to the token rewards that an optimiser sees.
+
+Score normalisation and clipping come first and act on the sequence score, so that they do not
+depend on how the score is spread; the KL penalty comes last.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tokencredit.errors import ConfigError
+
+KlEstimator = Literal["k1", "k2", "k3"]
+
+
+def kl_estimates(
+    policy_logprobs: Float[Tensor, "batch time"],
+    ref_logprobs: Float[Tensor, "batch time"],
+    *,
+    estimator: KlEstimator = "k1",
+) -> Float[Tensor, "batch time"]:
+    r"""Per-token estimates of KL(policy || reference) from tokens drawn from the policy.
+
+    With :math:`d = \log \pi - \log \pi_{ref}`: k1 is :math:`d`, k2 is :math:`d^2 / 2`, k3 is
+    :math:`e^{-d} - 1 + d`.
+
+    k1 and k3 have the right mean; k1 may be negative on single tokens, k3 never is. In a reward
+    use k1. In a loss, k2 has the gradient of the true KL; that of k3 is biased.
+
+    Args:
+        policy_logprobs: in nats, of the distribution the tokens were drawn from.
+        ref_logprobs: of the reference, under the same temperature and suppressed tokens.
+        estimator: which one.
+
+    Returns:
+        Estimates in nats.
+
+    Raises:
+        ConfigError: the estimator is none of the three.
+
+    Source: Schulman 2020, "Approximating KL divergence"; on gradients arXiv 2512.21852.
+
+    >>> kl_estimates(torch.tensor([[-1.0]]), torch.tensor([[-3.0]]), estimator="k2")
+    tensor([[2.]])
+    """
+    difference = policy_logprobs - ref_logprobs
+    if estimator == "k1":
+        return difference
+    if estimator == "k2":
+        return difference.square() / 2
+    if estimator == "k3":
+        return torch.exp(-difference) - 1 + difference
+    raise ConfigError(f"KL estimator is {estimator!r}; expected 'k1', 'k2' or 'k3'")
+
+
+def kl_penalised_rewards(
+    token_scores: Float[Tensor, "batch time"],
+    kl: Float[Tensor, "batch time"],
+    response_mask: Bool[Tensor, "batch time"],
+    *,
+    kl_coef: float,
+) -> Float[Tensor, "batch time"]:
+    r"""Token scores minus the price of leaving the reference.
+
+    .. math:: r_t = s_t - \beta_{KL} k_t
+
+    Args:
+        token_scores: in nats.
+        kl: per-token estimates in nats; what lies outside the mask is ignored.
+        response_mask: True on response tokens.
+        kl_coef: price of one nat.
+
+    Returns:
+        Token rewards in nats, zero outside the mask.
+
+    Source: Ziegler et al. 2019, arXiv 1909.08593, equation 2.
+
+    >>> mask = torch.tensor([[True, False]])
+    >>> kl_penalised_rewards(torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 9.0]]), mask, kl_coef=0.1)
+    tensor([[0.8000, 0.0000]])
+    """
+    return (token_scores - kl_coef * kl).masked_fill(~response_mask, 0.0)
+
+
+def adapted_kl_coef(
+    kl_coef: float, observed_kl: float, *, kl_target: float, responses: int, horizon: int
+) -> float:
+    r"""The KL coefficient moved so that the next batch comes nearer to the target.
+
+    .. math:: \beta \leftarrow \beta (1 + \mathrm{clip}(KL / KL_{target} - 1, \pm 0.2) \, n / H)
+
+    Args:
+        kl_coef: the present coefficient.
+        observed_kl: mean KL per response, in nats.
+        kl_target: wanted KL per response, in nats.
+        responses: how many responses the observation is a mean of.
+        horizon: responses over which a full correction is spread.
+
+    Returns:
+        The next coefficient.
+
+    Source: Ziegler et al. 2019, arXiv 1909.08593, section 2.2.
+
+    >>> adapted_kl_coef(0.2, 9.0, kl_target=6.0, responses=100, horizon=1000)
+    0.20400000000000001
+    """
+    error = min(max(observed_kl / kl_target - 1, -0.2), 0.2)
+    return kl_coef * (1 + error * responses / horizon)
+
+
+@dataclass(frozen=True)
+class RunningMoments:
+    """Mean and variance of all scores seen so far.
+
+    Source: Chan, Golub and LeVeque 1979, the parallel update of sums of squares.
+
+    >>> moments = RunningMoments().updated(torch.tensor([1.0, 3.0])).updated(torch.tensor([5.0]))
+    >>> moments.mean, round(moments.std, 4)
+    (3.0, 1.633)
+    """
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def updated(self, scores: Float[Tensor, "batch"]) -> "RunningMoments":
+        """The moments with these scores counted in."""
+        seen, fresh = self.count, scores.numel()
+        mean = float(scores.double().mean())
+        shift = mean - self.mean
+        count = seen + fresh
+        return RunningMoments(
+            count,
+            self.mean + shift * fresh / count,
+            self.squares
+            + float((scores.double() - mean).square().sum())
+            + shift**2 * seen * fresh / count,
+        )
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation, in nats; 1 while nothing varies."""
+        variance = self.squares / self.count if self.count else 0.0
+        return variance**0.5 if variance > 0 else 1.0
+
+
+def normalised_scores(
+    scores: Float[Tensor, "*axes"],
+    *,
+    mean: float = 0.0,
+    std: float = 1.0,
+    clip: float | None = None,
+) -> Float[Tensor, "*axes"]:
+    r"""Scores centred, scaled and then clipped, before they are spread over tokens.
+
+    .. math:: s' = \mathrm{clip}((s - \mu) / \sigma, \pm c)
+
+    Apply the same call to sequence scores and prefix scores: their differences then telescope to
+    the transformed score, and a clipped potential is still a potential.
+
+    Args:
+        scores: sequence or prefix scores in nats.
+        mean: subtracted.
+        std: divided by; positive.
+        clip: largest absolute value left; None leaves all.
+
+    Raises:
+        ConfigError: `std` or `clip` is not positive.
+
+    >>> normalised_scores(torch.tensor([1.0, 9.0]), mean=1.0, std=2.0, clip=3.0)
+    tensor([0., 3.])
+    """
+    if std <= 0 or (clip is not None and clip <= 0):
+        raise ConfigError(f"std is {std} and clip {clip}; expected positive numbers")
+    normal = (scores - mean) / std
+    return normal if clip is None else normal.clamp(-clip, clip)
+
+
+def potential_shaping(
+    potentials: Float[Tensor, "batch time_plus_1"],
+    response_mask: Bool[Tensor, "batch time"],
+    *,
+    gamma: float = 1.0,
+) -> Float[Tensor, "batch time"]:
+    r"""Rewards that change what is learned when, but not which policy is best.
+
+    .. math:: F_t = \gamma \Phi(s_{t+1}) - \Phi(s_t), \quad \Phi(s_{T+1}) = 0
+
+    Args:
+        potentials: column t is the potential of the state before response token t; the last
+            column is not read for a full row, its state being terminal. The mask must have no
+            holes.
+        response_mask: True on response tokens.
+        gamma: discount of the return that the policy maximises.
+
+    Returns:
+        Rewards to add; their discounted sum is minus the potential of the prompt.
+
+    Source: Ng, Harada and Russell 1999, "Policy invariance under reward transformations".
+
+    >>> potential_shaping(torch.tensor([[1.0, 4.0, 9.0]]), torch.tensor([[True, True]]))
+    tensor([[ 3., -4.]])
+    """
+    goes_on = torch.cat([response_mask[:, 1:], torch.zeros_like(response_mask[:, :1])], dim=-1)
+    after = potentials[:, 1:].masked_fill(~goes_on, 0.0)
+    return (gamma * after - potentials[:, :-1]).masked_fill(~response_mask, 0.0)

@@ -1,0 +1,270 @@
+"""What every credit method gives, whatever it needs. A new method is added to METHODS."""
+
+import importlib
+import inspect
+import math
+import pkgutil
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+import tokencredit.credit
+from tokencredit.credit.prefix_difference import prefix_difference_credit
+from tokencredit.credit.redistribution import (
+    attention_credit,
+    last_attention_received,
+    mean_attention_received,
+    uniform_credit,
+)
+from tokencredit.credit.terminal import terminal_credit
+
+NAN = math.nan
+
+
+@dataclass(frozen=True)
+class Case:
+    """All that any method needs about the same responses."""
+
+    response_mask: Tensor
+    sequence_scores: Tensor
+    weights: Tensor
+    attention: Tensor
+    prefix_scores: Tensor
+
+    def to(self, dtype: torch.dtype) -> "Case":
+        floats = {
+            name: value.to(dtype) for name, value in vars(self).items() if value.is_floating_point()
+        }
+        return replace(self, **floats)
+
+    def rows(self, rows: slice) -> "Case":
+        return Case(**{name: value[rows] for name, value in vars(self).items()})
+
+    def spread_over(self, columns: Tensor, time: int) -> "Case":
+        """Column t moved to columns[t] of `time`, what lies between them unknown and masked."""
+        batch = len(self.response_mask)
+        mask = torch.zeros(batch, time, dtype=torch.bool)
+        weights = torch.full((batch, time), NAN)
+        attention = torch.full((batch, time, time), NAN)
+        prefix_scores = torch.full((batch, time + 1), NAN)
+        mask[:, columns] = self.response_mask
+        weights[:, columns] = self.weights
+        attention[:, columns[:, None], columns] = self.attention
+        prefix_scores[:, 0] = self.prefix_scores[:, 0]
+        prefix_scores[:, columns + 1] = self.prefix_scores[:, 1:]
+        return replace(
+            self,
+            response_mask=mask,
+            weights=weights,
+            attention=attention,
+            prefix_scores=prefix_scores,
+        )
+
+
+@dataclass(frozen=True)
+class Method:
+    credit: Callable[[Case], Tensor]
+    docstring_of: Callable[..., Tensor]
+    total: Callable[[Case], Tensor]
+    causal: bool
+
+
+def score(case: Case) -> Tensor:
+    return case.sequence_scores.masked_fill(~case.response_mask.any(-1), 0.0)
+
+
+def score_above_prompt(case: Case) -> Tensor:
+    time = torch.arange(1, case.response_mask.shape[1] + 1)
+    last = torch.where(case.response_mask, time, 0).amax(-1, keepdim=True)
+    return case.prefix_scores.gather(-1, last)[:, 0] - case.prefix_scores[:, 0]
+
+
+def by_attention(case: Case, weights: Tensor, credit_beta: float = 1.0) -> Tensor:
+    return attention_credit(
+        case.sequence_scores, weights, case.response_mask, credit_beta=credit_beta
+    )
+
+
+METHODS = {
+    "terminal": Method(
+        lambda case: terminal_credit(case.sequence_scores, case.response_mask),
+        terminal_credit,
+        score,
+        causal=True,
+    ),
+    "uniform": Method(
+        lambda case: uniform_credit(case.sequence_scores, case.response_mask),
+        uniform_credit,
+        score,
+        causal=False,
+    ),
+    "attention": Method(
+        lambda case: by_attention(case, case.weights), attention_credit, score, causal=False
+    ),
+    "attention, part": Method(
+        lambda case: by_attention(case, case.weights, credit_beta=0.8),
+        attention_credit,
+        score,
+        causal=False,
+    ),
+    "ABC-D": Method(
+        lambda case: by_attention(
+            case, mean_attention_received(case.attention, case.response_mask)
+        ),
+        attention_credit,
+        score,
+        causal=False,
+    ),
+    "ABC-D2": Method(
+        lambda case: by_attention(
+            case, last_attention_received(case.attention, case.response_mask)
+        ),
+        attention_credit,
+        score,
+        causal=False,
+    ),
+    "prefix difference": Method(
+        lambda case: prefix_difference_credit(case.prefix_scores, case.response_mask),
+        prefix_difference_credit,
+        score_above_prompt,
+        causal=True,
+    ),
+}
+every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+
+
+def softmax_below_diagonal(logits: Tensor) -> Tensor:
+    time = logits.shape[-1]
+    return logits.masked_fill(torch.ones(time, time).triu(1).bool(), -torch.inf).softmax(-1)
+
+
+@pytest.fixture
+def case() -> Case:
+    """Five responses of 6, 3, 1 and no tokens, and one with a hole, everything else unknown."""
+    mask = torch.tensor(
+        [
+            [True] * 6,
+            [True] * 3 + [False] * 3,
+            [True] + [False] * 5,
+            [False] * 6,
+            [True, True, False, False, True, False],
+        ]
+    )
+    attention = softmax_below_diagonal(torch.randn(5, 6, 6))
+    pairs = mask[:, :, None] & mask[:, None, :]
+    ends_inside = torch.cat([torch.ones(5, 1, dtype=torch.bool), mask], dim=-1)
+    return Case(
+        response_mask=mask,
+        sequence_scores=torch.tensor([2.0, -3.0, 0.5, 7.0, 1.5]),
+        weights=torch.rand(5, 6).masked_fill(~mask, NAN),
+        attention=attention.masked_fill(~pairs, NAN),
+        prefix_scores=torch.randn(5, 7).masked_fill(~ends_inside, NAN),
+    )
+
+
+@every_method
+def test_gives_finite_float32_of_the_right_shape_and_zero_off_the_mask(method, case):
+    token_scores = method.credit(case)
+    assert token_scores.dtype == torch.float32
+    assert token_scores.shape == case.response_mask.shape
+    assert token_scores.isfinite().all()
+    assert token_scores[~case.response_mask].eq(0).all()
+    assert token_scores[0].ne(0).any()
+
+
+@every_method
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_gives_float32_for_any_precision(method, case, dtype):
+    token_scores = method.credit(case.to(dtype))
+    assert token_scores.dtype == torch.float32
+    torch.testing.assert_close(token_scores, method.credit(case.to(dtype).to(torch.float32)))
+
+
+@every_method
+def test_conserves_what_it_says(method, case):
+    torch.testing.assert_close(method.credit(case).sum(-1), method.total(case))
+
+
+@every_method
+@pytest.mark.parametrize(
+    "columns",
+    [[0, 1, 2, 3, 4, 5], [3, 4, 5, 6, 7, 8], [0, 2, 3, 6, 7, 8]],
+    ids=["padded right", "padded left", "padded inside"],
+)
+def test_padding_changes_nothing(method, case, columns):
+    places = torch.tensor(columns)
+    padded = method.credit(case.spread_over(places, 9))
+    torch.testing.assert_close(padded[:, places], method.credit(case))
+    assert padded.sum().item() == pytest.approx(method.credit(case).sum().item(), rel=1e-5)
+
+
+@every_method
+def test_batch_equals_one_by_one(method, case):
+    together = method.credit(case)
+    for row in range(len(together)):
+        alone = method.credit(case.rows(slice(row, row + 1)))
+        torch.testing.assert_close(alone[0], together[row])
+
+
+@every_method
+@pytest.mark.parametrize("garbage", [NAN, math.inf, -1e30, 0.0])
+def test_garbage_under_the_mask_changes_nothing(method, case, garbage):
+    dirty = replace(
+        case,
+        sequence_scores=case.sequence_scores.masked_fill(~case.response_mask.any(-1), garbage),
+        weights=case.weights.nan_to_num(garbage, garbage, garbage),
+        attention=case.attention.nan_to_num(garbage, garbage, garbage),
+        prefix_scores=case.prefix_scores.nan_to_num(garbage, garbage, garbage),
+    )
+    torch.testing.assert_close(method.credit(dirty), method.credit(case), rtol=0, atol=0)
+
+
+def with_other_ending(case: Case, changed: int) -> Case:
+    """What a causal model says when token `changed` of every response and later ones differ."""
+    later = torch.arange(case.response_mask.shape[1]) >= changed
+    attention = torch.where(
+        later[:, None], softmax_below_diagonal(torch.randn(case.attention.shape)), case.attention
+    )
+    ends_later = torch.cat([torch.tensor([False]), later])
+    return replace(
+        case,
+        sequence_scores=case.sequence_scores + 1.0,
+        weights=torch.rand(case.weights.shape),
+        attention=attention,
+        prefix_scores=torch.where(ends_later, case.prefix_scores + 1.0, case.prefix_scores),
+    )
+
+
+@every_method
+def test_causal_or_not_as_stated(method, case):
+    """Row 0 has six tokens; the last two change, so scores of the first four may not."""
+    before = method.credit(case)[0, :4]
+    after = method.credit(with_other_ending(case, 4))[0, :4]
+    assert torch.equal(before, after) == method.causal
+
+
+@every_method
+def test_says_what_it_conserves_needs_and_whether_it_is_causal(method):
+    docstring = inspect.getdoc(method.docstring_of)
+    stated = re.search(r"Conserves: (.+?)\. Causal: (yes|no)\b.*?\. Needs: \S+", docstring)
+    assert stated, "expected a line 'Conserves: .... Causal: yes|no. Needs: ....'"
+    assert (stated[1] == "yes") == (method.total is score)
+    assert (stated[2] == "yes") == method.causal
+
+
+def test_no_method_is_left_out():
+    modules = [
+        importlib.import_module(f"tokencredit.credit.{module.name}")
+        for module in pkgutil.iter_modules(tokencredit.credit.__path__)
+    ]
+    methods = {
+        name
+        for module in modules
+        for name, value in vars(module).items()
+        if name.endswith("_credit") and getattr(value, "__module__", None) == module.__name__
+    }
+    assert methods == {method.docstring_of.__name__ for method in METHODS.values()}

@@ -1,0 +1,80 @@
+from dataclasses import dataclass
+
+import pytest
+import yaml
+
+from tokencredit.errors import RunFolderError
+from tokencredit.recipes.run_folder import (
+    append_jsonl,
+    keep_rows_before,
+    open_run_folder,
+    read_jsonl,
+    write_atomically,
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    rate: float = 0.1
+    steps: int = 3
+    names: tuple[str, ...] = ("a", "b")
+
+
+def test_first_opening_writes_settings_and_versions(tmp_path):
+    folder = open_run_folder(tmp_path / "deep" / "run", Settings())
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    assert settings == {"rate": 0.1, "steps": 3, "names": ["a", "b"]}
+    assert '"torch"' in (folder / "versions.json").read_text()
+
+
+def test_same_settings_reopen(tmp_path):
+    open_run_folder(tmp_path / "run", Settings())
+    assert open_run_folder(tmp_path / "run", Settings()).is_dir()
+
+
+def test_other_settings_are_refused_and_named(tmp_path):
+    open_run_folder(tmp_path / "run", Settings())
+    with pytest.raises(RunFolderError, match=r"another run \(rate: 0.1 -> 0.2\)"):
+        open_run_folder(tmp_path / "run", Settings(rate=0.2))
+    assert "0.2" not in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_free_settings_may_change(tmp_path):
+    open_run_folder(tmp_path / "run", Settings())
+    open_run_folder(tmp_path / "run", Settings(steps=9), free=["steps"])
+    assert "steps: 9" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "photo.txt").write_text("x")
+    with pytest.raises(RunFolderError, match="not empty"):
+        open_run_folder(tmp_path, Settings())
+
+
+def test_a_path_that_cannot_be_a_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RunFolderError, match="cannot be written"):
+        open_run_folder(tmp_path / "file" / "run", Settings())
+
+
+def test_a_row_that_a_kill_cut_short_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    append_jsonl(path, {"step": 0, "text": "naïve\u2028line"})
+    with path.open("a") as file:
+        file.write('{"step": 1, "te')
+    assert read_jsonl(path) == [{"step": 0, "text": "naïve\u2028line"}]
+
+
+def test_rows_of_steps_to_be_repeated_go(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for step in range(4):
+        append_jsonl(path, {"step": step})
+    keep_rows_before(path, 2)
+    assert read_jsonl(path) == [{"step": 0}, {"step": 1}]
+
+
+def test_writing_replaces_whole_files(tmp_path):
+    write_atomically(tmp_path / "a.txt", "one")
+    write_atomically(tmp_path / "a.txt", "two")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "two"

@@ -1,0 +1,37 @@
+"""Losses and accuracies of reward models for one pair or response, over Python floats."""
+
+import math
+
+
+def neg_log_sigmoid(x: float) -> float:
+    return math.log1p(math.exp(-x))
+
+
+def bradley_terry(chosen: float, rejected: float, margin: float = 0.0) -> float:
+    return neg_log_sigmoid(chosen - rejected - margin)
+
+
+def cross_entropy(score: float, label: float) -> float:
+    return label * neg_log_sigmoid(score) + (1 - label) * neg_log_sigmoid(-score)
+
+
+def prefix_bradley_terry(chosen: list[float], rejected: list[float], margin: float = 0.0) -> float:
+    """One preference per length, each answer cut there or, where shorter, taken whole."""
+    longest = max(len(chosen), len(rejected))
+    losses = []
+    for length in range(1, longest + 1):
+        chosen_prefix, rejected_prefix = chosen[:length], rejected[:length]
+        losses.append(bradley_terry(chosen_prefix[-1], rejected_prefix[-1], margin))
+    return sum(losses) / longest
+
+
+def prefix_cross_entropy(scores: list[float], label: float) -> float:
+    return sum(cross_entropy(score, label) for score in scores) / len(scores)
+
+
+def score_at_fraction(scores: list[float], tenths: int) -> float:
+    """Score when so many tenths have been seen; whole numbers, so that nothing is rounded."""
+    seen = 0
+    while 10 * seen < tenths * len(scores):
+        seen += 1
+    return scores[seen - 1]

@@ -1,0 +1,87 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tiny_policy import write_models
+from tokencredit.cli import COMMANDS, main
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+def policy_arguments(models, output):
+    return [
+        *("train-policy", "--policy", str(models / "policy")),
+        *("--reward_model", str(models / "reward")),
+        *("--prompts", str(models / "prompts.jsonl"), "--output", str(output)),
+    ]
+
+
+def test_overview_names_every_command(capsys):
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert [name for name in COMMANDS if f"  {name} " not in shown] == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_config(name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert "--config" in text
+    assert "--output" in text or name == "explain"
+
+
+def test_unknown_command_suggests_the_near_one(capsys):
+    assert main(["train-polcy"]) == 2
+    assert "Did you mean 'train-policy'?" in capsys.readouterr().err
+
+
+def test_settings_file_with_overrides_on_the_command_line(models, tmp_path, capsys):
+    settings = {"steps": 5, "batch_size": 2, "max_new_tokens": 3, "progress": False}
+    (tmp_path / "run.yaml").write_text(json.dumps({**settings, "device": "cpu"}))
+    arguments = policy_arguments(models, tmp_path / "run")
+    status = main([*arguments, "--config", str(tmp_path / "run.yaml"), "--steps", "1"])
+    assert status == 0
+    shown = capsys.readouterr().out
+    assert "steps: 1" in shown
+    assert "batch_size: 2" in shown
+    assert (tmp_path / "run" / "policy" / "model.safetensors").exists()
+
+
+def test_misspelt_setting_is_named_with_the_right_one(models, tmp_path, capsys):
+    arguments = policy_arguments(models, tmp_path / "run")
+    assert main([*arguments, "--learning_rte", "1"]) == 1
+    assert "Did you mean 'learning_rate'?" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_misspelt_setting_in_the_file_is_named(models, tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text("gae_lamda: 0.9\n")
+    arguments = policy_arguments(models, tmp_path / "run")
+    assert main([*arguments, "--config", str(tmp_path / "run.yaml")]) == 1
+    assert "gae_lambda" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_contradictory_settings_write_nothing(models, tmp_path, capsys):
+    arguments = policy_arguments(models, tmp_path / "run")
+    assert main([*arguments, "--kl_loss_coef", "0.1"]) == 1
+    assert "not both" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_model_writes_an_error_without_a_trace(models, tmp_path):
+    arguments = policy_arguments(models, tmp_path / "run")
+    arguments[2] = str(tmp_path / "nowhere")
+    finished = subprocess.run(
+        [sys.executable, "-m", "tokencredit.cli", *arguments], capture_output=True, text=True
+    )
+    assert finished.returncode == 1
+    assert "ModelError" in finished.stderr
+    assert "Traceback" not in finished.stderr

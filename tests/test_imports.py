@@ -1,0 +1,99 @@
+"""Who may import what, and what comes in with a bare `import tokencredit`."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+PACKAGE = PROJECT / "src" / "tokencredit"
+HUGGING_FACE = {
+    "accelerate",
+    "datasets",
+    "peft",
+    "safetensors",
+    "tokenizers",
+    "transformers",
+    "trl",
+}
+HEAVY = HUGGING_FACE | {"matplotlib", "jinja2", "jsonargparse", "rich"}
+PURE = sys.stdlib_module_names | {"torch", "jaxtyping", "tokencredit"}
+ALSO = {
+    "cli.py": {"jsonargparse"},
+    "evaluation/heatmap.py": {"jinja2", "markupsafe", "matplotlib", "rich"},
+    "evaluation/plots.py": {"matplotlib"},
+    "evaluation/report.py": {"jinja2", "markupsafe"},
+}
+
+files = [path.relative_to(PACKAGE).as_posix() for path in sorted(PACKAGE.rglob("*.py"))]
+outside_recipes = [file for file in files if not file.startswith("recipes/")]
+
+
+def is_adapter(file: str) -> bool:
+    """Whether a file may import the library that its name begins with."""
+    return file.rsplit("/", 1)[-1].startswith(("hf_", "trl_"))
+
+
+pure_files = [file for file in outside_recipes if not is_adapter(file)]
+
+
+def imported_by(file: str) -> set[str]:
+    """Full names of everything imported anywhere in a file, in functions too."""
+    names = set()
+    for node in ast.walk(ast.parse((PACKAGE / file).read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} has a relative import; expected absolute ones"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def loaded_after(code: str) -> set[str]:
+    """Top-level modules that a fresh interpreter holds after running the code."""
+    report = "\nimport sys; print('\\n'.join(sys.modules))"
+    run = subprocess.run(
+        [sys.executable, "-c", code + report], capture_output=True, text=True, check=True
+    )
+    return {name.split(".")[0] for name in run.stdout.split()}
+
+
+def test_the_public_names_bring_no_hugging_face():
+    loaded = loaded_after(
+        "import tokencredit\nfor name in tokencredit.__all__: getattr(tokencredit, name)"
+    )
+    assert "torch" in loaded
+    assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["no-such-command"]])
+def test_the_command_line_answers_without_torch(arguments):
+    loaded = loaded_after(f"from tokencredit.cli import main\nmain({arguments})")
+    assert "tokencredit" in loaded
+    assert not loaded & (HEAVY | {"torch"})
+
+
+def test_there_are_files_of_every_kind():
+    assert {"masking.py", "credit/terminal.py"} <= set(pure_files)
+    assert "hf_text.py" in outside_recipes
+    assert "hf_text.py" not in pure_files
+    assert len(outside_recipes) < len(files)
+
+
+@pytest.mark.parametrize("file", pure_files)
+def test_pure_files_need_torch_and_jaxtyping_alone(file):
+    foreign = {name.split(".")[0] for name in imported_by(file)} - PURE
+    assert foreign <= ALSO.get(file, set())
+
+
+@pytest.mark.parametrize("file", pure_files)
+def test_pure_files_do_not_reach_hugging_face_through_an_adapter(file):
+    assert not {name for name in imported_by(file) if ".hf_" in name or ".trl_" in name}
+
+
+@pytest.mark.parametrize("file", outside_recipes)
+def test_nothing_but_the_command_line_imports_recipes(file):
+    recipes = {name for name in imported_by(file) if name.startswith("tokencredit.recipes")}
+    assert not recipes or file == "cli.py"

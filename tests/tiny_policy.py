@@ -1,0 +1,61 @@
+"""A tiny policy, reward models and prompts on disk, as a user of `train-policy` would have them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+from tokencredit.recipes.train_policy import TrainPolicyConfig
+from tokencredit.toy.hf_tokenizer import toy_tokenizer
+
+PROMPTS = ("the plot is", "this film", "the music was", "a", "his first comedy is a", "the cast")
+
+
+def write_models(folder: Path) -> Path:
+    """Write `policy/`, `reward/`, `held-out/` and `prompts.jsonl`."""
+    tokenizer = toy_tokenizer()
+    shape: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    kinds = {
+        "policy": (LlamaForCausalLM, {}),
+        "reward": (LlamaForSequenceClassification, {"num_labels": 1}),
+        "held-out": (LlamaForSequenceClassification, {"num_labels": 2}),
+    }
+    for seed, (name, (model_class, extra)) in enumerate(kinds.items()):
+        torch.manual_seed(seed)
+        model = model_class(LlamaConfig(**shape, **extra, initializer_range=0.3))
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    with (folder / "prompts.jsonl").open("w") as file:
+        file.writelines(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS)
+    return folder
+
+
+def tiny_config(models: Path, output: Path, **changes: Any) -> TrainPolicyConfig:
+    """Two steps of four responses of up to five tokens."""
+    settings: dict[str, Any] = {
+        "policy": str(models / "policy"),
+        "reward_model": str(models / "reward"),
+        "prompts": str(models / "prompts.jsonl"),
+        "output": str(output),
+        "steps": 2,
+        "batch_size": 4,
+        "ppo_epochs": 2,
+        "max_new_tokens": 5,
+        "learning_rate": 1e-2,
+        "checkpoint_every": 1,
+        "device": "cpu",
+        "progress": False,
+    }
+    return TrainPolicyConfig(**{**settings, **changes})
