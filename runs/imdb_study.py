@@ -31,8 +31,8 @@ METHODS = {
     "prefix-difference": {"credit": "prefix-difference"},
     "terminal+critic": {"credit": "terminal", "critic": "reward-model"},
 }
-LEARNING_RATES = (1e-4, 3e-4)
-LAMBDAS = (0.5, 0.8, 0.95, 1.0)
+LEARNING_RATES = (3e-4, 1e-4)
+LAMBDAS = (0.95, 0.8, 0.5, 1.0)
 LONG_METHODS = ("terminal", "uniform", "abc", "prefix-difference")
 
 
@@ -62,9 +62,9 @@ def tuning_runs() -> list[Run]:
     return [
         Run(method, rate, lam, seed)
         for seed in (0, 1)
-        for method in METHODS
-        for rate in LEARNING_RATES
         for lam in LAMBDAS
+        for rate in LEARNING_RATES
+        for method in sorted(METHODS, key=lambda name: name not in LONG_METHODS)
     ]
 
 

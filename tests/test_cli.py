@@ -3,8 +3,8 @@ import subprocess
 import sys
 
 import pytest
-
 from tiny_policy import write_models
+
 from tokencredit.cli import COMMANDS, main
 
 

@@ -298,6 +298,13 @@ def test_decoding_a_character_that_never_ends():
     assert decoded.spans[-7:-3] == [(end - 2, end - 1)] * 4
 
 
+def test_decoding_a_character_that_a_special_token_cuts_off():
+    tokenizer = byte_level(merges=0)
+    letter, smile = tokenizer("a🙂")["input_ids"][:1], tokenizer("🙂")["input_ids"]
+    decoded = decoded_response(tokenizer, letter, [smile[0], tokenizer.eos_token_id])
+    assert decoded.spans == [(0, 1), (1, 1)]
+
+
 def test_decoding_a_character_that_begins_in_the_prompt():
     tokenizer = byte_level(merges=0)
     smile = tokenizer("🙂")["input_ids"]

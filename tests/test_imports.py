@@ -21,6 +21,7 @@ HUGGING_FACE = {
 HEAVY = HUGGING_FACE | {"matplotlib", "jinja2", "jsonargparse", "rich"}
 PURE = sys.stdlib_module_names | {"torch", "jaxtyping", "tokencredit"}
 ALSO = {
+    "__init__.py": {"lazy_loader"},
     "cli.py": {"jsonargparse"},
     "evaluation/heatmap.py": {"jinja2", "markupsafe", "matplotlib", "rich"},
     "evaluation/plots.py": {"matplotlib"},

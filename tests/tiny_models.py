@@ -56,6 +56,10 @@ OTHERS: dict[str, dict[str, Any]] = {
         "layer_types": ["full_attention", "sliding_attention"],
         "local_attention": 6,
     },
+    "modernbert-decoder": {
+        "layer_types": ["full_attention", "sliding_attention"],
+        "local_attention": 6,
+    },
     "t5": {"d_kv": 8, "d_ff": 48, "decoder_start_token_id": 0},
 }
 ARCHITECTURES = DECODERS | ENCODERS | OTHERS

@@ -162,15 +162,17 @@ def _attention_layers(backbone: PreTrainedModel) -> list[tuple[nn.Module, int]]:
     """The modules behind `output_attentions`, in order, and where in their outputs the maps lie."""
     stack = backbone.get_decoder()
     specs = (getattr(stack, "_can_record_outputs", None) or {}).get("attentions", [])
+    wanted = [
+        (target, (getattr(spec, "layer_name", None) or "").strip("."), getattr(spec, "index", 1))
+        for spec in (specs if isinstance(specs, list) else [specs])
+        if isinstance(target := getattr(spec, "target_class", spec), type)
+    ]
     layers: list[tuple[nn.Module, int]] = []
     module: nn.Module
     for path, module in stack.named_modules():
-        for spec in specs if isinstance(specs, list) else [specs]:
-            target = getattr(spec, "target_class", spec)
-            parent = (getattr(spec, "layer_name", None) or "").strip(".")
-            inside = not parent or parent in path.split(".")
-            if inside and isinstance(target, type) and isinstance(module, target):
-                layers.append((module, getattr(spec, "index", 1)))
+        for target, parent, index in wanted:
+            if isinstance(module, target) and (not parent or parent in path.split(".")):
+                layers.append((module, index))
     return layers
 
 

@@ -78,8 +78,8 @@ def kl_penalised_rewards(
 
     Source: Ziegler et al. 2019, arXiv 1909.08593, equation 2.
 
-    >>> mask = torch.tensor([[True, False]])
-    >>> kl_penalised_rewards(torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 9.0]]), mask, kl_coef=0.1)
+    >>> scores, kl = torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 9.0]])
+    >>> kl_penalised_rewards(scores, kl, torch.tensor([[True, False]]), kl_coef=0.1)
     tensor([[0.8000, 0.0000]])
     """
     return (token_scores - kl_coef * kl).masked_fill(~response_mask, 0.0)

@@ -20,6 +20,12 @@ def test_fractions_of_five_tokens_are_whole_tokens():
     assert scores_at_fractions(scores, scores > 0).tolist() == [[1.0, 2.0, 3.0, 4.0, 5.0]]
 
 
+def test_a_fraction_of_whole_tokens_is_not_rounded_up():
+    """0.55 * 100 is a little more than 55 in floating point."""
+    scores = torch.arange(1.0, 101.0)[None]
+    assert scores_at_fractions(scores, scores > 0, fractions=(0.55,)).tolist() == [[55.0]]
+
+
 def test_one_token_is_seen_at_every_fraction():
     scores = torch.tensor([[7.0, math.nan]])
     mask = torch.tensor([[True, False]])

@@ -9,6 +9,7 @@ from tiny_models import tiny_model
 from tiny_tokenizers import CHAT_TEMPLATE, SlowTokenizer, byte_level
 
 from tokencredit.errors import ConfigError, DataError, ModelError, NumericError, RunFolderError
+from tokencredit.recipes.reward_texts import loaded_reward_model
 from tokencredit.recipes.score_tokens import ScoreTokensConfig, score_tokens
 from tokencredit.recipes.token_scorer import CREDIT_NAMES
 from tokencredit.reward_model.hf_backbone import load_reward_model
@@ -196,6 +197,8 @@ def test_a_pad_token_can_be_named(settings, tmp_path):
     """Which one it is changes no score, the end of sequence included."""
     usual = scored(**settings)
     save_reward_model(tmp_path / "model", byte_level(pad_token=None))
+    with pytest.raises(ModelError, match="no pad token"):
+        loaded_reward_model(settings["reward_model"])
     with pytest.raises(ModelError, match="no pad token"):
         score_tokens(ScoreTokensConfig(**settings))
     for token in ("<unk>", "<eos>"):

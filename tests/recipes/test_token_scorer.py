@@ -368,6 +368,13 @@ def test_a_text_longer_than_the_reward_model_can_read(scorer):
         score_for_policy(model, scorer, policy, generated(policy))
 
 
+def test_a_text_longer_than_the_reward_models_tokenizer_allows():
+    policy, scorer = POLICIES["byte-level"], word_level()
+    scorer.model_max_length = 8
+    with pytest.raises(DataError, match="at most 8"):
+        score_for_policy(model_for(scorer), scorer, policy, generated(policy))
+
+
 def test_a_score_that_is_not_a_number():
     policy = POLICIES["byte-level"]
     model = model_for(policy)

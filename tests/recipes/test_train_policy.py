@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_policy import tiny_config, write_models
 from transformers import AutoModelForCausalLM
 
-from tiny_policy import tiny_config, write_models
 from tokencredit.batch import ResponseBatch
 from tokencredit.errors import (
     ConfigError,
@@ -20,7 +20,8 @@ from tokencredit.errors import (
     RunFolderError,
     TokenCreditWarning,
 )
-from tokencredit.recipes import checkpoints, train_policy as recipe
+from tokencredit.recipes import checkpoints
+from tokencredit.recipes import train_policy as recipe
 from tokencredit.recipes.run_folder import read_jsonl
 from tokencredit.recipes.train_policy import train_policy
 
@@ -163,8 +164,9 @@ def test_accumulated_gradient_equals_the_whole_batch(models, tmp_path, minibatch
     settings = {"minibatch_size": minibatch_size, "truncated": "mask", "adam_epsilon": 1e-3}
     for size in (1, minibatch_size):
         train_policy(tiny_config(models, tmp_path / str(size), micro_batch_size=size, **settings))
-    ones, whole = weights(tmp_path / "1" / "policy"), weights(
-        tmp_path / str(minibatch_size) / "policy"
+    ones, whole = (
+        weights(tmp_path / "1" / "policy"),
+        weights(tmp_path / str(minibatch_size) / "policy"),
     )
     for name, value in whole.items():
         torch.testing.assert_close(ones[name], value, rtol=1e-3, atol=1e-5)

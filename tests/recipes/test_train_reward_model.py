@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import tiny_model
-from tiny_tokenizers import byte_level, word_level
+from tiny_tokenizers import CORPUS, byte_level, word_level
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from tokencredit.errors import (
@@ -19,6 +19,7 @@ from tokencredit.errors import (
 )
 from tokencredit.hf_text import encode_responses
 from tokencredit.recipes import train_reward_model as recipe
+from tokencredit.recipes.corpus import byte_level_tokenizer
 from tokencredit.recipes.encoded_texts import (
     EncodedText,
     encoded_texts,
@@ -70,7 +71,9 @@ def folder(tmp_path_factory):
             for row in range(20)
         ],
     )
-    save_start(folder / "lm", byte_level(bos=True))
+    tokenizer = byte_level_tokenizer(CORPUS, vocab_size=320)
+    assert tokenizer.padding_side == "left"
+    save_start(folder / "lm", tokenizer)
     return folder
 
 
@@ -314,11 +317,12 @@ def test_fractions_come_from_the_prefixes_themselves(folder, tmp_path):
 
 
 def test_dropout_is_off(folder, tmp_path):
-    start = save_start(
-        tmp_path / "lm", byte_level(bos=True), architecture="gpt2", resid_pdrop=0.5, embd_pdrop=0.5
-    )
-    settings = config(folder, tmp_path / "rm", model=str(start))
-    model, tokenizer = recipe._start(settings)
+    tokenizer = byte_level(bos=True)
+    start = tiny_model("gpt2", vocab_size=len(tokenizer))
+    start.config.resid_pdrop = start.config.embd_pdrop = start.config.attn_pdrop = 0.5
+    start.save_pretrained(tmp_path / "start")
+    tokenizer.save_pretrained(tmp_path / "start")
+    model, _ = recipe._start(config(folder, tmp_path / "rm", model=str(tmp_path / "start")))
     ids = torch.tensor([tokenizer("a good film")["input_ids"]])
     model.train()
     assert torch.equal(model(ids).logits, model(ids).logits)

@@ -61,7 +61,10 @@ def scores_of(model, ids, mask, **options):
 
 
 @pytest.mark.parametrize("num_labels", [1, 2])
-@pytest.mark.parametrize("architecture", [*DECODERS, *ENCODERS, "bloom", "gpt_oss", "modernbert"])
+@pytest.mark.parametrize(
+    "architecture",
+    [*DECODERS, *ENCODERS, "bloom", "gpt_oss", "modernbert", "modernbert-decoder"],
+)
 def test_sequence_score_is_that_of_the_models_own_forward(architecture, num_labels):
     model, (ids, mask) = scorer(architecture, num_labels=num_labels), padded()
     with torch.no_grad():
@@ -161,7 +164,9 @@ def test_tokens_masked_inside_a_text_are_left_out():
     assert_close(found.position_scores[mask], expected.position_scores[0])
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "llama", "mistral", "bert", "distilbert"])
+@pytest.mark.parametrize(
+    "architecture", ["gpt2", "llama", "mistral", "bert", "distilbert", "modernbert-decoder"]
+)
 @pytest.mark.parametrize("layer", [0, -1])
 def test_attention_is_the_row_where_the_score_is_read(architecture, layer):
     model, (ids, mask) = scorer(architecture), padded()
@@ -169,7 +174,7 @@ def test_attention_is_the_row_where_the_score_is_read(architecture, layer):
     eager.set_attn_implementation("eager")
     with torch.no_grad():
         output = eager(ids, attention_mask=mask.long(), output_attentions=True)
-    read = mask.sum(-1) - 1 if architecture in DECODERS else torch.zeros(3, dtype=torch.long)
+    read = torch.zeros(3, dtype=torch.long) if architecture in ENCODERS else mask.sum(-1) - 1
     expected = output.attentions[layer].mean(1)[torch.arange(3), read]
     found = scores_of(model, ids, mask, attention_layer=layer).attention
     torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-5)

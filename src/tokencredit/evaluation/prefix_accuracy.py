@@ -40,7 +40,7 @@ def scores_at_fractions(
     if not bool((lengths > 0).all()):
         row = int((lengths == 0).nonzero()[0])
         raise DataError(f"response {row} has no tokens; expected at least one in each: drop it")
-    # In float64 and rounded: 0.2 * 5 must not come out above 1.
+    # In float64 and less a little: 0.55 * 100 comes out above 55.
     seen = lengths[:, None].double() * torch.tensor(fractions, dtype=torch.float64).to(mask.device)
     last = seen.sub(1e-9).ceil().long().clamp(min=1) - 1
     return packed.gather(-1, last)

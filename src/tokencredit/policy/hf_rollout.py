@@ -96,7 +96,7 @@ def drawable_tokens(
     return drawable
 
 
-class SampledDistribution(LogitsProcessor):
+class SampledDistribution(LogitsProcessor):  # type: ignore[misc]
     """Turns a model's logits into those of the distribution that tokens are drawn from."""
 
     def __init__(

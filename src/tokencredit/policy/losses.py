@@ -34,8 +34,8 @@ def clipped_policy_losses(
 
     Source: Schulman et al. 2017, arXiv 1707.06347, equation 7.
 
-    >>> mask = torch.tensor([[True]])
-    >>> clipped_policy_losses(torch.tensor([[1.0]]), torch.tensor([[0.0]]), torch.tensor([[2.0]]), mask)
+    >>> one, mask = torch.ones(1, 1), torch.tensor([[True]])
+    >>> clipped_policy_losses(one, 0 * one, 2 * one, mask)
     tensor([[-2.4000]])
     """
     log_ratios = (policy_logprobs - old_logprobs).masked_fill(~response_mask, 0.0)

@@ -28,6 +28,7 @@ from tokencredit.masking import last_true_index, masked_sum
 from tokencredit.policy.advantages import gae_advantages
 from tokencredit.policy.hf_models import ActorCritic, positions_of, reference_of
 from tokencredit.policy.hf_rollout import Sampling, drawable_tokens, sampling_logits
+from tokencredit.preference.pairs import Prompt
 from tokencredit.recipes.policy_config import TrainPolicyConfig
 from tokencredit.recipes.token_scorer import score_for_policy
 from tokencredit.shaping import (
@@ -179,6 +180,7 @@ def scored(
     config: TrainPolicyConfig,
     moments: RunningMoments,
     token_scorer: TokenScorer | None,
+    conversations: list[Prompt] | None,
 ) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch"]]:
     """Token scores, and the sequence scores as the reward model gave them."""
     if token_scorer is not None:
@@ -202,6 +204,7 @@ def scored(
         credit="terminal" if own_attention else config.credit,
         credit_beta=config.credit_beta,
         attention_layer=config.attention_layer,
+        conversations=conversations,
         score_transform=transform,
     )
     if own_attention:
@@ -257,6 +260,7 @@ def collected(
     moments: RunningMoments,
     autocast: Callable[[], AbstractContextManager[Any]],
     token_scorer: TokenScorer | None = None,
+    conversations: list[Prompt] | None = None,
 ) -> Experience:
     """Score a batch and turn it into what the updates need.
 
@@ -269,7 +273,9 @@ def collected(
     del logits
     with autocast():
         ref_logprobs = reference_logprobs(models, batch, support, config.temperature)
-    token_scores, sequence_scores = scored(models, batch, config, moments, token_scorer)
+    token_scores, sequence_scores = scored(
+        models, batch, config, moments, token_scorer, conversations
+    )
     kl = kl_estimates(old.logprobs, ref_logprobs, estimator=config.kl_estimator)
     token_rewards = kl_penalised_rewards(
         with_truncation(token_scores, batch, truncated, config),
@@ -301,7 +307,7 @@ def collected(
         ref_logprobs=ref_logprobs,
         kl=kl,
         sequence_scores=sequence_scores,
-        held_out_scores=held_out_scores(models, batch),
+        held_out_scores=held_out_scores(models, batch, conversations),
         token_scores=token_scores,
         token_rewards=token_rewards,
         loss_mask=batch.response_mask & ~masks_out[:, None],
@@ -310,7 +316,9 @@ def collected(
     )
 
 
-def held_out_scores(models: PolicyModels, batch: ResponseBatch) -> Float[Tensor, "batch"] | None:
+def held_out_scores(
+    models: PolicyModels, batch: ResponseBatch, conversations: list[Prompt] | None
+) -> Float[Tensor, "batch"] | None:
     """Scores of the reward model that the policy never sees."""
     if models.held_out_reward_model is None:
         return None
@@ -320,6 +328,7 @@ def held_out_scores(models: PolicyModels, batch: ResponseBatch) -> Float[Tensor,
         models.tokenizer,
         batch,
         credit="terminal",
+        conversations=conversations,
     )
     return scores
 
@@ -334,5 +343,6 @@ def rows_of(experience: Experience, rows: Tensor) -> Experience:
 
     parts = {name: part(value) for name, value in vars(experience).items() if name != "support"}
     support = experience.support
-    same_for_all = support is None or support.ndim == 2
-    return Experience(**parts, support=support if same_for_all else support[rows])
+    if support is not None and support.ndim == 3:
+        support = support[rows]
+    return Experience(**parts, support=support)

@@ -80,6 +80,7 @@ class TrainPolicyConfig:
         lora_alpha: scale of the adapter.
         dtype: of the frozen reward model and reference.
         mixed_precision: `bf16` runs generation and updates under autocast.
+        pad_token: padding of a policy whose tokenizer has none.
         attn_implementation: of transformers; None for its default.
         trust_remote_code: run code that comes with a model; off unless you trust its author.
         seed: of everything random.
@@ -87,6 +88,7 @@ class TrainPolicyConfig:
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: how many stay.
         sample_every: steps between written samples with their token rewards.
+        sample_count: responses per written sample.
         trackers: of Accelerate, for example `tensorboard`, `wandb`, `trackio`.
         progress: show a progress bar.
     """
@@ -140,6 +142,7 @@ class TrainPolicyConfig:
     lora_alpha: int = 32
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     mixed_precision: Literal["no", "bf16"] = "no"
+    pad_token: str | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     seed: int = 0
@@ -147,6 +150,7 @@ class TrainPolicyConfig:
     checkpoint_every: int = 50
     keep_checkpoints: int = 2
     sample_every: int = 10
+    sample_count: int = 4
     trackers: tuple[str, ...] = ()
     progress: bool = True
 
@@ -154,9 +158,9 @@ class TrainPolicyConfig:
         _require_positive(
             self, "steps", "batch_size", "ppo_epochs", "checkpoint_every", "keep_checkpoints"
         )
-        minibatch = self.minibatch_size or self.batch_size
+        minibatch = self.batch_size if self.minibatch_size is None else self.minibatch_size
         _require_multiple("batch_size", self.batch_size, "minibatch_size", minibatch)
-        micro_batch = self.micro_batch_size or minibatch
+        micro_batch = minibatch if self.micro_batch_size is None else self.micro_batch_size
         _require_multiple("minibatch_size", minibatch, "micro_batch_size", micro_batch)
         if self.kl_coef > 0 and self.kl_loss_coef > 0:
             raise ConfigError(
@@ -200,7 +204,7 @@ class TrainPolicyConfig:
                 f"gamma is {self.gamma} with credit {self.credit!r}: the sum of token rewards is "
                 "conserved only undiscounted, so the objective changes; gamma = 1 keeps it",
                 TokenCreditWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
 
 

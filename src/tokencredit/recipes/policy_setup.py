@@ -1,5 +1,6 @@
 """What `train-policy` loads before its first step, and the order of prompts."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tokencredit.errors import ConfigError, DataError, ModelError
 from tokencredit.hf_loading import disable_dropout, load_model, load_tokenizer, require_pad_token
 from tokencredit.policy.hf_models import ActorCritic, load_value_head
 from tokencredit.preference.hf_datasets import load_prompts
+from tokencredit.preference.pairs import Prompt
 from tokencredit.recipes.experience import PolicyModels
 from tokencredit.recipes.policy_config import TrainPolicyConfig
 from tokencredit.reward_model.hf_backbone import load_reward_model
@@ -25,7 +27,9 @@ def loaded_models(
     Raises:
         ModelError: a model is missing, lacks a pad token, or has the wrong head.
     """
-    tokenizer = load_tokenizer(config.policy, trust_remote_code=config.trust_remote_code)
+    tokenizer = load_tokenizer(
+        config.policy, trust_remote_code=config.trust_remote_code, pad_token=config.pad_token
+    )
     require_pad_token(tokenizer)
     if config.response_lengths == "eos" and tokenizer.eos_token_id is None:
         raise ModelError(
@@ -96,16 +100,32 @@ def _critic(
     return critic
 
 
-def tokenized_prompts(config: TrainPolicyConfig, tokenizer: Any) -> list[list[int]]:
-    """Token ids of every prompt; chats are rendered with the policy's template.
+@dataclass(frozen=True)
+class PolicyPrompts:
+    """Token ids of every prompt, and the chats they were rendered from if they were."""
+
+    rows: list[list[int]]
+    chats: list[Prompt] | None
+
+
+def tokenized_prompts(config: TrainPolicyConfig, tokenizer: Any) -> PolicyPrompts:
+    """The prompts of a run; chats are rendered with the policy's template.
 
     Raises:
         DataError: there are no prompts, or one is empty.
+        ConfigError: chats are to be cut to their first tokens.
     """
     prompts = load_prompts(config.prompts, column=config.prompt_column, limit=config.max_prompts)
+    chats = None
     if isinstance(prompts[0], str):
         rows = tokenizer(prompts, add_special_tokens=True)["input_ids"]
     else:
+        chats = prompts
+        if config.prompt_tokens is not None:
+            raise ConfigError(
+                f"prompt_tokens is {config.prompt_tokens} and {config.prompts} holds chats; "
+                "expected whole chats: leave prompt_tokens out"
+            )
         rows = [
             tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
             for chat in prompts
@@ -118,14 +138,14 @@ def tokenized_prompts(config: TrainPolicyConfig, tokenizer: Any) -> list[list[in
             f"a prompt of {config.prompts} has no tokens; expected text, or a tokenizer that "
             "begins with a BOS token"
         )
-    return rows
+    return PolicyPrompts(rows, chats)
 
 
 def prompts_of_step(count: int, batch_size: int, seed: int, step: int) -> list[int]:
     """Which prompts a step uses: each once per pass over the data, in a new order every pass.
 
     >>> [prompts_of_step(4, 2, seed=0, step=s) for s in range(2)]
-    [[2, 0], [1, 3]]
+    [[0, 1], [3, 2]]
     """
     chosen: list[int] = []
     first = step * batch_size

@@ -132,12 +132,16 @@ def finished_run(config: Any) -> Path | None:
 
 @contextmanager
 def supervised_run(config: Any) -> Iterator[Path]:
-    """The folder of a run; one that did not exist before goes again when the run fails."""
+    """The folder of a run; one that did not exist before goes again when the run fails.
+
+    Inside, transformers shows neither bars nor remarks of its own; the bar of training stays.
+    """
     existed = Path(config.output).exists()
     folder = open_run_folder(config.output, config, free=_FREE_SETTINGS)
     (folder / "metrics.jsonl").unlink(missing_ok=True)
     try:
-        yield folder
+        with quiet_transformers():
+            yield folder
     except Exception:
         if not existed:
             shutil.rmtree(folder, ignore_errors=True)
@@ -155,9 +159,8 @@ def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     beside = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(beside, ignore_errors=True)
     try:
-        with quiet_transformers():
-            model.save_pretrained(beside)
-            tokenizer.save_pretrained(beside)
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
         for file in sorted(beside.iterdir(), key=lambda file: file.name == "config.json"):
             file.replace(folder / file.name)
     except (OSError, SafetensorError) as error:
@@ -171,7 +174,7 @@ def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No bars and reports of transformers about models that are loaded or written."""
+    """No bars and remarks of transformers, about weights it loads or masks it misses, say."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -30,6 +30,7 @@ from tokencredit.errors import TokenCreditWarning
 from tokencredit.masking import masked_sum, masked_whiten
 from tokencredit.policy.hf_rollout import sampled_responses
 from tokencredit.policy.losses import clipped_policy_losses, clipped_tokens, clipped_value_losses
+from tokencredit.preference.pairs import Prompt
 from tokencredit.recipes.checkpoints import (
     checkpoint_path,
     last_checkpoint,
@@ -54,6 +55,7 @@ from tokencredit.recipes.policy_metrics import (
     timed,
 )
 from tokencredit.recipes.policy_setup import (
+    PolicyPrompts,
     left_padded,
     loaded_models,
     prompts_of_step,
@@ -66,7 +68,7 @@ from tokencredit.shaping import RunningMoments, adapted_kl_coef, kl_estimates
 __all__ = ["TrainPolicyConfig", "train_policy"]
 
 _FREE_SETTINGS = ("output", "steps", "checkpoint_every", "keep_checkpoints", "sample_every",
-                  "trackers", "progress", "device")  # fmt: skip
+                  "sample_count", "trackers", "progress", "device")  # fmt: skip
 
 
 @dataclass
@@ -161,7 +163,7 @@ def _ppo_step(
     models: PolicyModels,
     model: Any,
     optimizer: Any,
-    prompts: list[list[int]],
+    prompts: PolicyPrompts,
     state: RunState,
     token_scorer: TokenScorer | None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -169,7 +171,7 @@ def _ppo_step(
     seconds: dict[str, float] = {}
     rng = seeded(config.seed, state.step, accelerator.process_index)
     with timed(seconds, "rollout"):
-        batch, truncated = _rollout(config, accelerator, models, prompts, state.step, rng)
+        batch, truncated, chats = _rollout(config, accelerator, models, prompts, state.step, rng)
     with timed(seconds, "score"):
         experience = collected(
             models,
@@ -181,6 +183,7 @@ def _ppo_step(
             moments=state.moments,
             autocast=accelerator.autocast,
             token_scorer=token_scorer,
+            conversations=chats,
         )
     with timed(seconds, "update"):
         update = _updated(config, accelerator, model, optimizer, experience, state.step, rng)
@@ -189,7 +192,7 @@ def _ppo_step(
     )
     samples = []
     if state.step % config.sample_every == 0 and accelerator.is_main_process:
-        samples = sample_rows(state.step, experience, models.tokenizer, count=4)
+        samples = sample_rows(state.step, experience, models.tokenizer, count=config.sample_count)
     _after_step(config, accelerator, experience, state, row)
     return row, samples
 
@@ -198,14 +201,15 @@ def _rollout(
     config: TrainPolicyConfig,
     accelerator: Accelerator,
     models: PolicyModels,
-    prompts: list[list[int]],
+    prompts: PolicyPrompts,
     step: int,
     rng: torch.Generator,
-) -> tuple[ResponseBatch, Bool[Tensor, "batch"]]:
+) -> tuple[ResponseBatch, Bool[Tensor, "batch"], list[Prompt] | None]:
     share = config.batch_size // accelerator.num_processes
-    chosen = prompts_of_step(len(prompts), config.batch_size, config.seed, step)
+    chosen = prompts_of_step(len(prompts.rows), config.batch_size, config.seed, step)
     mine = chosen[accelerator.process_index * share : (accelerator.process_index + 1) * share]
-    rows = [prompts[i] for i in mine]
+    rows = [prompts.rows[i] for i in mine]
+    chats = None if prompts.chats is None else [prompts.chats[i] for i in mine]
     if config.prompt_tokens is not None:
         least, most = config.prompt_tokens
         cuts = torch.randint(least, most + 1, (share,), generator=rng).tolist()
@@ -216,7 +220,7 @@ def _rollout(
         lengths = torch.randint(least, config.max_new_tokens + 1, (share,), generator=rng)
     prompt_ids, prompt_mask = left_padded(rows, models.tokenizer.pad_token_id)
     with accelerator.autocast():
-        return sampled_responses(
+        batch, truncated = sampled_responses(
             models.actor_critic.policy,
             prompt_ids.to(accelerator.device),
             prompt_mask.to(accelerator.device),
@@ -225,6 +229,7 @@ def _rollout(
             eos_token_id=models.tokenizer.eos_token_id,
             response_lengths=None if lengths is None else lengths.to(accelerator.device),
         )
+    return batch, truncated, chats
 
 
 def _updated(
@@ -249,7 +254,7 @@ def _updated(
     updates = 0
     for _ in range(config.ppo_epochs):
         order = torch.randperm(share, generator=rng)
-        for rows in order.split(minibatch):
+        for rows in torch.split(order, minibatch):
             sums = _optimised(
                 config, accelerator, model, optimizer, rows_of(experience, rows), micro_batch
             )
@@ -269,7 +274,7 @@ def _optimised(
     """One optimiser step, its gradient accumulated over micro-batches to that of the whole."""
     tokens = accelerator.reduce(minibatch.loss_mask.sum(), reduction="sum").clamp(min=1)
     sums: dict[str, Tensor] = {}
-    parts = torch.arange(len(minibatch.batch)).split(micro_batch)
+    parts = torch.split(torch.arange(len(minibatch.batch)), micro_batch)
     for index, rows in enumerate(parts):
         last = index == len(parts) - 1
         with nullcontext() if last else accelerator.no_sync(model):

@@ -43,7 +43,7 @@ def supported_model(model: nn.Module) -> PreTrainedModel:
             "the reward model has a PEFT adapter that adds virtual tokens; expected an adapter of "
             "weights such as LoRA: merge it, or train one of that kind"
         )
-    if not is_causal(pretrained) and getattr(pretrained.config, "summary_type", None) == "last":
+    if getattr(pretrained.config, "summary_type", None) == "last" and not is_causal(pretrained):
         raise ModelError(
             f"{type(pretrained).__name__} reads its score at the last column, padding or not; "
             "expected a model that reads it at the first token or at the last real one"
@@ -54,7 +54,7 @@ def supported_model(model: nn.Module) -> PreTrainedModel:
 def reading_positions(
     model: PreTrainedModel, packed: Bool[Tensor, "batch sequence"]
 ) -> Int[Tensor, "batch"]:
-    """Where the score is read: the last real token, or an encoder's first.
+    """Where a model that scores no prefixes reads its score: an encoder at the first token.
 
     Raises:
         ModelError: it is read from several positions, or in a decoder of its own.
@@ -67,8 +67,7 @@ def reading_positions(
             "expected a decoder or an encoder with a first-token head for attention credit: "
             "choose another credit method"
         )
-    backwards_only = _layer_directions(model) == {True}
-    if is_causal(model) or backwards_only:
+    if _layer_directions(model) == {True}:
         return last_positions(packed)
     return packed.new_zeros(len(packed), dtype=torch.long)
 
@@ -117,5 +116,7 @@ def require_trained_head(info: dict[str, Any], name: str) -> None:
 
 def _layer_directions(model: PreTrainedModel) -> set[bool]:
     """What the model and its attention layers say about themselves: causal or not."""
-    parts = [model.config, *model.modules()]
-    return {part.is_causal for part in parts if isinstance(getattr(part, "is_causal", None), bool)}
+    # From `vars`, since a failing `getattr` on each of hundreds of modules is slow.
+    said = [getattr(model.config, "is_causal", None)]
+    said += [vars(module).get("is_causal") for module in model.modules()]
+    return {causal for causal in said if isinstance(causal, bool)}

@@ -26,7 +26,7 @@ from tokencredit.errors import DataError, ModelError, NumericError
 from tokencredit.hf_attention import recorded_attention
 from tokencredit.hf_loading import load_model_and_info, load_tokenizer
 from tokencredit.masking import left_packed
-from tokencredit.reward_model.heads import at_last_token, scalar_scores
+from tokencredit.reward_model.heads import at_last_token, last_positions, scalar_scores
 from tokencredit.reward_model.hf_architecture import (
     is_causal,
     reading_positions,
@@ -142,12 +142,13 @@ def reward_model_output(
     real = attention_mask.bool()
     require_readable(pretrained, real)
     ids, packed = left_packed(input_ids, real)
+    causal = is_causal(pretrained)
     recording: Any = nullcontext()
     if attention_layer is not None:
-        reading = reading_positions(pretrained, packed)[:, None]
-        recording = recorded_attention(pretrained, reading, packed, layer=attention_layer)
+        reading = last_positions(packed) if causal else reading_positions(pretrained, packed)
+        recording = recorded_attention(pretrained, reading[:, None], packed, layer=attention_layer)
     with recording as record:
-        if is_causal(pretrained):
+        if causal:
             hidden = pretrained.base_model(ids, use_cache=False).last_hidden_state
             scores = scalar_scores(pretrained.score(hidden))
             sequence_scores = at_last_token(scores, packed)

@@ -1,0 +1,242 @@
+"""The documentation is true: its code runs, its commands parse, its tables match the code."""
+
+import importlib
+import inspect
+import re
+import shlex
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_models import tiny_model
+from tiny_policy import tiny_config, write_models
+
+import tokencredit
+from tokencredit import errors
+from tokencredit.cli import COMMANDS, _parsed
+from tokencredit.recipes.policy_config import TrainPolicyConfig
+from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.train_policy import train_policy
+
+PROJECT = Path(__file__).resolve().parents[1]
+DOCS = PROJECT / "docs"
+PACKAGE = PROJECT / "src" / "tokencredit"
+pages = {page.relative_to(PROJECT).as_posix(): page.read_text() for page in DOCS.rglob("*.md")}
+pages["README.md"] = (PROJECT / "README.md").read_text()
+LANGUAGES = {"python", "bash", "yaml", "text"}
+
+
+def blocks(page: str, language: str) -> list[tuple[int, str]]:
+    """Line number and content of the fenced blocks of one language."""
+    found = re.finditer(rf"^```{language}\n(.*?)^```$", pages[page], flags=re.M | re.S)
+    return [(pages[page].count("\n", 0, match.start(1)) + 1, match[1]) for match in found]
+
+
+def commands_in(text: str) -> list[list[str]]:
+    """Name and arguments of every call of the command line, continued lines joined."""
+    lines = text.replace("\\\n", " ").splitlines()
+    found = (re.match(r"(?:.* -m tokencredit\.cli|tokencredit) +(.*)", line) for line in lines)
+    return [shlex.split(match[1], comments=True) for match in found if match]
+
+
+def table(page: str, title: str) -> list[list[str]]:
+    """Cells of the table whose first column is headed by `title`, without its head."""
+    lines = pages[page].splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {title} |"))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split(" |")])
+    return rows
+
+
+def quoted(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = write_models(tmp_path_factory.mktemp("documented") / "my")
+    tiny_model("bert").save_pretrained(folder / "encoder")
+    return folder
+
+
+def prepare(page: str, folder: Path, models: Path) -> None:
+    """What a reader of the page has: models in `my/`, and the settings files that it shows."""
+    (folder / "my").symlink_to(models)
+    for _, text in blocks(page, "yaml"):
+        name = re.match(r"# (\S+\.yaml)\n", text)
+        assert name, "a block of YAML begins with the name of its file"
+        (folder / name[1]).write_text(text)
+
+
+def page_ids(language: str) -> list[str]:
+    return sorted(page for page in pages if blocks(page, language))
+
+
+def test_there_are_pages_with_code_and_commands():
+    assert {"README.md", "docs/guarantees.md", "docs/train-policy.md"} <= set(page_ids("python"))
+    assert {"README.md", "docs/quickstart.md", "docs/train-policy.md"} <= set(page_ids("bash"))
+
+
+@pytest.mark.parametrize("page", sorted(pages))
+def test_every_block_says_what_it_is(page):
+    opened = re.findall(r"^ *```(.*)$", pages[page], flags=re.M)
+    assert set(opened[::2]) <= LANGUAGES
+    assert not any(opened[1::2])
+
+
+@pytest.mark.parametrize("page", page_ids("python"))
+def test_python_runs(page, models, tmp_path, monkeypatch):
+    prepare(page, tmp_path, models)
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "documentation"}
+    for line, text in blocks(page, "python"):
+        code = compile("\n" * (line - 1) + text, str(PROJECT / page), "exec")
+        exec(code, namespace)
+
+
+@pytest.mark.parametrize("page", page_ids("bash"))
+def test_commands_parse(page, models, tmp_path, monkeypatch):
+    prepare(page, tmp_path, models)
+    monkeypatch.chdir(tmp_path)
+    for _, text in blocks(page, "bash"):
+        for name, *arguments in commands_in(text):
+            assert name in COMMANDS
+            if arguments == ["--help"]:
+                continue
+            module = importlib.import_module(f"tokencredit.recipes.{name.replace('-', '_')}")
+            config = getattr(module, "".join(map(str.capitalize, name.split("-"))) + "Config")
+            _parsed(name, config, arguments)
+
+
+@pytest.mark.parametrize("page", page_ids("bash"))
+def test_make_targets_exist(page):
+    targets = re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), flags=re.M)
+    for _, text in blocks(page, "bash"):
+        assert set(re.findall(r"^make ([\w-]+)", text, flags=re.M)) <= set(targets)
+
+
+def test_commands_are_found_wherever_they_stand():
+    text = "make x\ntokencredit a --b 1 \\\n  --c '[2]'\ntorchrun -m tokencredit.cli d # e\n"
+    assert commands_in(text) == [["a", "--b", "1", "--c", "[2]"], ["d"]]
+
+
+@pytest.mark.parametrize("page", sorted(pages))
+def test_what_is_named_in_passing_exists(page):
+    text = re.sub(r"^```.*?^```$", "", pages[page], flags=re.M | re.S)
+    for file in re.findall(r"`((?:tests|benchmarks|runs|src)/[\w/.-]+\.\w+)`", text):
+        assert (PROJECT / file).is_file(), file
+    for name in re.findall(r"`(tokencredit(?:\.\w+)+)`", text):
+        importlib.import_module(name)
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert ((PROJECT / page).parent / link).is_file(), link
+
+
+def test_every_page_is_in_the_navigation():
+    def files(entry: Any) -> list[str]:
+        if isinstance(entry, str):
+            return [entry]
+        parts = entry.values() if isinstance(entry, dict) else entry
+        return [file for part in parts for file in files(part)]
+
+    listed = files(yaml.safe_load((PROJECT / "mkdocs.yml").read_text())["nav"])
+    assert sorted(f"docs/{file}" for file in listed) == sorted(pages.keys() - {"README.md"})
+
+
+def credit_functions() -> set[str]:
+    return {name for name in tokencredit.__all__ if name.endswith(("_credit", "_received"))}
+
+
+def test_every_method_has_its_row():
+    rows = table("docs/methods.md", "method")
+    assert {name for row in rows for name in quoted(row[2])} == credit_functions()
+    assert all((PROJECT / path).is_file() for row in rows for path in quoted(row[7]))
+
+
+@pytest.mark.parametrize("row", table("docs/methods.md", "method"), ids=lambda row: row[0])
+def test_methods_say_of_themselves_what_the_table_says(row):
+    (credit,) = (name for name in quoted(row[2]) if name.endswith("_credit"))
+    docstring = inspect.getdoc(getattr(tokencredit, credit))
+    said = re.search(r"Conserves: (.+?)\. Causal: (\w+).*?\. Needs: (.+?)\.", docstring)
+    assert said[1] == row[4]
+    assert re.match(r"\w+", row[5])[0] == said[2]
+    assert said[3] == row[3]
+    papers = re.findall(r"arXiv (\d{4}\.\d{5})", docstring)
+    authors = re.search(r"Source: (\w+)", docstring)[1]
+    assert row[1].startswith(authors)
+    assert set(re.findall(r"\d{4}\.\d{5}", row[1])) <= set(papers)
+
+
+def test_method_names_are_those_of_the_command_line():
+    rows = table("docs/methods.md", "method | `train-policy --credit`")
+    policy_names = [name for row in rows for name in quoted(row[1])]
+    annotation = next(f.type for f in fields(TrainPolicyConfig) if f.name == "credit")
+    assert tuple(policy_names) == annotation.__args__
+    scorer = importlib.import_module("tokencredit.recipes.token_scorer")
+    assert tuple(name for row in rows for name in quoted(row[2])) == scorer.CREDIT_NAMES
+
+
+def test_every_setting_of_train_policy_is_listed_with_its_default():
+    def shown(default: Any) -> str:
+        if default is MISSING:
+            return "needed"
+        if isinstance(default, bool):
+            return str(default).lower()
+        return "empty" if default is None or default == () else str(default)
+
+    text = pages["docs/train-policy.md"].split("## The run folder")[0]
+    listed = re.findall(r"^\| `(\w+)` \| (\S+) \| \S", text, flags=re.M)
+    assert sorted(listed) == sorted((f.name, shown(f.default)) for f in fields(TrainPolicyConfig))
+
+
+def test_every_metric_is_explained(models, tmp_path):
+    held_out = str(models / "held-out")
+    config = tiny_config(models, tmp_path / "run", steps=1, held_out_reward_model=held_out)
+    train_policy(config)
+    (row,) = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    explained = [
+        name for cells in table("docs/train-policy.md", "name") for name in quoted(cells[0])
+    ]
+    assert sorted(explained) == sorted(row)
+
+
+def test_every_error_is_explained():
+    named = {name for row in table("docs/errors.md", "type") for name in quoted(row[0])}
+    concrete = {c.__name__ for c in errors.TokenCreditError.__subclasses__()}
+    assert named == concrete
+
+
+def test_settings_for_those_who_come_from_trl_exist():
+    named = {name for row in table("docs/coming-from.md", "TRL") for name in quoted(row[1])}
+    assert named <= {field.name for field in fields(TrainPolicyConfig)}
+
+
+def tree_files() -> list[str]:
+    """Files of the tree in the architecture page, relative to the package."""
+    text = next(text for _, text in blocks("docs/architecture.md", "text") if "src/" in text)
+    folder, files = "", []
+    for line in text.splitlines()[1:]:
+        indent, name = re.match(r"( +)(\S+)", line).groups()
+        if name.endswith("/"):
+            folder = name
+        else:
+            files.append(name if len(indent) == 2 else folder + name)
+    return files
+
+
+def test_the_tree_is_that_of_the_package():
+    there = [path for path in PACKAGE.rglob("*") if path.suffix in {".py", ".html"}]
+    names = {path.relative_to(PACKAGE).as_posix() for path in there}
+    packages = {name for name in names if name.endswith("/__init__.py")}
+    assert sorted(tree_files()) == sorted(names - packages)
+
+
+def test_every_file_of_the_tree_has_its_line():
+    text = next(text for _, text in blocks("docs/architecture.md", "text") if "src/" in text)
+    lines = [line for line in text.splitlines()[1:] if not line.endswith("/")]
+    assert len(lines) == len(tree_files())
+    assert all(re.match(r" +\S+ +\S", line) for line in lines)
