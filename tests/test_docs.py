@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_models import tiny_model
 from tiny_policy import tiny_config, write_models
 
 import tokencredit
@@ -59,9 +58,7 @@ def quoted(cell: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    folder = write_models(tmp_path_factory.mktemp("documented") / "my")
-    tiny_model("bert").save_pretrained(folder / "encoder")
-    return folder
+    return write_models(tmp_path_factory.mktemp("documented") / "my")
 
 
 def prepare(page: str, folder: Path, models: Path) -> None:
@@ -198,9 +195,8 @@ def test_every_metric_is_explained(models, tmp_path):
     config = tiny_config(models, tmp_path / "run", steps=1, held_out_reward_model=held_out)
     train_policy(config)
     (row,) = read_jsonl(tmp_path / "run" / "metrics.jsonl")
-    explained = [
-        name for cells in table("docs/train-policy.md", "name") for name in quoted(cells[0])
-    ]
+    metrics = table("docs/train-policy.md", "name")
+    explained = [name for cells in metrics for name in quoted(cells[0])]
     assert sorted(explained) == sorted(row)
 
 
@@ -229,7 +225,7 @@ def tree_files() -> list[str]:
 
 
 def test_the_tree_is_that_of_the_package():
-    there = [path for path in PACKAGE.rglob("*") if path.suffix in {".py", ".html"}]
+    there = [path for path in PACKAGE.rglob("*") if path.suffix in {".py", ".pyi", ".html"}]
     names = {path.relative_to(PACKAGE).as_posix() for path in there}
     packages = {name for name in names if name.endswith("/__init__.py")}
     assert sorted(tree_files()) == sorted(names - packages)

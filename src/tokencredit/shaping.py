@@ -102,11 +102,18 @@ def adapted_kl_coef(
     Returns:
         The next coefficient.
 
+    Raises:
+        ConfigError: `kl_target` or `horizon` is not positive.
+
     Source: Ziegler et al. 2019, arXiv 1909.08593, section 2.2.
 
     >>> adapted_kl_coef(0.2, 9.0, kl_target=6.0, responses=100, horizon=1000)
     0.20400000000000001
     """
+    if kl_target <= 0 or horizon <= 0:
+        raise ConfigError(
+            f"kl_target is {kl_target} and horizon {horizon}; expected positive numbers"
+        )
     error = min(max(observed_kl / kl_target - 1, -0.2), 0.2)
     return kl_coef * (1 + error * responses / horizon)
 
@@ -129,6 +136,8 @@ class RunningMoments:
     def updated(self, scores: Float[Tensor, "batch"]) -> "RunningMoments":
         """The moments with these scores counted in."""
         seen, fresh = self.count, scores.numel()
+        if fresh == 0:
+            return self
         mean = float(scores.double().mean())
         shift = mean - self.mean
         count = seen + fresh

@@ -240,7 +240,6 @@ def test_files_that_cannot_be_read(tmp_path, name, content):
         load_texts(tmp_path / name)
 
 
-@pytest.mark.data
 def test_hh_rlhf_has_the_faults_it_is_known_for(shared_data):
     """36 pairs of equal answers and 11 with an empty last turn among 8,552."""
     found, rows = [], 0

@@ -16,11 +16,12 @@ from tokencredit.batch import ResponseBatch
 from tokencredit.errors import (
     ConfigError,
     DataError,
+    ModelError,
     NumericError,
     RunFolderError,
     TokenCreditWarning,
 )
-from tokencredit.recipes import checkpoints
+from tokencredit.recipes import checkpoints, ppo_update
 from tokencredit.recipes import train_policy as recipe
 from tokencredit.recipes.run_folder import read_jsonl
 from tokencredit.recipes.train_policy import train_policy
@@ -317,14 +318,26 @@ def test_a_nan_in_the_reward_model_stops_and_keeps_the_checkpoint(models, tmp_pa
 
 def test_a_nan_in_the_loss_stops_before_the_weights(models, tmp_path, monkeypatch):
     train_policy(tiny_config(models, tmp_path, steps=1))
-    losses = recipe.clipped_policy_losses
+    losses = ppo_update.clipped_policy_losses
     monkeypatch.setattr(
-        recipe, "clipped_policy_losses", lambda *a, **k: losses(*a, **k) * float("nan")
+        ppo_update, "clipped_policy_losses", lambda *a, **k: losses(*a, **k) * float("nan")
     )
     with pytest.raises(NumericError, match="the loss is nan"):
         train_policy(tiny_config(models, tmp_path, steps=2))
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
     assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_a_mistyped_model_leaves_no_folder_behind(models, tmp_path):
+    config = tiny_config(models, tmp_path / "run", reward_model=str(tmp_path / "nowhere"))
+    with pytest.raises(ModelError, match="nowhere"):
+        train_policy(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_batches_that_processes_cannot_share_are_refused(models, tmp_path):
+    with pytest.raises(ConfigError, match="3 processes"):
+        recipe._require_divisible(tiny_config(models, tmp_path), 3)
 
 
 def test_another_run_in_the_folder_is_refused(models, tmp_path):

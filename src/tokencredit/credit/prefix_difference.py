@@ -16,9 +16,9 @@ def prefix_difference_credit(
 
     Conserves: up to the score of the prompt. Causal: yes. Needs: prefix scores.
 
-    It is the potential-based shaping of a zero reward with potential `R(prefix)`, so adding it to
-    or putting it in place of a terminal reward leaves the optimal policy where it was
-    (Ng et al. 1999). The scores are only as good as the reward model is on prefixes: train it on
+    It is the terminal reward plus a potential-based shaping with potential `R(prefix)`, zero after
+    the end, so in place of the terminal reward it leaves the optimal policy where it was (Ng et
+    al. 1999). The scores are only as good as the reward model is on prefixes: train it on
     them (`prefix_bradley_terry_loss`).
 
     Args:

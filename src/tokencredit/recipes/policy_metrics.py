@@ -34,7 +34,7 @@ def require_finite(what: str, value: Tensor) -> None:
     if not bool(value.isfinite().all()):
         raise NumericError(
             f"{what} is {float(value.detach())}; expected a finite number. The last checkpoint is "
-            "whole: lower the learning rate or look at the rewards, then run the same command to go on"
+            "whole: lower the learning rate or look at the rewards, then run the same command again"
         )
 
 

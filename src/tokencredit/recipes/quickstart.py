@@ -12,24 +12,18 @@ the reward model. Models that are there already are used again.
 import json
 import random
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from jaxtyping import Float
-from markupsafe import Markup
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from tokencredit.errors import RunFolderError
-from tokencredit.evaluation.agreement import pearson_correlation
-from tokencredit.evaluation.heatmap import heatmap_html
-from tokencredit.evaluation.plots import plot_credit_by_position, plot_learning_curves
-from tokencredit.evaluation.report import ReportFigure, ReportTable, report_html
-from tokencredit.hf_text import EncodedResponses, encode_responses
+from tokencredit.hf_text import encode_responses
+from tokencredit.recipes.quickstart_report import CreditOfReviews, write_report
 from tokencredit.recipes.run_folder import read_jsonl, write_atomically
+from tokencredit.recipes.supervised import quiet_transformers
 from tokencredit.recipes.token_scorer import CreditName, score_for_policy
 from tokencredit.recipes.train_language_model import TrainLanguageModelConfig, train_language_model
 from tokencredit.recipes.train_policy import TrainPolicyConfig, train_policy
@@ -37,7 +31,7 @@ from tokencredit.recipes.train_reward_model import TrainRewardModelConfig, train
 from tokencredit.reward_model.hf_backbone import load_reward_model
 from tokencredit.toy.hf_tokenizer import toy_tokenizer
 from tokencredit.toy.reviews import sample_pairs, sample_prompt, sample_review
-from tokencredit.toy.truth import split_words, true_reward, true_token_scores
+from tokencredit.toy.truth import true_token_scores
 
 CREDITS: tuple[CreditName, ...] = get_args(CreditName)
 ARCHITECTURE = {
@@ -68,7 +62,7 @@ class QuickstartConfig:
     """
 
     output: str = "output/quickstart"
-    steps: int = 60
+    steps: int = 40
     batch_size: int = 32
     reviews: int = 4000
     max_new_tokens: int = 40
@@ -78,6 +72,7 @@ class QuickstartConfig:
     progress: bool = True
 
 
+@quiet_transformers()
 def quickstart(config: QuickstartConfig) -> Path:
     """Run the story and write the report.
 
@@ -93,15 +88,20 @@ def quickstart(config: QuickstartConfig) -> Path:
     language_model = train_language_model(_language_model_config(config, folder))
     console.rule("2/4 reward model")
     reward_model = train_reward_model(_reward_model_config(config, folder, language_model))
-    runs = {}
+    runs: dict[str, Path] = {}
     for credit in CREDITS:
         console.rule(f"3/4 PPO with {credit} credit")
         runs[credit] = folder / f"policy-{credit}"
         train_policy(_policy_config(config, folder, credit, language_model, reward_model))
     console.rule("4/4 credit against truth")
     texts = read_jsonl(folder / "data" / "held-out.jsonl")
-    scores, encoded = _credit_of_reviews(texts, reward_model)
-    report = _write_report(config, folder, runs, scores, encoded, console)
+    settings = (
+        f"{config.steps} PPO steps of {config.batch_size} responses of {config.max_new_tokens} "
+        f"words, learning rate {config.learning_rate:g}, gae_lambda {config.gae_lambda:g}, seed "
+        f"{config.seed}. Command: tokencredit quickstart"
+    )
+    credit_of_reviews = _credit_of_reviews(texts, reward_model)
+    report = write_report(folder, runs, credit_of_reviews, settings, console)
     console.print(f"Report: {report.resolve()}", soft_wrap=True)
     console.print(f"Figures: {(folder / 'learning-curves.png').resolve()}", soft_wrap=True)
     console.print(f"         {(folder / 'credit-by-position.png').resolve()}", soft_wrap=True)
@@ -145,7 +145,7 @@ def _language_model_config(config: QuickstartConfig, folder: Path) -> TrainLangu
         architecture=ARCHITECTURE,
         tokenizer=str(folder / "data" / "tokenizer"),
         max_length=128,
-        epochs=4,
+        epochs=4.0,
         batch_size=16,
         learning_rate=3e-3,
         seed=config.seed,
@@ -164,7 +164,7 @@ def _reward_model_config(
         prompt_column="prompt",
         append_eos=False,
         max_length=96,
-        epochs=3,
+        epochs=3.0,
         batch_size=16,
         learning_rate=1e-3,
         seed=config.seed,
@@ -202,176 +202,22 @@ def _policy_config(
     )
 
 
-def true_rewards_by_step(run: Path) -> list[float]:
-    """Mean true reward of the responses of each step of a run, in nats."""
-    by_step: dict[int, list[float]] = {}
-    for sample in read_jsonl(run / "samples.jsonl"):
-        by_step.setdefault(sample["step"], []).append(true_reward(split_words(sample["response"])))
-    return [sum(rewards) / len(rewards) for _, rewards in sorted(by_step.items())]
-
-
-def _credit_of_reviews(
-    rows: list[dict[str, Any]], reward_model: Path
-) -> tuple[dict[str, Float[Tensor, "batch time"]], EncodedResponses]:
+def _credit_of_reviews(rows: list[dict[str, Any]], reward_model: Path) -> CreditOfReviews:
     """Token scores of held-out reviews: the two truths, and every credit."""
     model, tokenizer = load_reward_model(reward_model, device="cpu")
-    encoded = encode_responses(
-        tokenizer, [row["prompt"] for row in rows], [row["response"] for row in rows]
-    )
-    mask, tokens = encoded.batch.response_mask, _token_texts(encoded, tokenizer)
+    prompts, responses = [row["prompt"] for row in rows], [row["response"] for row in rows]
+    encoded = encode_responses(tokenizer, prompts, responses)
+    mask = encoded.batch.response_mask
+    pieces = [
+        [text[start:end] for start, end in spans]
+        for text, spans in zip(responses, encoded.response_spans, strict=True)
+    ]
     scores: dict[str, Tensor] = {
-        "truth (causal)": true_token_scores(tokens, mask, truth="causal"),
-        "truth (Shapley)": true_token_scores(tokens, mask, truth="shapley"),
+        "truth (causal)": true_token_scores(pieces, mask, truth="causal"),
+        "truth (Shapley)": true_token_scores(pieces, mask, truth="shapley"),
     }
     for credit in CREDITS:
         scores[credit], _ = score_for_policy(
             model, tokenizer, tokenizer, encoded.batch, credit=credit, micro_batch_size=50
         )
-    return scores, encoded
-
-
-def _token_texts(encoded: EncodedResponses, tokenizer: Any) -> list[list[str]]:
-    batch = encoded.batch
-    return [
-        [tokenizer.decode([token]) for token in ids[mask].tolist()]
-        for ids, mask in zip(batch.response_ids, batch.response_mask, strict=True)
-    ]
-
-
-def first_step_at(curve: list[float], level: float, *, window: int = 5) -> int | None:
-    """First step whose running mean reaches a level; None if none does.
-
-    >>> first_step_at([0.0, 1.0, 2.0, 3.0], 2.0, window=2)
-    4
-    """
-    for end in range(window, len(curve) + 1):
-        if sum(curve[end - window : end]) / window >= level:
-            return end
-    return None
-
-
-def _rows(
-    config: QuickstartConfig, runs: dict[CreditName, Path], scores: dict[str, Tensor], mask: Tensor
-) -> list[list[str]]:
-    """One row per credit: how it learnt, and where its credit fell."""
-    curves = {credit: true_rewards_by_step(run) for credit, run in runs.items()}
-    window = min(5, config.steps)
-    terminal = curves["terminal"]
-    best = max(
-        sum(terminal[end - window : end]) / window for end in range(window, len(terminal) + 1)
-    )
-    rows = []
-    for credit, curve in curves.items():
-        metrics = read_jsonl(runs[credit] / "metrics.jsonl")[-window:]
-        reached = first_step_at(curve, best, window=window)
-        agreement = [
-            pearson_correlation(scores[credit], scores[truth], mask).nanmean()
-            for truth in ("truth (causal)", "truth (Shapley)")
-        ]
-        rows.append(
-            [
-                credit,
-                f"{sum(curve) / len(curve):.2f}",
-                f"{sum(curve[-window:]) / window:.2f}",
-                f"{sum(row['score'] for row in metrics) / window:.2f}",
-                f"{sum(row['kl'] for row in metrics) / window:.1f}",
-                "-" if reached is None else str(reached),
-                *(f"{float(value):.2f}" for value in agreement),
-            ]
-        )
-    return rows
-
-
-COLUMNS = (
-    "credit",
-    "true reward, mean",
-    "true reward, end",
-    "model score, end",
-    "KL, end",
-    "terminal's best at step",
-    "credit ~ causal truth",
-    "credit ~ Shapley truth",
-)
-
-
-def _write_report(
-    config: QuickstartConfig,
-    folder: Path,
-    runs: dict[CreditName, Path],
-    scores: dict[str, Tensor],
-    encoded: EncodedResponses,
-    console: Console,
-) -> Path:
-    mask = encoded.batch.response_mask
-    rows = _rows(config, runs, scores, mask)
-    console.print(_rich_table(rows))
-    curves = plot_learning_curves(
-        {credit: [true_rewards_by_step(run)] for credit, run in runs.items()},
-        folder / "learning-curves.png",
-        ylabel="true reward (nats)",
-        title="What the policies write, by the grammar's own reward",
-        window=min(5, config.steps),
-    )
-    positions = plot_credit_by_position(
-        {name: value for name, value in scores.items() if name != "truth (Shapley)"},
-        mask,
-        folder / "credit-by-position.png",
-        title="When the credit of a response is paid",
-        reference="truth (causal)",
-    )
-    page = report_html(
-        "tokencredit quickstart",
-        notes=_notes(config),
-        tables=[ReportTable("Four credits, one budget", COLUMNS, rows, _TABLE_NOTE)],
-        figures=[
-            ReportFigure("Learning curves", curves, "Mean of 5 steps; one seed."),
-            ReportFigure("Credit by position", positions, "Mean over 200 held-out reviews."),
-        ],
-        heatmaps=list(_heatmaps(scores, encoded, folder / "data" / "held-out.jsonl")),
-    )
-    write_atomically(folder / "report.html", page)
-    return folder / "report.html"
-
-
-_TABLE_NOTE = (
-    "Rewards, scores and KL in nats per response; `end` is the mean of the last 5 steps. The last "
-    "two columns are mean correlations per review between the credit and the two true credits of "
-    "the grammar, on 200 held-out reviews. One seed of a small task: it shows how the pieces work, "
-    "not which method is best on your data."
-)
-
-
-def _notes(config: QuickstartConfig) -> list[str]:
-    return [
-        "Film reviews of a small grammar, whose true reward and true token credit are known. A "
-        "language model was trained from scratch, a reward model on noisy pairs at every prefix, "
-        "then PPO with four ways to pay tokens from the same reward model.",
-        f"{config.steps} PPO steps of {config.batch_size} responses of {config.max_new_tokens} "
-        f"words, learning rate {config.learning_rate:g}, gae_lambda {config.gae_lambda:g}, seed "
-        f"{config.seed}. Command: tokencredit quickstart",
-    ]
-
-
-def _heatmaps(
-    scores: dict[str, Tensor], encoded: EncodedResponses, texts: Path, count: int = 3
-) -> Iterable[Markup]:
-    rows = read_jsonl(texts)
-    for index in range(count):
-        mask = encoded.batch.response_mask[index]
-        text, spans = rows[index]["response"], encoded.response_spans[index]
-        starts = [0, *(end for _, end in spans[:-1])]
-        pieces = [text[start:end] for start, (_, end) in zip(starts, spans, strict=True)]
-        yield heatmap_html(
-            pieces,
-            {name: value[index][mask].tolist() for name, value in scores.items()},
-            caption=rows[index]["prompt"] + " ...",
-        )
-
-
-def _rich_table(rows: list[list[str]]) -> Table:
-    table = Table(title="Four credits, one budget")
-    for index, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if index == 0 else "right")
-    for row in rows:
-        table.add_row(*row)
-    return table
+    return CreditOfReviews(prompts, pieces, scores, mask)

@@ -38,24 +38,39 @@ def open_run_folder(path: str | Path, config: Any, *, free: Iterable[str] = ()) 
     """
     folder = Path(path)
     text = resolved_yaml(config)
+    require_same_run(folder, config, free=free)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / "config.yaml").exists():
-            _require_same_settings(folder, yaml.safe_load(text), set(free))
-        elif any(folder.iterdir()):
-            raise RunFolderError(
-                f"{folder} is not empty and holds no config.yaml of a run; expected an empty or "
-                "new folder: choose another `output`"
-            )
         write_atomically(folder / "versions.json", json.dumps(_versions(), indent=2) + "\n")
         write_atomically(folder / "config.yaml", text)
     except OSError as error:
-        if isinstance(error, RunFolderError):
-            raise
         raise RunFolderError(
             f"{folder} cannot be written ({error}); expected a folder with room and permission"
         ) from error
     return folder
+
+
+def require_same_run(path: str | Path, config: Any, *, free: Iterable[str] = ()) -> None:
+    """Look, without writing, whether a folder is new, empty or of this very run.
+
+    Args:
+        path: the folder.
+        config: the dataclass of settings.
+        free: settings that may differ.
+
+    Raises:
+        RunFolderError: the folder belongs to a run with other settings, or to something else.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return
+    if (folder / "config.yaml").exists():
+        _require_same_settings(folder, yaml.safe_load(resolved_yaml(config)), set(free))
+    elif any(folder.iterdir()):
+        raise RunFolderError(
+            f"{folder} is not empty and holds no config.yaml of a run; expected an empty or "
+            "new folder: choose another `output`"
+        )
 
 
 def _require_same_settings(folder: Path, settings: dict[str, Any], free: set[str]) -> None:

@@ -13,7 +13,6 @@ run repeats the interrupted one bit for bit on the CPU.
 
 import shutil
 import warnings
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from jaxtyping import Bool
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
 from tokencredit.batch import ResponseBatch, TokenScorer
-from tokencredit.errors import TokenCreditWarning
-from tokencredit.masking import masked_sum, masked_whiten
+from tokencredit.errors import ConfigError, TokenCreditWarning
 from tokencredit.policy.hf_rollout import sampled_responses
-from tokencredit.policy.losses import clipped_policy_losses, clipped_tokens, clipped_value_losses
 from tokencredit.preference.pairs import Prompt
 from tokencredit.recipes.checkpoints import (
     checkpoint_path,
@@ -42,14 +38,11 @@ from tokencredit.recipes.experience import (
     Experience,
     PolicyModels,
     collected,
-    rows_of,
     sampling_of,
-    view_of,
 )
 from tokencredit.recipes.policy_config import TrainPolicyConfig
 from tokencredit.recipes.policy_metrics import (
     StepProgress,
-    require_finite,
     sample_rows,
     step_metrics,
     timed,
@@ -62,8 +55,15 @@ from tokencredit.recipes.policy_setup import (
     seeded,
     tokenized_prompts,
 )
-from tokencredit.recipes.run_folder import append_jsonl, keep_rows_before, open_run_folder
-from tokencredit.shaping import RunningMoments, adapted_kl_coef, kl_estimates
+from tokencredit.recipes.ppo_update import updated
+from tokencredit.recipes.run_folder import (
+    append_jsonl,
+    keep_rows_before,
+    open_run_folder,
+    require_same_run,
+)
+from tokencredit.recipes.supervised import quiet_transformers
+from tokencredit.shaping import RunningMoments, adapted_kl_coef
 
 __all__ = ["TrainPolicyConfig", "train_policy"]
 
@@ -81,6 +81,7 @@ class RunState:
     warned_of_negative_kl: bool = False
 
 
+@quiet_transformers()
 def train_policy(config: TrainPolicyConfig, *, token_scorer: TokenScorer | None = None) -> Path:
     """Train a policy, or go on with a run that was interrupted.
 
@@ -96,24 +97,27 @@ def train_policy(config: TrainPolicyConfig, *, token_scorer: TokenScorer | None 
         RunFolderError: the output folder holds another run, or cannot be written.
         ModelError: a model is missing, or has no pad token or the wrong head.
         DataError: there are no prompts, or one is empty or too long.
+        ConfigError: batches cannot be shared evenly by the processes.
         NumericError: a score, loss or gradient is NaN or infinite; the last checkpoint stays.
     """
     AcceleratorState._reset_state()  # its singleton refuses a second run with other settings
-    transformers_logging.disable_progress_bar()
     accelerator = Accelerator(
         cpu=config.device == "cpu",
         mixed_precision=config.mixed_precision,
         log_with=list(config.trackers) or None,
         project_dir=config.output,
     )
+    _require_divisible(config, accelerator.num_processes)
     folder = Path(config.output)
+    require_same_run(folder, config, free=_FREE_SETTINGS)
+    checkpoint = last_checkpoint(folder)
+    models = loaded_models(config, checkpoint, accelerator.device)
+    prompts = tokenized_prompts(config, models.tokenizer)
+    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         open_run_folder(folder, config, free=_FREE_SETTINGS)
         for left_over in (folder / "checkpoints").glob(".writing-*"):
             shutil.rmtree(left_over)
-    accelerator.wait_for_everyone()
-    checkpoint = last_checkpoint(folder)
-    models = loaded_models(config, checkpoint, accelerator.device)
     optimizer = torch.optim.AdamW(
         [p for p in models.actor_critic.parameters() if p.requires_grad],
         lr=config.learning_rate,
@@ -130,7 +134,6 @@ def train_policy(config: TrainPolicyConfig, *, token_scorer: TokenScorer | None 
         keep_rows_before(folder / "metrics.jsonl", state.step)
         keep_rows_before(folder / "samples.jsonl", state.step)
     model, optimizer = accelerator.prepare(models.actor_critic, optimizer)
-    prompts = tokenized_prompts(config, models.tokenizer)
     if config.trackers:
         accelerator.init_trackers(
             "tokencredit", config={k: str(v) for k, v in vars(config).items()}
@@ -155,6 +158,15 @@ def train_policy(config: TrainPolicyConfig, *, token_scorer: TokenScorer | None 
         _export_policy(folder, config.steps)
     accelerator.end_training()
     return folder / "policy"
+
+
+def _require_divisible(config: TrainPolicyConfig, processes: int) -> None:
+    sizes = (config.batch_size, config.minibatch_size or config.batch_size)
+    if any(size % processes for size in sizes):
+        raise ConfigError(
+            f"batch_size is {sizes[0]} and minibatch_size {sizes[1]} on {processes} processes; "
+            "expected multiples of the number of processes"
+        )
 
 
 def _ppo_step(
@@ -186,7 +198,7 @@ def _ppo_step(
             conversations=chats,
         )
     with timed(seconds, "update"):
-        update = _updated(config, accelerator, model, optimizer, experience, state.step, rng)
+        update = updated(config, accelerator, model, optimizer, experience, state.step, rng)
     row = step_metrics(
         state.step, experience, update, seconds, kl_coef=state.kl_coef, reduce=accelerator.gather
     )
@@ -230,100 +242,6 @@ def _rollout(
             response_lengths=None if lengths is None else lengths.to(accelerator.device),
         )
     return batch, truncated, chats
-
-
-def _updated(
-    config: TrainPolicyConfig,
-    accelerator: Accelerator,
-    model: Any,
-    optimizer: Any,
-    experience: Experience,
-    step: int,
-    rng: torch.Generator,
-) -> dict[str, float]:
-    """Several epochs of minibatches over one rollout; mean losses per token."""
-    if config.whiten_advantages:
-        experience = _whitened(experience, accelerator)
-    for group in optimizer.param_groups:
-        left = 1 - step / config.steps if config.lr_schedule == "linear" else 1.0
-        group["lr"] = config.learning_rate * left
-    share = len(experience.batch)
-    minibatch = (config.minibatch_size or config.batch_size) // accelerator.num_processes
-    micro_batch = min(config.micro_batch_size or minibatch, minibatch)
-    totals = dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "gradient_norm"), 0.0)
-    updates = 0
-    for _ in range(config.ppo_epochs):
-        order = torch.randperm(share, generator=rng)
-        for rows in torch.split(order, minibatch):
-            sums = _optimised(
-                config, accelerator, model, optimizer, rows_of(experience, rows), micro_batch
-            )
-            totals = {name: totals[name] + sums[name] for name in totals}
-            updates += 1
-    return {name: total / updates for name, total in totals.items()}
-
-
-def _optimised(
-    config: TrainPolicyConfig,
-    accelerator: Accelerator,
-    model: Any,
-    optimizer: Any,
-    minibatch: Experience,
-    micro_batch: int,
-) -> dict[str, float]:
-    """One optimiser step, its gradient accumulated over micro-batches to that of the whole."""
-    tokens = accelerator.reduce(minibatch.loss_mask.sum(), reduction="sum").clamp(min=1)
-    sums: dict[str, Tensor] = {}
-    parts = torch.split(torch.arange(len(minibatch.batch)), micro_batch)
-    for index, rows in enumerate(parts):
-        last = index == len(parts) - 1
-        with nullcontext() if last else accelerator.no_sync(model):
-            losses = _losses(config, model, rows_of(minibatch, rows))
-            loss = losses["policy_loss"] + config.value_coef * losses["value_loss"]
-            loss = loss + config.kl_loss_coef * losses["kl_loss"]
-            require_finite("the loss", loss)
-            # DDP averages gradients over processes; the token count is already global.
-            accelerator.backward(loss / tokens * accelerator.num_processes)
-        for name, value in losses.items():
-            sums[name] = sums.get(name, 0.0) + value.detach()
-    norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-    require_finite("the gradient norm", norm)
-    optimizer.step()
-    optimizer.zero_grad()
-    means = {name: float(accelerator.reduce(value) / tokens) for name, value in sums.items()}
-    return {**means, "gradient_norm": float(norm)}
-
-
-def _losses(config: TrainPolicyConfig, model: Any, part: Experience) -> dict[str, Tensor]:
-    """Sums over the response tokens of a micro-batch."""
-    view = view_of(model, part.batch, part.support, config.temperature)
-    mask = part.loss_mask
-    policy_losses = clipped_policy_losses(
-        view.logprobs, part.old.logprobs, part.advantages, mask, clip_eps=config.clip_eps
-    )
-    value_losses = clipped_value_losses(
-        view.values, part.old.values, part.returns, mask, value_clip_eps=config.value_clip_eps
-    )
-    kl = kl_estimates(view.logprobs, part.ref_logprobs, estimator=config.kl_estimator)
-    return {
-        "policy_loss": policy_losses.sum(),
-        "value_loss": value_losses.sum(),
-        "kl_loss": masked_sum(kl, mask).sum(),
-        "clip_fraction": clipped_tokens(
-            view.logprobs.detach(), part.old.logprobs, mask, clip_eps=config.clip_eps
-        ),
-    }
-
-
-def _whitened(experience: Experience, accelerator: Accelerator) -> Experience:
-    """Advantages of mean 0 and variance 1 over all processes."""
-    pad = accelerator.pad_across_processes
-    everywhere = accelerator.gather(pad(experience.advantages, dim=1))
-    masks = accelerator.gather(pad(experience.loss_mask, dim=1))
-    white = masked_whiten(everywhere, masks)
-    start = accelerator.process_index * len(experience.batch)
-    rows, time = experience.advantages.shape
-    return Experience(**{**vars(experience), "advantages": white[start : start + rows, :time]})
 
 
 def _after_step(

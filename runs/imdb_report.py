@@ -1,0 +1,163 @@
+"""The results page of the headline experiment, from the finished curves.
+
+    python runs/imdb_report.py --curves docs/results/imdb --models output/imdb
+
+Writes `docs/results/imdb.md` and the figures beside it. A method is shown at the point of the
+tuning grid with the best mean score, among points that every method has finished.
+"""
+
+import argparse
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from imdb_study import METHODS, Run, tuning_runs
+
+from tokencredit.evaluation.plots import plot_learning_curves, plot_prefix_accuracy
+from tokencredit.recipes.quickstart_report import WINDOW, first_step_at, running_means
+from tokencredit.recipes.run_folder import write_atomically
+
+Curve = dict[str, Any]
+Point = tuple[float, float]
+
+
+def curve_of(run: Run, folder: Path) -> Curve | None:
+    file = folder / f"{run.name}.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def tuned(folder: Path) -> tuple[dict[str, Point], list[Point], dict[str, dict[Point, float]]]:
+    """Best common grid point per method, the common points, and the score at every point."""
+    scores: dict[str, dict[Point, list[float]]] = {name: defaultdict(list) for name in METHODS}
+    for run in tuning_runs():
+        curve = curve_of(run, folder)
+        if curve is not None and run.seed == 0:
+            point = (run.learning_rate, run.gae_lambda)
+            scores[run.method][point].append(statistics.mean(curve["score"]))
+    present = {name: points for name, points in scores.items() if points}
+    means = {
+        name: {point: statistics.mean(values) for point, values in points.items()}
+        for name, points in present.items()
+    }
+    common = sorted(set.intersection(*(set(points) for points in means.values())))
+    best = {name: max(common, key=lambda point, n=name: means[n][point]) for name in means}
+    return best, common, means
+
+
+def mean_curve(seeds: list[Curve]) -> list[float]:
+    scores = [curve["score"] for curve in seeds]
+    return [statistics.mean(points) for points in zip(*scores, strict=True)]
+
+
+def spread(values: list[float]) -> str:
+    mean = f"{statistics.mean(values):.2f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.2f}"
+
+
+def curves_at(
+    best: dict[str, Point], lengths: tuple[int, int], folder: Path, **settings: Any
+) -> dict[str, list[Curve]]:
+    found = {}
+    for method, point in best.items():
+        runs = [Run(method, *point, seed, lengths, **settings) for seed in range(5)]
+        curves = [curve for run in runs if (curve := curve_of(run, folder)) is not None]
+        if curves:
+            found[method] = curves
+    return found
+
+
+def table(curves: dict[str, list[Curve]], best: dict[str, Point]) -> list[str]:
+    """One row per method: how fast, how far, and what the other reward model says."""
+    level = (
+        max(running_means(mean_curve(curves["terminal"]), WINDOW)) if "terminal" in curves else None
+    )
+    lines = [
+        "| method | seeds | learning rate | gae_lambda | mean score | last 20 steps | held-out "
+        "model, last 20 | KL, last 20 | terminal's best at step |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for method, seeds in curves.items():
+        step = None if level is None else first_step_at(mean_curve(seeds), level)
+        rate, lam = best[method]
+        cells = [
+            method,
+            str(len(seeds)),
+            f"{rate:g}",
+            f"{lam:g}",
+            spread([statistics.mean(c["score"]) for c in seeds]),
+            spread([statistics.mean(c["score"][-20:]) for c in seeds]),
+            spread([statistics.mean(c["held_out_score"][-20:]) for c in seeds]),
+            spread([statistics.mean(c["kl"][-20:]) for c in seeds]),
+            "not reached" if step is None else str(step),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def grid_table(common: list[Point], means: dict[str, dict[Point, float]]) -> list[str]:
+    heads = [f"lr {rate:g}, λ {lam:g}" for rate, lam in common]
+    lines = ["| method | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(common)]
+    for method, points in means.items():
+        row = " | ".join(f"{points[point]:.2f}" for point in common)
+        lines.append(f"| {method} | {row} |")
+    return lines
+
+
+def section(title: str, curves: dict[str, list[Curve]], best: dict[str, Point], figure: str,
+            docs: Path) -> list[str]:  # fmt: skip
+    plot_learning_curves(
+        {method: [curve["score"] for curve in seeds] for method, seeds in curves.items()},
+        docs / figure,
+        ylabel="score of the guiding reward model (nats)",
+        title=title,
+        window=WINDOW,
+    )
+    return [f"## {title}", "", *table(curves, best), "", f"![{title}]({figure})", ""]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--curves", type=Path, required=True)
+    parser.add_argument("--models", type=Path, required=True)
+    arguments = parser.parse_args()
+    docs, folder = arguments.curves.parent, arguments.curves
+    best, common, means = tuned(folder)
+    finished = len(list(folder.glob("*.json")))
+    commits = sorted({json.loads(file.read_text())["commit"] for file in folder.glob("*.json")})
+    template = (Path(__file__).parent / "imdb_report.md").read_text()
+    parts: list[str] = []
+    for lengths in ((8, 16), (20, 30), (40, 60), (90, 110), (140, 160)):
+        for logprobs_of in ("sampled", "unmasked"):
+            curves = curves_at(best, lengths, folder, logprobs_of=logprobs_of)
+            if "terminal" in curves:
+                title = f"{lengths[0]}-{lengths[1]} new tokens, log-probs {logprobs_of}"
+                name = f"imdb-{lengths[0]}-{lengths[1]}-{logprobs_of}.png"
+                parts += section(title, curves, best, name, docs)
+    accuracy = {
+        name: json.loads((arguments.models / name / "prefix_accuracy.json").read_text())
+        for name in ("reward-model", "held-out-reward-model")
+    }
+    plot_prefix_accuracy(accuracy, docs / "imdb-prefix-accuracy.png", title="Held-out accuracy")
+    rows = [
+        f"| {name} | " + " | ".join(f"{row['accuracy']:.3f}" for row in points) + " |"
+        for name, points in accuracy.items()
+    ]
+    language_model = json.loads((arguments.models / "language-model" / "metrics.json").read_text())
+    page = template.format(
+        finished=finished,
+        tuning=len(tuning_runs()),
+        commits=", ".join(commits),
+        perplexity=f"{language_model['held_out_perplexity']:.1f}",
+        tokens=f"{language_model['train_tokens'] / 1e6:.2f}",
+        accuracy="\n".join(rows),
+        grid="\n".join(grid_table(common, means)),
+        sections="\n".join(parts),
+    )
+    write_atomically(docs / "imdb.md", page)
+    print(f"{docs / 'imdb.md'}: {finished} curves")
+
+
+if __name__ == "__main__":
+    main()
