@@ -85,7 +85,7 @@ def _parsed(name: str, config_class: type, arguments: list[str]) -> Any:
 def _nearest(message: str, config_class: type) -> str:
     from dataclasses import fields
 
-    if not any(word in message for word in ("nrecognized", "not expected", "does not accept")):
+    if not any(word in message for word in ("nrecognized", "not accepted")):
         return ""
     names = [field.name for field in fields(config_class)]
     words = message.replace("'", " ").replace('"', " ").replace("-", "_").split()

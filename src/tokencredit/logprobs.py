@@ -7,6 +7,7 @@ Everything it returns has column t about response token t.
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from tokencredit.errors import ConfigError, ShapeError
 
@@ -102,8 +103,8 @@ def token_logprobs(
     >>> token_logprobs(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
     tensor([-0.6931])
     """
-    chosen = logits.gather(-1, token_ids[..., None]).squeeze(-1)
-    return chosen - logits.logsumexp(-1)
+    losses = cross_entropy(logits.flatten(0, -2), token_ids.flatten(), reduction="none")
+    return -losses.unflatten(0, token_ids.shape)
 
 
 def token_entropies(logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"]:

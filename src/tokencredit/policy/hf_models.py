@@ -83,6 +83,7 @@ class ActorCritic(nn.Module):
 def positions_of(attention_mask: Int[Tensor, "batch sequence"]) -> Int[Tensor, "batch sequence"]:
     """Position of every token among the real ones of its row.
 
+    >>> import torch
     >>> positions_of(torch.tensor([[0, 0, 1, 1]]))
     tensor([[0, 0, 0, 1]])
     """

@@ -135,7 +135,7 @@ def _viewed(
 def sampling_support(
     models: PolicyModels, model: Callable[..., Any], batch: ResponseBatch, config: TrainPolicyConfig
 ) -> Bool[Tensor, "*#batch vocab"] | None:
-    """Tokens that could be drawn at each position; None where log-probs should not know."""
+    """Tokens that could be drawn at each position; None for all, or if log-probs ignore it."""
     if config.logprobs_of == "unmasked":
         return None
     time = batch.response_ids.shape[1]
@@ -144,7 +144,7 @@ def sampling_support(
     drawable = drawable_tokens(sampling, vocab, models.tokenizer.eos_token_id)[:time]
     drawable = drawable.to(batch.response_ids.device)
     if not sampling.truncates:
-        return drawable
+        return None if bool(drawable.all()) else drawable
     logits = predicting_positions(model(batch.input_ids, batch.attention_mask, time).logits, time)
     support = sampling_logits(logits, drawable, sampling) > -torch.inf
     return support.scatter(-1, batch.response_ids[..., None], True)
