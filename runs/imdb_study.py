@@ -31,8 +31,8 @@ METHODS = {
     "prefix-difference": {"credit": "prefix-difference"},
     "terminal+critic": {"credit": "terminal", "critic": "reward-model"},
 }
-LEARNING_RATES = (3e-4, 1e-4)
-LAMBDAS = (0.95, 0.8, 0.5, 1.0)
+LEARNING_RATES = (3e-4, 1e-3)
+LAMBDAS = (0.95, 0.5, 0.8, 1.0)
 LONG_METHODS = ("terminal", "uniform", "abc", "prefix-difference")
 
 

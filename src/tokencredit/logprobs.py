@@ -104,7 +104,7 @@ def token_logprobs(
     tensor([-0.6931])
     """
     losses = cross_entropy(logits.flatten(0, -2), token_ids.flatten(), reduction="none")
-    return -losses.unflatten(0, token_ids.shape)
+    return -losses.view(token_ids.shape)
 
 
 def token_entropies(logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"]:
