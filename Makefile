@@ -45,7 +45,7 @@ docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.installed $(PPO_PEER)/.installed
-	$(BIN)/python benchmarks/scoring.py
+	$(BIN)/python benchmarks/scoring.py --batch-size 1 --repeats 7
 	$(BIN)/python benchmarks/ppo.py
 
 bench-gpu: $(VENV)/.installed $(PPO_PEER)/.installed

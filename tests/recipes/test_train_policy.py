@@ -115,7 +115,12 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_end(models, tmp_path):
     for name, value in vars(tiny_config(models, tmp_path / "killed", steps=steps)).items():
         if value is not None and value != () and name != "prompt_tokens":
             command += [f"--{name}", str(value)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # sums depend on the number of threads
+    )
     metrics = tmp_path / "killed" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while len(read_jsonl(metrics)) < 2 and process.poll() is None:
@@ -405,3 +410,54 @@ def test_two_processes_train(models, tmp_path):
     rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 1]
     assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_bfloat16_trains_close_to_float32(models, tmp_path):
+    scores = {}
+    for precision in ("no", "bf16"):
+        config = tiny_config(models, tmp_path / precision, steps=1, mixed_precision=precision)
+        train_policy(config)
+        scores[precision] = read_jsonl(tmp_path / precision / "metrics.jsonl")[0]
+    assert scores["bf16"]["kl"] == pytest.approx(scores["no"]["kl"], abs=0.5)
+    assert scores["bf16"]["entropy"] == pytest.approx(scores["no"]["entropy"], rel=0.05)
+
+
+def test_metrics_reach_the_tracker(models, tmp_path):
+    train_policy(tiny_config(models, tmp_path, trackers=("tensorboard",)))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (event_file,) = (tmp_path / "tokencredit").glob("events.*")
+    events = EventAccumulator(str(event_file)).Reload()
+    logged = [event.value for event in events.Scalars("score")]
+    rows = read_jsonl(tmp_path / "metrics.jsonl")
+    assert logged == pytest.approx([row["score"] for row in rows], rel=1e-5)
+
+
+def test_chats_are_rendered_for_policy_and_reward_model_by_their_own_templates(tmp_path):
+    models = write_models(tmp_path / "models")
+    templates = {
+        "policy": "{% for m in messages %}{{ m['content'] }} ; {% endfor %}",
+        "reward": "{% for m in messages %}{{ m['content'] }} . {% endfor %}",
+    }
+    for name, template in templates.items():
+        (models / name / "chat_template.jinja").write_text(template)
+    chat = [{"role": "user", "content": "the plot"}]
+    (models / "chats.jsonl").write_text(json.dumps({"prompt": chat}) + "\n")
+    config = tiny_config(
+        models, tmp_path / "run", prompts=str(models / "chats.jsonl"), credit="attention", steps=1
+    )
+    train_policy(config)
+    sample = read_jsonl(tmp_path / "run" / "samples.jsonl")[0]
+    assert sample["prompt"].strip().endswith("the plot;")
+    assert sum(sample["token_scores"]) == pytest.approx(sample["score"], abs=1e-3)
+
+
+def test_chats_are_not_cut(models, tmp_path):
+    (tmp_path / "chats.jsonl").write_text(
+        json.dumps({"prompt": [{"role": "user", "content": "the plot"}]}) + "\n"
+    )
+    config = tiny_config(
+        models, tmp_path / "run", prompts=str(tmp_path / "chats.jsonl"), prompt_tokens=[1, 2]
+    )
+    with pytest.raises(ConfigError, match="whole chats"):
+        train_policy(config)
