@@ -23,6 +23,7 @@ from tokencredit.recipes.reward_texts import (
     token_texts,
 )
 from tokencredit.recipes.run_folder import write_atomically
+from tokencredit.recipes.supervised import quiet_transformers
 from tokencredit.recipes.token_scorer import CreditName, credited, require_credit_name
 
 
@@ -90,6 +91,7 @@ class _Explanation:
     scores: dict[str, list[float]]
 
 
+@quiet_transformers()
 def explain(config: ExplainConfig) -> Path | None:
     """Draw the heat map of one response, one row for every credit method.
 

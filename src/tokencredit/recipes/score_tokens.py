@@ -29,6 +29,7 @@ from tokencredit.recipes.reward_texts import (
     scored_texts,
     token_texts,
 )
+from tokencredit.recipes.supervised import quiet_transformers
 from tokencredit.recipes.token_scorer import CreditName, credited, require_credit_name
 
 # Forward passes per chunk of data: within a chunk, responses of like length go together.
@@ -120,6 +121,7 @@ class ScoredResponse:
     token_scores: list[float]
 
 
+@quiet_transformers()
 def score_tokens(config: ScoreTokensConfig) -> Path | None:
     """Score the tokens of every response; write them to a file or print them as a table.
 
