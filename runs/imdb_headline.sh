@@ -5,7 +5,8 @@
 #   runs/imdb_headline.sh                 models, tuning, 5 seeds, long responses, both protocols
 #   runs/imdb_headline.sh full            the rest of the published sweep as well
 #
-# Whatever is done already is skipped, so an interrupted study goes on where it stopped.
+# Other models by name: add --policy, --reward-model and --pad-token to the line of imdb_study.py,
+# and write the curves to another folder. Whatever is done already is skipped, so an interrupted study goes on where it stopped.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -116,7 +116,7 @@ def stage_runs(stage: str, curves: Path) -> list[Run]:
     return [Run(*point, seed, span) for span in sweep for seed in range(5) for point in at_best]
 
 
-def trained(job: tuple[Run, Path, Path, str]) -> str:
+def trained(job: tuple[Run, dict[str, str], Path, str]) -> str:
     """Train one policy and keep its curve."""
     run, models, curves, commit = job
     import torch
@@ -127,10 +127,7 @@ def trained(job: tuple[Run, Path, Path, str]) -> str:
     torch.set_num_threads(1)
     output = tempfile.mkdtemp(prefix="imdb-")
     config = TrainPolicyConfig(
-        policy=str(models / "language-model"),
-        reward_model=str(models / "reward-model"),
-        held_out_reward_model=str(models / "held-out-reward-model"),
-        prompts=str(models / "prompts.jsonl"),
+        **models,
         output=output,
         prompt_tokens=[2, 8],
         steps=run.steps,
@@ -169,7 +166,18 @@ def main() -> None:
     parser.add_argument("--curves", type=Path, required=True)
     parser.add_argument("--stages", nargs="+", default=["tune", "short", "long", "protocol"])
     parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--policy", help="another policy, lvwerra/gpt2-imdb for example")
+    parser.add_argument("--reward-model", help="XanderJC/gpt2-rm-imdb for example")
+    parser.add_argument("--pad-token", help="for a policy whose tokenizer has none")
     arguments = parser.parse_args()
+    folder = arguments.models
+    models = {
+        "policy": arguments.policy or str(folder / "language-model"),
+        "reward_model": arguments.reward_model or str(folder / "reward-model"),
+        "held_out_reward_model": str(folder / "held-out-reward-model"),
+        "prompts": str(folder / "prompts.jsonl"),
+        **({"pad_token": arguments.pad_token} if arguments.pad_token else {}),
+    }
     arguments.curves.mkdir(parents=True, exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     commit = subprocess.run(
@@ -180,7 +188,7 @@ def main() -> None:
         runs = stage_runs(stage, arguments.curves)
         left = [run for run in runs if not (arguments.curves / f"{run.name}.json").exists()]
         print(f"{stage}: {len(left)} of {len(runs)} runs to do", flush=True)
-        jobs = [(run, arguments.models, arguments.curves, commit) for run in left]
+        jobs = [(run, models, arguments.curves, commit) for run in left]
         with spawn.Pool(arguments.processes) as pool:
             for done, line in enumerate(pool.imap_unordered(trained, jobs), start=1):
                 print(f"  {done}/{len(left)} {line}", flush=True)
