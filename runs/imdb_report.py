@@ -13,7 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from imdb_study import METHODS, Run, tuning_runs
+from imdb_study import LONG_METHODS, METHODS, Run, tuning_runs
 
 from tokencredit.evaluation.plots import plot_learning_curves, plot_prefix_accuracy
 from tokencredit.recipes.quickstart_report import WINDOW, first_step_at, running_means
@@ -29,7 +29,7 @@ def curve_of(run: Run, folder: Path) -> Curve | None:
 
 
 def tuned(folder: Path) -> tuple[dict[str, Point], list[Point], dict[str, dict[Point, float]]]:
-    """Best common grid point per method, the common points, and the score at every point."""
+    """Best point per method that has all common ones, the common points, the scores at all."""
     scores: dict[str, dict[Point, list[float]]] = {name: defaultdict(list) for name in METHODS}
     for run in tuning_runs():
         curve = curve_of(run, folder)
@@ -41,8 +41,12 @@ def tuned(folder: Path) -> tuple[dict[str, Point], list[Point], dict[str, dict[P
         name: {point: statistics.mean(values) for point, values in points.items()}
         for name, points in present.items()
     }
-    common = sorted(set.intersection(*(set(points) for points in means.values())))
-    best = {name: max(common, key=lambda point, n=name: means[n][point]) for name in means}
+    common = sorted(set.intersection(*(set(means[name]) for name in LONG_METHODS)))
+    best = {
+        name: max(common, key=lambda point, n=name: means[n][point])
+        for name in means
+        if set(common) <= set(means[name])
+    }
     return best, common, means
 
 
@@ -100,7 +104,7 @@ def grid_table(common: list[Point], means: dict[str, dict[Point, float]]) -> lis
     heads = [f"lr {rate:g}, λ {lam:g}" for rate, lam in common]
     lines = ["| method | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(common)]
     for method, points in means.items():
-        row = " | ".join(f"{points[point]:.2f}" for point in common)
+        row = " | ".join(f"{points[p]:.2f}" if p in points else "-" for p in common)
         lines.append(f"| {method} | {row} |")
     return lines
 
