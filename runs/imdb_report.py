@@ -13,7 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from imdb_study import LONG_METHODS, METHODS, Run, tuning_runs
+from imdb_study import LONG_METHODS, METHODS, Run, stage_runs, tuning_runs
 
 from tokencredit.evaluation.plots import plot_learning_curves, plot_prefix_accuracy
 from tokencredit.recipes.quickstart_report import WINDOW, first_step_at, running_means
@@ -109,6 +109,16 @@ def grid_table(common: list[Point], means: dict[str, dict[Point, float]]) -> lis
     return lines
 
 
+def progress_table(folder: Path) -> list[str]:
+    """How much of each stage is done; later stages build on the best points so far."""
+    lines = ["| stage | finished | of |", "|---|---:|---:|"]
+    for stage in ("tune", "short", "long", "protocol", "beta"):
+        runs = stage_runs(stage, folder)
+        done = sum(curve_of(run, folder) is not None for run in runs)
+        lines.append(f"| {stage} | {done} | {len(runs)} |")
+    return lines
+
+
 def section(title: str, curves: dict[str, list[Curve]], best: dict[str, Point], figure: str,
             docs: Path) -> list[str]:  # fmt: skip
     plot_learning_curves(
@@ -157,6 +167,7 @@ def main() -> None:
         tokens=f"{language_model['train_tokens'] / 1e6:.2f}",
         accuracy="\n".join(rows),
         grid="\n".join(grid_table(common, means)),
+        progress="\n".join(progress_table(folder)),
         sections="\n".join(parts),
     )
     write_atomically(docs / "imdb.md", page)

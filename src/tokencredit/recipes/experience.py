@@ -281,7 +281,7 @@ def collected(
         with_truncation(token_scores, batch, truncated, config),
         kl,
         batch.response_mask,
-        kl_coef=config.kl_coef and kl_coef,
+        kl_coef=kl_coef,
     )
     if not bool(token_rewards.isfinite().all()):
         raise NumericError(
