@@ -151,7 +151,8 @@ def credit_functions() -> set[str]:
 def test_every_method_has_its_row():
     rows = table("docs/methods.md", "method")
     assert {name for row in rows for name in quoted(row[2])} == credit_functions()
-    assert all((PROJECT / path).is_file() for row in rows for path in quoted(row[7]))
+    assert all((PROJECT / path).is_file() for row in rows for path in quoted(row[8]))
+    assert all(row[9] for row in rows)
 
 
 @pytest.mark.parametrize("row", table("docs/methods.md", "method"), ids=lambda row: row[0])
@@ -162,6 +163,8 @@ def test_methods_say_of_themselves_what_the_table_says(row):
     assert said[1] == row[4]
     assert re.match(r"\w+", row[5])[0] == said[2]
     assert said[3] == row[3]
+    bounded = re.search(r"\. Bounded: (.+?)\. Needs:", docstring)
+    assert bounded[1].replace("|R|", "abs(R)") == row[6]
     papers = re.findall(r"arXiv (\d{4}\.\d{5})", docstring)
     authors = re.search(r"Source: (\w+)", docstring)[1]
     assert row[1].startswith(authors)

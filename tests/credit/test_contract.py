@@ -34,6 +34,10 @@ class Case:
     weights: Tensor
     attention: Tensor
     prefix_scores: Tensor
+    policy_logprobs: Tensor
+    ref_logprobs: Tensor
+    token_logits: Tensor
+    segment_ids: Tensor
 
     def to(self, dtype: torch.dtype) -> "Case":
         floats = {
@@ -47,34 +51,38 @@ class Case:
     def spread_over(self, columns: Tensor, time: int) -> "Case":
         """Column t moved to columns[t] of `time`, what lies between them unknown and masked."""
         batch = len(self.response_mask)
-        mask = torch.zeros(batch, time, dtype=torch.bool)
-        weights = torch.full((batch, time), NAN)
         attention = torch.full((batch, time, time), NAN)
         prefix_scores = torch.full((batch, time + 1), NAN)
-        mask[:, columns] = self.response_mask
-        weights[:, columns] = self.weights
         attention[:, columns[:, None], columns] = self.attention
         prefix_scores[:, 0] = self.prefix_scores[:, 0]
         prefix_scores[:, columns + 1] = self.prefix_scores[:, 1:]
-        return replace(
-            self,
-            response_mask=mask,
-            weights=weights,
-            attention=attention,
-            prefix_scores=prefix_scores,
-        )
+        moved = {"attention": attention, "prefix_scores": prefix_scores}
+        unknown = {"response_mask": False, "segment_ids": -1}
+        for name, value in vars(self).items():
+            if name not in {*moved, "sequence_scores"}:
+                wide = value.new_full((batch, time, *value.shape[2:]), unknown.get(name, NAN))
+                wide[:, columns] = value
+                moved[name] = wide
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)
 class Method:
     credit: Callable[[Case], Tensor]
     docstring_of: Callable[..., Tensor]
-    total: Callable[[Case], Tensor]
+    total: Callable[[Case], Tensor] | None
+    """What each row sums to; None where the method conserves nothing."""
     causal: bool
+    bound: Callable[[Case], Tensor] | None = None
+    """What no token score of a row exceeds in magnitude; None where there is no such bound."""
 
 
 def score(case: Case) -> Tensor:
     return case.sequence_scores.masked_fill(~case.response_mask.any(-1), 0.0)
+
+
+def size_of_score(case: Case) -> Tensor:
+    return score(case).abs()
 
 
 def score_above_prompt(case: Case) -> Tensor:
@@ -95,21 +103,28 @@ METHODS = {
         terminal_credit,
         score,
         causal=True,
+        bound=size_of_score,
     ),
     "uniform": Method(
         lambda case: uniform_credit(case.sequence_scores, case.response_mask),
         uniform_credit,
         score,
         causal=False,
+        bound=size_of_score,
     ),
     "attention": Method(
-        lambda case: by_attention(case, case.weights), attention_credit, score, causal=False
+        lambda case: by_attention(case, case.weights),
+        attention_credit,
+        score,
+        causal=False,
+        bound=size_of_score,
     ),
     "attention, part": Method(
         lambda case: by_attention(case, case.weights, credit_beta=0.8),
         attention_credit,
         score,
         causal=False,
+        bound=size_of_score,
     ),
     "ABC-D": Method(
         lambda case: by_attention(
@@ -118,6 +133,7 @@ METHODS = {
         attention_credit,
         score,
         causal=False,
+        bound=size_of_score,
     ),
     "ABC-D2": Method(
         lambda case: by_attention(
@@ -126,6 +142,7 @@ METHODS = {
         attention_credit,
         score,
         causal=False,
+        bound=size_of_score,
     ),
     "prefix difference": Method(
         lambda case: prefix_difference_credit(case.prefix_scores, case.response_mask),
@@ -135,6 +152,7 @@ METHODS = {
     ),
 }
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+CONSERVING = {name: method for name, method in METHODS.items() if method.total is not None}
 
 
 def softmax_below_diagonal(logits: Tensor) -> Tensor:
@@ -163,6 +181,10 @@ def case() -> Case:
         weights=torch.rand(5, 6).masked_fill(~mask, NAN),
         attention=attention.masked_fill(~pairs, NAN),
         prefix_scores=torch.randn(5, 7).masked_fill(~ends_inside, NAN),
+        policy_logprobs=-torch.rand(5, 6).masked_fill(~mask, NAN),
+        ref_logprobs=-torch.rand(5, 6).masked_fill(~mask, NAN),
+        token_logits=torch.randn(5, 6, 2).masked_fill(~mask[:, :, None], NAN),
+        segment_ids=torch.tensor([0, 0, 1, 1, 1, 2]).expand(5, 6).masked_fill(~mask, -1),
     )
 
 
@@ -184,7 +206,7 @@ def test_gives_float32_for_any_precision(method, case, dtype):
     torch.testing.assert_close(token_scores, method.credit(case.to(dtype).to(torch.float32)))
 
 
-@every_method
+@pytest.mark.parametrize("method", CONSERVING.values(), ids=CONSERVING.keys())
 def test_conserves_what_it_says(method, case):
     torch.testing.assert_close(method.credit(case).sum(-1), method.total(case))
 
@@ -219,6 +241,9 @@ def test_garbage_under_the_mask_changes_nothing(method, case, garbage):
         weights=case.weights.nan_to_num(garbage, garbage, garbage),
         attention=case.attention.nan_to_num(garbage, garbage, garbage),
         prefix_scores=case.prefix_scores.nan_to_num(garbage, garbage, garbage),
+        policy_logprobs=case.policy_logprobs.nan_to_num(garbage, garbage, garbage),
+        ref_logprobs=case.ref_logprobs.nan_to_num(garbage, garbage, garbage),
+        token_logits=case.token_logits.nan_to_num(garbage, garbage, garbage),
     )
     torch.testing.assert_close(method.credit(dirty), method.credit(case), rtol=0, atol=0)
 
@@ -236,6 +261,9 @@ def with_other_ending(case: Case, changed: int) -> Case:
         weights=torch.rand(case.weights.shape),
         attention=attention,
         prefix_scores=torch.where(ends_later, case.prefix_scores + 1.0, case.prefix_scores),
+        policy_logprobs=torch.where(later, case.policy_logprobs - 1.0, case.policy_logprobs),
+        ref_logprobs=torch.where(later, case.ref_logprobs - 2.0, case.ref_logprobs),
+        token_logits=torch.where(later[:, None], -case.token_logits, case.token_logits),
     )
 
 
@@ -253,7 +281,29 @@ def test_says_what_it_conserves_needs_and_whether_it_is_causal(method):
     stated = re.search(r"Conserves: (.+?)\. Causal: (yes|no)\b.*?\. Needs: \S+", docstring)
     assert stated, "expected a line 'Conserves: .... Causal: yes|no. Needs: ....'"
     assert (stated[1] == "yes") == (method.total is score)
+    assert (stated[1] == "no") == (method.total is None)
     assert (stated[2] == "yes") == method.causal
+    bounded = re.search(r"\. Bounded: (.+?)\. Needs:", docstring)
+    assert bounded, "expected 'Bounded: no' or by what, between Causal and Needs"
+    assert (bounded[1] == "no") == (method.bound is None)
+
+
+BOUNDED = {name: method for name, method in METHODS.items() if method.bound is not None}
+
+
+@pytest.mark.parametrize("method", BOUNDED.values(), ids=BOUNDED.keys())
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_stays_within_its_bound(method, case, scale):
+    extreme = replace(
+        case,
+        sequence_scores=case.sequence_scores * scale,
+        weights=case.weights**4 * scale,
+        prefix_scores=case.prefix_scores * scale,
+        policy_logprobs=case.policy_logprobs * scale,
+        token_logits=case.token_logits * scale,
+    )
+    sizes = method.credit(extreme).abs().amax(-1)
+    assert (sizes <= method.bound(extreme) * (1 + 1e-6)).all()
 
 
 def test_no_method_is_left_out():

@@ -14,7 +14,7 @@ def prefix_difference_credit(
 
     .. math:: r_t = R(x, y_{\le t}) - R(x, y_{<t})
 
-    Conserves: up to the score of the prompt. Causal: yes. Needs: prefix scores.
+    Conserves: up to the score of the prompt. Causal: yes. Bounded: no. Needs: prefix scores.
 
     It is the terminal reward plus a potential-based shaping with potential `R(prefix)`, zero after
     the end, so in place of the terminal reward it leaves the optimal policy where it was (Ng et

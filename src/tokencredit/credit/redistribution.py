@@ -21,7 +21,7 @@ def uniform_credit(
 
     .. math:: r_t = R / T
 
-    Conserves: yes. Causal: no (needs the final length). Needs: sequence scores.
+    Conserves: yes. Causal: no (needs the final length). Bounded: by |R|. Needs: sequence scores.
 
     Args:
         sequence_scores: in nats.
@@ -56,7 +56,7 @@ def attention_credit(
     With the reward model's attention row as weights this is Attention Based Credit (ABC); with
     `mean_attention_received` or `last_attention_received` of the generator it is ABC-D or ABC-D2.
 
-    Conserves: yes. Causal: no. Needs: sequence scores and weights.
+    Conserves: yes. Causal: no. Bounded: by |R|. Needs: sequence scores and weights.
 
     Args:
         sequence_scores: in nats.

@@ -34,7 +34,7 @@ def terminal_credit(
 
     .. math:: r_t = R \cdot 1[t = T]
 
-    Conserves: yes. Causal: yes. Needs: sequence scores.
+    Conserves: yes. Causal: yes. Bounded: by |R|. Needs: sequence scores.
 
     Args:
         sequence_scores: in nats.
