@@ -6,7 +6,8 @@
 #   runs/imdb_headline.sh full            the rest of the published sweep as well
 #
 # Other models by name: add --policy, --reward-model and --pad-token to the line of imdb_study.py,
-# and write the curves to another folder. Whatever is done already is skipped, so an interrupted study goes on where it stopped.
+# and write the curves to another folder. Whatever is done already is skipped, so an interrupted
+# study goes on where it stopped.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -14,7 +15,8 @@ models=output/imdb
 export OMP_NUM_THREADS=1
 python=.venv/bin/python
 tokencredit=.venv/bin/tokencredit
-common=(--device cpu --mixed_precision bf16)
+# PRECISION=bf16 trains the models faster where the processor has instructions for it.
+common=(--device cpu --mixed_precision "${PRECISION:-no}")
 
 [ -f "$models/prompts.jsonl" ] || "$python" runs/imdb_data.py "$models"
 "$tokencredit" train-language-model "${common[@]}" --data "$models/texts.jsonl" \
@@ -32,7 +34,7 @@ reward_model first reward-model 0 &
 reward_model second held-out-reward-model 1
 wait
 
-stages=(tune short long protocol beta)
+stages=(rates lambdas short middle protocol long beta)
 [ "${1:-}" = full ] && stages+=(full)
 "$python" runs/imdb_study.py --models "$models" --curves docs/results/imdb --stages "${stages[@]}"
 "$python" runs/imdb_report.py --models "$models" --curves docs/results/imdb

@@ -2,18 +2,27 @@
 
     python runs/imdb_report.py --curves docs/results/imdb --models output/imdb
 
-Writes `docs/results/imdb.md` and the figures beside it. A method is shown at the point of the
-tuning grid with the best mean score, among points that every method has finished.
+Writes `docs/results/imdb.md` and the figures beside it. A method is shown at the tuning point with
+its best mean score.
 """
 
 import argparse
 import json
 import statistics
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from imdb_study import LONG_METHODS, METHODS, Run, stage_runs, tuning_runs
+from imdb_study import (
+    FIRST_LAMBDA,
+    LAMBDAS,
+    LEARNING_RATES,
+    Run,
+    best_points,
+    rate_runs,
+    stage_runs,
+    tuning_runs,
+    tuning_scores,
+)
 
 from tokencredit.evaluation.plots import plot_learning_curves, plot_prefix_accuracy
 from tokencredit.recipes.quickstart_report import WINDOW, first_step_at, running_means
@@ -26,28 +35,6 @@ Point = tuple[float, float]
 def curve_of(run: Run, folder: Path) -> Curve | None:
     file = folder / f"{run.name}.json"
     return json.loads(file.read_text()) if file.exists() else None
-
-
-def tuned(folder: Path) -> tuple[dict[str, Point], list[Point], dict[str, dict[Point, float]]]:
-    """Best point per method that has all common ones, the common points, the scores at all."""
-    scores: dict[str, dict[Point, list[float]]] = {name: defaultdict(list) for name in METHODS}
-    for run in tuning_runs():
-        curve = curve_of(run, folder)
-        if curve is not None and run.seed == 0:
-            point = (run.learning_rate, run.gae_lambda)
-            scores[run.method][point].append(statistics.mean(curve["score"]))
-    present = {name: points for name, points in scores.items() if points}
-    means = {
-        name: {point: statistics.mean(values) for point, values in points.items()}
-        for name, points in present.items()
-    }
-    common = sorted(set.intersection(*(set(means[name]) for name in LONG_METHODS)))
-    best = {
-        name: max(common, key=lambda point, n=name: means[n][point])
-        for name in means
-        if set(common) <= set(means[name])
-    }
-    return best, common, means
 
 
 def mean_curve(seeds: list[Curve]) -> list[float]:
@@ -100,19 +87,28 @@ def table(curves: dict[str, list[Curve]], best: dict[str, Point]) -> list[str]:
     return lines
 
 
-def grid_table(common: list[Point], means: dict[str, dict[Point, float]]) -> list[str]:
-    heads = [f"lr {rate:g}, λ {lam:g}" for rate, lam in common]
-    lines = ["| method | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(common)]
-    for method, points in means.items():
-        row = " | ".join(f"{points[p]:.2f}" if p in points else "-" for p in common)
-        lines.append(f"| {method} | {row} |")
+def grid_table(folder: Path) -> list[str]:
+    """Mean scores of the tuning runs: both learning rates, then three gae_lambda at the better."""
+    rates = best_points(rate_runs(), folder)
+    heads = [f"lr {rate:g}, λ {FIRST_LAMBDA:g}" for rate in LEARNING_RATES]
+    heads += ["better lr", *(f"λ {lam:g}" for lam in LAMBDAS)]
+    lines = ["| method | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
+    for method, scores in tuning_scores(tuning_runs(folder), folder).items():
+        better, _ = rates[method]
+        points = [(rate, FIRST_LAMBDA) for rate in LEARNING_RATES]
+        cells = [f"{scores[p]:.2f}" if p in scores else "-" for p in points]
+        cells.append(f"{better:g}")
+        cells += [
+            f"{scores[better, lam]:.2f}" if (better, lam) in scores else "-" for lam in LAMBDAS
+        ]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
     return lines
 
 
 def progress_table(folder: Path) -> list[str]:
     """How much of each stage is done; later stages build on the best points so far."""
     lines = ["| stage | finished | of |", "|---|---:|---:|"]
-    for stage in ("tune", "short", "long", "protocol", "beta"):
+    for stage in ("rates", "lambdas", "short", "middle", "protocol", "long", "beta"):
         runs = stage_runs(stage, folder)
         done = sum(curve_of(run, folder) is not None for run in runs)
         lines.append(f"| {stage} | {done} | {len(runs)} |")
@@ -137,7 +133,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, required=True)
     arguments = parser.parse_args()
     docs, folder = arguments.curves.parent, arguments.curves
-    best, common, means = tuned(folder)
+    best = best_points(tuning_runs(folder), folder)
     finished = len(list(folder.glob("*.json")))
     commits = sorted({json.loads(file.read_text())["commit"] for file in folder.glob("*.json")})
     template = (Path(__file__).parent / "imdb_report.md").read_text()
@@ -161,12 +157,11 @@ def main() -> None:
     language_model = json.loads((arguments.models / "language-model" / "metrics.json").read_text())
     page = template.format(
         finished=finished,
-        tuning=len(tuning_runs()),
         commits=", ".join(commits),
         perplexity=f"{language_model['held_out_perplexity']:.1f}",
         tokens=f"{language_model['train_tokens'] / 1e6:.2f}",
         accuracy="\n".join(rows),
-        grid="\n".join(grid_table(common, means)),
+        grid="\n".join(grid_table(folder)),
         progress="\n".join(progress_table(folder)),
         sections="\n".join(parts),
     )

@@ -1,14 +1,16 @@
 """The runs of the headline experiment, two at a time, each finished curve kept as small JSON.
 
-    python runs/imdb_study.py --models output/imdb --curves docs/results/imdb --stages tune short
+    python runs/imdb_study.py --models output/imdb --curves docs/results/imdb --stages rates lambdas
 
 Stages, each skipping the runs whose curve is already there:
-  tune   8-16 tokens, 2 seeds, every method on the same grid of learning rates and gae_lambda
-  short  8-16 tokens, 5 seeds, every method at its best grid point
-  long   40-60 and 140-160 tokens, 3 seeds, terminal, uniform, ABC and prefix differences
+  rates  8-16 tokens, 2 seeds, every method at two learning rates, gae_lambda 0.95
+  lambdas  the same, every method at its better learning rate and three other gae_lambda
+  short  8-16 tokens, 5 seeds, every method at its best point
+  middle, long  40-60 and 140-160 tokens, 3 seeds, without ABC-D and ABC-D2
   protocol  40-60 tokens, log-probs without the suppressed end of sequence, as published
   beta   8-16 tokens, credit_beta from 0 to 1
   full   20-30 and 90-110 tokens and 5 seeds everywhere: the rest of the published sweep
+`--seeds 1` keeps to the first seed of each stage, so that a short study covers all of them.
 """
 
 import argparse
@@ -32,8 +34,9 @@ METHODS = {
     "terminal+critic": {"credit": "terminal", "critic": "reward-model"},
 }
 LEARNING_RATES = (3e-4, 1e-3)
-LAMBDAS = (0.95, 0.5, 0.8, 1.0)
-LONG_METHODS = ("terminal", "uniform", "abc", "prefix-difference")
+LAMBDAS = (0.5, 0.8, 1.0)
+FIRST_LAMBDA = 0.95
+LONG_METHODS = ("terminal", "prefix-difference", "abc", "uniform", "terminal+critic")
 
 
 @dataclass(frozen=True)
@@ -58,46 +61,68 @@ class Run:
         )
 
 
-def tuning_runs() -> list[Run]:
+def rate_runs() -> list[Run]:
     return [
-        Run(method, rate, lam, seed)
+        Run(method, rate, FIRST_LAMBDA, seed)
         for seed in (0, 1)
-        for lam in LAMBDAS
         for rate in LEARNING_RATES
-        for method in sorted(METHODS, key=lambda name: name not in LONG_METHODS)
+        for method in METHODS
     ]
 
 
-def best_points(curves: Path) -> dict[str, tuple[float, float]]:
-    """Learning rate and gae_lambda of each method with the best mean score over tuning."""
-    areas: dict[str, dict[tuple[float, float], list[float]]] = {}
-    for run in tuning_runs():
+def tuning_runs(curves: Path) -> list[Run]:
+    """Both tuning stages; the second stands on what the first has found so far."""
+    rates = best_points(rate_runs(), curves)
+    lambdas = [
+        Run(method, rate, lam, seed)
+        for seed in (0, 1)
+        for lam in LAMBDAS
+        for method, (rate, _) in rates.items()
+    ]
+    return rate_runs() + lambdas
+
+
+def tuning_scores(runs: list[Run], curves: Path) -> dict[str, dict[tuple[float, float], float]]:
+    """Mean score over all steps by method and point, over the seeds that every point has."""
+    found: dict[str, dict[tuple[float, float], dict[int, float]]] = {}
+    for run in runs:
         file = curves / f"{run.name}.json"
         if file.exists():
-            scores = json.loads(file.read_text())["score"]
-            point = (run.learning_rate, run.gae_lambda)
-            areas.setdefault(run.method, {}).setdefault(point, []).append(statistics.mean(scores))
+            score = statistics.mean(json.loads(file.read_text())["score"])
+            points = found.setdefault(run.method, {})
+            points.setdefault((run.learning_rate, run.gae_lambda), {})[run.seed] = score
+    means: dict[str, dict[tuple[float, float], float]] = {}
+    for method, points in found.items():
+        seeds = set.intersection(*(set(scores) for scores in points.values())) or {0}
+        means[method] = {
+            point: statistics.mean(scores[seed] for seed in seeds)
+            for point, scores in points.items()
+            if seeds <= set(scores)
+        }
+    return means
+
+
+def best_points(runs: list[Run], curves: Path) -> dict[str, tuple[float, float]]:
+    """Learning rate and gae_lambda of each method with the best mean score over tuning."""
     return {
-        method: max(points, key=lambda point: statistics.mean(points[point]))
-        for method, points in areas.items()
+        method: max(points, key=lambda point, of=points: of[point])
+        for method, points in tuning_scores(runs, curves).items()
     }
 
 
 def stage_runs(stage: str, curves: Path) -> list[Run]:
-    if stage == "tune":
-        return tuning_runs()
-    best = best_points(curves)
+    if stage == "rates":
+        return rate_runs()
+    if stage == "lambdas":
+        return [run for run in tuning_runs(curves) if run.gae_lambda != FIRST_LAMBDA]
+    best = best_points(tuning_runs(curves), curves)
     at_best = [(method, *best[method]) for method in METHODS if method in best]
-    long = [point for point in at_best if point[0] in LONG_METHODS]
+    long = [(method, *best[method]) for method in LONG_METHODS if method in best]
     if stage == "short":
         return [Run(*point, seed) for seed in range(5) for point in at_best]
-    if stage == "long":
-        return [
-            Run(*point, seed, lengths)
-            for lengths in ((40, 60), (140, 160))
-            for seed in range(3)
-            for point in long
-        ]
+    if stage in ("middle", "long"):
+        lengths = (40, 60) if stage == "middle" else (140, 160)
+        return [Run(*point, seed, lengths) for seed in range(3) for point in long]
     if stage == "protocol":
         return [
             Run(*point, seed, (40, 60), logprobs_of="unmasked")
@@ -164,7 +189,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=Path, required=True)
     parser.add_argument("--curves", type=Path, required=True)
-    parser.add_argument("--stages", nargs="+", default=["tune", "short", "long", "protocol"])
+    parser.add_argument(
+        "--stages", nargs="+", default=["rates", "lambdas", "short", "middle", "protocol", "long"]
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="at most so many seeds of a stage")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--policy", help="another policy, lvwerra/gpt2-imdb for example")
     parser.add_argument("--reward-model", help="XanderJC/gpt2-rm-imdb for example")
@@ -185,7 +213,7 @@ def main() -> None:
     ).stdout.strip()
     spawn = multiprocessing.get_context("spawn")
     for stage in arguments.stages:
-        runs = stage_runs(stage, arguments.curves)
+        runs = [r for r in stage_runs(stage, arguments.curves) if r.seed < arguments.seeds]
         left = [run for run in runs if not (arguments.curves / f"{run.name}.json").exists()]
         print(f"{stage}: {len(left)} of {len(runs)} runs to do", flush=True)
         jobs = [(run, models, arguments.curves, commit) for run in left]
