@@ -24,8 +24,14 @@ from imdb_study import (
     tuning_scores,
 )
 
+from tokencredit.evaluation.learning import (
+    WINDOW,
+    first_step_at,
+    mean_and_deviation,
+    mean_curve,
+    running_means,
+)
 from tokencredit.evaluation.plots import plot_learning_curves, plot_prefix_accuracy
-from tokencredit.recipes.quickstart_report import WINDOW, first_step_at, running_means
 from tokencredit.recipes.run_folder import write_atomically
 
 Curve = dict[str, Any]
@@ -37,14 +43,8 @@ def curve_of(run: Run, folder: Path) -> Curve | None:
     return json.loads(file.read_text()) if file.exists() else None
 
 
-def mean_curve(seeds: list[Curve]) -> list[float]:
-    scores = [curve["score"] for curve in seeds]
-    return [statistics.mean(points) for points in zip(*scores, strict=True)]
-
-
-def spread(values: list[float]) -> str:
-    mean = f"{statistics.mean(values):.2f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.2f}"
+def averaged(seeds: list[Curve]) -> list[float]:
+    return mean_curve([seed["score"] for seed in seeds])
 
 
 def curves_at(
@@ -62,7 +62,7 @@ def curves_at(
 def table(curves: dict[str, list[Curve]], best: dict[str, Point]) -> list[str]:
     """One row per method: how fast, how far, and what the other reward model says."""
     level = (
-        max(running_means(mean_curve(curves["terminal"]), WINDOW)) if "terminal" in curves else None
+        max(running_means(averaged(curves["terminal"]), WINDOW)) if "terminal" in curves else None
     )
     lines = [
         "| method | seeds | learning rate | gae_lambda | mean score | last 20 steps | held-out "
@@ -70,17 +70,17 @@ def table(curves: dict[str, list[Curve]], best: dict[str, Point]) -> list[str]:
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for method, seeds in curves.items():
-        step = None if level is None else first_step_at(mean_curve(seeds), level)
+        step = None if level is None else first_step_at(averaged(seeds), level)
         rate, lam = best[method]
         cells = [
             method,
             str(len(seeds)),
             f"{rate:g}",
             f"{lam:g}",
-            spread([statistics.mean(c["score"]) for c in seeds]),
-            spread([statistics.mean(c["score"][-20:]) for c in seeds]),
-            spread([statistics.mean(c["held_out_score"][-20:]) for c in seeds]),
-            spread([statistics.mean(c["kl"][-20:]) for c in seeds]),
+            mean_and_deviation([statistics.mean(c["score"]) for c in seeds]),
+            mean_and_deviation([statistics.mean(c["score"][-20:]) for c in seeds]),
+            mean_and_deviation([statistics.mean(c["held_out_score"][-20:]) for c in seeds]),
+            mean_and_deviation([statistics.mean(c["kl"][-20:]) for c in seeds]),
             "not reached" if step is None else str(step),
         ]
         lines.append("| " + " | ".join(cells) + " |")

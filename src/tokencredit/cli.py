@@ -14,6 +14,7 @@ COMMANDS = {
     "train-language-model": "train a language model on texts, or fine-tune one on completions",
     "train-reward-model": "train a reward model on pairs or labels, at the end or on every prefix",
     "train-policy": "PPO with a reward on every token",
+    "compare-learning": "the same PPO, grid and seeds for several credits: which learns fastest",
     "score-tokens": "token rewards for texts, as a table or JSON lines",
     "explain": "heat map of one response in the terminal, HTML or PNG",
 }

@@ -1,4 +1,4 @@
-"""Figures: learning curves, where in a response credit falls, accuracy on partial responses.
+"""Figures: learning curves, frontiers, where credit falls, accuracy on partial responses.
 
 Colours are told apart by readers with any kind of colour vision (Okabe and Ito 2008) and every line
 is named where it ends. Figures need no display and leave pyplot's state alone.
@@ -157,6 +157,39 @@ def plot_prefix_accuracy(
         lines[name] = (fractions, accuracy, color, dashes)
     _show_percent(axes)
     _draw_named(axes, lines, margin=0.03)
+    return write_figure(figure, path)
+
+
+def plot_frontier(
+    paths: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    path: str | Path,
+    *,
+    xlabel: str = "KL to the reference (nats)",
+    ylabel: str = "score (nats)",
+    title: str = "",
+) -> Path:
+    """Write what each method reaches at which price: a line through its points, in their order.
+
+    Args:
+        paths: name of a method to the prices and what was reached at them.
+        path: of the file to write; its ending names the format.
+        xlabel: what the prices are, with their unit.
+        ylabel: what was reached, with its unit.
+        title: above the figure.
+
+    Returns:
+        The path.
+
+    Raises:
+        DataError: there are no paths, or one has no finite point.
+    """
+    figure, axes = _figure(title, xlabel, ylabel)
+    lines = {}
+    for index, (name, (prices, reached)) in enumerate(_present(paths, "paths").items()):
+        color, dashes = _line_style(index)
+        lines[name] = (prices, reached, color, dashes)
+        axes.plot(prices[-1:], reached[-1:], "o", color=color, markersize=5)
+    _draw_named(axes, lines)
     return write_figure(figure, path)
 
 

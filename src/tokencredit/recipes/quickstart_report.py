@@ -13,12 +13,11 @@ from torch import Tensor
 
 from tokencredit.evaluation.agreement import pearson_correlation
 from tokencredit.evaluation.heatmap import heatmap_html
+from tokencredit.evaluation.learning import WINDOW, first_step_at, running_means
 from tokencredit.evaluation.plots import plot_credit_by_position, plot_learning_curves
 from tokencredit.evaluation.report import ReportFigure, ReportTable, report_html
 from tokencredit.recipes.run_folder import read_jsonl, write_atomically
 from tokencredit.toy.truth import split_words, true_reward
-
-WINDOW = 5
 
 
 @dataclass(frozen=True)
@@ -69,27 +68,6 @@ def true_rewards_by_step(run: Path) -> list[float]:
     for sample in read_jsonl(run / "samples.jsonl"):
         by_step.setdefault(sample["step"], []).append(true_reward(split_words(sample["response"])))
     return [sum(rewards) / len(rewards) for _, rewards in sorted(by_step.items())]
-
-
-def running_means(curve: list[float], window: int) -> list[float]:
-    """Means of every `window` neighbours of a curve, or of all of a shorter one.
-
-    >>> running_means([0.0, 1.0, 2.0], 2)
-    [0.5, 1.5]
-    """
-    window = min(window, len(curve))
-    return [sum(curve[i : i + window]) / window for i in range(len(curve) - window + 1)]
-
-
-def first_step_at(curve: list[float], level: float, *, window: int = WINDOW) -> int | None:
-    """First step whose running mean reaches a level; None if none does.
-
-    >>> first_step_at([0.0, 1.0, 2.0, 3.0], 2.0, window=2)
-    4
-    """
-    means = running_means(curve, window)
-    offset = len(curve) - len(means) + 1
-    return next((i + offset for i, mean in enumerate(means) if mean >= level), None)
 
 
 def credit_rows(runs: Mapping[str, Path], credit: CreditOfReviews) -> list[list[str]]:

@@ -266,8 +266,10 @@ def _after_step(
 
 
 def _warn_of_farmed_kl(config: TrainPolicyConfig, state: RunState, row: dict[str, Any]) -> None:
+    if config.kl_estimator != "k1" or config.batch_size < 8 or state.warned_of_negative_kl:
+        return  # the noise of fewer responses cannot be told from themselves
     noise = 3 * row["kl_std"] / config.batch_size**0.5
-    if config.kl_estimator == "k1" and row["kl"] < -noise and not state.warned_of_negative_kl:
+    if row["kl"] < -noise:
         state.warned_of_negative_kl = True
         warnings.warn(
             f"the KL estimate is {row['kl']:.2f} nats at step {row['step']}, negative beyond its "
