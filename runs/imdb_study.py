@@ -34,7 +34,7 @@ METHODS = {
     "terminal+critic": {"credit": "terminal", "critic": "reward-model"},
 }
 LEARNING_RATES = (3e-4, 1e-3)
-LAMBDAS = (0.5, 0.8, 1.0)
+LAMBDAS = (0.8, 1.0, 0.5)
 FIRST_LAMBDA = 0.95
 LONG_METHODS = ("terminal", "prefix-difference", "abc", "uniform", "terminal+critic")
 
