@@ -48,30 +48,33 @@ def averaged(seeds: list[Curve]) -> list[float]:
 
 
 def curves_at(
-    best: dict[str, Point], lengths: tuple[int, int], folder: Path, **settings: Any
-) -> dict[str, list[Curve]]:
+    folder: Path, lengths: tuple[int, int], **settings: Any
+) -> dict[str, tuple[Point, list[Curve]]]:
+    """Finished seeds of every method, at the best tuning point that has any at these lengths."""
     found = {}
-    for method, point in best.items():
-        runs = [Run(method, *point, seed, lengths, **settings) for seed in range(5)]
-        curves = [curve for run in runs if (curve := curve_of(run, folder)) is not None]
-        if curves:
-            found[method] = curves
+    for method, scores in tuning_scores(tuning_runs(folder), folder).items():
+        for point in sorted(scores, key=scores.__getitem__, reverse=True):
+            runs = [Run(method, *point, seed, lengths, **settings) for seed in range(5)]
+            curves = [curve for run in runs if (curve := curve_of(run, folder)) is not None]
+            if curves:
+                found[method] = (point, curves)
+                break
     return found
 
 
-def table(curves: dict[str, list[Curve]], best: dict[str, Point]) -> list[str]:
+def table(curves: dict[str, tuple[Point, list[Curve]]]) -> list[str]:
     """One row per method: how fast, how far, and what the other reward model says."""
-    level = (
-        max(running_means(averaged(curves["terminal"]), WINDOW)) if "terminal" in curves else None
-    )
+    terminal = averaged(curves["terminal"][1])
+    level = max(running_means(terminal, WINDOW))
+    terminal_step = first_step_at(terminal, level)
+    assert terminal_step is not None
     lines = [
         "| method | seeds | learning rate | gae_lambda | mean score | last 20 steps | held-out "
-        "model, last 20 | KL, last 20 | terminal's best at step |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "model, last 20 | KL, last 20 | terminal's best at step | of terminal's steps |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for method, seeds in curves.items():
-        step = None if level is None else first_step_at(averaged(seeds), level)
-        rate, lam = best[method]
+    for method, ((rate, lam), seeds) in curves.items():
+        step = first_step_at(averaged(seeds), level)
         cells = [
             method,
             str(len(seeds)),
@@ -82,6 +85,7 @@ def table(curves: dict[str, list[Curve]], best: dict[str, Point]) -> list[str]:
             mean_and_deviation([statistics.mean(c["held_out_score"][-20:]) for c in seeds]),
             mean_and_deviation([statistics.mean(c["kl"][-20:]) for c in seeds]),
             "not reached" if step is None else str(step),
+            "-" if step is None else f"{step / terminal_step:.2f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
@@ -115,16 +119,17 @@ def progress_table(folder: Path) -> list[str]:
     return lines
 
 
-def section(title: str, curves: dict[str, list[Curve]], best: dict[str, Point], figure: str,
-            docs: Path) -> list[str]:  # fmt: skip
+def section(
+    title: str, curves: dict[str, tuple[Point, list[Curve]]], figure: str, docs: Path
+) -> list[str]:
     plot_learning_curves(
-        {method: [curve["score"] for curve in seeds] for method, seeds in curves.items()},
+        {method: [curve["score"] for curve in seeds] for method, (_, seeds) in curves.items()},
         docs / figure,
         ylabel="score of the guiding reward model (nats)",
         title=title,
         window=WINDOW,
     )
-    return [f"## {title}", "", *table(curves, best), "", f"![{title}]({figure})", ""]
+    return [f"## {title}", "", *table(curves), "", f"![{title}]({figure})", ""]
 
 
 def main() -> None:
@@ -133,18 +138,17 @@ def main() -> None:
     parser.add_argument("--models", type=Path, required=True)
     arguments = parser.parse_args()
     docs, folder = arguments.curves.parent, arguments.curves
-    best = best_points(tuning_runs(folder), folder)
     finished = len(list(folder.glob("*.json")))
     commits = sorted({json.loads(file.read_text())["commit"] for file in folder.glob("*.json")})
     template = (Path(__file__).parent / "imdb_report.md").read_text()
     parts: list[str] = []
     for lengths in ((8, 16), (20, 30), (40, 60), (90, 110), (140, 160)):
         for logprobs_of in ("sampled", "unmasked"):
-            curves = curves_at(best, lengths, folder, logprobs_of=logprobs_of)
+            curves = curves_at(folder, lengths, logprobs_of=logprobs_of)
             if "terminal" in curves:
                 title = f"{lengths[0]}-{lengths[1]} new tokens, log-probs {logprobs_of}"
                 name = f"imdb-{lengths[0]}-{lengths[1]}-{logprobs_of}.png"
-                parts += section(title, curves, best, name, docs)
+                parts += section(title, curves, name, docs)
     accuracy = {
         name: json.loads((arguments.models / name / "prefix_accuracy.json").read_text())
         for name in ("reward-model", "held-out-reward-model")

@@ -145,7 +145,11 @@ def test_every_page_is_in_the_navigation():
 
 
 def credit_functions() -> set[str]:
-    return {name for name in tokencredit.__all__ if name.endswith(("_credit", "_received"))}
+    return {
+        name
+        for name in tokencredit.__all__
+        if name.endswith(("_credit", "_received", "_prefix_scores"))
+    }
 
 
 def test_every_method_has_its_row():

@@ -25,7 +25,9 @@ ALSO = {
     "cli.py": {"jsonargparse"},
     "evaluation/heatmap.py": {"jinja2", "markupsafe", "matplotlib", "rich"},
     "evaluation/plots.py": {"matplotlib"},
+    "evaluation/comparison_plots.py": {"matplotlib"},
     "evaluation/report.py": {"jinja2", "markupsafe"},
+    "preference/edits.py": {"rapidfuzz"},
 }
 
 files = [path.relative_to(PACKAGE).as_posix() for path in sorted(PACKAGE.rglob("*.py"))]

@@ -1,13 +1,53 @@
+from .aggregation import (
+    blended_scores,
+    combined_scores,
+    pooled_by_segment,
+    scores_at_segment_ends,
+    segment_average_scores,
+    segment_end_scores,
+    spread_over_segments,
+)
 from .alignment import project_token_scores
 from .batch import PreferenceBatch, ResponseBatch, TokenScorer
+from .credit.discriminator import discriminator_credit
+from .credit.gradients import gradient_times_input_credit, integrated_gradients_credit
+from .credit.implicit_values import (
+    implicit_advantages,
+    implicit_q_values,
+    implicit_values,
+)
+from .credit.likelihood import likelihood_credit
+from .credit.location import (
+    LocationNormaliser,
+    fitted_location_normaliser,
+    location_normalised,
+)
+from .credit.log_ratio import (
+    contrastive_prompt_credit,
+    log_ratio_credit,
+    shaped_log_ratio_credit,
+    top_share_mask,
+)
+from .credit.perturbation import exact_shapley_credit, leave_one_out_credit, shapley_credit
 from .credit.prefix_difference import prefix_difference_credit
+from .credit.prefix_potentials import (
+    length_centred_prefix_scores,
+    prefix_length_means,
+    segment_held_prefix_scores,
+    smoothed_prefix_scores,
+)
+from .credit.process import clipped_step_scores, delta_step_scores, step_score_credit
 from .credit.redistribution import (
     attention_credit,
     last_attention_received,
     mean_attention_received,
     uniform_credit,
 )
+from .credit.segment import segment_credit, utterance_credit
+from .credit.spans import fine_grained_credit, severity_credit, span_end_scores
 from .credit.terminal import terminal_credit
+from .decoding.rules import candidate_tokens, chosen_tokens, guidance_kl, guided_logits
+from .decoding.scores import ScoreSpread, standardised_scores, updated_spread
 from .logprobs import (
     predicting_positions,
     sampled_logits,
@@ -17,12 +57,34 @@ from .logprobs import (
 )
 from .policy.advantages import gae_advantages, rewards_to_go
 from .policy.losses import clipped_policy_losses, clipped_tokens, clipped_value_losses
+from .policy.macro_actions import macro_gae_advantages
+from .preference.edits import edit_labels
+from .preference.spans import LabelledSpan, token_span_labels
+from .preference.steps import StepLabels, step_segment_ids
 from .reward_model.losses import (
     bradley_terry_loss,
     classification_loss,
     prefix_bradley_terry_loss,
     prefix_classification_loss,
+    prefix_regression_loss,
+    regression_loss,
+    segment_bradley_terry_loss,
 )
+from .reward_model.token_losses import step_classification_loss, token_classification_loss
+from .reward_model.value_targets import (
+    bootstrapped_targets,
+    q_classification_loss,
+    q_value_loss,
+)
+from .segments import (
+    entropy_segments,
+    ngram_segments,
+    perplexity_segments,
+    random_ngram_segments,
+    segment_ends,
+    segment_lengths,
+)
+from .sentences import text_segments
 from .shaping import (
     RunningMoments,
     adapted_kl_coef,
@@ -33,34 +95,98 @@ from .shaping import (
 )
 
 __all__ = [
+    "LabelledSpan",
+    "LocationNormaliser",
     "PreferenceBatch",
     "ResponseBatch",
     "RunningMoments",
+    "ScoreSpread",
+    "StepLabels",
     "TokenScorer",
     "adapted_kl_coef",
     "attention_credit",
+    "blended_scores",
+    "bootstrapped_targets",
     "bradley_terry_loss",
+    "candidate_tokens",
+    "chosen_tokens",
     "classification_loss",
     "clipped_policy_losses",
+    "clipped_step_scores",
     "clipped_tokens",
     "clipped_value_losses",
+    "combined_scores",
+    "contrastive_prompt_credit",
+    "delta_step_scores",
+    "discriminator_credit",
+    "edit_labels",
+    "entropy_segments",
+    "exact_shapley_credit",
+    "fine_grained_credit",
+    "fitted_location_normaliser",
     "gae_advantages",
+    "gradient_times_input_credit",
+    "guidance_kl",
+    "guided_logits",
+    "implicit_advantages",
+    "implicit_q_values",
+    "implicit_values",
+    "integrated_gradients_credit",
     "kl_estimates",
     "kl_penalised_rewards",
     "last_attention_received",
+    "leave_one_out_credit",
+    "length_centred_prefix_scores",
+    "likelihood_credit",
+    "location_normalised",
+    "log_ratio_credit",
+    "macro_gae_advantages",
     "mean_attention_received",
+    "ngram_segments",
     "normalised_scores",
+    "perplexity_segments",
+    "pooled_by_segment",
     "potential_shaping",
     "predicting_positions",
     "prefix_bradley_terry_loss",
     "prefix_classification_loss",
     "prefix_difference_credit",
+    "prefix_length_means",
+    "prefix_regression_loss",
     "project_token_scores",
+    "q_classification_loss",
+    "q_value_loss",
+    "random_ngram_segments",
+    "regression_loss",
     "rewards_to_go",
     "sampled_logits",
+    "scores_at_segment_ends",
+    "segment_average_scores",
+    "segment_bradley_terry_loss",
+    "segment_credit",
+    "segment_end_scores",
+    "segment_ends",
+    "segment_held_prefix_scores",
+    "segment_lengths",
+    "severity_credit",
+    "shaped_log_ratio_credit",
+    "shapley_credit",
+    "smoothed_prefix_scores",
+    "span_end_scores",
+    "spread_over_segments",
+    "standardised_scores",
+    "step_classification_loss",
+    "step_score_credit",
+    "step_segment_ids",
     "terminal_credit",
+    "text_segments",
+    "token_classification_loss",
     "token_entropies",
     "token_logprobs",
+    "token_span_labels",
     "top_allowed",
+    "top_share_mask",
     "uniform_credit",
+    "updated_spread",
+    "utterance_credit",
 ]

@@ -12,10 +12,16 @@ from typing import Any
 COMMANDS = {
     "quickstart": "the whole story on the built-in task: models, four credits, figures",
     "train-language-model": "train a language model on texts, or fine-tune one on completions",
-    "train-reward-model": "train a reward model on pairs or labels, at the end or on every prefix",
+    "train-reward-model": "train a reward model on pairs, labels or ratings, whole or by prefixes",
+    "train-token-classifier": "a judge of every token, from edits, labelled spans or steps",
+    "train-implicit-reward": "DPO, forward or reversed: a reward on every token from a log-ratio",
+    "train-rewriter": "a language model that turns rejected answers into chosen ones",
+    "evaluate-reward-model": "accuracy, calibration and length bias of a reward model on pairs",
     "train-policy": "PPO with a reward on every token",
+    "generate": "responses steered token by token with a reward model, without any training",
     "compare-learning": "the same PPO, grid and seeds for several credits: which learns fastest",
     "score-tokens": "token rewards for texts, as a table or JSON lines",
+    "compare-credit": "which credit falls on the words that people marked",
     "explain": "heat map of one response in the terminal, HTML or PNG",
 }
 

@@ -13,13 +13,36 @@ import torch
 from torch import Tensor
 
 import tokencredit.credit
+from tokencredit.aggregation import segment_end_scores
+from tokencredit.credit.discriminator import discriminator_credit
+from tokencredit.credit.gradients import gradient_times_input_credit, integrated_gradients_credit
+from tokencredit.credit.likelihood import likelihood_credit
+from tokencredit.credit.location import LocationNormaliser, location_normalised
+from tokencredit.credit.log_ratio import (
+    contrastive_prompt_credit,
+    log_ratio_credit,
+    shaped_log_ratio_credit,
+)
+from tokencredit.credit.perturbation import (
+    exact_shapley_credit,
+    leave_one_out_credit,
+    shapley_credit,
+)
 from tokencredit.credit.prefix_difference import prefix_difference_credit
+from tokencredit.credit.prefix_potentials import (
+    length_centred_prefix_scores,
+    segment_held_prefix_scores,
+    smoothed_prefix_scores,
+)
+from tokencredit.credit.process import step_score_credit
 from tokencredit.credit.redistribution import (
     attention_credit,
     last_attention_received,
     mean_attention_received,
     uniform_credit,
 )
+from tokencredit.credit.segment import segment_credit, utterance_credit
+from tokencredit.credit.spans import fine_grained_credit, severity_credit
 from tokencredit.credit.terminal import terminal_credit
 
 NAN = math.nan
@@ -91,10 +114,51 @@ def score_above_prompt(case: Case) -> Tensor:
     return case.prefix_scores.gather(-1, last)[:, 0] - case.prefix_scores[:, 0]
 
 
+def kept_score(case: Case) -> Callable[[Tensor], Tensor]:
+    """A score of the kept weights in which every token bears on every other."""
+
+    def scores(keep: Tensor) -> Tensor:
+        kept = torch.where(keep, case.weights.float()[:, None], 0.0).sum(-1)
+        return 0.5 + kept + kept**3
+
+    return scores
+
+
+def score_above_no_tokens(case: Case) -> Tensor:
+    mask = case.response_mask
+    return kept_score(case)(torch.stack([mask & False, mask], dim=1)).diff(dim=-1)[:, 0]
+
+
+def squared_sum(embeddings: Tensor) -> Tensor:
+    return embeddings.sum((1, 2)) ** 2
+
+
+def squared_sum_above_baseline(case: Case) -> Tensor:
+    inside = case.response_mask[:, :, None]
+    embeddings = case.token_logits.float().where(inside, 0.0)
+    return squared_sum(embeddings) - squared_sum(torch.full_like(embeddings, 0.25) * inside)
+
+
+BY_LOCATION = LocationNormaliser(0.8, 0.5, 0.7, 2.0)
+
+
 def by_attention(case: Case, weights: Tensor, credit_beta: float = 1.0) -> Tensor:
     return attention_credit(
         case.sequence_scores, weights, case.response_mask, credit_beta=credit_beta
     )
+
+
+SPAN_WEIGHTS = torch.tensor([1.0, -0.5])
+SEVERITY_SCORES = [0.1, -5.0]
+LENGTH_MEANS = torch.tensor([0.5, -1.0, 2.0])
+
+
+def at_ends_of_segments(case: Case) -> Tensor:
+    """The first logit of the last token of each segment; NaN for segments that are not there."""
+    scores = case.token_logits.new_full((len(case.segment_ids), 3), NAN)
+    for row, column in (case.segment_ids >= 0).nonzero().tolist():
+        scores[row, case.segment_ids[row, column]] = case.token_logits[row, column, 0]
+    return scores
 
 
 METHODS = {
@@ -149,6 +213,194 @@ METHODS = {
         prefix_difference_credit,
         score_above_prompt,
         causal=True,
+    ),
+    "discriminator": Method(
+        lambda case: discriminator_credit(case.token_logits, case.response_mask),
+        discriminator_credit,
+        None,
+        causal=True,
+        bound=lambda case: torch.ones(len(case.response_mask)),
+    ),
+    "fine-grained": Method(
+        lambda case: fine_grained_credit(
+            case.token_logits.movedim(-1, 0), SPAN_WEIGHTS, case.response_mask
+        ),
+        fine_grained_credit,
+        None,
+        causal=True,
+    ),
+    "severity": Method(
+        lambda case: severity_credit(
+            case.token_logits.argmax(-1), case.response_mask, severity_scores=SEVERITY_SCORES
+        ),
+        severity_credit,
+        None,
+        causal=True,
+        bound=lambda case: torch.full((len(case.response_mask),), 5.0),
+    ),
+    "step scores": Method(
+        lambda case: step_score_credit(
+            at_ends_of_segments(case), case.segment_ids, case.response_mask
+        ),
+        step_score_credit,
+        None,
+        causal=True,
+        bound=lambda case: at_ends_of_segments(case).nan_to_num(0.0).abs().amax(-1),
+    ),
+    "leave one out": Method(
+        lambda case: leave_one_out_credit(kept_score(case), case.response_mask),
+        leave_one_out_credit,
+        None,
+        causal=False,
+    ),
+    "Shapley": Method(
+        lambda case: shapley_credit(
+            kept_score(case),
+            case.response_mask,
+            samples=4,
+            generator=torch.Generator().manual_seed(0),
+        ),
+        shapley_credit,
+        score_above_no_tokens,
+        causal=False,
+    ),
+    "exact Shapley": Method(
+        lambda case: exact_shapley_credit(kept_score(case), case.response_mask),
+        exact_shapley_credit,
+        score_above_no_tokens,
+        causal=False,
+    ),
+    "exact Shapley of segments": Method(
+        lambda case: exact_shapley_credit(
+            kept_score(case), case.response_mask, segment_ids=case.segment_ids
+        ),
+        exact_shapley_credit,
+        score_above_no_tokens,
+        causal=False,
+    ),
+    "gradient times input": Method(
+        lambda case: gradient_times_input_credit(
+            squared_sum, case.token_logits, case.response_mask
+        ),
+        gradient_times_input_credit,
+        None,
+        causal=False,
+    ),
+    "integrated gradients": Method(
+        lambda case: integrated_gradients_credit(
+            squared_sum,
+            case.token_logits,
+            torch.full_like(case.token_logits, 0.25),
+            case.response_mask,
+            steps=2,
+        ),
+        integrated_gradients_credit,
+        squared_sum_above_baseline,
+        causal=False,
+    ),
+    "segment": Method(
+        lambda case: segment_credit(case.prefix_scores, case.segment_ids, case.response_mask),
+        segment_credit,
+        lambda case: segment_end_scores(case.prefix_scores, case.segment_ids)[0].sum(-1),
+        causal=False,
+    ),
+    "segment, normalised": Method(
+        lambda case: segment_credit(
+            case.prefix_scores, case.segment_ids, case.response_mask, normaliser=BY_LOCATION
+        ),
+        segment_credit,
+        lambda case: location_normalised(
+            *segment_end_scores(case.prefix_scores, case.segment_ids), BY_LOCATION
+        ).sum(-1),
+        causal=False,
+    ),
+    "utterance": Method(
+        lambda case: utterance_credit(
+            segment_end_scores(case.prefix_scores, case.segment_ids)[0],
+            case.segment_ids,
+            case.response_mask,
+        ),
+        utterance_credit,
+        None,
+        causal=False,
+        bound=lambda case: (
+            segment_end_scores(case.prefix_scores, case.segment_ids)[0].abs().amax(-1)
+        ),
+    ),
+    "prefix difference, smoothed": Method(
+        lambda case: prefix_difference_credit(
+            smoothed_prefix_scores(case.prefix_scores, case.response_mask, decay=0.7),
+            case.response_mask,
+        ),
+        prefix_difference_credit,
+        score_above_prompt,
+        causal=True,
+    ),
+    "prefix difference, freed of length": Method(
+        lambda case: prefix_difference_credit(
+            length_centred_prefix_scores(case.prefix_scores, case.response_mask, LENGTH_MEANS),
+            case.response_mask,
+        ),
+        prefix_difference_credit,
+        score_above_prompt,
+        causal=True,
+    ),
+    "prefix difference, held in segments": Method(
+        lambda case: prefix_difference_credit(
+            segment_held_prefix_scores(case.prefix_scores, case.segment_ids), case.response_mask
+        ),
+        prefix_difference_credit,
+        score_above_prompt,
+        causal=True,
+    ),
+    "log ratio": Method(
+        lambda case: log_ratio_credit(
+            case.policy_logprobs, case.ref_logprobs, case.response_mask, dpo_beta=0.5, clip=0.2
+        ),
+        log_ratio_credit,
+        None,
+        causal=True,
+        bound=lambda case: torch.full_like(score(case), 0.2),
+    ),
+    "log ratio, not clipped": Method(
+        lambda case: log_ratio_credit(
+            case.policy_logprobs, case.ref_logprobs, case.response_mask, dpo_beta=0.5
+        ),
+        log_ratio_credit,
+        None,
+        causal=True,
+        bound=lambda case: torch.full_like(score(case), math.inf),
+    ),
+    "log ratio, shaped": Method(
+        lambda case: shaped_log_ratio_credit(
+            case.sequence_scores,
+            case.policy_logprobs,
+            case.ref_logprobs,
+            case.response_mask,
+            dpo_beta=0.5,
+        ),
+        shaped_log_ratio_credit,
+        score,
+        causal=True,
+    ),
+    "contrastive prompts": Method(
+        lambda case: contrastive_prompt_credit(
+            case.policy_logprobs, case.ref_logprobs, case.response_mask
+        ),
+        contrastive_prompt_credit,
+        None,
+        causal=True,
+        bound=lambda case: torch.full_like(score(case), 0.5),
+    ),
+    # The weights stand for a rewriter: it too has read the whole response.
+    "likelihood": Method(
+        lambda case: likelihood_credit(
+            -case.weights, torch.zeros_like(case.weights), case.response_mask, margin=0.5
+        ),
+        likelihood_credit,
+        None,
+        causal=False,
+        bound=lambda case: torch.ones_like(score(case)),
     ),
 }
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())

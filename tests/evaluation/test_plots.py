@@ -12,6 +12,7 @@ from tokencredit.credit.redistribution import uniform_credit
 from tokencredit.credit.terminal import terminal_credit
 from tokencredit.errors import DataError
 from tokencredit.evaluation.plots import (
+    plot_calibration,
     plot_credit_by_position,
     plot_learning_curves,
     plot_prefix_accuracy,
@@ -144,6 +145,46 @@ def test_error_bars_are_binomial(tmp_path: Path, monkeypatch):
 def test_no_rows_raise(tmp_path: Path, rows):
     with pytest.raises(DataError, match="expected at least one"):
         plot_prefix_accuracy(rows, tmp_path / "accuracy.png")
+
+
+def test_calibration_of_one_model_and_of_several(tmp_path: Path, drawn):
+    rows = [
+        {"predicted": 0.6, "observed": 0.5, "count": 9},
+        {"predicted": 0.9, "observed": 0.8, "count": 3},
+    ]
+    plot_calibration(rows, tmp_path / "one.png")
+    assert drawn.pop("") == ([0.6, 0.9], [0.5, 0.8])
+    plot_calibration({"last": rows, "every": rows[:1]}, tmp_path / "two.png", percent=False)
+    assert drawn == {"last": ([0.6, 0.9], [0.5, 0.8]), "every": ([0.6], [0.5])}
+    assert all(path.read_bytes().startswith(PNG) for path in tmp_path.iterdir())
+
+
+def test_a_bin_is_as_large_as_its_count(tmp_path: Path, monkeypatch):
+    areas = []
+    monkeypatch.setattr(Axes, "scatter", lambda self, x, y, area, **style: areas.append(area))
+    rows = [{"predicted": 0.6, "observed": 0.5, "count": count} for count in (8, 2)]
+    plot_calibration(rows, tmp_path / "one.png")
+    assert areas[0][0] == 4 * areas[0][1]
+
+
+def test_a_perfect_model_lies_on_the_diagonal(tmp_path: Path, monkeypatch):
+    lines = []
+    plot = Axes.plot
+
+    def recorded(self, x, y, **style):
+        lines.append((list(x), list(y)))
+        return plot(self, x, y, **style)
+
+    monkeypatch.setattr(Axes, "plot", recorded)
+    rows = [{"predicted": p, "observed": o, "count": 1} for p, o in ((2.0, 3.0), (7.0, 5.0))]
+    plot_calibration(rows, tmp_path / "one.png", percent=False)
+    assert lines[0] == ([2.0, 7.0], [2.0, 7.0])
+
+
+@pytest.mark.parametrize("curves", [[], {}, {"model": []}])
+def test_no_curves_raise(tmp_path: Path, curves):
+    with pytest.raises(DataError, match="expected at least one"):
+        plot_calibration(curves, tmp_path / "calibration.png")
 
 
 def test_names_at_the_same_height_are_written_apart(tmp_path: Path, monkeypatch):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from reference import calibration
 from reference import reward_losses as reference
 
 from tokencredit.errors import DataError, ShapeError
@@ -11,6 +12,7 @@ from tokencredit.evaluation.prefix_accuracy import (
     FRACTIONS,
     label_accuracy_by_fraction,
     pair_accuracy_by_fraction,
+    rating_accuracy_by_fraction,
     scores_at_fractions,
 )
 
@@ -93,3 +95,29 @@ def test_bad_shapes(rows):
         rows(torch.zeros(2, 3))
     with pytest.raises(DataError, match="no responses to score"):
         rows(torch.zeros(0, 5))
+
+
+@given(st.integers(0, 10**6))
+def test_the_order_of_ratings_against_the_reference(seed):
+    torch.manual_seed(seed)
+    scores, ratings = torch.randint(0, 4, (9, 2)).float(), torch.randint(0, 3, (9,))
+    ratings[:2] = torch.tensor([0, 2])
+    rows = rating_accuracy_by_fraction(scores, ratings, fractions=(0.5, 1.0))
+    for column, row in enumerate(rows):
+        expected = calibration.concordance(scores[:, column].tolist(), ratings.tolist())
+        assert row["accuracy"] == pytest.approx(expected)
+        assert row["count"] == 9
+
+
+def test_two_ratings_are_ordered_as_labels_are_told_apart():
+    """With a good and a bad one it is the area under the ROC curve, here 3 of 4 pairs."""
+    scores = torch.tensor([[0.9], [0.4], [0.5], [0.1]])
+    (row,) = rating_accuracy_by_fraction(scores, torch.tensor([1, 1, 0, 0]), fractions=(1.0,))
+    assert row["accuracy"] == 0.75
+
+
+def test_ratings_that_are_all_alike_have_no_order():
+    with pytest.raises(DataError, match="all of them rated alike"):
+        rating_accuracy_by_fraction(torch.zeros(3, 1), torch.ones(3), fractions=(1.0,))
+    with pytest.raises(ShapeError, match="1 columns of scores for 5 fractions"):
+        rating_accuracy_by_fraction(torch.zeros(3, 1), torch.arange(3))

@@ -12,9 +12,15 @@ from tokencredit.preference.hf_datasets import (
     load_pairs,
     load_prompted_responses,
     load_prompts,
+    load_rated_responses,
     load_texts,
 )
-from tokencredit.preference.pairs import LabelledResponse, PreferencePair, PromptedResponse
+from tokencredit.preference.pairs import (
+    LabelledResponse,
+    PreferencePair,
+    PromptedResponse,
+    RatedResponse,
+)
 
 USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}
 OTHER = {"role": "assistant", "content": "Ha"}
@@ -154,11 +160,37 @@ def test_unusable_pairs(tmp_path, row, fault):
         ),
         ({"chosen": "Ho", "rejected": "Ha", "lead": "much"}, "expected a finite number"),
         ({"chosen": "Ho", "rejected": "Ha", "lead": float("nan")}, "expected a finite number"),
+        ({"chosen": "Ho", "rejected": "Ha", "strength": 0}, "expected a strength above 0"),
     ],
 )
 def test_pairs_that_do_not_fit(tmp_path, row, message):
+    path = jsonl(tmp_path, {"lead": 0, "strength": 1} | row)
     with pytest.raises(DataError, match=message):
-        load_pairs(jsonl(tmp_path, {"lead": 0} | row), margin_column="lead")
+        load_pairs(path, margin_column="lead", strength_column="strength")
+
+
+def test_how_strong_preferences_are(tmp_path):
+    rows = [{"prompt": "Hi", "chosen": " Ho", "rejected": " Ha", "strength": s} for s in (3, 0.5)]
+    path = jsonl(tmp_path, *rows)
+    pairs = load_pairs(path, strength_column="strength")
+    assert [pair.strength for pair in pairs] == [3.0, 0.5]
+    assert [pair.strength for pair in load_pairs(path)] == [1.0, 1.0]
+
+
+def test_ratings(tmp_path):
+    path = jsonl(
+        tmp_path,
+        {"text": "good", "rating": 9, "q": "Hi"},
+        {"text": "bad", "rating": -1.5, "q": "x"},
+    )
+    assert load_rated_responses(path) == [
+        RatedResponse("", "good", 9.0),
+        RatedResponse("", "bad", -1.5),
+    ]
+    asked = load_rated_responses(path, prompt_column="q", limit=1)
+    assert asked == [RatedResponse("Hi", "good", 9.0)]
+    with pytest.raises(DataError, match="expected a finite number"):
+        load_rated_responses(jsonl(tmp_path, {"text": "good", "rating": "nine"}))
 
 
 def test_a_prompt_column_that_is_named_must_be_there(tmp_path):

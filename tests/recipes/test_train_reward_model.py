@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import tiny_model
-from tiny_tokenizers import CORPUS, byte_level, word_level
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from tiny_reward_training import config, lines, loss_of, save_start, write_inputs
+from tiny_tokenizers import byte_level, word_level
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tokencredit.errors import (
     ConfigError,
@@ -19,7 +20,6 @@ from tokencredit.errors import (
 )
 from tokencredit.hf_text import encode_responses
 from tokencredit.recipes import train_reward_model as recipe
-from tokencredit.recipes.corpus import byte_level_tokenizer
 from tokencredit.recipes.encoded_texts import (
     EncodedText,
     encoded_texts,
@@ -27,77 +27,31 @@ from tokencredit.recipes.encoded_texts import (
     right_padded,
     sequence_start,
 )
-from tokencredit.recipes.reward_training import (
+from tokencredit.recipes.reward_examples import (
     Judged,
-    PrefixScorer,
-    fraction_scores,
+    judged_rows,
+    read_every_token,
+    read_last_token,
+    reading,
     reward_batch,
-    reward_loss,
     scored_rows,
 )
-from tokencredit.recipes.train_reward_model import TrainRewardModelConfig, train_reward_model
+from tokencredit.recipes.reward_training import PrefixScorer, fraction_scores, reward_loss
+from tokencredit.recipes.train_reward_model import train_reward_model
 from tokencredit.reward_model.hf_backbone import load_reward_model, score_responses
 from tokencredit.reward_model.losses import bradley_terry_loss, prefix_bradley_terry_loss
 
-WORDS = ("good", "bad", "slow", "very good")
 BOTH = [("bradley-terry", "last"), ("bradley-terry", "every"), ("classification", "last"),
         ("classification", "every")]  # fmt: skip
-
-
-def lines(path: Path, rows: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+OTHERS = [("bradley-terry", {"positions": "pairs", "prefix_step": 8}),
+          ("bradley-terry", {"positions": "segments", "segment_length": 3}),
+          ("classification", {"positions": "bootstrapped", "bootstrap_lambda": 0.5}),
+          ("regression", {"positions": "last"})]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Pairs, labelled texts, and a tiny language model to start from."""
-    folder = tmp_path_factory.mktemp("inputs")
-    lines(
-        folder / "bradley-terry.jsonl",
-        [
-            {
-                "prompt": f"rate film {row}:",
-                "chosen": f" a good film and a {WORDS[row % 4]} plot",
-                "rejected": f" a bad film {'and a plot ' * (row % 3)}",
-            }
-            for row in range(20)
-        ],
-    )
-    lines(
-        folder / "classification.jsonl",
-        [
-            {"text": f"the {WORDS[row % 2]} film {row} {'a ' * (row % 5)}", "label": row % 2}
-            for row in range(20)
-        ],
-    )
-    tokenizer = byte_level_tokenizer(CORPUS, vocab_size=320)
-    assert tokenizer.padding_side == "left"
-    save_start(folder / "lm", tokenizer)
-    return folder
-
-
-def save_start(folder: Path, tokenizer, architecture: str = "llama", **overrides) -> Path:
-    settings = {"vocab_size": len(tokenizer), "max_position_embeddings": 64} | overrides
-    tiny_model(architecture, auto_class=AutoModelForCausalLM, **settings).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def config(folder: Path, output: Path, objective="bradley-terry", **settings):
-    tiny = {
-        "batch_size": 8,
-        "held_out": 0.2,
-        "max_length": 64,
-        "learning_rate": 1e-3,
-        "progress": False,
-    }
-    return TrainRewardModelConfig(
-        str(folder / f"{objective}.jsonl"),
-        output=str(output),
-        objective=objective,
-        **({"model": str(folder / "lm")} | tiny | settings),
-    )
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +83,13 @@ def test_reports_stand_beside_the_model(trained, capsys):
     assert {row["count"] for row in rows} == {4}
     metrics = json.loads((trained / "metrics.json").read_text())
     assert metrics["held_out_accuracy"] == rows[-1]["accuracy"]
-    assert (trained / "prefix_accuracy.png").read_bytes().startswith(b"\x89PNG")
+    calibration = json.loads((trained / "calibration.json").read_text())
+    assert [row["fraction"] for row in calibration] == [0.2, 0.4, 0.6, 0.8, 1.0]
+    assert {sum(part["count"] for part in row["curve"]) for row in calibration} == {4}
+    error = calibration[-1]["expected_calibration_error"]
+    assert metrics["expected_calibration_error"] == error
+    for name in ("prefix_accuracy", "calibration"):
+        assert (trained / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(("objective", "positions"), BOTH)
@@ -143,16 +103,23 @@ def test_a_few_epochs_tell_good_from_bad(folder, tmp_path, objective, positions)
         assert all(row["accuracy"] == 1.0 for row in rows[1:])
 
 
+@pytest.mark.parametrize(("objective", "positions"), OTHERS)
+def test_other_positions_and_ratings_are_learnt_too(folder, tmp_path, objective, positions):
+    settings = {"epochs": 3.0 if "prefix_step" in positions else 8.0, "learning_rate": 1e-2}
+    output = train_reward_model(config(folder, tmp_path / "rm", objective, **settings, **positions))
+    rows = json.loads((output / "prefix_accuracy.json").read_text())
+    assert rows[-1]["accuracy"] == 1.0
+    assert load_reward_model(output)[0].config.num_labels == 1
+
+
 @pytest.mark.parametrize(("objective", "positions"), BOTH)
 def test_the_loss_comes_from_one_pass_per_response(folder, tmp_path, objective, positions):
     """The loss of a batch equals that of every prefix scored in a pass of its own."""
     settings = config(folder, tmp_path / "rm", objective, positions=positions)
     model, tokenizer = recipe._start(settings)
-    judged = recipe._judged(settings, tokenizer, recipe._judgements(settings)[0])[:3]
-    batch = reward_batch(judged, pad_id=tokenizer.pad_token_id, positions=positions)
-    scorer, targets = PrefixScorer(model), batch.pop("targets")
-    mask = torch.arange(int(batch["counted"].sum(-1).max())) < batch["counted"].sum(-1)[:, None]
-    loss = reward_loss(scorer(**batch), mask, targets, objective=objective)
+    judged = judged_rows(settings, tokenizer, recipe._judgements(settings)[0])[:3]
+    read_at = reading(settings, tokenizer)
+    loss = loss_of(model, judged, tokenizer, read_at, objective=objective, positions=positions)
 
     def prefix_scores(row: EncodedText) -> torch.Tensor:
         first = row.start if positions == "every" else len(row) - 1
@@ -260,8 +227,8 @@ def test_chats_are_scored_at_the_end_of_the_turn(folder, tmp_path):
     lines(tmp_path / "bradley-terry.jsonl", chats)
     settings = config(tmp_path, tmp_path / "rm", model=str(start))
     tokenizer = recipe._start(settings)[1]
-    judged = recipe._judged(settings, tokenizer, recipe._judgements(settings)[0])
-    batch = reward_batch(judged[:1], pad_id=tokenizer.pad_token_id, positions="every")
+    judged = judged_rows(settings, tokenizer, recipe._judgements(settings)[0])
+    batch = reward_batch(judged[:1], pad_id=tokenizer.pad_token_id, read_at=read_every_token)
     counted = [
         tokenizer.decode(ids[at])
         for ids, at in zip(batch["input_ids"], batch["counted"], strict=True)
@@ -288,14 +255,14 @@ def test_padding_with_the_end_of_sequence_warns_and_changes_no_score(folder, tmp
     settings = config(folder, tmp_path / "rm", pad_token="<eos>")
     with pytest.warns(TokenCreditWarning, match="pads with its end-of-sequence token"):
         model, tokenizer = recipe._start(settings)
-    judged = recipe._judged(settings, tokenizer, recipe._judgements(settings)[0])
+    judged = judged_rows(settings, tokenizer, recipe._judgements(settings)[0])
     rows = [judged[0].responses[0], judged[0].responses[1]]
     assert len(rows[0]) != len(rows[1])
+    read = {"pad_id": tokenizer.eos_token_id, "read_at": read_last_token}
     together, apart = (
-        [PrefixScorer(model)(*scored_rows(some, pad_id=tokenizer.eos_token_id, positions="last"))
-         for some in batches]
+        [PrefixScorer(model)(*scored_rows(some, **read)) for some in batches]
         for batches in ([rows], [rows[:1], rows[1:]])
-    )  # fmt: skip
+    )
     torch.testing.assert_close(together[0], torch.cat(apart))
 
 
@@ -303,7 +270,7 @@ def test_fractions_come_from_the_prefixes_themselves(folder, tmp_path):
     """One pass gives what the cut texts give, and batches of any size the same."""
     settings = config(folder, tmp_path / "rm", append_eos=False)
     model, tokenizer = recipe._start(settings)
-    rows = [row for one in recipe._judged(settings, tokenizer, recipe._judgements(settings)[0])
+    rows = [row for one in judged_rows(settings, tokenizer, recipe._judgements(settings)[0])
             for row in one.responses]  # fmt: skip
     several = {"pad_id": tokenizer.pad_token_id, "context": nullcontext()}
     scores = fraction_scores(model, rows, batch_size=5, **several)
@@ -341,15 +308,38 @@ def test_margins_and_centering_enter_the_loss():
     )
 
 
-def test_centering_contradicts_labels(folder, tmp_path):
-    with pytest.raises(ConfigError, match="labels already say where 0 is"):
-        config(folder, tmp_path / "rm", "classification", center_rewards_coefficient=0.1)
+def test_centering_in_segments_is_of_the_means_that_are_compared():
+    scores = torch.tensor([[2.0, 4.0], [1.0, 0.0]])
+    mask = torch.tensor([[True, True], [True, False]])
+    loss = reward_loss(scores, mask, torch.zeros(1), objective="bradley-terry",
+                       positions="segments", centering=0.1)  # fmt: skip
+    expected = bradley_terry_loss(torch.tensor([3.0]), torch.tensor([1.0])) + 0.1 * 16.0
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize(
+    ("objective", "settings", "message"),
+    [
+        ("classification", {"center_rewards_coefficient": 0.1}, "labels already say where 0 is"),
+        ("regression", {"center_rewards_coefficient": 0.1}, "ratings already say where 0 is"),
+        ("classification", {"positions": "pairs"}, "expected one of last, every, bootstrapped"),
+        ("regression", {"positions": "segments"}, "expected one of last, every, bootstrapped"),
+        ("bradley-terry", {"positions": "bootstrapped"}, "one of last, every, pairs, segments"),
+        ("bradley-terry", {"prefix_start": 0}, "prefix_start is 0"),
+        ("bradley-terry", {"segment_length": 0}, "segment_length is 0"),
+        ("regression", {"bootstrap_lambda": 2.0}, "expected a number from 0 to 1"),
+    ],
+)
+def test_settings_that_contradict_each_other(folder, tmp_path, objective, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        config(folder, tmp_path / "rm", objective, **settings)
 
 
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
         ({"model": "./absent"}, ModelError, "there is no folder"),
+        ({"strength_column": "chosen"}, DataError, "expected a finite number"),
         ({"max_length": 65}, ConfigError, "reads at most 64 tokens"),
         ({"max_length": 8, "truncation": "response-end"}, DataError, "truncation='prompt-start'"),
         ({"chosen_column": "best"}, DataError, "no column 'best'"),
@@ -414,7 +404,7 @@ def test_first_all_chosen_then_all_rejected():
     batch = reward_batch(
         [Judged((rows[0], rows[1]), 0.0), Judged((rows[2], rows[3]), 1.5)],
         pad_id=7,
-        positions="every",
+        read_at=read_every_token,
     )
     assert batch["input_ids"][:, 0].tolist() == [0, 2, 1, 3]
     assert batch["targets"].tolist() == [0.0, 1.5]

@@ -25,6 +25,37 @@ def prefix_bradley_terry(chosen: list[float], rejected: list[float], margin: flo
     return sum(losses) / longest
 
 
+def segment_bradley_terry(
+    chosen: list[float],
+    rejected: list[float],
+    chosen_ends: list[bool],
+    rejected_ends: list[bool],
+    margin: float = 0.0,
+) -> float:
+    """The score of a response is the mean of the scores at the ends of its segments."""
+    read = [
+        [score for score, is_end in zip(scores, ends, strict=True) if is_end]
+        for scores, ends in ((chosen, chosen_ends), (rejected, rejected_ends))
+    ]
+    means = [sum(scores) / len(scores) for scores in read]
+    return bradley_terry(means[0], means[1], margin)
+
+
+def expanded_bradley_terry(
+    chosen: list[float],
+    rejected: list[float],
+    same: int,
+) -> float:
+    """The sum over pairs of prefixes longer than the `same` first tokens, each an example."""
+    longest = max(len(chosen), len(rejected))
+    lengths = range(same + 1, longest + 1)
+    return sum(bradley_terry(chosen[:k][-1], rejected[:k][-1]) for k in lengths)
+
+
+def prefix_squared_error(scores: list[float], rating: float) -> float:
+    return sum((score - rating) ** 2 for score in scores) / len(scores)
+
+
 def prefix_cross_entropy(scores: list[float], label: float) -> float:
     return sum(cross_entropy(score, label) for score in scores) / len(scores)
 

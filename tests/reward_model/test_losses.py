@@ -14,6 +14,11 @@ from tokencredit.reward_model.losses import (
     held_prefix_scores,
     prefix_bradley_terry_loss,
     prefix_classification_loss,
+    prefix_cross_entropy,
+    prefix_regression_loss,
+    prefix_squared_error,
+    regression_loss,
+    segment_bradley_terry_loss,
 )
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=4)
@@ -48,6 +53,34 @@ def test_a_margin_asks_for_a_larger_lead():
     chosen, rejected = torch.tensor([2.0]), torch.tensor([0.5])
     loss = bradley_terry_loss(chosen, rejected, margin=torch.tensor([1.5]))
     assert loss.item() == pytest.approx(math.log(2))
+
+
+def test_a_strength_multiplies_the_loss_of_its_pair():
+    chosen, rejected = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 1.0])
+    loss = bradley_terry_loss(chosen, rejected, strength=torch.tensor([3.0, 0.5]))
+    expected = 3 * math.log(1 + math.exp(-2)) + 0.5 * math.log(1 + math.exp(1))
+    assert loss.item() == pytest.approx(expected / 2)
+
+
+def test_a_strength_of_one_changes_nothing_and_other_ones_the_same_everywhere():
+    chosen, rejected = torch.randn(2, 4, 3)
+    mask, strength = torch.ones(4, 3, dtype=torch.bool), torch.tensor([1.0, 2.0, 0.5, 3.0])
+    for loss, options in (
+        (prefix_bradley_terry_loss, (mask, mask)),
+        (segment_bradley_terry_loss, (mask, mask)),
+    ):
+        plain = loss(chosen, rejected, *options)
+        assert torch.equal(loss(chosen, rejected, *options, strength=torch.ones(4)), plain)
+        one_by_one = [
+            loss(*(t[row : row + 1] for t in (chosen, rejected, *options))) for row in range(4)
+        ]
+        weighted = loss(chosen, rejected, *options, strength=strength)
+        torch.testing.assert_close(weighted, (torch.stack(one_by_one) * strength).mean())
+
+
+def test_regression_literal():
+    loss = regression_loss(torch.tensor([1.0, -1.0]), torch.tensor([3, 0]))
+    assert loss.item() == pytest.approx((4 + 1) / 2)
 
 
 def test_classification_literal():
@@ -98,6 +131,73 @@ def test_prefix_classification_against_the_reference(lengths, seed, side):
     assert loss.item() == pytest.approx(sum(expected) / len(expected), rel=1e-4)
 
 
+@given(LENGTHS, st.integers(0, 10**6), st.sampled_from(["left", "right"]))
+def test_prefix_regression_against_the_reference(lengths, seed, side):
+    rows = drawn([a for a, _ in lengths], seed)
+    ratings = [0.5 * row - 1 for row in range(len(rows))]
+    expected = [reference.prefix_squared_error(*row) for row in zip(rows, ratings, strict=True)]
+    scores, mask = padded(rows, side=side)
+    loss = prefix_regression_loss(scores, torch.tensor(ratings), mask)
+    assert loss.item() == pytest.approx(sum(expected) / len(expected), rel=1e-4)
+
+
+@given(LENGTHS, st.integers(0, 10**6))
+def test_segment_bradley_terry_against_the_reference(lengths, seed):
+    generator = torch.Generator().manual_seed(seed)
+    sides, expected = [], []
+    for side in range(2):
+        rows = drawn([pair[side] for pair in lengths], seed + side)
+        scores, mask = padded(rows)
+        ends = mask & (torch.rand(mask.shape, generator=generator) < 0.5)
+        ends[torch.arange(len(rows)), mask.sum(-1) - 1] = True
+        sides.append((rows, scores, ends))
+    (chosen, *_), (rejected, *_) = sides
+    margins = [0.1 * row for row in range(len(lengths))]
+    for row, margin in enumerate(margins):
+        ends = [side[2][row, : len(side[0][row])].tolist() for side in sides]
+        expected.append(reference.segment_bradley_terry(chosen[row], rejected[row], *ends, margin))
+    loss = segment_bradley_terry_loss(
+        sides[0][1], sides[1][1], sides[0][2], sides[1][2], margin=torch.tensor(margins)
+    )
+    assert loss.item() == pytest.approx(sum(expected) / len(expected), rel=1e-4)
+
+
+def test_a_response_that_is_one_segment_is_scored_at_its_end():
+    chosen, rejected = torch.randn(2, 3, 4)
+    ends = torch.tensor([[False, False, False, True]]).expand(3, 4)
+    torch.testing.assert_close(
+        segment_bradley_terry_loss(chosen, rejected, ends, ends),
+        bradley_terry_loss(chosen[:, 3], rejected[:, 3]),
+    )
+
+
+@pytest.mark.parametrize("lengths", [(4, 4), (2, 5), (5, 3)])
+def test_prefixes_as_examples_of_their_own_cost_the_same_but_for_equal_beginnings(lengths):
+    """Where an ended answer keeps its score, and but for a constant and a factor."""
+    chosen, rejected = drawn(list(lengths), seed=3)
+    rejected[0] = chosen[0]  # the first token is the same, and so is its score
+    (chosen_scores, chosen_mask), (rejected_scores, rejected_mask) = (
+        padded([chosen]),
+        padded([rejected]),
+    )
+    loss = prefix_bradley_terry_loss(chosen_scores, rejected_scores, chosen_mask, rejected_mask)
+    examples = reference.expanded_bradley_terry(chosen, rejected, same=1)
+    assert max(lengths) * loss.item() == pytest.approx(examples + math.log(2), rel=1e-4)
+
+
+def test_targets_of_their_own_that_are_all_the_same_are_labels_and_ratings():
+    scores, mask = padded([[1.0, -2.0, 0.5], [3.0]])
+    labels = torch.tensor([1.0, 0.25])
+    targets = labels[:, None].expand(2, 3).masked_fill(~mask, math.nan)
+    assert torch.equal(
+        prefix_cross_entropy(scores, targets, mask),
+        prefix_classification_loss(scores, labels, mask),
+    )
+    assert torch.equal(
+        prefix_squared_error(scores, targets, mask), prefix_regression_loss(scores, labels, mask)
+    )
+
+
 def test_one_token_long_responses_give_the_losses_of_whole_responses():
     chosen, rejected, margin = torch.randn(3, 5)
     mask, labels = torch.ones(5, 1, dtype=torch.bool), torch.tensor([0, 1, 1, 0, 1])
@@ -108,6 +208,9 @@ def test_one_token_long_responses_give_the_losses_of_whole_responses():
     torch.testing.assert_close(
         prefix_classification_loss(chosen[:, None], labels, mask),
         classification_loss(chosen, labels),
+    )
+    torch.testing.assert_close(
+        prefix_regression_loss(chosen[:, None], labels, mask), regression_loss(chosen, labels)
     )
 
 
@@ -136,6 +239,8 @@ def test_what_the_mask_hides_changes_neither_loss_nor_gradient():
         others = torch.tensor([[0.3, garbage, garbage], [0.2, 0.1, garbage]], requires_grad=True)
         loss = prefix_bradley_terry_loss(rows, others, mask, mask.flip(0))
         loss = loss + prefix_classification_loss(rows, torch.tensor([0, 1]), mask)
+        loss = loss + prefix_regression_loss(rows, torch.tensor([0.5, 1.5]), mask)
+        loss = loss + segment_bradley_terry_loss(rows, others, mask, mask.flip(0))
         loss.backward()
         losses.append(loss.detach())
         gradients.append(torch.stack([rows.grad, others.grad]))
@@ -164,7 +269,12 @@ def test_gradients():
         centred = centering_loss(
             held_prefix_scores(a, chosen_mask), held_prefix_scores(b, rejected_mask)[:, :3], both
         )
-        return prefix_bradley_terry_loss(a, b, chosen_mask, rejected_mask) + centred
+        strength = torch.tensor([0.5, 2.0])
+        every = prefix_bradley_terry_loss(a, b, chosen_mask, rejected_mask, strength=strength)
+        at_ends = segment_bradley_terry_loss(a, b, chosen_mask, rejected_mask)
+        rated = prefix_regression_loss(a, torch.tensor([0.3, -1.0]), chosen_mask)
+        labelled = prefix_classification_loss(b, torch.tensor([1, 0]), rejected_mask)
+        return every + centred + at_ends + rated + labelled
 
     # Losses are float32 whatever comes in, so steps are wide and the check is loose.
     assert gradcheck(loss, (chosen, rejected), eps=1e-2, atol=5e-3, rtol=1e-3)
@@ -187,3 +297,6 @@ def test_bfloat16_scores_give_a_float32_loss():
     scores, mask = torch.randn(2, 3).bfloat16(), torch.ones(2, 3, dtype=torch.bool)
     assert prefix_bradley_terry_loss(scores, -scores, mask, mask).dtype == torch.float32
     assert prefix_classification_loss(scores, torch.tensor([0, 1]), mask).dtype == torch.float32
+    assert prefix_regression_loss(scores, torch.tensor([0, 1]), mask).dtype == torch.float32
+    assert segment_bradley_terry_loss(scores, -scores, mask, mask).dtype == torch.float32
+    assert regression_loss(scores[:, 0], torch.tensor([0, 1])).dtype == torch.float32

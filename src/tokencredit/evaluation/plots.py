@@ -193,6 +193,54 @@ def plot_frontier(
     return write_figure(figure, path)
 
 
+def plot_calibration(
+    curves: Sequence[Mapping[str, float | int]] | Mapping[str, Sequence[Mapping[str, float | int]]],
+    path: str | Path,
+    *,
+    title: str = "",
+    xlabel: str = "predicted probability",
+    ylabel: str = "observed share",
+    percent: bool = True,
+) -> Path:
+    """Write what reward models predict against what was observed; the grey line is a perfect one.
+
+    The area of a point is proportional to the judgements in its bin.
+
+    Args:
+        curves: rows of a reliability curve, as `tokencredit.evaluation.calibration` returns them;
+            or names of models to such rows.
+        path: of the file to write; its ending names the format.
+        title: above the figure.
+        xlabel: what is predicted.
+        ylabel: what is observed.
+        percent: show both as percentages; off for ratings.
+
+    Returns:
+        The path.
+
+    Raises:
+        DataError: there are no curves, or one of them is empty.
+    """
+    models = _present(curves if isinstance(curves, Mapping) else {"": curves}, "curves")
+    figure, axes = _figure(title, xlabel, ylabel)
+    lines = {}
+    for index, (name, rows) in enumerate(models.items()):
+        predicted, observed = ([row[key] for row in rows] for key in ("predicted", "observed"))
+        largest = max((row["count"] for row in rows), default=1)
+        color, dashes = _line_style(index)
+        axes.scatter(
+            predicted, observed, [90 * row["count"] / largest for row in rows], color=color
+        )
+        lines[name] = (predicted, observed, color, dashes)
+    shown = [value for x, y, *_ in lines.values() for value in (*x, *y)]
+    ends = [min(shown, default=0), max(shown, default=1)]
+    axes.plot(ends, ends, color="#888888", linewidth=1.2, zorder=1)
+    if percent:
+        _show_percent(axes)
+    _draw_named(axes, lines, margin=0.05)
+    return write_figure(figure, path)
+
+
 def write_figure(figure: Figure, path: str | Path) -> Path:
     """Write the figure at once or not at all, in the format that the ending of the path names."""
     path = Path(path)

@@ -99,12 +99,56 @@ def label_accuracy_by_fraction(
     return _rows(torch.where(labels[:, None] > 0, scores, -scores), fractions)
 
 
+def rating_accuracy_by_fraction(
+    scores: Float[Tensor, "responses fractions"],
+    ratings: Num[Tensor, "responses"],
+    *,
+    fractions: tuple[float, ...] = FRACTIONS,
+) -> list[dict[str, float | int]]:
+    """Share of pairs of responses with different ratings that the scores order as the ratings do.
+
+    A tie of scores counts half.
+
+    Args:
+        scores: at each fraction, in any unit.
+        ratings: more for better ones.
+        fractions: of the responses that have been seen, one per column.
+
+    Returns:
+        One row per fraction: `fraction`, `accuracy` in [0, 1], `count` of responses.
+
+    Raises:
+        ShapeError: there is not one column per fraction.
+        DataError: there are no two responses with different ratings.
+
+    Source: the concordance index of Harrell et al. 1982.
+
+    >>> scores, ratings = torch.tensor([[2.0], [1.0], [3.0]]), torch.tensor([8, 3, 3])
+    >>> rating_accuracy_by_fraction(scores, ratings, fractions=(1.0,))
+    [{'fraction': 1.0, 'accuracy': 0.5, 'count': 3}]
+    """
+    _require_columns(scores, fractions)
+    right = torch.zeros(scores.shape[1], dtype=torch.float64)
+    pairs = 0
+    for score, rating in zip(scores, ratings, strict=True):
+        worse = ratings < rating
+        lead = score - scores[worse]
+        right += ((lead > 0).double() + 0.5 * (lead == 0).double()).sum(0).cpu()
+        pairs += int(worse.sum())
+    if not pairs:
+        raise DataError(
+            f"{len(ratings)} responses, all of them rated alike; expected at least two ratings: "
+            "hold more of them out"
+        )
+    return [
+        {"fraction": fraction, "accuracy": float(accuracy), "count": len(ratings)}
+        for fraction, accuracy in zip(fractions, right / pairs, strict=True)
+    ]
+
+
 def _rows(lead: Tensor, fractions: tuple[float, ...]) -> list[dict[str, float | int]]:
     """Accuracy by column, where a positive lead is right."""
-    if lead.shape[1] != len(fractions):
-        raise ShapeError(
-            f"{lead.shape[1]} columns of scores for {len(fractions)} fractions; expected one each"
-        )
+    _require_columns(lead, fractions)
     if not len(lead):
         raise DataError("no responses to score; expected at least one: hold more of them out")
     right = (lead > 0).double() + 0.5 * (lead == 0).double()
@@ -112,3 +156,10 @@ def _rows(lead: Tensor, fractions: tuple[float, ...]) -> list[dict[str, float | 
         {"fraction": fraction, "accuracy": float(accuracy), "count": len(lead)}
         for fraction, accuracy in zip(fractions, right.mean(0), strict=True)
     ]
+
+
+def _require_columns(scores: Tensor, fractions: tuple[float, ...]) -> None:
+    if scores.shape[1] != len(fractions):
+        raise ShapeError(
+            f"{scores.shape[1]} columns of scores for {len(fractions)} fractions; expected one each"
+        )

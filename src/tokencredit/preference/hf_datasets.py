@@ -4,18 +4,26 @@ The shapes are TRL's: a text; a text and a label; prompt and completion; prompt,
 rejected, or chosen and rejected alone; a prompt. Prompts may be texts or lists of chat messages.
 """
 
-import math
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from tokencredit.errors import DataError
+from tokencredit.preference.hf_cells import (
+    label_cell,
+    messages_cell,
+    number_cell,
+    prompt_cell,
+    strength_cell,
+    text_cell,
+)
 from tokencredit.preference.hf_rows import Row, dataset_rows
 from tokencredit.preference.pairs import (
     LabelledResponse,
     PreferencePair,
     Prompt,
     PromptedResponse,
+    RatedResponse,
     conversation_and_answer,
     without_common_prompt,
 )
@@ -40,7 +48,7 @@ def load_texts(
         DataError: nothing is there, it cannot be read, it has no rows or not that column, or a text
             is empty.
     """
-    return [_text(row, column) for row in dataset_rows(path_or_id, split=split, limit=limit)]
+    return [text_cell(row, column) for row in dataset_rows(path_or_id, split=split, limit=limit)]
 
 
 def load_labelled_responses(
@@ -67,9 +75,41 @@ def load_labelled_responses(
     """
     return [
         LabelledResponse(
-            "" if prompt_column is None else _prompt(row, prompt_column),
-            _text(row, text_column),
-            _label(row, label_column),
+            "" if prompt_column is None else prompt_cell(row, prompt_column),
+            text_cell(row, text_column),
+            label_cell(row, label_column),
+        )
+        for row in dataset_rows(path_or_id, split=split, limit=limit)
+    ]
+
+
+def load_rated_responses(
+    path_or_id: str | Path,
+    *,
+    split: str = "train",
+    text_column: str = "text",
+    rating_column: str = "rating",
+    prompt_column: str | None = None,
+    limit: int | None = None,
+) -> list[RatedResponse]:
+    """Texts with a number each, more for better ones.
+
+    Args:
+        path_or_id: as in `load_texts`.
+        split: of a folder or Hub id.
+        text_column: that holds the rated texts.
+        rating_column: that holds the numbers.
+        prompt_column: of what the text answers; None where it stands alone.
+        limit: read only this many first rows; None reads all.
+
+    Raises:
+        DataError: as in `load_texts`, or a rating is no finite number.
+    """
+    return [
+        RatedResponse(
+            "" if prompt_column is None else prompt_cell(row, prompt_column),
+            text_cell(row, text_column),
+            number_cell(row, rating_column),
         )
         for row in dataset_rows(path_or_id, split=split, limit=limit)
     ]
@@ -96,7 +136,7 @@ def load_prompted_responses(
         DataError: as in `load_texts`, or messages do not end with the assistant's.
     """
     return [
-        PromptedResponse(*_answered(row, _prompt(row, prompt_column), response_column))
+        PromptedResponse(*_answered(row, prompt_cell(row, prompt_column), response_column))
         for row in dataset_rows(path_or_id, split=split, limit=limit)
     ]
 
@@ -109,6 +149,7 @@ def load_pairs(
     chosen_column: str = "chosen",
     rejected_column: str = "rejected",
     margin_column: str | None = None,
+    strength_column: str | None = None,
     unusable: Literal["error", "drop"] = "error",
     limit: int | None = None,
 ) -> list[PreferencePair]:
@@ -124,17 +165,19 @@ def load_pairs(
         chosen_column: of preferred answers: texts, or messages that end with the assistant's.
         rejected_column: of the other answers.
         margin_column: of numbers, in nats, by how much the chosen one is better; None for none.
+        strength_column: of numbers above 0, how strong each preference is; None for 1.
         unusable: what to do with a pair that holds an empty answer or the same answer twice.
         limit: read only this many first rows; None reads all.
 
     Raises:
         DataError: as in `load_texts`; an unusable pair; two conversations that differ before their
-            last answer; a margin that is no number.
+            last answer; a margin that is no number; a strength that is not above 0.
     """
     pairs = []
     for row in dataset_rows(path_or_id, split=split, limit=limit):
-        pair = _pair(row, prompt_column, chosen_column, rejected_column, margin_column)
-        fault = _fault(pair)
+        pair = pair_of_row(row, prompt_column, chosen_column, rejected_column, margin_column)
+        pair = replace(pair, strength=strength_cell(row, strength_column))
+        fault = fault_of_pair(pair)
         if fault is None:
             pairs.append(pair)
         elif unusable == "error":
@@ -165,75 +208,28 @@ def load_prompts(
     Raises:
         DataError: as in `load_texts`.
     """
-    return [_prompt(row, column) for row in dataset_rows(path_or_id, split=split, limit=limit)]
-
-
-def _text(row: Row, column: str) -> str:
-    value = row.value(column)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(
-            f"{row.place}, column {column!r}: {value!r}; expected text that is not empty: drop the "
-            "row"
-        )
-    return value
-
-
-def _messages(row: Row, column: str) -> list[dict[str, str]]:
-    """Messages of a column, without the empty fields that tables of messages carry."""
-    value = row.value(column)
-    good = all(
-        isinstance(message, Mapping)
-        and isinstance(message.get("role"), str)
-        and isinstance(message.get("content"), str)
-        for message in value
-    )
-    if not value or not good:
-        raise DataError(
-            f"{row.place}, column {column!r}: {value!r}; expected messages with 'role' and "
-            "'content'"
-        )
-    return [{"role": message["role"], "content": message["content"]} for message in value]
-
-
-def _prompt(row: Row, column: str) -> Prompt:
-    value = row.value(column)
-    return _messages(row, column) if isinstance(value, list) else _text(row, column)
-
-
-def _label(row: Row, column: str) -> int:
-    value = row.value(column)
-    if value not in (0, 1):
-        raise DataError(
-            f"{row.place}, column {column!r}: {value!r}; expected a label 0 (bad) or 1 (good)"
-        )
-    return int(value)
-
-
-def _number(row: Row, column: str) -> float:
-    value = row.value(column)
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise DataError(f"{row.place}, column {column!r}: {value!r}; expected a finite number")
-    return float(value)
+    return [prompt_cell(row, column) for row in dataset_rows(path_or_id, split=split, limit=limit)]
 
 
 def _answered(row: Row, prompt: Prompt, column: str) -> tuple[Prompt, str]:
     """Prompt and answer; an answer in messages makes the prompt a list of messages too."""
     if isinstance(row.value(column), list):
         try:
-            return conversation_and_answer(prompt, _messages(row, column))
+            return conversation_and_answer(prompt, messages_cell(row, column))
         except DataError as error:
             raise DataError(f"{row.place}, column {column!r}: {error}") from error
-    return prompt, _text(row, column)
+    return prompt, text_cell(row, column)
 
 
-def _pair(
+def pair_of_row(
     row: Row, prompt_at: str | None, chosen_at: str, rejected_at: str, margin_at: str | None
 ) -> PreferencePair:
+    """The pair of a row, texts or messages, as `load_pairs` says."""
     chosen, rejected = row.value(chosen_at), row.value(rejected_at)
-    margin = 0.0 if margin_at is None else _number(row, margin_at)
+    margin = 0.0 if margin_at is None else number_cell(row, margin_at)
     if prompt_at is None and "prompt" in row.values:
         prompt_at = "prompt"
-    given = None if prompt_at is None else _prompt(row, prompt_at)
+    given = None if prompt_at is None else prompt_cell(row, prompt_at)
     if isinstance(chosen, list) and isinstance(rejected, list):
         prompt, chosen_text = _answered(row, given or "", chosen_at)
         other_prompt, rejected_text = _answered(row, given or "", rejected_at)
@@ -253,7 +249,7 @@ def _pair(
     return PreferencePair(*without_common_prompt(chosen, rejected), margin)
 
 
-def _fault(pair: PreferencePair) -> str | None:
+def fault_of_pair(pair: PreferencePair) -> str | None:
     """Why nothing can be learnt from a pair."""
     if not pair.chosen.strip() or not pair.rejected.strip():
         return "an answer is empty"

@@ -45,8 +45,8 @@ def dataset_rows(path_or_id: str | Path, *, split: str, limit: int | None) -> It
     """Rows of a dataset, read as they are asked for where it is a file.
 
     Args:
-        path_or_id: a file (`.jsonl` or `.txt` with one text a line, also `.gz` or `.xz`; `.csv`,
-            `.parquet`, `.arrow`), a dataset folder, or a Hub id.
+        path_or_id: a file (`.jsonl` or `.txt` with one text a line, `.json` with one list, these
+            also `.gz` or `.xz`; `.csv`, `.parquet`, `.arrow`), a dataset folder, or a Hub id.
         split: of a folder or Hub id; a file has none.
         limit: read only this many first rows; None reads all.
 
@@ -92,6 +92,11 @@ def _file_rows(path: Path) -> Iterator[Any]:
     opener = _OPENERS.get(path.suffix, open)
     try:
         with opener(path, "rt", encoding="utf-8", newline="\n") as file:
+            if kind == ".json" and file.read(1) == "[":
+                file.seek(0)
+                yield from _parsed(file.read(), path, 1)
+                return
+            file.seek(0)
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield {"text": line.strip()} if kind == ".txt" else _parsed(line, path, number)

@@ -37,6 +37,21 @@ class LabelledResponse:
 
 
 @dataclass(frozen=True)
+class RatedResponse:
+    """A response with a number that says how good it is.
+
+    Attributes:
+        prompt: text, or the messages of a conversation so far; empty where the text stands alone.
+        response: the text that the rating is about.
+        rating: in any unit, more is better.
+    """
+
+    prompt: Prompt
+    response: str
+    rating: float
+
+
+@dataclass(frozen=True)
 class PreferencePair:
     """Two responses to the same prompt, one of them preferred.
 
@@ -45,12 +60,14 @@ class PreferencePair:
         chosen: the preferred response.
         rejected: the other one.
         margin: how much better the chosen one is, in nats.
+        strength: how strong the preference is: its weight in the loss.
     """
 
     prompt: Prompt
     chosen: str
     rejected: str
     margin: float = 0.0
+    strength: float = 1.0
 
 
 def without_common_prompt(

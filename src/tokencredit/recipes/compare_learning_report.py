@@ -109,8 +109,9 @@ def write_learning_report(
     )
     frontier = plot_frontier(
         {
-            name: tuple(
-                running_means(averaged(seeds, part), 2 * WINDOW) for part in ("kl", watched)
+            name: (
+                running_means(averaged(seeds, "kl"), 2 * WINDOW),
+                running_means(averaged(seeds, watched), 2 * WINDOW),
             )
             for name, seeds in curves.items()
         },

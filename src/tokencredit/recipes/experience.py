@@ -2,22 +2,18 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tokencredit.batch import ResponseBatch, TokenScorer
-from tokencredit.credit.redistribution import (
-    attention_credit,
-    last_attention_received,
-    mean_attention_received,
-)
 from tokencredit.credit.terminal import terminal_credit
 from tokencredit.errors import NumericError
-from tokencredit.hf_attention import recorded_attention
+from tokencredit.hf_logprobs import response_entropies
 from tokencredit.logprobs import (
     predicting_positions,
     sampled_logits,
@@ -28,8 +24,10 @@ from tokencredit.masking import last_true_index, masked_sum
 from tokencredit.policy.advantages import gae_advantages
 from tokencredit.policy.hf_models import ActorCritic, positions_of, reference_of
 from tokencredit.policy.hf_rollout import Sampling, drawable_tokens, sampling_logits
+from tokencredit.policy.macro_actions import macro_gae_advantages
 from tokencredit.preference.pairs import Prompt
 from tokencredit.recipes.policy_config import TrainPolicyConfig
+from tokencredit.recipes.policy_credit import CreditModels, policy_segments, policy_token_scores
 from tokencredit.recipes.token_scorer import score_for_policy
 from tokencredit.shaping import (
     RunningMoments,
@@ -50,6 +48,7 @@ class PolicyModels:
     reward_tokenizer: Any
     held_out_reward_model: Any | None
     held_out_tokenizer: Any | None
+    credit: CreditModels = field(default_factory=CreditModels)
 
 
 @dataclass(frozen=True)
@@ -173,6 +172,12 @@ def reference_logprobs(
     return token_logprobs(logits, batch.response_ids).masked_fill(~batch.response_mask, 0.0)
 
 
+def reference_entropies(models: PolicyModels, batch: ResponseBatch) -> Float[Tensor, "batch time"]:
+    """Entropies of the frozen reference where each response token is drawn."""
+    with reference_of(models.actor_critic.policy, models.reference):
+        return response_entropies(models.reference or models.actor_critic.policy, batch)
+
+
 @torch.no_grad()
 def scored(
     models: PolicyModels,
@@ -181,6 +186,7 @@ def scored(
     moments: RunningMoments,
     token_scorer: TokenScorer | None,
     conversations: list[Prompt] | None,
+    segment_ids: Int[Tensor, "batch time"] | None = None,
 ) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch"]]:
     """Token scores, and the sequence scores as the reward model gave them."""
     if token_scorer is not None:
@@ -195,46 +201,15 @@ def scored(
             seen = moments.updated(raw[0])
         return normalised_scores(scores, mean=seen.mean, std=seen.std, clip=config.score_clip)
 
-    own_attention = config.credit.endswith("generator-attention")
-    token_scores, sequence_scores = score_for_policy(
-        models.reward_model,
-        models.reward_tokenizer,
-        models.tokenizer,
+    token_scores = policy_token_scores(
+        models,
         batch,
-        credit="terminal" if own_attention else config.credit,
-        credit_beta=config.credit_beta,
-        attention_layer=config.attention_layer,
+        config,
+        segment_ids=segment_ids,
         conversations=conversations,
         score_transform=transform,
     )
-    if own_attention:
-        weights = generator_attention(models, batch, config)
-        token_scores = attention_credit(
-            sequence_scores, weights, batch.response_mask, credit_beta=config.credit_beta
-        )
     return token_scores, raw[0]
-
-
-def generator_attention(
-    models: PolicyModels, batch: ResponseBatch, config: TrainPolicyConfig
-) -> Float[Tensor, "batch time"]:
-    """Credit weights from the policy's own attention (ABC-D, ABC-D2)."""
-    policy = models.actor_critic.policy
-    start, time = batch.prompt_ids.shape[1], batch.response_ids.shape[1]
-    rows = (start + torch.arange(time, device=batch.response_ids.device)).expand(len(batch), -1)
-    mask = batch.attention_mask
-    with recorded_attention(policy, rows, mask, layer=config.attention_layer) as record:
-        policy(
-            input_ids=batch.input_ids,
-            attention_mask=mask,
-            position_ids=positions_of(mask),
-            logits_to_keep=1,
-            use_cache=False,
-        )
-    attention = record.rows[:, :, start:]
-    if config.credit == "generator-attention":
-        return mean_attention_received(attention, batch.response_mask)
-    return last_attention_received(attention, batch.response_mask)
 
 
 def with_truncation(
@@ -273,8 +248,15 @@ def collected(
     del logits
     with autocast():
         ref_logprobs = reference_logprobs(models, batch, support, config.temperature)
+    segment_ids = policy_segments(
+        config,
+        models.tokenizer,
+        batch,
+        ref_logprobs,
+        lambda: reference_entropies(models, batch),
+    )
     token_scores, sequence_scores = scored(
-        models, batch, config, moments, token_scorer, conversations
+        models, batch, config, moments, token_scorer, conversations, segment_ids
     )
     kl = kl_estimates(old.logprobs, ref_logprobs, estimator=config.kl_estimator)
     token_rewards = kl_penalised_rewards(
@@ -289,7 +271,10 @@ def collected(
             "The last checkpoint is whole; look at the reward model and at kl_coef"
         )
     bootstraps = config.truncated == "bootstrap"
-    advantages, returns = gae_advantages(
+    estimator = gae_advantages
+    if segment_ids is not None and config.segment_use == "macro-actions":
+        estimator = partial(macro_gae_advantages, segment_ids=segment_ids)
+    advantages, returns = estimator(
         token_rewards,
         old.values,
         batch.response_mask,

@@ -13,7 +13,14 @@ PolicyCredit = Literal[
     "generator-attention",
     "last-generator-attention",
     "prefix-difference",
+    "smoothed-prefix-difference",
+    "segment",
+    "log-ratio",
+    "shaped-log-ratio",
+    "discriminator",
 ]
+NEEDS_CREDIT_MODEL = ("log-ratio", "shaped-log-ratio", "discriminator")
+Segments = Literal["none", "ngram", "random-ngram", "sentence", "clause", "entropy", "perplexity"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,22 @@ class TrainPolicyConfig:
         credit: how the score becomes token scores.
         credit_beta: share of the score that attention spreads; the rest stays on the last token.
         attention_layer: layer whose attention is read; -1 is the last.
+        credit_decay: how much of the smoothed score before each token stays, from 0 (not smoothed
+            at all) to below 1.
+        credit_model: what the credit needs besides the reward model: a policy trained by DPO for
+            the log-ratios, a token classifier with two classes for `discriminator`.
+        credit_reference: reference of the first; None for the one in its configuration.
+        credit_dpo_beta: price of a log-ratio; None for the one in its configuration.
+        credit_clip: largest absolute log-ratio, in nats, after its price; None for none.
+        segments: how responses are cut into segments: `ngram` of `segment_length` tokens,
+            `random-ngram` of 1 to 10, `sentence` and `clause` of the text, `entropy` before
+            tokens where that of the reference exceeds `segment_entropy`, `perplexity` where the
+            reference is more surprised than before.
+        segment_length: in tokens.
+        segment_entropy: in nats.
+        segment_use: `pay-at-end` sums the token scores of a segment and pays them at its last
+            token, `macro-actions` leaves them and estimates one advantage per segment.
+        terminal_share: share of the reward that is paid as a terminal reward instead, 0 to 1.
         score_normalization: `running` divides scores by the standard deviation seen so far and
             subtracts their mean, before they are spread.
         score_clip: largest absolute sequence score, in nats, after normalisation; None for none.
@@ -104,6 +127,16 @@ class TrainPolicyConfig:
     credit: PolicyCredit = "prefix-difference"
     credit_beta: float = 0.8
     attention_layer: int = -1
+    credit_decay: float = 0.5
+    credit_model: str | None = None
+    credit_reference: str | None = None
+    credit_dpo_beta: float | None = None
+    credit_clip: float | None = None
+    segments: Segments = "none"
+    segment_length: int = 5
+    segment_entropy: float = 2.0
+    segment_use: Literal["pay-at-end", "macro-actions"] = "pay-at-end"
+    terminal_share: float = 0.0
     score_normalization: Literal["none", "running"] = "none"
     score_clip: float | None = None
     steps: int = 200
@@ -199,12 +232,35 @@ class TrainPolicyConfig:
                 f"gamma is {self.gamma} and gae_lambda {self.gae_lambda}; expected gamma in (0, 1] "
                 "and gae_lambda in [0, 1]"
             )
+        self._require_credit_settings_that_fit()
         if self.gamma < 1 and self.credit != "terminal":
             warnings.warn(
                 f"gamma is {self.gamma} with credit {self.credit!r}: the sum of token rewards is "
                 "conserved only undiscounted, so the objective changes; gamma = 1 keeps it",
                 TokenCreditWarning,
                 stacklevel=3,
+            )
+
+    def _require_credit_settings_that_fit(self) -> None:
+        needs = self.credit in NEEDS_CREDIT_MODEL
+        if needs != (self.credit_model is not None):
+            expected = "a model for it" if needs else "none: this credit needs no second model"
+            raise ConfigError(
+                f"credit_model is {self.credit_model!r} with credit {self.credit!r}; expected "
+                f"{expected}"
+            )
+        if self.credit == "segment" and self.segments == "none":
+            raise ConfigError(
+                "credit is 'segment' and segments 'none'; expected a kind of segments"
+            )
+        if self.segment_use == "macro-actions" and self.segments == "none":
+            raise ConfigError(
+                "segment_use is 'macro-actions' and segments 'none'; expected a kind of segments"
+            )
+        if not 0 <= self.terminal_share <= 1 or not 0 <= self.credit_decay < 1:
+            raise ConfigError(
+                f"terminal_share is {self.terminal_share} and credit_decay {self.credit_decay}; "
+                "expected numbers from 0 to 1, the second below it"
             )
 
 

@@ -16,6 +16,7 @@ from tokencredit.preference.hf_datasets import load_prompts
 from tokencredit.preference.pairs import Prompt
 from tokencredit.recipes.experience import PolicyModels
 from tokencredit.recipes.policy_config import TrainPolicyConfig
+from tokencredit.recipes.policy_credit import credit_models
 from tokencredit.reward_model.hf_backbone import load_reward_model
 
 
@@ -62,6 +63,7 @@ def loaded_models(
         reward_tokenizer=reward_tokenizer,
         held_out_reward_model=held_out[0],
         held_out_tokenizer=held_out[1],
+        credit=credit_models(config, tokenizer, frozen),
     )
 
 
@@ -116,16 +118,24 @@ def tokenized_prompts(config: TrainPolicyConfig, tokenizer: Any) -> PolicyPrompt
         ConfigError: chats are to be cut to their first tokens.
     """
     prompts = load_prompts(config.prompts, column=config.prompt_column, limit=config.max_prompts)
-    chats = None
+    chats = None if isinstance(prompts[0], str) else prompts
+    if chats is not None and config.prompt_tokens is not None:
+        raise ConfigError(
+            f"prompt_tokens is {config.prompt_tokens} and {config.prompts} holds chats; "
+            "expected whole chats: leave prompt_tokens out"
+        )
+    return PolicyPrompts(prompt_rows(prompts, tokenizer, where=config.prompts), chats)
+
+
+def prompt_rows(prompts: list[Any], tokenizer: Any, *, where: str) -> list[list[int]]:
+    """Prompts as ids: texts with the special tokens that begin them, chats in their template.
+
+    Raises:
+        DataError: a prompt has no tokens.
+    """
     if isinstance(prompts[0], str):
         rows = tokenizer(prompts, add_special_tokens=True)["input_ids"]
     else:
-        chats = prompts
-        if config.prompt_tokens is not None:
-            raise ConfigError(
-                f"prompt_tokens is {config.prompt_tokens} and {config.prompts} holds chats; "
-                "expected whole chats: leave prompt_tokens out"
-            )
         rows = [
             tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
             for chat in prompts
@@ -135,10 +145,10 @@ def tokenized_prompts(config: TrainPolicyConfig, tokenizer: Any) -> PolicyPrompt
         rows = [row[:-1] for row in rows]
     if any(not row for row in rows):
         raise DataError(
-            f"a prompt of {config.prompts} has no tokens; expected text, or a tokenizer that "
-            "begins with a BOS token"
+            f"a prompt of {where} has no tokens; expected text, or a tokenizer that begins with a "
+            "BOS token"
         )
-    return PolicyPrompts(rows, chats)
+    return rows
 
 
 def prompts_of_step(count: int, batch_size: int, seed: int, step: int) -> list[int]:

@@ -7,8 +7,13 @@ from tokencredit.errors import ConfigError
 from tokencredit.recipes.encoded_texts import Truncation
 from tokencredit.recipes.supervised import require_fitting
 
-Objective = Literal["bradley-terry", "classification"]
-Positions = Literal["last", "every"]
+Objective = Literal["bradley-terry", "classification", "regression"]
+Positions = Literal["last", "every", "pairs", "segments", "bootstrapped"]
+POSITIONS: dict[Objective, tuple[Positions, ...]] = {
+    "bradley-terry": ("last", "every", "pairs", "segments"),
+    "classification": ("last", "every", "bootstrapped"),
+    "regression": ("last", "every", "bootstrapped"),
+}
 
 
 @dataclass(frozen=True)
@@ -19,8 +24,12 @@ class TrainRewardModelConfig:
         data: JSON-lines file, dataset folder or dataset id.
         model: Hub id or folder of the language model or reward model to start from.
         output: run folder; holds the model in Hugging Face layout when it is done.
-        objective: `bradley-terry` learns from pairs, `classification` from labels 0 and 1.
-        positions: `last` scores whole responses; `every` each prefix too, which needs a causal
+        objective: `bradley-terry` learns from pairs, `classification` from labels 0 and 1,
+            `regression` from ratings.
+        positions: what is scored in training. `last`: whole responses. `every`: each prefix too.
+            `pairs`: beginnings of equal length of both answers, each pair of them an example.
+            `segments`: the ends of segments, a response scoring their mean. `bootstrapped`: each
+            prefix, against the score of the next one. All but `last` and `pairs` need a causal
             model.
         split: of a dataset folder or id.
         prompt_column: column of the prompts, texts or lists of chat messages. Pairs may lack it;
@@ -29,9 +38,22 @@ class TrainRewardModelConfig:
         chosen_column: column of the preferred responses.
         rejected_column: column of the others.
         margin_column: column of margins in nats; None for none.
+        strength_column: column of the strengths of preferences, such as 1, 2 and 3, by which their
+            losses are multiplied; None for 1.
         unusable: what to do with pairs of equal or empty answers: `error` or `drop`.
-        text_column: column of the labelled texts.
+        text_column: column of the labelled or rated texts.
         label_column: column of the labels.
+        rating_column: column of the ratings, in any unit, more for better ones. The scores of the
+            model are ratings above the mean of the training data.
+        prefix_start: with `pairs`, tokens of the shortest beginnings.
+        prefix_step: with `pairs`, tokens from one length to the next; whole answers are always
+            among them.
+        prefix_padding: with `pairs`, what stands behind the end of the shorter answer: `eos`, ends
+            of sequence up to the length of the longer one, as published; `held`, nothing.
+        segments: with `segments`, where they end: `ngram`, `sentence` or `clause`.
+        segment_length: tokens of an `ngram`.
+        bootstrap_lambda: with `bootstrapped`, from 0, only the next score counts, to 1, only the
+            label or rating, which is `every`.
         limit: use only the first rows; None uses all.
         eval_data: held-out data of the same form; None holds rows of `data` out.
         eval_split: split of `eval_data`; None for `split`.
@@ -73,9 +95,17 @@ class TrainRewardModelConfig:
     chosen_column: str = "chosen"
     rejected_column: str = "rejected"
     margin_column: str | None = None
+    strength_column: str | None = None
     unusable: Literal["error", "drop"] = "error"
     text_column: str = "text"
     label_column: str = "label"
+    rating_column: str = "rating"
+    prefix_start: int = 1
+    prefix_step: int = 1
+    prefix_padding: Literal["eos", "held"] = "eos"
+    segments: Literal["ngram", "sentence", "clause"] = "ngram"
+    segment_length: int = 5
+    bootstrap_lambda: float = 0.0
     limit: int | None = None
     eval_data: str | None = None
     eval_split: str | None = None
@@ -103,8 +133,21 @@ class TrainRewardModelConfig:
 
     def __post_init__(self) -> None:
         require_fitting(self)
-        if self.objective == "classification" and self.center_rewards_coefficient:
+        if self.positions not in POSITIONS[self.objective]:
             raise ConfigError(
-                f"center_rewards_coefficient is {self.center_rewards_coefficient} with labels; "
-                "expected 0: labels already say where 0 is"
+                f"positions is {self.positions!r} with objective {self.objective!r}; expected one "
+                f"of {', '.join(POSITIONS[self.objective])}"
+            )
+        for name in ("prefix_start", "prefix_step", "segment_length"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1 token")
+        if not 0 <= self.bootstrap_lambda <= 1:
+            raise ConfigError(
+                f"bootstrap_lambda is {self.bootstrap_lambda}; expected a number from 0 to 1"
+            )
+        if self.objective != "bradley-terry" and self.center_rewards_coefficient:
+            kind = "labels" if self.objective == "classification" else "ratings"
+            raise ConfigError(
+                f"center_rewards_coefficient is {self.center_rewards_coefficient} with {kind}; "
+                f"expected 0: {kind} already say where 0 is"
             )

@@ -1,9 +1,8 @@
-"""The parts of reward-model training between the data and the Trainer."""
+"""The model, the loss and the Trainer of reward-model training, and its scores of beginnings."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,8 +12,14 @@ from transformers import PreTrainedModel
 
 from tokencredit.errors import ConfigError
 from tokencredit.evaluation.prefix_accuracy import FRACTIONS, scores_at_fractions
-from tokencredit.masking import left_packed
-from tokencredit.recipes.encoded_texts import EncodedText, right_padded
+from tokencredit.masking import left_packed, masked_row_mean
+from tokencredit.recipes.encoded_texts import EncodedText
+from tokencredit.recipes.reward_examples import (
+    ReadAt,
+    read_every_token,
+    read_last_token,
+    scored_rows,
+)
 from tokencredit.recipes.reward_model_config import Objective, Positions
 from tokencredit.recipes.supervised import SupervisedTrainer
 from tokencredit.reward_model.hf_architecture import is_causal
@@ -24,58 +29,10 @@ from tokencredit.reward_model.losses import (
     held_prefix_scores,
     prefix_bradley_terry_loss,
     prefix_classification_loss,
+    prefix_regression_loss,
+    segment_bradley_terry_loss,
 )
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What one row of the data says.
-
-    Attributes:
-        responses: the chosen and the rejected one, or the one with a label.
-        target: the margin in nats, or the label.
-    """
-
-    responses: tuple[EncodedText, ...]
-    target: float
-
-    def __len__(self) -> int:
-        return max(map(len, self.responses))
-
-
-def reward_batch(
-    judged: Sequence[Judged], *, pad_id: int, positions: Positions
-) -> dict[str, Tensor]:
-    """Rows of several judgements padded on the right: all first responses, then all second ones.
-
-    Returns:
-        `input_ids`, `attention_mask`, `targets`, and `counted`: True where scores are read.
-    """
-    rows = [row for side in zip(*(one.responses for one in judged), strict=True) for row in side]
-    ids, attention_mask, counted = scored_rows(rows, pad_id=pad_id, positions=positions)
-    return {
-        "input_ids": ids,
-        "attention_mask": attention_mask,
-        "counted": counted,
-        "targets": torch.tensor([one.target for one in judged]),
-    }
-
-
-def scored_rows(
-    rows: Sequence[EncodedText], *, pad_id: int, positions: Positions
-) -> tuple[
-    Int[Tensor, "batch sequence"], Int[Tensor, "batch sequence"], Bool[Tensor, "batch sequence"]
-]:
-    """Token ids, attention mask, and where scores are read.
-
-    That is the last token of a row, where the whole is scored; with `every`, which needs a causal
-    model, also each token of the response.
-    """
-    ids, attention_mask, counted = right_padded(rows, pad_id=pad_id)
-    if positions == "last":
-        counted = torch.zeros_like(counted)
-    counted[torch.arange(len(rows)), attention_mask.sum(-1) - 1] = True
-    return ids, attention_mask, counted
+from tokencredit.reward_model.value_targets import q_classification_loss, q_value_loss
 
 
 class PrefixScorer(nn.Module):
@@ -108,40 +65,63 @@ def reward_loss(
     scores: Float[Tensor, "rows time"],
     mask: Bool[Tensor, "rows time"],
     targets: Float[Tensor, "judged"],
+    strengths: Float[Tensor, "judged"] | None = None,
     *,
     objective: Objective,
+    positions: Positions = "every",
     centering: float = 0.0,
+    bootstrap_lambda: float = 0.0,
 ) -> Float[Tensor, ""]:
     """The loss of a batch; with one column, of whole responses.
 
     Args:
-        scores: of prefixes, in nats; for pairs first all chosen, then all rejected rows.
-        mask: True on prefixes that are there.
-        targets: margins in nats, or labels.
+        scores: of prefixes, or at the ends of segments; for pairs first all chosen, then all
+            rejected rows.
+        mask: True on scores that are there.
+        targets: margins in nats, labels, or ratings in the unit of the scores.
+        strengths: of preferences; None for 1.
         objective: what the rows are.
+        positions: what the columns are, and what they learn from.
         centering: weight of the squared sum of a pair's scores.
+        bootstrap_lambda: of `bootstrapped` positions.
     """
-    if objective == "classification":
-        return prefix_classification_loss(scores, targets, mask)
-    chosen, rejected = scores.chunk(2)
-    chosen_mask, rejected_mask = mask.chunk(2)
-    loss = prefix_bradley_terry_loss(chosen, rejected, chosen_mask, rejected_mask, margin=targets)
-    if centering:
-        loss = loss + centering * centering_loss(
-            held_prefix_scores(chosen, chosen_mask),
-            held_prefix_scores(rejected, rejected_mask),
-            chosen_mask | rejected_mask,
+    if objective != "bradley-terry":
+        labels = objective == "classification"
+        if positions == "bootstrapped":
+            own = q_classification_loss if labels else q_value_loss
+            return own(scores, targets, mask, bootstrap_lambda=bootstrap_lambda)
+        return (prefix_classification_loss if labels else prefix_regression_loss)(
+            scores, targets, mask
         )
-    return loss
+    at_ends = positions == "segments"
+    pairs = [*scores.chunk(2), *mask.chunk(2)]
+    loss = (segment_bradley_terry_loss if at_ends else prefix_bradley_terry_loss)(
+        *pairs, margin=targets, strength=strengths
+    )
+    return loss + centering * _centering(*pairs, at_ends=at_ends) if centering else loss
+
+
+def _centering(
+    chosen: Tensor, rejected: Tensor, chosen_mask: Tensor, rejected_mask: Tensor, *, at_ends: bool
+) -> Tensor:
+    """The squared sum of the scores that are compared."""
+    if at_ends:
+        means = masked_row_mean(chosen, chosen_mask), masked_row_mean(rejected, rejected_mask)
+        return centering_loss(*means, torch.ones_like(means[0], dtype=torch.bool))
+    held = held_prefix_scores(chosen, chosen_mask), held_prefix_scores(rejected, rejected_mask)
+    return centering_loss(*held, chosen_mask | rejected_mask)
 
 
 class RewardTrainer(SupervisedTrainer):
-    """The Trainer of a `PrefixScorer`."""
+    """The Trainer of a `PrefixScorer`.
 
-    def __init__(self, *arguments: Any, objective: Objective, centering: float, **keywords: Any):
+    Args:
+        loss: of scores, their mask, targets and strengths.
+    """
+
+    def __init__(self, *arguments: Any, loss: Callable[..., Tensor], **keywords: Any):
         super().__init__(*arguments, **keywords)
-        self.objective: Objective = objective
-        self.centering = centering
+        self.loss = loss
 
     def compute_loss(
         self,
@@ -151,12 +131,10 @@ class RewardTrainer(SupervisedTrainer):
         num_items_in_batch: Any = None,  # noqa: ARG002 - the Trainer passes it by name
     ) -> Any:
         """The mean over judgements, which the Trainer divides by the accumulated passes."""
-        targets = inputs.pop("targets")
+        targets, strengths = inputs.pop("targets"), inputs.pop("strengths")
         scores = model(**inputs)
         mask, _ = left_packed(inputs["counted"], inputs["counted"])
-        loss = reward_loss(
-            scores, mask, targets, objective=self.objective, centering=self.centering
-        )
+        loss = self.loss(scores, mask, targets, strengths)
         return (loss, scores) if return_outputs else loss
 
 
@@ -167,6 +145,7 @@ def fraction_scores(
     pad_id: int,
     batch_size: int,
     context: AbstractContextManager[Any],
+    segment_ends: ReadAt | None = None,
 ) -> Float[Tensor, "rows fractions"]:
     """Score of each response when 20, 40, 60, 80 and 100 % of it have been seen.
 
@@ -178,14 +157,18 @@ def fraction_scores(
         pad_id: fills padding.
         batch_size: rows per forward pass, those of like length together.
         context: autocast, or none.
+        segment_ends: for each token of a row whether a segment ends there, where the score of a
+            text is the mean over the ends of its segments, the last of them where it is cut; None
+            where it is read at the last token seen.
     """
     model.eval()
     if is_causal(model):
-        return _scores(model, rows, FRACTIONS, "every", pad_id, batch_size, context)
+        return _scores(model, rows, FRACTIONS, read_every_token, pad_id, batch_size, context,
+                       segment_ends)  # fmt: skip
     parts = []
     for fraction in FRACTIONS:
         seen = [_beginning(row, fraction) for row in rows]
-        parts.append(_scores(model, seen, (1.0,), "last", pad_id, batch_size, context))
+        parts.append(_scores(model, seen, (1.0,), read_last_token, pad_id, batch_size, context))
     return torch.cat(parts, dim=-1)
 
 
@@ -193,22 +176,47 @@ def _scores(
     model: PreTrainedModel,
     rows: Sequence[EncodedText],
     fractions: tuple[float, ...],
-    positions: Positions,
+    read_at: ReadAt,
     pad_id: int,
     batch_size: int,
     context: AbstractContextManager[Any],
+    segment_ends: ReadAt | None = None,
 ) -> Float[Tensor, "rows fractions"]:
     order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
     scores = torch.empty(len(rows), len(fractions))
     for at in range(0, len(rows), batch_size):
         some = order[at : at + batch_size]
-        tensors = scored_rows([rows[row] for row in some], pad_id=pad_id, positions=positions)
+        texts = [rows[row] for row in some]
+        tensors = scored_rows(texts, pad_id=pad_id, read_at=read_at)
         ids, attention_mask, counted = (tensor.to(model.device) for tensor in tensors)
         with torch.no_grad(), context:
             packed = PrefixScorer(model)(ids, attention_mask, counted)
         mask, _ = left_packed(counted, counted)
+        if segment_ends is not None:
+            ends = scored_rows(texts, pad_id=pad_id, read_at=segment_ends)[2].to(model.device)
+            packed = running_segment_means(packed, left_packed(ends, counted)[0], mask)
         scores[some] = scores_at_fractions(packed, mask, fractions=fractions).cpu()
     return scores
+
+
+def running_segment_means(
+    prefix_scores: Float[Tensor, "batch time"],
+    ends: Bool[Tensor, "batch time"],
+    mask: Bool[Tensor, "batch time"],
+) -> Float[Tensor, "batch time"]:
+    """For every prefix the mean score at the ends of its segments, of which the last is its own.
+
+    Args:
+        prefix_scores: of each prefix.
+        ends: True where a segment ends.
+        mask: True on tokens that count.
+    """
+    columns = []
+    for t in range(prefix_scores.shape[-1]):
+        read = ends[:, : t + 1] & mask[:, : t + 1]
+        read[:, t] = mask[:, t]
+        columns.append(masked_row_mean(prefix_scores[:, : t + 1].float(), read))
+    return torch.stack(columns, dim=-1)
 
 
 def _beginning(row: EncodedText, fraction: float) -> EncodedText:

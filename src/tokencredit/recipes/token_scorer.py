@@ -7,6 +7,7 @@ what it says about its tokens is carried over to the policy's tokens of the same
 
 import difflib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Literal, get_args
 
@@ -72,12 +73,24 @@ def credited(
             return attention_credit(
                 scores.sequence_scores, scores.attention, response_mask, credit_beta=credit_beta
             )
+    ended = replace(scores, prefix_scores=_ended(scores, response_mask))
+    return prefix_difference_credit(required_prefix_scores(name, ended), response_mask)
+
+
+def required_prefix_scores(
+    credit: str, scores: ResponseScores
+) -> Float[Tensor, "batch time_plus_1"]:
+    """The prefix scores, or the error that says why there are none.
+
+    Raises:
+        ModelError: the reward model scores no prefixes.
+    """
     if scores.prefix_scores is None:
         raise ModelError(
-            "credit 'prefix-difference' of a reward model that reads in both directions; expected "
-            "a causal one, which scores prefixes: choose credit 'attention'"
+            f"credit {credit!r} of a reward model that reads in both directions; expected a "
+            "causal one, which scores prefixes: choose credit 'attention'"
         )
-    return prefix_difference_credit(_ended(scores, response_mask), response_mask)
+    return scores.prefix_scores
 
 
 def require_credit_name(name: str) -> None:
@@ -115,12 +128,9 @@ def score_for_policy(
         credit_beta: the share of a score that "attention" spreads.
         attention_layer: layer that "attention" reads; -1 is the last.
         micro_batch_size: responses per forward pass; None for all at once.
-        template: how to render for the reward model, as in `encoded_prompts`. With "auto", ids of
-            a vocabulary that both share are scored as they are.
-        conversations: what was asked, for a reward model that renders it itself; None takes the
-            text of the prompt's ids.
-        score_transform: applied to the sequence scores first and then to the prefix scores, number
-            by number (to normalise or clip), before any of them is spread.
+        template: as in `policy_scores`.
+        conversations: as in `policy_scores`.
+        score_transform: as in `policy_scores`.
 
     Returns:
         Token scores, and transformed sequence scores. Each row of the first sums to its entry of
@@ -133,14 +143,65 @@ def score_for_policy(
         NumericError: a score is NaN or infinite.
     """
     require_credit_name(credit)
-    layer = attention_layer if credit == "attention" else None
+    scores = policy_scores(
+        reward_model,
+        rm_tokenizer,
+        policy_tokenizer,
+        batch,
+        attention_layer=attention_layer if credit == "attention" else None,
+        micro_batch_size=micro_batch_size,
+        template=template,
+        conversations=conversations,
+        score_transform=score_transform,
+    )
+    token_scores = credited(credit, scores, batch.response_mask, credit_beta=credit_beta)
+    return token_scores, scores.sequence_scores
+
+
+def policy_scores(
+    reward_model: nn.Module,
+    rm_tokenizer: PreTrainedTokenizerBase,
+    policy_tokenizer: PreTrainedTokenizerBase,
+    batch: ResponseBatch,
+    *,
+    attention_layer: int | None = None,
+    micro_batch_size: int | None = None,
+    template: Template = "auto",
+    conversations: Sequence[Prompt] | None = None,
+    score_transform: ScoreTransform | None = None,
+) -> ResponseScores:
+    """What a reward model says about responses of a policy, in the policy's own tokens.
+
+    Args:
+        reward_model: a sequence-classification model.
+        rm_tokenizer: its tokenizer.
+        policy_tokenizer: that of the ids in `batch`.
+        batch: generated responses.
+        attention_layer: of which layer to record the attention; None records none.
+        micro_batch_size: responses per forward pass; None for all at once.
+        template: how to render for the reward model, as in `encoded_prompts`. With "auto", ids of
+            a vocabulary that both share are scored as they are.
+        conversations: what was asked, for a reward model that renders it itself; None takes the
+            text of the prompt's ids.
+        score_transform: applied to the sequence scores first and then to the prefix scores, number
+            by number (to normalise or clip), before any of them is spread.
+
+    Returns:
+        The scores. The last counted prefix score of a response is its sequence score, also where
+        the reward model reads closing tokens behind it.
+
+    Raises:
+        DataError: a text is longer than the reward model can read, or has no prompt.
+        ModelError: the reward model or its tokenizer lacks what is needed.
+        NumericError: a score is NaN or infinite.
+    """
     as_they_are = template == "auto" and conversations is None
     if as_they_are and shares_vocabulary(rm_tokenizer, policy_tokenizer):
         scores = score_responses(
             reward_model,
             batch,
             attention_mask=_readable(reward_model, policy_tokenizer, batch),
-            attention_layer=layer,
+            attention_layer=attention_layer,
             micro_batch_size=micro_batch_size,
         )
     else:
@@ -151,13 +212,12 @@ def score_for_policy(
             batch,
             template=template,
             conversations=conversations,
-            attention_layer=layer,
+            attention_layer=attention_layer,
             micro_batch_size=micro_batch_size,
         )
     if score_transform is not None:
         scores = _transformed(scores, score_transform)
-    token_scores = credited(credit, scores, batch.response_mask, credit_beta=credit_beta)
-    return token_scores, scores.sequence_scores
+    return replace(scores, prefix_scores=_ended(scores, batch.response_mask))
 
 
 @lru_cache(maxsize=8)
@@ -267,9 +327,10 @@ def _projected_rows(
 
 def _ended(
     scores: ResponseScores, response_mask: Bool[Tensor, "batch time"]
-) -> Float[Tensor, "batch time_plus_1"]:
+) -> Float[Tensor, "batch time_plus_1"] | None:
     """Prefix scores whose last counted one is the sequence score, read behind closing tokens."""
-    assert scores.prefix_scores is not None
+    if scores.prefix_scores is None:
+        return None
     end = last_true_index(response_mask)[:, None] + 1
     return scores.prefix_scores.scatter(-1, end, scores.sequence_scores[:, None])
 

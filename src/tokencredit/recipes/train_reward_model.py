@@ -1,4 +1,4 @@
-"""Train a reward model on preference pairs or on labels, at the last token or at every one.
+"""Train a reward model on pairs, labels or ratings, at the last token or along the response.
 
     tokencredit train-reward-model --data pairs.jsonl --model lm --output rm
 
@@ -7,11 +7,14 @@ decoding need: one forward pass scores every prefix of a response, and the loss 
 follows Rashid et al. 2024 (arXiv 2406.07780). Departures: (1) one row per response instead of one
 per prefix, possible with causal models; (2) an answer that has ended keeps its score against a
 longer one; (3) the loss is averaged over prefixes, not summed; (4) labels can take the place of
-pairs.
+pairs. `positions: pairs` is their objective as published, at its price: every pair of beginnings is
+an example. `positions: segments` follows Yin et al. 2025 (arXiv 2501.02790), `positions:
+bootstrapped` CD-Q of Mudgal et al. 2023 (arXiv 2310.17022).
 
 The Trainer of transformers does the training, batches hold rows of like length, padded on the
 right. Dropout is off. The accuracy on held-out data by the fraction of the response that has been
-seen stands in `prefix_accuracy.json` and `prefix_accuracy.png`.
+seen stands in `prefix_accuracy.json` and `prefix_accuracy.png`, and how far probabilities or
+ratings can be taken at their word in `calibration.json` and `calibration.png`.
 """
 
 import json
@@ -19,11 +22,10 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
-from rich.console import Console
-from rich.table import Table
 from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
@@ -32,28 +34,37 @@ from transformers import (
 )
 
 from tokencredit.errors import ConfigError
-from tokencredit.evaluation.plots import plot_prefix_accuracy
-from tokencredit.evaluation.prefix_accuracy import (
-    label_accuracy_by_fraction,
-    pair_accuracy_by_fraction,
-)
 from tokencredit.hf_loading import (
     disable_dropout,
     load_model,
     load_tokenizer,
     require_pad_token,
 )
-from tokencredit.preference.hf_datasets import load_labelled_responses, load_pairs
-from tokencredit.preference.pairs import LabelledResponse, PreferencePair
-from tokencredit.recipes.encoded_texts import Truncation, encoded_texts, held_out_rows
+from tokencredit.preference.hf_datasets import (
+    load_labelled_responses,
+    load_pairs,
+    load_rated_responses,
+)
+from tokencredit.preference.pairs import LabelledResponse, PreferencePair, RatedResponse
+from tokencredit.recipes.encoded_texts import held_out_rows
+from tokencredit.recipes.reward_examples import Judged, judged_rows, reading, reward_batch
 from tokencredit.recipes.reward_model_config import TrainRewardModelConfig
+from tokencredit.recipes.reward_prefixes import example_columns, filler_id, judged_beginning
+from tokencredit.recipes.reward_ratings import (
+    in_standard_deviations,
+    require_an_order,
+    scale_scores,
+)
+from tokencredit.recipes.reward_report import (
+    held_out_metrics,
+    held_out_rows_by_fraction,
+    write_report,
+)
 from tokencredit.recipes.reward_training import (
-    Judged,
     PrefixScorer,
     RewardTrainer,
-    fraction_scores,
     lora_model,
-    reward_batch,
+    reward_loss,
 )
 from tokencredit.recipes.run_folder import write_atomically
 from tokencredit.recipes.supervised import (
@@ -69,7 +80,7 @@ from tokencredit.reward_model.hf_architecture import is_causal
 
 __all__ = ["TrainRewardModelConfig", "train_reward_model"]
 
-Judgements = list[PreferencePair] | list[LabelledResponse]
+Judgements = list[PreferencePair] | list[LabelledResponse] | list[RatedResponse]
 
 
 def train_reward_model(config: TrainRewardModelConfig) -> Path:
@@ -79,13 +90,14 @@ def train_reward_model(config: TrainRewardModelConfig) -> Path:
         config: the settings.
 
     Returns:
-        The run folder: model and tokenizer, `prefix_accuracy.json` and `.png`, `metrics.json`,
-        `metrics.jsonl`, `config.yaml`.
+        The run folder: model and tokenizer, `prefix_accuracy` and `calibration`, each `.json` and
+        `.png`, `metrics.json`, `metrics.jsonl`, `config.yaml`.
 
     Raises:
-        DataError: the data are not there, are empty, or a row does not fit.
+        DataError: the data are not there, are empty, all rated alike, or a row does not fit.
         ModelError: a model or tokenizer is not there or lacks what is needed.
-        ConfigError: `every` with an encoder, or the model is too short for `max_length`.
+        ConfigError: `every`, `segments` or `bootstrapped` with an encoder, or the model is too
+            short for `max_length`.
         NumericError: the loss is NaN or infinite; no model is written.
         RunFolderError: the folder holds another run, or cannot be written.
     """
@@ -95,14 +107,17 @@ def train_reward_model(config: TrainRewardModelConfig) -> Path:
     data, eval_data = _judgements(config)
     set_seed(config.seed)
     model, tokenizer = _start(config)
-    judged = _judged(config, tokenizer, data)
-    eval_judged = _judged(config, tokenizer, eval_data) if eval_data else []
+    judged = judged_rows(config, tokenizer, data)
+    eval_judged = judged_rows(config, tokenizer, eval_data) if eval_data else []
+    if config.objective == "regression":
+        judged = in_standard_deviations(model, judged)
+        require_an_order(eval_judged)
     with supervised_run(config) as folder:
-        model, metrics = _trained(config, model, judged, folder)
+        model, metrics = _trained(config, model, tokenizer, judged, folder)
         if eval_judged:
-            rows = _accuracy(config, model, eval_judged)
-            metrics["held_out_accuracy"] = rows[-1]["accuracy"]
-            _report(rows, folder)
+            rows = _held_out(config, model, tokenizer, eval_judged)
+            metrics |= held_out_metrics(rows)
+            write_report(rows, folder, objective=config.objective)
         write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         write_model(model, tokenizer, folder)
     print("  ".join(f"{name} {value:,.6g}" for name, value in metrics.items()))
@@ -134,6 +149,15 @@ def _loaded(config: TrainRewardModelConfig, data: str, split: str) -> Judgements
             prompt_column=config.prompt_column,
             limit=config.limit,
         )
+    if config.objective == "regression":
+        return load_rated_responses(
+            data,
+            split=split,
+            text_column=config.text_column,
+            rating_column=config.rating_column,
+            prompt_column=config.prompt_column,
+            limit=config.limit,
+        )
     return load_pairs(
         data,
         split=split,
@@ -141,6 +165,7 @@ def _loaded(config: TrainRewardModelConfig, data: str, split: str) -> Judgements
         chosen_column=config.chosen_column,
         rejected_column=config.rejected_column,
         margin_column=config.margin_column,
+        strength_column=config.strength_column,
         unusable=config.unusable,
         limit=config.limit,
     )
@@ -158,10 +183,11 @@ def _start(config: TrainRewardModelConfig) -> tuple[PreTrainedModel, PreTrainedT
             num_labels=1,
             ignore_mismatched_sizes=True,
         )
-    if config.positions == "every" and not is_causal(model):
+    if config.positions not in ("last", "pairs") and not is_causal(model):
         raise ConfigError(
-            f"positions is 'every' and {type(model).__name__} reads in both directions, so that "
-            "prefixes have no score of their own; expected a causal model, or positions='last'"
+            f"positions is {config.positions!r} and {type(model).__name__} reads in both "
+            "directions, so that prefixes have no score of their own; expected a causal model, or "
+            "positions='last' (with pairs also 'pairs')"
         )
     if config.pad_token is not None:
         tokenizer.add_special_tokens({"pad_token": config.pad_token})
@@ -170,102 +196,94 @@ def _start(config: TrainRewardModelConfig) -> tuple[PreTrainedModel, PreTrainedT
     model.config.pad_token_id = require_pad_token(tokenizer)
     # Scoring code elsewhere can see from it whether complete answers carry an end of sequence.
     model.config.eos_appended = config.append_eos
+    for name in ("rating_mean", "rating_standard_deviation", "score_segments"):
+        vars(model.config).pop(name, None)  # of the training before this one
+    if config.positions == "segments":
+        # The score of a response is the mean at these ends, not what stands at its last token.
+        model.config.score_segments = config.segments
+        model.config.score_segment_length = config.segment_length
     tokenizer.padding_side = "right"
     require_context(model, tokenizer, config.max_length)
     disable_dropout(model)
     return model, tokenizer
 
 
-def _judged(
-    config: TrainRewardModelConfig, tokenizer: PreTrainedTokenizerBase, data: Judgements
-) -> list[Judged]:
-    """Rows as token ids, with their margins or labels."""
-    prompts = [row.prompt for row in data]
-    default: Truncation = "prompt-start" if config.objective == "bradley-terry" else "response-end"
-    encoded = partial(
-        encoded_texts,
-        tokenizer,
-        prompts,
-        append_eos=config.append_eos,
-        max_length=config.max_length,
-        truncation=config.truncation or default,
-    )
-    pairs = [row for row in data if isinstance(row, PreferencePair)]
-    if pairs:
-        chosen = encoded([pair.chosen for pair in pairs])
-        rejected = encoded([pair.rejected for pair in pairs])
-        margins = [pair.margin for pair in pairs]
-        return [
-            Judged(both, margin)
-            for both, margin in zip(zip(chosen, rejected, strict=True), margins, strict=True)
-        ]
-    labelled = [row for row in data if isinstance(row, LabelledResponse)]
-    rows = encoded([row.response for row in labelled])
-    return [Judged((row,), float(one.label)) for row, one in zip(rows, labelled, strict=True)]
-
-
 def _trained(
-    config: TrainRewardModelConfig, model: PreTrainedModel, judged: list[Judged], folder: Path
+    config: TrainRewardModelConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    judged: list[Judged],
+    folder: Path,
 ) -> tuple[PreTrainedModel, dict[str, float]]:
     """The trained model, adapters merged, and what it took."""
     adapted = model
     if config.lora_rank:
         adapted = lora_model(model, rank=config.lora_rank, alpha=config.lora_alpha)
+    filler, causal = filler_id(config, tokenizer), is_causal(model)
+    columns = example_columns(judged, config, filler=filler, causal=causal)
+    tokens = config.epochs * sum(columns.pop("tokens"))
     arguments = training_arguments(
-        config, folder, examples=len(judged), learning_rate=config.learning_rate
+        config, folder, examples=len(columns["row"]), learning_rate=config.learning_rate
     )
     arguments.train_sampling_strategy = "group_by_length"
-    pad_id = int(model.config.pad_token_id)
+    pad_id, read_at = int(model.config.pad_token_id), reading(config, tokenizer)
 
     def batch(rows: Sequence[dict[str, int]]) -> dict[str, torch.Tensor]:
-        some = [judged[row["row"]] for row in rows]
-        return reward_batch(some, pad_id=pad_id, positions=config.positions)
+        some = [
+            judged_beginning(
+                judged[example["row"]],
+                example["prefix"],
+                filler=filler,
+                max_length=config.max_length,
+                causal=causal,
+            )
+            for example in rows
+        ]
+        return reward_batch(some, pad_id=pad_id, read_at=read_at)
 
     trainer = RewardTrainer(
         model=PrefixScorer(adapted),
         args=arguments,
-        train_dataset=Dataset.from_dict(
-            {"row": list(range(len(judged))), "length": [len(one) for one in judged]}
-        ),
+        train_dataset=Dataset.from_dict(columns),
         data_collator=batch,
-        objective=config.objective,
-        centering=config.center_rewards_coefficient,
+        loss=partial(
+            reward_loss,
+            objective=config.objective,
+            positions=config.positions,
+            centering=config.center_rewards_coefficient,
+            bootstrap_lambda=config.bootstrap_lambda,
+        ),
         log_file=folder / "metrics.jsonl",
     )
     start = time.perf_counter()
     loss = trainer.train().training_loss
     seconds = time.perf_counter() - start
-    tokens = config.epochs * sum(len(row) for one in judged for row in one.responses)
     metrics = {
         "train_loss": loss,
+        "train_examples": float(len(columns["row"])),
         "train_tokens": tokens,
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,
     }
-    return adapted.merge_and_unload() if config.lora_rank else model, metrics
+    trained = adapted.merge_and_unload() if config.lora_rank else model
+    if config.objective == "regression":
+        scale_scores(trained, trained.config.rating_standard_deviation)
+    return trained, metrics
 
 
-def _accuracy(
-    config: TrainRewardModelConfig, model: PreTrainedModel, judged: list[Judged]
-) -> list[dict[str, float | int]]:
-    """Accuracy on held-out data by the fraction of the response seen."""
-    rows = [row for side in zip(*(one.responses for one in judged), strict=True) for row in side]
-    scores = fraction_scores(
+def _held_out(
+    config: TrainRewardModelConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    judged: list[Judged],
+) -> list[dict[str, Any]]:
+    """Accuracy and calibration on held-out data by the fraction of the response seen."""
+    return held_out_rows_by_fraction(
         model,
-        rows,
-        pad_id=int(model.config.pad_token_id),
+        judged,
+        objective=config.objective,
+        rating_mean=getattr(model.config, "rating_mean", 0.0),
         batch_size=2 * config.batch_size,
         context=autocast(config, model.device),
+        segment_ends=reading(config, tokenizer) if config.positions == "segments" else None,
     )
-    if config.objective == "bradley-terry":
-        return pair_accuracy_by_fraction(*scores.chunk(2))
-    return label_accuracy_by_fraction(scores, torch.tensor([one.target for one in judged]))
-
-
-def _report(rows: list[dict[str, float | int]], folder: Path) -> None:
-    write_atomically(folder / "prefix_accuracy.json", json.dumps(rows, indent=2) + "\n")
-    plot_prefix_accuracy(rows, folder / "prefix_accuracy.png")
-    table = Table("response seen", "accuracy", "rows", title="held-out accuracy")
-    for row in rows:
-        table.add_row(f"{row['fraction']:.0%}", f"{row['accuracy']:.3f}", str(row["count"]))
-    Console().print(table)

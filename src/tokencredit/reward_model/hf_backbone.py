@@ -194,7 +194,7 @@ def score_responses(
             "score of the prompt alone is read"
         )
     order = real.sum(-1).argsort(descending=True, stable=True)
-    with torch.no_grad(), _evaluating(model):
+    with torch.no_grad(), evaluating(model):
         outputs = [
             reward_model_output(
                 model, batch.input_ids[rows], real[rows], attention_layer=attention_layer
@@ -249,7 +249,7 @@ def _joined(
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and afterwards each module as it was."""
     training = [module for module in model.modules() if module.training]
     model.eval()

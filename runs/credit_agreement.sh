@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# How well each credit method agrees with words that people marked, and with its reward model: small
+# reward models trained on IMDb, review snippets, comments, answers and translations, then
+# `tokencredit compare-credit` on seven sets of marked texts. About 40 minutes of one core.
+#
+#   runs/credit_agreement.sh
+#
+# Starts from the language model and the first reward model of runs/imdb_headline.sh, which are
+# expected in output/imdb. Whatever is done already is skipped. The tables go to docs/results/credit-agreement/, and
+# runs/credit_agreement_report.py makes the page from them.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+models=output/credit
+results=docs/results/credit-agreement
+imdb=output/imdb
+export OMP_NUM_THREADS=1
+python=.venv/bin/python
+tokencredit=.venv/bin/tokencredit
+
+[ -f "$models/vader.tsv" ] || "$python" runs/credit_data.py "$models"
+
+# Name, what it starts from, positions, and what is particular to the data.
+reward_model() {
+  "$tokencredit" train-reward-model --device cpu --output "$models/$1" --model "$2" \
+    --positions "$3" --learning_rate 3e-4 --append_eos false "${@:4}"
+}
+labels=(--objective classification --max_length 128)
+pairs=(--max_length 192 --batch_size 8)
+snippets=(--data "$models/sentiment-train.jsonl" "${labels[@]}" --epochs 2)
+reward_model sentiment "$imdb/reward-model" every "${snippets[@]}"
+reward_model toxic "$imdb/language-model" every --data "$models/toxic-train.jsonl" \
+  "${labels[@]}" --limit 12000
+reward_model mqm "$imdb/language-model" every --data "$models/mqm-train.jsonl" "${pairs[@]}"
+reward_model qa "$imdb/language-model" every --data "$models/qa-train.jsonl" "${pairs[@]}" \
+  --prompt_column prompt
+# The same reviews and snippets once more, at the last token of each text alone.
+reward_model imdb-last "$imdb/language-model" last --data "$imdb/labels-first.jsonl" \
+  --eval_data "$imdb/labels-test.jsonl" "${labels[@]}" --epochs 1
+reward_model sentiment-last "$models/imdb-last" last "${snippets[@]}"
+
+# Name of the result, reward model, marked set, and what differs. One pass and gradients cost
+# little; `leave-one-out` one score per word, `shapley` ten, hence on one set alone.
+compare() {
+  "$tokencredit" compare-credit --reward_model "$models/$2" --marked "$models/$3-marked.jsonl" \
+    --output "$models/compared/$1" --attention_layers '[0, 1, 2, 3]' "${@:4}"
+  mkdir -p "$results"
+  cp "$models/compared/$1/comparison.json" "$results/$1.json"
+}
+lexicons="[$models/opinion-lexicon.tsv, $models/vader.tsv]"
+sentiment=(--baseline_texts "$models/sentiment-train.jsonl" --lexicons "$lexicons")
+all='[terminal, uniform, attention, prefix-difference, smoothed-prefix-difference,
+  gradient-times-input, integrated-gradients, leave-one-out, shapley]'
+compare sst sentiment sst "${sentiment[@]}" --methods "$all" --shapley_samples 10 \
+  --faithfulness_documents 40
+compare dynasent sentiment dynasent "${sentiment[@]}" --faithfulness_documents 40
+compare sst-trees sentiment sst-trees "${sentiment[@]}" --faithfulness_documents 20
+compare cad-imdb sentiment cad-imdb "${sentiment[@]}" --limit 80 --faithfulness_documents 5
+compare toxic toxic toxic --baseline_texts "$models/toxic-train.jsonl" --lexicons "$lexicons" \
+  --faithfulness_documents 20
+compare qa qa qa --baseline_texts "$models/qa-train.jsonl" --direction low \
+  --faithfulness_documents 5
+compare mqm mqm mqm --baseline_texts "$models/mqm-train.jsonl" --direction low \
+  --faithfulness_documents 20
+compare sst-last sentiment-last sst "${sentiment[@]}" --faithfulness_documents 40
+
+"$python" runs/credit_agreement_report.py --results "$results" --models "$models"

@@ -1,0 +1,76 @@
+"""Keep what a comparison of learning found: its table, figures and curves, under docs/results.
+
+    python runs/learning_report.py toy
+
+Reads `output/learning/<task>` and writes `docs/results/learning/<task>.json`, the figures beside
+it, and `docs/results/learning.md` from all tasks that are there.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from shutil import copyfile
+
+from tokencredit.recipes.run_folder import write_atomically
+
+DOCS = Path("docs/results/learning")
+TASKS = {
+    "toy": "The built-in task, judged by its true reward",
+    "hh": "HH dialogues, judged by the guiding reward model",
+}
+
+
+def keep(task: str) -> None:
+    source = Path("output/learning") / task
+    DOCS.mkdir(parents=True, exist_ok=True)
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    found = {
+        "commit": commit,
+        "table": json.loads((source / "learning.json").read_text()),
+        "curves": {
+            file.stem: json.loads(file.read_text())
+            for file in sorted((source / "curves").glob("*.json"))
+        },
+    }
+    write_atomically(DOCS / f"{task}.json", json.dumps(found) + "\n")
+    for figure in ("learning", "frontier"):
+        copyfile(source / f"{figure}.png", DOCS / f"{task}-{figure}.png")
+
+
+def section(task: str, title: str) -> list[str]:
+    found = json.loads((DOCS / f"{task}.json").read_text())
+    columns = list(found["table"][0])
+    rows = [columns, ["---"] * len(columns), *(list(row.values()) for row in found["table"])]
+    return [
+        f"## {title}",
+        "",
+        f"    runs/credit_learning.sh {task}",
+        "",
+        f"{len(found['curves'])} finished runs, made at commit {found['commit']}; settings in "
+        f"`runs/learning/{task}.yaml` and `runs/learning/{task}-ppo.yaml`.",
+        "",
+        *("| " + " | ".join(row) + " |" for row in rows),
+        "",
+        f"![Learning curves](learning/{task}-learning.png)",
+        "",
+        f"![What was reached at which KL](learning/{task}-frontier.png)",
+        "",
+    ]
+
+
+def main() -> None:
+    for task in sys.argv[1:]:
+        keep(task)
+    page = [(Path(__file__).parent / "learning_report.md").read_text()]
+    for task, title in TASKS.items():
+        if (DOCS / f"{task}.json").exists():
+            page += section(task, title)
+    write_atomically(DOCS.parent / "learning.md", "\n".join(page).rstrip() + "\n")
+    print(DOCS.parent / "learning.md")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Edits, labelled spans and labelled steps from a JSON-lines file, a dataset folder or the Hub."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokencredit.errors import DataError
+from tokencredit.preference.edits import EditedResponse
+from tokencredit.preference.hf_cells import prompt_cell, text_cell
+from tokencredit.preference.hf_rows import Row, dataset_rows
+from tokencredit.preference.pairs import Prompt
+from tokencredit.preference.spans import LabelledSpan, SpanLabelledResponse
+from tokencredit.preference.steps import StepLabels
+
+
+def load_edits(
+    path_or_id: str | Path,
+    *,
+    split: str = "train",
+    prompt_column: str | None = None,
+    rejected_column: str = "rejected",
+    edited_column: str = "edited",
+    limit: int | None = None,
+) -> list[EditedResponse]:
+    """Responses and better versions of them that differ as little as possible.
+
+    Args:
+        path_or_id: as in `load_texts`.
+        split: of a folder or Hub id.
+        prompt_column: of texts or lists of chat messages; None takes `prompt` where it is there,
+            and else the texts stand alone.
+        rejected_column: of the responses as they were.
+        edited_column: of the better versions.
+        limit: read only this many first rows; None reads all.
+
+    Raises:
+        DataError: as in `load_texts`, or both texts of a row are the same.
+    """
+    edits = []
+    for row in dataset_rows(path_or_id, split=split, limit=limit):
+        rejected, edited = text_cell(row, rejected_column), text_cell(row, edited_column)
+        if rejected == edited:
+            raise DataError(
+                f"{row.place}: {rejected_column!r} and {edited_column!r} hold the same text; "
+                "expected an edit: drop the row"
+            )
+        edits.append(EditedResponse(_prompt_if_any(row, prompt_column), rejected, edited))
+    return edits
+
+
+def load_labelled_spans(
+    path_or_id: str | Path,
+    *,
+    split: str = "train",
+    prompt_column: str | None = None,
+    text_column: str = "text",
+    spans_column: str = "spans",
+    limit: int | None = None,
+) -> list[SpanLabelledResponse]:
+    """Texts with labels on pieces of them.
+
+    Args:
+        path_or_id: as in `load_texts`.
+        split: of a folder or Hub id.
+        prompt_column: of what the text answers; None takes `prompt` where it is there, and else
+            the text stands alone.
+        text_column: of the texts.
+        spans_column: of lists of objects with `start`, `end` (in characters of the text, the end
+            exclusive) and `label`; an empty list where all of the text is fine.
+        limit: read only this many first rows; None reads all.
+
+    Raises:
+        DataError: as in `load_texts`, or a span holds no character.
+    """
+    return [
+        SpanLabelledResponse(
+            _prompt_if_any(row, prompt_column),
+            text_cell(row, text_column),
+            tuple(_span(row, spans_column, span) for span in _list(row, spans_column)),
+        )
+        for row in dataset_rows(path_or_id, split=split, limit=limit)
+    ]
+
+
+def load_step_labels(
+    path_or_id: str | Path,
+    *,
+    split: str = "train",
+    prompt_column: str | None = None,
+    completions_column: str = "completions",
+    labels_column: str = "labels",
+    limit: int | None = None,
+) -> list[StepLabels]:
+    """Responses in steps, each step called good or bad: TRL's stepwise supervision.
+
+    Args:
+        path_or_id: as in `load_texts`.
+        split: of a folder or Hub id.
+        prompt_column: of texts or lists of chat messages; None takes `prompt` where it is there,
+            and else the steps stand alone.
+        completions_column: of lists of steps.
+        labels_column: of lists of 0, 1, false or true, one per step.
+        limit: read only this many first rows; None reads all.
+
+    Raises:
+        DataError: as in `load_texts`, a label is something else, or labels and steps differ in
+            number.
+    """
+    steps = []
+    for row in dataset_rows(path_or_id, split=split, limit=limit):
+        completions, labels = _list(row, completions_column), _list(row, labels_column)
+        if not all(isinstance(step, str) for step in completions):
+            raise _unexpected(row, completions_column, completions, "a list of texts")
+        if not all(label in (0, 1) for label in labels):
+            raise _unexpected(row, labels_column, labels, "a list of 0 (bad) and 1 (good)")
+        prompt = _prompt_if_any(row, prompt_column)
+        try:
+            steps.append(StepLabels(prompt, tuple(completions), tuple(map(bool, labels))))
+        except DataError as error:
+            raise DataError(f"{row.place}: {error}") from error
+    return steps
+
+
+def _prompt_if_any(row: Row, column: str | None) -> Prompt:
+    if column is None and "prompt" in row.values:
+        column = "prompt"
+    return "" if column is None else prompt_cell(row, column)
+
+
+def _list(row: Row, column: str) -> list[Any]:
+    value = row.value(column)
+    if not isinstance(value, list):
+        raise _unexpected(row, column, value, "a list")
+    return value
+
+
+def _span(row: Row, column: str, span: Any) -> LabelledSpan:
+    fields = span if isinstance(span, Mapping) else {}
+    start, end, label = (fields.get(name) for name in ("start", "end", "label"))
+    if not isinstance(start, int) or not isinstance(end, int) or not isinstance(label, str):
+        raise _unexpected(row, column, span, "an object with whole 'start' and 'end', and 'label'")
+    try:
+        return LabelledSpan(start, end, label)
+    except DataError as error:
+        raise DataError(f"{row.place}, column {column!r}: {error}") from error
+
+
+def _unexpected(row: Row, column: str, value: Any, expected: str) -> DataError:
+    return DataError(f"{row.place}, column {column!r}: {value!r}; expected {expected}")

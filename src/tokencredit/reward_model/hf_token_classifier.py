@@ -1,0 +1,126 @@
+"""Token classifiers: a score of every class on every response token, in one forward pass.
+
+As in `hf_backbone`, rows are moved to the left end before the model sees them, so that no logit
+depends on padding or on the rest of the batch.
+"""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from tokencredit.batch import ResponseBatch
+from tokencredit.errors import ModelError, NumericError
+from tokencredit.hf_attention import pretrained_model
+from tokencredit.hf_loading import load_model_and_info, load_tokenizer
+from tokencredit.masking import left_packed
+from tokencredit.reward_model.hf_architecture import require_readable, require_trained_head
+
+
+def load_token_classifier(
+    name_or_path: str | Path,
+    *,
+    dtype: str = "float32",
+    attn_implementation: str | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A token-classification model and its tokenizer, ready to judge.
+
+    Args:
+        name_or_path: a folder or a Hub id.
+        dtype: of the weights; logits are float32 in any case.
+        attn_implementation: None for the model's default, which is the fast one.
+        device: to put the model on.
+        trust_remote_code: let Python code that comes with the model run.
+
+    Raises:
+        ModelError: nothing that can be loaded is there, or the head's weights are missing (a
+            language model, say).
+    """
+    model, info = load_model_and_info(
+        AutoModelForTokenClassification,
+        name_or_path,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+    try:
+        require_trained_head(info, str(name_or_path))
+    except ModelError as error:
+        raise ModelError(
+            f"the weights of {str(name_or_path)!r} have no head that classifies tokens; expected a "
+            "model trained to: train one with `tokencredit train-token-classifier`"
+        ) from error
+    tokenizer = load_tokenizer(name_or_path, trust_remote_code=trust_remote_code)
+    return model, tokenizer
+
+
+def token_classifier_logits(
+    model: nn.Module,
+    batch: ResponseBatch,
+    *,
+    attention_mask: Bool[Tensor, "batch sequence"] | Int[Tensor, "batch sequence"] | None = None,
+    micro_batch_size: int | None = None,
+) -> Float[Tensor, "batch time classes"]:
+    """The logits of every response token, without gradients and without dropout.
+
+    Args:
+        model: a token-classification model. A causal one (GPT-2, Llama, Qwen, ...) judges each
+            token by what comes before it, an encoder by the whole response.
+        batch: in the model's own tokens.
+        attention_mask: real tokens of prompt and response, where some follow the last token that
+            counts; `batch.attention_mask` by default.
+        micro_batch_size: sequences per forward pass, those of like length together; all by
+            default. Changes the time and memory, not the result.
+
+    Returns:
+        Logits at the tokens themselves, float32, zero outside the response mask.
+
+    Raises:
+        DataError: a row has no real token, or more than the model can read.
+        NumericError: a logit is NaN or infinite.
+    """
+    real = (batch.attention_mask if attention_mask is None else attention_mask).bool()
+    order = real.sum(-1).argsort(descending=True, stable=True)
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            parts = [
+                _sequence_logits(model, batch.input_ids[rows], real[rows])
+                for rows in torch.split(order, micro_batch_size or len(batch))
+            ]
+    finally:
+        for module in training:
+            module.training = True
+    logits = torch.cat(parts)[order.argsort()][:, batch.prompt_ids.shape[1] :]
+    logits = logits.masked_fill(~batch.response_mask[:, :, None], 0.0)
+    if not bool(logits.isfinite().all()):
+        rows = (~logits.isfinite()).any(-1).any(-1).nonzero().flatten().tolist()
+        raise NumericError(
+            f"the token classifier gives NaN or infinite logits in rows {rows}; expected finite "
+            "ones: look for NaN weights, or load it in float32 or bfloat16 rather than float16"
+        )
+    return logits
+
+
+def _sequence_logits(
+    model: nn.Module, input_ids: Int[Tensor, "batch sequence"], real: Bool[Tensor, "batch sequence"]
+) -> Float[Tensor, "batch sequence classes"]:
+    """Logits of all real tokens, zeros elsewhere, whatever the padding."""
+    pretrained = pretrained_model(model)
+    require_readable(pretrained, real)
+    ids, packed = left_packed(input_ids, real)
+    ids = ids.masked_fill(~packed, pretrained.config.pad_token_id or 0)
+    packed_logits = model(input_ids=ids, attention_mask=packed.long()).logits.float()
+    logits = packed_logits.new_zeros(*real.shape, packed_logits.shape[-1])
+    logits[real] = packed_logits[packed]
+    return logits
