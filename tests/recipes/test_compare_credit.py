@@ -160,6 +160,29 @@ def test_leaving_a_word_out_is_scoring_the_text_without_it(everything):
     assert last == pytest.approx(score("the plot is bad") - score("the plot is"), abs=1e-4)
 
 
+def test_the_mean_of_layers_is_their_mean(everything):
+    names = ("attention-layer-0", "attention-layer--1", "attention-mean-of-layers")
+    first, last, mean = (
+        [score for row in words_of_method(everything, name) for score in row] for name in names
+    )
+    middle = [(one + other) / 2 for one, other in zip(first, last, strict=True)]
+    assert mean == pytest.approx(middle, abs=1e-5)
+    assert first != pytest.approx(last, abs=1e-3)
+
+
+def test_what_has_a_sign_is_turned_with_the_model(config, tmp_path, monkeypatch):
+    (tmp_path / "mine.tsv").write_text("good\t2\n")
+    signs = []
+    monkeypatch.setattr(
+        recipe,
+        "faithfulness_numbers",
+        lambda *_, signed, seed: signs.append(signed) or ({}, {"deletion": [], "insertion": []}),
+    )
+    lexicons = (str(tmp_path / "mine.tsv"),)
+    compare_credit(replace(config, lexicons=lexicons, faithfulness_documents=1))
+    assert signs == [True, True, False, False, False, False]  # uniform, the lexicon, the surface
+
+
 def test_shapley_values_sum_to_what_the_text_adds(everything):
     for one, other in zip(
         words_of_method(everything, "shapley"),

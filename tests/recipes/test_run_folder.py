@@ -45,6 +45,14 @@ def test_free_settings_may_change(tmp_path):
     assert "steps: 9" in (tmp_path / "run" / "config.yaml").read_text()
 
 
+def test_a_folder_older_than_a_setting_has_it_at_its_default(tmp_path):
+    folder = open_run_folder(tmp_path / "run", Settings())
+    (folder / "config.yaml").write_text("rate: 0.1\nsteps: 3\n")
+    with pytest.raises(RunFolderError, match=r"names: \['a', 'b'\] -> \['c'\]"):
+        open_run_folder(folder, Settings(names=("c",)))
+    assert open_run_folder(folder, Settings()) == folder
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "photo.txt").write_text("x")
     with pytest.raises(RunFolderError, match="not empty"):

@@ -52,8 +52,8 @@ class TrainRewardModelConfig:
             of sequence up to the length of the longer one, as published; `held`, nothing.
         segments: with `segments`, where they end: `ngram`, `sentence` or `clause`.
         segment_length: tokens of an `ngram`.
-        bootstrap_lambda: with `bootstrapped`, from 0, only the next score counts, to 1, only the
-            label or rating, which is `every`.
+        bootstrap_lambda: with `bootstrapped`, from 0, only the next score counts (CD-Q as
+            published), to 1, only the label or rating, which is `every`.
         limit: use only the first rows; None uses all.
         eval_data: held-out data of the same form; None holds rows of `data` out.
         eval_split: split of `eval_data`; None for `split`.
@@ -105,7 +105,7 @@ class TrainRewardModelConfig:
     prefix_padding: Literal["eos", "held"] = "eos"
     segments: Literal["ngram", "sentence", "clause"] = "ngram"
     segment_length: int = 5
-    bootstrap_lambda: float = 0.0
+    bootstrap_lambda: float = 0.95
     limit: int | None = None
     eval_data: str | None = None
     eval_split: str | None = None

@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,8 @@ def require_same_run(path: str | Path, config: Any, *, free: Iterable[str] = ())
     if not folder.is_dir():
         return
     if (folder / "config.yaml").exists():
-        _require_same_settings(folder, yaml.safe_load(resolved_yaml(config)), set(free))
+        settings = yaml.safe_load(resolved_yaml(config))
+        _require_same_settings(folder, settings, _defaults(config), set(free))
     elif any(folder.iterdir()):
         raise RunFolderError(
             f"{folder} is not empty and holds no config.yaml of a run; expected an empty or "
@@ -73,8 +74,16 @@ def require_same_run(path: str | Path, config: Any, *, free: Iterable[str] = ())
         )
 
 
-def _require_same_settings(folder: Path, settings: dict[str, Any], free: set[str]) -> None:
-    there = yaml.safe_load((folder / "config.yaml").read_text()) or {}
+def _defaults(config: Any) -> dict[str, Any]:
+    """What settings are where a folder, older than they, does not name them."""
+    known = {f.name: f.default for f in fields(config) if f.default is not MISSING}
+    return json.loads(json.dumps(known, default=str))
+
+
+def _require_same_settings(
+    folder: Path, settings: dict[str, Any], defaults: dict[str, Any], free: set[str]
+) -> None:
+    there = defaults | (yaml.safe_load((folder / "config.yaml").read_text()) or {})
     names = [n for n in {**there, **settings} if n not in free]
     different = [n for n in names if there.get(n) != settings.get(n)]
     if different:

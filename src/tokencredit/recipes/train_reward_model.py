@@ -9,7 +9,8 @@ per prefix, possible with causal models; (2) an answer that has ended keeps its 
 longer one; (3) the loss is averaged over prefixes, not summed; (4) labels can take the place of
 pairs. `positions: pairs` is their objective as published, at its price: every pair of beginnings is
 an example. `positions: segments` follows Yin et al. 2025 (arXiv 2501.02790), `positions:
-bootstrapped` CD-Q of Mudgal et al. 2023 (arXiv 2310.17022).
+bootstrapped` CD-Q of Mudgal et al. 2023 (arXiv 2310.17022), with eligibility traces unless
+`bootstrap_lambda` is 0.
 
 The Trainer of transformers does the training, batches hold rows of like length, padded on the
 right. Dropout is off. The accuracy on held-out data by the fraction of the response that has been
