@@ -49,7 +49,7 @@ def section(task: str, title: str) -> list[str]:
         "",
         f"    runs/credit_learning.sh {task}",
         "",
-        f"{len(found['curves'])} finished runs, made at commit {found['commit']}; settings in "
+        f"{len(found['curves'])} finished runs, kept at commit {found['commit']}; settings in "
         f"`runs/learning/{task}.yaml` and `runs/learning/{task}-ppo.yaml`.",
         "",
         *("| " + " | ".join(row) + " |" for row in rows),
