@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # How well each credit method agrees with words that people marked, and with its reward model: small
 # reward models trained on IMDb, review snippets, comments, answers and translations, then
-# `tokencredit compare-credit` on seven sets of marked texts. About 40 minutes of one core.
+# `tokencredit compare-credit` on seven sets of marked texts. About 45 minutes of one core.
 #
 #   runs/credit_agreement.sh
 #
@@ -59,7 +59,7 @@ compare cad-imdb sentiment cad-imdb "${sentiment[@]}" --limit 80 --faithfulness_
 compare toxic toxic toxic --baseline_texts "$models/toxic-train.jsonl" --lexicons "$lexicons" \
   --faithfulness_documents 20
 compare qa qa qa --baseline_texts "$models/qa-train.jsonl" --direction low \
-  --faithfulness_documents 5
+  --limit 80 --faithfulness_documents 5
 compare mqm mqm mqm --baseline_texts "$models/mqm-train.jsonl" --direction low \
   --faithfulness_documents 20
 compare sst-last sentiment-last sst "${sentiment[@]}" --faithfulness_documents 40

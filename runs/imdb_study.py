@@ -3,10 +3,11 @@
     python runs/imdb_study.py --models output/imdb --curves docs/results/imdb --stages rates lambdas
 
 Stages, each skipping the runs whose curve is already there:
-  rates  8-16 tokens, 2 seeds, every method at two learning rates, gae_lambda 0.95
-  lambdas  the same, every method at its better learning rate and three other gae_lambda
+  rates  8-16 tokens, 2 seeds, every method at three learning rates, gae_lambda 0.95
+  lambdas  the same, every method at its best learning rate and three other gae_lambda
   short  8-16 tokens, 5 seeds, every method at its best point
-  middle, long  40-60 and 140-160 tokens, 3 seeds, without ABC-D and ABC-D2
+  middle-rates  40-60 tokens, 1 seed, without ABC-D and ABC-D2, the same learning rates again
+  middle, long  40-60 and 140-160 tokens, 3 seeds, the rate of middle-rates, gae_lambda of short
   protocol  40-60 tokens, log-probs without the suppressed end of sequence, as published
   beta   8-16 tokens, credit_beta from 0 to 1
   full   20-30 and 90-110 tokens and 5 seeds everywhere: the rest of the published sweep
@@ -33,9 +34,10 @@ METHODS = {
     "prefix-difference": {"credit": "prefix-difference"},
     "terminal+critic": {"credit": "terminal", "critic": "reward-model"},
 }
-LEARNING_RATES = (3e-4, 1e-3)
+LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 LAMBDAS = (0.8, 1.0, 0.5)
 FIRST_LAMBDA = 0.95
+STAGES = ["rates", "lambdas", "short", "middle-rates", "middle", "protocol", "long"]
 LONG_METHODS = ("terminal", "prefix-difference", "abc", "uniform", "terminal+critic")
 
 
@@ -48,7 +50,7 @@ class Run:
     gae_lambda: float
     seed: int
     lengths: tuple[int, int] = (8, 16)
-    steps: int = 150
+    steps: int = 100
     credit_beta: float = 0.8
     logprobs_of: str = "sampled"
 
@@ -80,6 +82,16 @@ def tuning_runs(curves: Path) -> list[Run]:
         for method, (rate, _) in rates.items()
     ]
     return rate_runs() + lambdas
+
+
+def middle_rate_runs(curves: Path) -> list[Run]:
+    best = best_points(tuning_runs(curves), curves)
+    return [
+        Run(method, rate, best[method][1], 0, (40, 60))
+        for rate in LEARNING_RATES
+        for method in LONG_METHODS
+        if method in best
+    ]
 
 
 def tuning_scores(runs: list[Run], curves: Path) -> dict[str, dict[tuple[float, float], float]]:
@@ -115,9 +127,12 @@ def stage_runs(stage: str, curves: Path) -> list[Run]:
         return rate_runs()
     if stage == "lambdas":
         return [run for run in tuning_runs(curves) if run.gae_lambda != FIRST_LAMBDA]
+    if stage == "middle-rates":
+        return middle_rate_runs(curves)
     best = best_points(tuning_runs(curves), curves)
+    best_long = best_points(middle_rate_runs(curves), curves)
     at_best = [(method, *best[method]) for method in METHODS if method in best]
-    long = [(method, *best[method]) for method in LONG_METHODS if method in best]
+    long = [(method, *best_long[method]) for method in LONG_METHODS if method in best_long]
     if stage == "short":
         return [Run(*point, seed) for seed in range(5) for point in at_best]
     if stage in ("middle", "long"):
@@ -138,7 +153,12 @@ def stage_runs(stage: str, curves: Path) -> list[Run]:
         ]
     assert stage == "full", stage
     sweep = ((8, 16), (20, 30), (40, 60), (90, 110), (140, 160))
-    return [Run(*point, seed, span) for span in sweep for seed in range(5) for point in at_best]
+    return [
+        Run(*point, seed, span)
+        for span in sweep
+        for seed in range(5)
+        for point in (at_best if span == (8, 16) else long)
+    ]
 
 
 def trained(job: tuple[Run, dict[str, str], Path, str]) -> str:
@@ -189,9 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=Path, required=True)
     parser.add_argument("--curves", type=Path, required=True)
-    parser.add_argument(
-        "--stages", nargs="+", default=["rates", "lambdas", "short", "middle", "protocol", "long"]
-    )
+    parser.add_argument("--stages", nargs="+", default=STAGES)
     parser.add_argument("--seeds", type=int, default=5, help="at most so many seeds of a stage")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--policy", help="another policy, lvwerra/gpt2-imdb for example")
