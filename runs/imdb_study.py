@@ -34,7 +34,7 @@ METHODS = {
     "prefix-difference": {"credit": "prefix-difference"},
     "terminal+critic": {"credit": "terminal", "critic": "reward-model"},
 }
-LEARNING_RATES = (3e-4, 1e-3, 3e-3)
+LEARNING_RATES = (1e-4, 3e-4, 1e-3)
 LAMBDAS = (0.8, 1.0, 0.5)
 FIRST_LAMBDA = 0.95
 STAGES = ["rates", "lambdas", "short", "middle-rates", "middle", "protocol", "long"]
