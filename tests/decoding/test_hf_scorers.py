@@ -185,6 +185,19 @@ def test_a_long_prompt_is_read_in_parts(scorer_class, monkeypatch):
     assert_scores_are_those_of_the_model(model, scores, text, mask, ids, counts)
 
 
+def test_rows_read_a_new_text_once():
+    model = tiny_model("llama")
+    text, mask = texts()
+    ids, counts = candidates(number=5)
+    fed = []
+    model.base_model.register_forward_pre_hook(
+        lambda _module, _args, kwargs: fed.append(tuple(kwargs["input_ids"].shape)),
+        with_kwargs=True,
+    )
+    RowsScorer(model)(text, mask, ids, counts)
+    assert fed == [(3, text.shape[1] - 1), (15, 2)]
+
+
 @pytest.mark.parametrize("size", [None, 1, 4, 100])
 def test_parts_of_a_full_run_do_not_matter(size):
     model = tiny_model("llama")

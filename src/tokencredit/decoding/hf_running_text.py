@@ -61,11 +61,25 @@ class RunningText:
             ModelError: the model is in training mode.
         """
         require_evaluation(self.module)
-        known = shared_columns(text_ids, text_mask, self._ids, self._mask)
+        known = self.known_columns(text_ids, text_mask)
         known = self._cut_back(min(known, text_ids.shape[1] - last))
         output = self._fed(self.cache, text_ids[:, known:], text_mask, last)
         self._ids, self._mask = text_ids, text_mask
         return output
+
+    def known_columns(
+        self, text_ids: Int[Tensor, "batch time"], text_mask: Bool[Tensor, "batch time"]
+    ) -> int:
+        """How many columns from the left the texts share with those fed last."""
+        return shared_columns(text_ids, text_mask, self._ids, self._mask)
+
+    def repeat_rows(self, copies: int) -> None:
+        """Go on with so many copies of each text fed last, one below the other."""
+        assert self._ids is not None
+        assert self._mask is not None
+        self.cache.batch_repeat_interleave(copies)
+        self._ids = self._ids.repeat_interleave(copies, dim=0)
+        self._mask = self._mask.repeat_interleave(copies, dim=0)
 
     def branches(
         self, candidate_ids: Int[Tensor, "batch candidates"]

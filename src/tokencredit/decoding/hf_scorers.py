@@ -185,6 +185,9 @@ class RowsScorer:
         ids = torch.cat([text_ids.repeat_interleave(self._rows, dim=0), candidates], dim=-1)
         mask = text_mask.repeat_interleave(self._rows, dim=0)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=-1)
+        if not self.text.known_columns(ids, mask) and text_ids.shape[1] > 1:
+            self.text.outputs(text_ids[:, :-1], text_mask[:, :-1])  # read once, not in every row
+            self.text.repeat_rows(self._rows)
         hidden = self.text.outputs(ids, mask, last=2)
         hidden = hidden.view(batch, self._rows, 2, -1)
         return torch.cat([hidden[:, :1, 0], hidden[:, :number, 1]], dim=1)
