@@ -46,10 +46,14 @@ docs: $(VENV)/.installed-docs
 
 bench: $(VENV)/.installed $(PPO_PEER)/.installed
 	$(BIN)/python benchmarks/scoring.py --batch-size 1 --repeats 7
+	$(BIN)/python benchmarks/credit.py
+	$(BIN)/python benchmarks/decoding.py
 	$(BIN)/python benchmarks/ppo.py
 
 bench-gpu: $(VENV)/.installed $(PPO_PEER)/.installed
 	$(BIN)/python benchmarks/scoring.py --device cuda --size 1b --dtype bfloat16
+	$(BIN)/python benchmarks/credit.py --device cuda --size 1b --dtype bfloat16
+	$(BIN)/python benchmarks/decoding.py --device cuda --size 1b --dtype bfloat16
 	$(BIN)/python benchmarks/ppo.py --device cuda --size 1b --dtype bfloat16
 
 clean:
