@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # How fast policies learn by each credit: the same grid and seeds for every method.
 #
-#   runs/credit_learning.sh toy     the built-in task
-#   runs/credit_learning.sh hh      dialogues of Anthropic's HH
+#   runs/credit_learning.sh toy       the built-in task
+#   runs/credit_learning.sh toy-all   the same by fourteen methods
+#   runs/credit_learning.sh hh        dialogues of Anthropic's HH
 #
 # IMDb has a study of its own, runs/imdb_headline.sh. What is done already is skipped.
 set -euo pipefail
@@ -21,7 +22,18 @@ toy() {
   "$tokencredit" compare-learning --config runs/learning/toy.yaml
 }
 
+# More methods on the built-in task, and a grid that goes further up.
+toy_all() {
+  toy
+  "$tokencredit" compare-learning --config runs/learning/toy-all.yaml
+}
+
+hh() {
+  runs/hh_models.sh
+  "$tokencredit" compare-learning --config runs/learning/hh.yaml
+}
+
 for task in "$@"; do
-  "$task"
+  "${task//-/_}"
   "$python" runs/learning_report.py "$task"
 done

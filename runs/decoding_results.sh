@@ -3,7 +3,7 @@
 #
 #   runs/decoding_results.sh imdb hh
 #
-# IMDb needs the models of runs/imdb_headline.sh; those of HH are trained here. Whatever is done
+# IMDb needs the models of runs/imdb_headline.sh; those of HH are trained by runs/hh_models.sh. Whatever is done
 # already is skipped, and docs/results/decoding.md is written anew at the end.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -25,23 +25,6 @@ imdb_models() {
     --eval_data $models/labels-test.jsonl --objective classification --positions last \
     --model $models/language-model --max_length 128 --epochs 1 --learning_rate 3e-4 \
     --append_eos false --seed 0
-}
-
-hh_models() {
-  local models=output/hh
-  [ -f $models/prompts.jsonl ] || "$python" runs/hh_data.py $models
-  trained $models/language-model train-language-model --data $models/texts.jsonl \
-    --vocab_size 4096 --max_length 256 --batch_size 16 --epochs 2 --learning_rate 1e-3 \
-    --held_out 0.02
-  hh_reward_model first every reward-model 0
-  hh_reward_model first last reward-model-last 0
-  hh_reward_model second every held-out-reward-model 1
-}
-
-hh_reward_model() { # half of the pairs, positions, folder, seed
-  trained "output/hh/$3" train-reward-model --data "output/hh/pairs-$1.jsonl" \
-    --eval_data output/hh/pairs-test.jsonl --unusable drop --positions "$2" \
-    --model output/hh/language-model --max_length 256 --epochs 1 --learning_rate 3e-4 --seed "$4"
 }
 
 # Models over the whole vocabulary, from the same half as the guiding reward model.
@@ -90,7 +73,7 @@ imdb() {
 
 hh() {
   limits=(--max_new_tokens 64)
-  hh_models
+  runs/hh_models.sh
   methods hh
 }
 

@@ -16,8 +16,11 @@ from imdb_study import (
     FIRST_LAMBDA,
     LAMBDAS,
     LEARNING_RATES,
+    METHODS,
+    STAGES,
     Run,
     best_points,
+    middle_rate_runs,
     rate_runs,
     stage_runs,
     tuning_runs,
@@ -31,7 +34,11 @@ from tokencredit.evaluation.learning import (
     mean_curve,
     running_means,
 )
-from tokencredit.evaluation.plots import plot_learning_curves, plot_prefix_accuracy
+from tokencredit.evaluation.plots import (
+    plot_frontier,
+    plot_learning_curves,
+    plot_prefix_accuracy,
+)
 from tokencredit.recipes.run_folder import write_atomically
 
 Curve = dict[str, Any]
@@ -52,7 +59,8 @@ def curves_at(
 ) -> dict[str, tuple[Point, list[Curve]]]:
     """Finished seeds of every method, at the best tuning point that has any at these lengths."""
     found = {}
-    for method, scores in tuning_scores(tuning_runs(folder), folder).items():
+    tuning = tuning_runs(folder) if lengths == (8, 16) else middle_rate_runs(folder)
+    for method, scores in tuning_scores(tuning, folder).items():
         for point in sorted(scores, key=scores.__getitem__, reverse=True):
             runs = [Run(method, *point, seed, lengths, **settings) for seed in range(5)]
             curves = [curve for run in runs if (curve := curve_of(run, folder)) is not None]
@@ -92,10 +100,10 @@ def table(curves: dict[str, tuple[Point, list[Curve]]]) -> list[str]:
 
 
 def grid_table(folder: Path) -> list[str]:
-    """Mean scores of the tuning runs: both learning rates, then three gae_lambda at the better."""
+    """Mean scores of the tuning runs: the learning rates, then three gae_lambda at the best."""
     rates = best_points(rate_runs(), folder)
     heads = [f"lr {rate:g}, λ {FIRST_LAMBDA:g}" for rate in LEARNING_RATES]
-    heads += ["better lr", *(f"λ {lam:g}" for lam in LAMBDAS)]
+    heads += ["best lr", *(f"λ {lam:g}" for lam in LAMBDAS)]
     lines = ["| method | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
     for method, scores in tuning_scores(tuning_runs(folder), folder).items():
         better, _ = rates[method]
@@ -109,10 +117,35 @@ def grid_table(folder: Path) -> list[str]:
     return lines
 
 
+def price_figure(folder: Path, docs: Path) -> list[str]:
+    """What each method reaches at which KL: one point per learning rate, all at one gae_lambda."""
+    paths: dict[str, tuple[list[float], list[float]]] = {}
+    lines = ["| method | " + " | ".join(f"lr {rate:g}" for rate in LEARNING_RATES) + " |"]
+    lines.append("|---|" + "---:|" * len(LEARNING_RATES))
+    for method in METHODS:
+        curves = [curve_of(Run(method, rate, FIRST_LAMBDA, 0), folder) for rate in LEARNING_RATES]
+        points = [
+            curve and tuple(statistics.mean(curve[name][-20:]) for name in ("held_out_score", "kl"))
+            for curve in curves
+        ]
+        cells = ["-" if point is None else "{:.2f} at {:.1f}".format(*point) for point in points]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+        reached = [point for point in points if point is not None]
+        if reached:
+            paths[method] = ([kl for _, kl in reached], [score for score, _ in reached])
+    plot_frontier(
+        paths,
+        docs / "imdb-frontier.png",
+        ylabel="held-out score, last 20 steps (nats)",
+        title="8-16 new tokens, three learning rates",
+    )
+    return [*lines, "", "![Held-out score against KL](imdb-frontier.png)"]
+
+
 def progress_table(folder: Path) -> list[str]:
     """How much of each stage is done; later stages build on the best points so far."""
     lines = ["| stage | finished | of |", "|---|---:|---:|"]
-    for stage in ("rates", "lambdas", "short", "middle", "protocol", "long", "beta"):
+    for stage in (*STAGES, "beta"):
         runs = stage_runs(stage, folder)
         done = sum(curve_of(run, folder) is not None for run in runs)
         lines.append(f"| {stage} | {done} | {len(runs)} |")
@@ -166,6 +199,7 @@ def main() -> None:
         tokens=f"{language_model['train_tokens'] / 1e6:.2f}",
         accuracy="\n".join(rows),
         grid="\n".join(grid_table(folder)),
+        prices="\n".join(price_figure(folder, docs)),
         progress="\n".join(progress_table(folder)),
         sections="\n".join(parts),
     )

@@ -88,9 +88,9 @@ def middle_rate_runs(curves: Path) -> list[Run]:
     best = best_points(tuning_runs(curves), curves)
     return [
         Run(method, rate, best[method][1], 0, (40, 60))
-        for rate in LEARNING_RATES
         for method in LONG_METHODS
         if method in best
+        for rate in LEARNING_RATES
     ]
 
 

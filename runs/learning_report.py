@@ -17,7 +17,8 @@ from tokencredit.recipes.run_folder import write_atomically
 DOCS = Path("docs/results/learning")
 TASKS = {
     "toy": "The built-in task, judged by its true reward",
-    "hh": "HH dialogues, judged by the guiding reward model",
+    "toy-all": "The built-in task by fourteen methods, judged by its true reward",
+    "hh": "HH dialogues, judged by a reward model that no policy saw",
 }
 
 
