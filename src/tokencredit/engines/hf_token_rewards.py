@@ -1,0 +1,104 @@
+"""A reward model and the name of a credit as the callable that adapters take."""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from tokencredit.batch import ResponseBatch
+from tokencredit.preference.pairs import Prompt
+from tokencredit.recipes.reward_texts import Template, loaded_reward_model
+from tokencredit.recipes.token_scorer import require_credit_name, score_for_policy
+
+
+@runtime_checkable
+class TokenRewards(Protocol):
+    """Anything that pays every token of generated completions.
+
+    Ids of prompts are padded on the left, of completions on the right; masks are 1 where a token
+    counts. A tool's tokens inside a completion do not count.
+    """
+
+    def __call__(
+        self,
+        prompt_ids: Int[Tensor, "batch prompt"],
+        prompt_mask: Int[Tensor, "batch prompt"],
+        completion_ids: Int[Tensor, "batch time"],
+        completion_mask: Int[Tensor, "batch time"],
+    ) -> Float[Tensor, "batch time"]:
+        """Return finite rewards in nats."""
+        ...
+
+
+def reward_model_token_rewards(
+    reward_model: nn.Module | str,
+    policy_tokenizer: PreTrainedTokenizerBase,
+    *,
+    reward_tokenizer: PreTrainedTokenizerBase | None = None,
+    credit: str = "prefix-difference",
+    credit_beta: float = 1.0,
+    attention_layer: int = -1,
+    micro_batch_size: int | None = None,
+    template: Template = "auto",
+    dtype: str = "float32",
+) -> TokenRewards:
+    """Token rewards from a reward model, by any credit that takes one pass of it.
+
+    A reward model with another tokenizer than the policy's reads the text instead of the ids, and
+    what it says is carried over to the policy's tokens by characters. Prompts that are messages
+    are rendered for it by its own chat template.
+
+    Args:
+        reward_model: a sequence-classification model, or its folder or Hub id.
+        policy_tokenizer: that of the generated ids.
+        reward_tokenizer: of the reward model; None takes the one beside it, for a folder or id, or
+            else the policy's.
+        credit: "terminal", "uniform", "attention" or "prefix-difference".
+        credit_beta: the share of a score that "attention" spreads.
+        attention_layer: layer that "attention" reads; -1 is the last.
+        micro_batch_size: completions per forward pass; None for all at once.
+        template: how to render for the reward model, as in `score_for_policy`.
+        dtype: of the weights, for a folder or id.
+
+    Returns:
+        The callable. It also takes the prompts, to render those that are messages.
+
+    Raises:
+        ConfigError: there is no such credit.
+        ModelError: the reward model cannot be loaded.
+    """
+    require_credit_name(credit)
+    if isinstance(reward_model, str):
+        reward_model, stored = loaded_reward_model(reward_model, dtype=dtype)
+        reward_tokenizer = reward_tokenizer or stored
+    model = reward_model.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def token_rewards(
+        prompt_ids: Int[Tensor, "batch prompt"],
+        prompt_mask: Int[Tensor, "batch prompt"],
+        completion_ids: Int[Tensor, "batch time"],
+        completion_mask: Int[Tensor, "batch time"],
+        prompts: Sequence[Prompt] | None = None,
+    ) -> Float[Tensor, "batch time"]:
+        batch = ResponseBatch(
+            prompt_ids, prompt_mask.bool(), completion_ids, completion_mask.bool()
+        )
+        token_scores, _ = score_for_policy(
+            model.to(prompt_ids.device),
+            reward_tokenizer or policy_tokenizer,
+            policy_tokenizer,
+            batch,
+            credit=credit,
+            credit_beta=credit_beta,
+            attention_layer=attention_layer,
+            micro_batch_size=micro_batch_size,
+            template=template,
+            conversations=prompts if prompts and not isinstance(prompts[0], str) else None,
+        )
+        return token_scores
+
+    return token_rewards

@@ -1,0 +1,207 @@
+"""Advantages without a critic, as published: one number per response, or rewards to go.
+
+What sums the rewards of a response pays all its tokens alike, so that dense credit is lost in the
+sum. `policy/dense_estimators.py` has those that keep it.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tokencredit.errors import ConfigError
+from tokencredit.masking import masked_whiten
+from tokencredit.policy.advantages import rewards_to_go
+from tokencredit.policy.groups import counted_rewards, group_deviations, group_means, others_means
+
+
+def reinforce_advantages(
+    token_rewards: Float[Tensor, "batch time"],
+    response_mask: Bool[Tensor, "batch time"],
+    *,
+    gamma: float = 1.0,
+) -> Float[Tensor, "batch time"]:
+    r"""Rewards to go, with no baseline.
+
+    .. math:: A_t = \sum_{u \ge t} \gamma^{u - t} r_u
+
+    Unbiased at gamma 1 for credit that does not look ahead (terminal, prefix differences); biased
+    for credit that does (attention, uniform), whose early rewards depend on later tokens.
+
+    Args:
+        token_rewards: in nats.
+        response_mask: True on tokens of the policy; others are skipped as if they were not there,
+            here and in every estimator: no reward, and no step of the discount.
+        gamma: discount.
+
+    Returns:
+        Advantages in nats, float32 at least, zero outside the mask.
+
+    Source: Williams 1992, REINFORCE; Sutton and Barto 2018, section 13.3.
+
+    >>> reinforce_advantages(torch.tensor([[1.0, 2.0]]), torch.tensor([[True, True]]))
+    tensor([[3., 2.]])
+    """
+    rewards = counted_rewards(token_rewards, response_mask)
+    if gamma != 1.0:
+        return rewards_to_go(rewards, response_mask, gamma=gamma)
+    return rewards.flip(-1).cumsum(-1).flip(-1).masked_fill(~response_mask, 0.0)
+
+
+def reinforce_plus_plus_advantages(
+    token_rewards: Float[Tensor, "batch time"],
+    response_mask: Bool[Tensor, "batch time"],
+    *,
+    gamma: float = 1.0,
+    epsilon: float = 1e-8,
+) -> Float[Tensor, "batch time"]:
+    r"""Rewards to go, whitened over all tokens of the batch.
+
+    .. math:: A_t = \frac{G_t - \mu}{\sqrt{\sigma^2 + \epsilon}}
+
+    Biased by mean and deviation being those of the same batch. The bias vanishes as the batch
+    grows: what is left is REINFORCE divided by the deviation of the returns.
+
+    Args:
+        token_rewards: in nats, the KL penalty included.
+        response_mask: True on tokens of the policy.
+        gamma: discount.
+        epsilon: added to the variance.
+
+    Returns:
+        Advantages of mean 0 and variance 1 over the mask, zero outside it.
+
+    Source: Hu et al. 2025, arXiv 2501.03262, with the variance of the population. Its variant with
+    a baseline per prompt sums rewards first and is not this one.
+
+    >>> mask = torch.tensor([[True, True]])
+    >>> reinforce_plus_plus_advantages(torch.tensor([[1.0, 1.0]]), mask)
+    tensor([[ 1., -1.]])
+    """
+    to_go = reinforce_advantages(token_rewards, response_mask, gamma=gamma)
+    return masked_whiten(to_go, response_mask, epsilon=epsilon)
+
+
+def rloo_advantages(
+    token_rewards: Float[Tensor, "batch time"],
+    response_mask: Bool[Tensor, "batch time"],
+    group_ids: Int[Tensor, "batch"],
+) -> Float[Tensor, "batch time"]:
+    r"""The whole return of a response less the mean return of the others to its prompt.
+
+    .. math:: A_{i,t} = R_i - \frac{1}{|g| - 1} \sum_{j \in g,\, j \ne i} R_j, \qquad
+        R_i = \sum_u r_{i,u}
+
+    Unbiased for every credit, causal or not. The same on all tokens: of token rewards only the sum
+    is left.
+
+    Args:
+        token_rewards: in nats.
+        response_mask: True on tokens of the policy. A response without any is in no group.
+        group_ids: responses with the same number answer the same prompt.
+
+    Returns:
+        Advantages in nats, zero outside the mask, and on a response that has no others.
+
+    Source: Kool et al. 2019; for language models Ahmadian et al. 2024, arXiv 2402.14740, section 4.
+
+    >>> mask, ids = torch.ones(2, 2, dtype=torch.bool), torch.tensor([0, 0])
+    >>> rloo_advantages(torch.tensor([[1.0, 2.0], [0.0, 1.0]]), mask, ids)
+    tensor([[ 2.,  2.],
+            [-2., -2.]])
+    """
+    returns = counted_rewards(token_rewards, response_mask).sum(-1)
+    baselines, has_others = others_means(returns, response_mask.any(-1), group_ids)
+    return _on_every_token((returns - baselines) * has_others, response_mask)
+
+
+def grpo_advantages(
+    token_rewards: Float[Tensor, "batch time"],
+    response_mask: Bool[Tensor, "batch time"],
+    group_ids: Int[Tensor, "batch"],
+    *,
+    scale: Literal["group", "batch", "none"] = "group",
+    epsilon: float = 1e-4,
+) -> Float[Tensor, "batch time"]:
+    r"""The whole return less the mean of its group, divided by a standard deviation or not.
+
+    .. math:: A_{i,t} = \frac{R_i - \bar R_g}{\sigma + \epsilon}, \qquad R_i = \sum_u r_{i,u}
+
+    With scale "none" the gradient is :math:`(|g| - 1) / |g|` times the true one, as the mean
+    contains the response itself: a factor, no change of direction. Dividing by the deviation of
+    the group changes the objective: prompts with little spread weigh more. For two responses it is
+    :math:`1 / \sqrt 2` times the gradient of the chance to win less that to lose against a frozen
+    copy of the policy, whatever the margin. "batch" divides all prompts by one number, which
+    depends on the batch. The same on all tokens: of token rewards only the sum is left.
+
+    Args:
+        token_rewards: in nats.
+        response_mask: True on tokens of the policy. A response without any is in no group.
+        group_ids: responses with the same number answer the same prompt.
+        scale: "group" as published, "batch" for one deviation of all returns, "none" (Dr. GRPO).
+        epsilon: added to the deviation, in nats.
+
+    Returns:
+        Advantages, zero outside the mask, and in a group of one.
+
+    Raises:
+        ConfigError: there is no such scale.
+
+    Source: Shao et al. 2024, arXiv 2402.03300, section 4.1.2; "none" is Liu et al. 2025, arXiv
+    2503.20783. Deviation (sample) and epsilon are those of TRL.
+
+    >>> mask, ids = torch.ones(2, 2, dtype=torch.bool), torch.tensor([0, 0])
+    >>> grpo_advantages(torch.tensor([[1.0, 2.0], [0.0, 1.0]]), mask, ids, scale="none")
+    tensor([[ 1.,  1.],
+            [-1., -1.]])
+    """
+    if scale not in ("group", "batch", "none"):
+        raise ConfigError(f"scale is {scale!r}; expected 'group', 'batch' or 'none'")
+    returns, counts = counted_rewards(token_rewards, response_mask).sum(-1), response_mask.any(-1)
+    advantages = returns - group_means(returns, counts, group_ids)
+    if scale != "none":
+        together = group_ids if scale == "group" else torch.zeros_like(group_ids)
+        advantages = advantages / (group_deviations(returns, counts, together) + epsilon)
+    return _on_every_token(advantages, response_mask)
+
+
+def remax_advantages(
+    token_rewards: Float[Tensor, "batch time"],
+    response_mask: Bool[Tensor, "batch time"],
+    greedy_returns: Float[Tensor, "batch"],
+    *,
+    gamma: float = 1.0,
+) -> Float[Tensor, "batch time"]:
+    r"""Rewards to go less the whole return of the greedy response to the same prompt.
+
+    .. math:: A_t = \sum_{u \ge t} \gamma^{u - t} r_u - R(x, y_{greedy})
+
+    Unbiased where rewards to go are, see `reinforce_advantages`: the baseline does not depend on
+    what was drawn.
+
+    Args:
+        token_rewards: in nats.
+        response_mask: True on tokens of the policy.
+        greedy_returns: sum of the rewards of the greedy response of the current policy, in nats.
+        gamma: discount of the rewards to go.
+
+    Returns:
+        Advantages in nats, zero outside the mask.
+
+    Source: Li et al. 2023, arXiv 2310.10505. Their code subtracts the baseline from a terminal
+    reward and discounts the difference, the same at gamma 1, and adds to each token its own KL
+    alone; here it is that of all later tokens.
+
+    >>> mask = torch.tensor([[True, True]])
+    >>> remax_advantages(torch.tensor([[1.0, 2.0]]), mask, torch.tensor([2.0]))
+    tensor([[1., 0.]])
+    """
+    to_go = reinforce_advantages(token_rewards, response_mask, gamma=gamma)
+    return (to_go - greedy_returns[:, None]).masked_fill(~response_mask, 0.0)
+
+
+def _on_every_token(
+    advantages: Float[Tensor, "batch"], response_mask: Bool[Tensor, "batch time"]
+) -> Float[Tensor, "batch time"]:
+    return advantages[:, None].masked_fill(~response_mask, 0.0)
