@@ -99,15 +99,14 @@ def table(rows: list[Row]) -> list[str]:
     ]
     for row in rows:
         positions = [
-            number(row.get(f"{model}_positions_per_token"), ".1f")
-            for model in ("language_model", "reward_model")
+            number(row.get(f"{model}_positions_per_token"), ".1f") for model in ("lm", "reward")
         ]
         cells = [
             row["name"],
             f"{row['held_out_score']:.2f} ± {row['held_out_error']:.2f}",
             f"{row['win_rate']:.2f} ± {row['win_rate_error']:.2f}",
             number(row.get("score")),
-            ("≤ " if "kl" not in row else "") + number(price(row), ".1f"),
+            ("≤ " if "kl_at_most" in row else "") + number(price(row), ".1f"),
             number(row["diversity"]),
             number(row["repetition_of_4"]),
             number(row["length"], ".1f"),

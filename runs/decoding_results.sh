@@ -27,12 +27,12 @@ imdb_models() {
     --append_eos false --seed 0
 }
 
-# Models over the whole vocabulary, from the same half as the guiding reward model.
-vocabulary_model() { # task, data, objective, more settings
-  local task=$1 data=$2 objective=$3
-  shift 3
-  trained "output/$task/$objective" train-vocabulary-reward --data "output/$task/$data" \
-    --objective "$objective" --model "output/$task/language-model" --seed 0 "$@"
+# A model over the whole vocabulary (CD-FUDGE), from the same half as the guiding reward model.
+vocabulary_model() { # task, its data, more settings
+  local task=$1 data=$2
+  shift 2
+  trained "output/$task/vocabulary" train-vocabulary-reward --data "output/$task/$data" \
+    --objective cd-fudge --model "output/$task/language-model" --learning_rate 3e-4 --seed 0 "$@"
 }
 
 responses() { # task, name of the run, method, more settings
@@ -46,35 +46,58 @@ responses() { # task, name of the run, method, more settings
     --output "$output" "$@"
 }
 
-methods() { # task
-  local task=$1 last="output/$1/reward-model-last"
+methods() { # task, target of CARDS
+  local task=$1 target=$2 last="output/$1/reward-model-last" vocabulary="output/$1/vocabulary"
   responses "$task" unguided unguided
+  responses "$task" "PPO, prefix differences" unguided --policy "output/$task/ppo/policy"
   for n in 2 4 10 30; do responses "$task" "best-of-n $n" best-of-n --n $n; done
   for beta in 0 0.5 1 2 4 8; do
     responses "$task" "pargs $beta" pargs --guidance_beta $beta
-    # ARGS as published: the same rule at temperature 0.7, a reward model of whole responses.
-    responses "$task" "args-stochastic $beta" args-stochastic --guidance_beta $beta \
-      --reward_model "$last"
-    # Between the two: what prefix training alone brings.
+    # The same rule with a reward model of whole responses: what prefix training brings.
     responses "$task" "pargs, whole-text model $beta" pargs --guidance_beta $beta \
       --reward_model "$last"
   done
+  # ARGS as published: a reward model of whole responses, and temperature 0.7.
   for beta in 1 4; do
-    responses "$task" "pargs-greedy $beta" pargs-greedy --guidance_beta $beta
+    responses "$task" "args-stochastic $beta" args-stochastic --guidance_beta $beta \
+      --reward_model "$last"
     responses "$task" "args-greedy $beta" args-greedy --guidance_beta $beta --reward_model "$last"
+    responses "$task" "pargs-greedy $beta" pargs-greedy --guidance_beta $beta
+    responses "$task" "cd $beta" cd --guidance_beta $beta --reward_model "$vocabulary"
   done
+  responses "$task" "chunk-beam 4 of 8 tokens" chunk-beam --n 4 --chunk_tokens 8
+  responses "$task" "chunk-beam 10 of 8 tokens" chunk-beam --n 10 --chunk_tokens 8
+  responses "$task" "speculative-rejection 10" speculative-rejection --n 10 --chunk_tokens 8
+  responses "$task" "cards $target" cards --target_reward "$target"
+}
+
+ppo() { # task, more settings
+  local task=$1
+  shift
+  [ -d "output/$task/ppo/policy" ] || "$tokencredit" train-policy "${device[@]}" \
+    --policy "output/$task/language-model" --reward_model "output/$task/reward-model" \
+    --held_out_reward_model "output/$task/held-out-reward-model" \
+    --prompts "output/$task/prompts.jsonl" --credit prefix-difference --steps 100 \
+    --batch_size 16 --learning_rate 3e-4 --gae_lambda 0.8 --kl_coef 0.05 \
+    --output "output/$task/ppo" "$@"
 }
 
 imdb() {
   limits=(--prompt_tokens 8 --min_new_tokens 48 --max_new_tokens 48)
   imdb_models
-  methods imdb
+  vocabulary_model imdb labels-first.jsonl --rating_column label --max_length 128 \
+    --append_eos false --limit 5000
+  ppo imdb --prompt_tokens '[2, 8]' --min_new_tokens 48 --max_new_tokens 48 \
+    --response_lengths uniform
+  methods imdb 2
 }
 
 hh() {
   limits=(--max_new_tokens 64)
   runs/hh_models.sh
-  methods hh
+  vocabulary_model hh pairs-first.jsonl --unusable drop --max_length 256
+  ppo hh --max_new_tokens 64
+  methods hh 1
 }
 
 for task in "$@"; do

@@ -6,6 +6,7 @@ Stages, each skipping the runs whose curve is already there:
   rates  8-16 tokens, 2 seeds, every method at three learning rates, gae_lambda 0.95
   lambdas  the same, every method at its best learning rate and three other gae_lambda
   short  8-16 tokens, 5 seeds, every method at its best point
+  target  the same, every method at its best point of those whose KL stays near the target
   middle-rates  40-60 tokens, 1 seed, without ABC-D and ABC-D2, the same learning rates again
   middle, long  40-60 and 140-160 tokens, 3 seeds, the rate of middle-rates, gae_lambda of short
   protocol  40-60 tokens, log-probs without the suppressed end of sequence, as published
@@ -16,6 +17,7 @@ Stages, each skipping the runs whose curve is already there:
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -37,7 +39,9 @@ METHODS = {
 LEARNING_RATES = (1e-4, 3e-4, 1e-3)
 LAMBDAS = (0.8, 1.0, 0.5)
 FIRST_LAMBDA = 0.95
-STAGES = ["rates", "lambdas", "short", "middle-rates", "middle", "protocol", "long"]
+KL_TARGET = 6.0
+NEAR_TARGET = 1.25 * KL_TARGET
+STAGES = ["rates", "lambdas", "short", "target", "middle-rates", "middle", "protocol", "long"]
 LONG_METHODS = ("terminal", "prefix-difference", "abc", "uniform", "terminal+critic")
 
 
@@ -94,13 +98,19 @@ def middle_rate_runs(curves: Path) -> list[Run]:
     ]
 
 
-def tuning_scores(runs: list[Run], curves: Path) -> dict[str, dict[tuple[float, float], float]]:
-    """Mean score over all steps by method and point, over the seeds that every point has."""
+def tuning_scores(
+    runs: list[Run], curves: Path, *, most_kl: float = math.inf
+) -> dict[str, dict[tuple[float, float], float]]:
+    """Mean score over all steps by method and point, over the seeds that every point has.
+
+    Runs whose KL over the last 20 steps is above `most_kl` do not count.
+    """
     found: dict[str, dict[tuple[float, float], dict[int, float]]] = {}
     for run in runs:
         file = curves / f"{run.name}.json"
-        if file.exists():
-            score = statistics.mean(json.loads(file.read_text())["score"])
+        curve = json.loads(file.read_text()) if file.exists() else None
+        if curve is not None and statistics.mean(curve["kl"][-20:]) <= most_kl:
+            score = statistics.mean(curve["score"])
             points = found.setdefault(run.method, {})
             points.setdefault((run.learning_rate, run.gae_lambda), {})[run.seed] = score
     means: dict[str, dict[tuple[float, float], float]] = {}
@@ -114,11 +124,13 @@ def tuning_scores(runs: list[Run], curves: Path) -> dict[str, dict[tuple[float, 
     return means
 
 
-def best_points(runs: list[Run], curves: Path) -> dict[str, tuple[float, float]]:
+def best_points(
+    runs: list[Run], curves: Path, *, most_kl: float = math.inf
+) -> dict[str, tuple[float, float]]:
     """Learning rate and gae_lambda of each method with the best mean score over tuning."""
     return {
         method: max(points, key=lambda point, of=points: of[point])
-        for method, points in tuning_scores(runs, curves).items()
+        for method, points in tuning_scores(runs, curves, most_kl=most_kl).items()
     }
 
 
@@ -135,6 +147,9 @@ def stage_runs(stage: str, curves: Path) -> list[Run]:
     long = [(method, *best_long[method]) for method in LONG_METHODS if method in best_long]
     if stage == "short":
         return [Run(*point, seed) for seed in range(5) for point in at_best]
+    if stage == "target":
+        near = best_points(tuning_runs(curves), curves, most_kl=NEAR_TARGET)
+        return [Run(m, *near[m], seed) for seed in range(5) for m in METHODS if m in near]
     if stage in ("middle", "long"):
         lengths = (40, 60) if stage == "middle" else (140, 160)
         return [Run(*point, seed, lengths) for seed in range(3) for point in long]
@@ -185,7 +200,7 @@ def trained(job: tuple[Run, dict[str, str], Path, str]) -> str:
         credit_beta=run.credit_beta,
         logprobs_of=run.logprobs_of,
         kl_coef=0.2,
-        kl_target=6.0,
+        kl_target=KL_TARGET,
         seed=run.seed,
         checkpoint_every=run.steps,
         sample_every=run.steps,
