@@ -2,6 +2,7 @@
 #
 #   make quickstart   the whole story on the built-in task, in a few minutes
 #   make test         every test, offline, on the CPU
+#   make test-engines the adapters to other trainers (TRL=latest: with the newest TRL)
 #   make check        formatting, lint, types, and who imports what
 #   make docs         the documentation, built strictly into site/
 #   make bench        speed against the peers, on the CPU (make bench-gpu: on one GPU)
@@ -18,7 +19,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PPO_PEER := .venv-trl-ppo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test check format docs bench bench-gpu clean
+.PHONY: help venv quickstart test test-engines check format docs bench bench-gpu clean
 
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
@@ -30,6 +31,20 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+# TRL=latest: in an environment of its own, with a TRL that the adapter may refuse otherwise.
+ENGINE_TESTS := tests/engines tests/policy/test_estimators.py tests/policy/test_estimator_bias.py
+NEWEST_TRL := .venv-trl-latest/bin/python
+ifeq ($(TRL),latest)
+test-engines: | $(VENV)/bin/python
+	test -x $(NEWEST_TRL) || $(BIN)/python -m venv .venv-trl-latest
+	$(NEWEST_TRL) -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(NEWEST_TRL) -m pip install --quiet --disable-pip-version-check --upgrade trl
+	TOKENCREDIT_ANY_VERSION=1 $(NEWEST_TRL) -m pytest $(ENGINE_TESTS) $(PYTEST_ARGS)
+else
+test-engines: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(ENGINE_TESTS) $(PYTEST_ARGS)
+endif
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
@@ -44,17 +59,20 @@ format: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build --strict
 
-bench: $(VENV)/.installed $(PPO_PEER)/.installed
+bench: $(VENV)/.installed-dev $(PPO_PEER)/.installed
 	$(BIN)/python benchmarks/scoring.py --batch-size 1 --repeats 7
 	$(BIN)/python benchmarks/credit.py
 	$(BIN)/python benchmarks/decoding.py
 	$(BIN)/python benchmarks/ppo.py
+	$(BIN)/python benchmarks/grpo.py
+	$(BIN)/python benchmarks/server.py throughput
 
-bench-gpu: $(VENV)/.installed $(PPO_PEER)/.installed
+bench-gpu: $(VENV)/.installed-dev $(PPO_PEER)/.installed
 	$(BIN)/python benchmarks/scoring.py --device cuda --size 1b --dtype bfloat16
 	$(BIN)/python benchmarks/credit.py --device cuda --size 1b --dtype bfloat16
 	$(BIN)/python benchmarks/decoding.py --device cuda --size 1b --dtype bfloat16
 	$(BIN)/python benchmarks/ppo.py --device cuda --size 1b --dtype bfloat16
+	$(BIN)/python benchmarks/grpo.py --device cuda --size 1b
 
 clean:
 	rm -rf $(VENV) $(PPO_PEER) build dist site src/*.egg-info

@@ -88,6 +88,8 @@ def test_every_block_says_what_it_is(page):
 
 @pytest.mark.parametrize("page", page_ids("python"))
 def test_python_runs(page, models, tmp_path, monkeypatch):
+    if page == "docs/engines-trl.md":
+        pytest.importorskip("trl", reason="TRL is an extra")
     prepare(page, tmp_path, models)
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": "documentation"}

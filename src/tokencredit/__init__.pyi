@@ -46,8 +46,22 @@ from .credit.redistribution import (
 from .credit.segment import segment_credit, utterance_credit
 from .credit.spans import fine_grained_credit, severity_credit, span_end_scores
 from .credit.terminal import terminal_credit
+from .decoding.implicit_search_rules import (
+    ExtendedBeams,
+    extended_beams,
+    layer_lengths,
+    weighted_implicit_rewards,
+)
 from .decoding.rules import candidate_tokens, chosen_tokens, guidance_kl, guided_logits
 from .decoding.scores import ScoreSpread, standardised_scores, updated_spread
+from .decoding.search_rules import (
+    acceptance_probabilities,
+    best_candidates,
+    ends_segment,
+    segment_thresholds,
+    surviving_candidates,
+    survivor_counts,
+)
 from .logprobs import (
     predicting_positions,
     sampled_logits,
@@ -56,6 +70,19 @@ from .logprobs import (
     top_allowed,
 )
 from .policy.advantages import gae_advantages, rewards_to_go
+from .policy.dense_estimators import (
+    group_mean_to_go_advantages,
+    index_baseline_to_go_advantages,
+    index_centred_advantages,
+    leave_one_out_to_go_advantages,
+)
+from .policy.estimators import (
+    grpo_advantages,
+    reinforce_advantages,
+    reinforce_plus_plus_advantages,
+    remax_advantages,
+    rloo_advantages,
+)
 from .policy.losses import clipped_policy_losses, clipped_tokens, clipped_value_losses
 from .policy.macro_actions import macro_gae_advantages
 from .preference.edits import edit_labels
@@ -76,6 +103,15 @@ from .reward_model.value_targets import (
     q_classification_loss,
     q_value_loss,
 )
+from .reward_model.vocabulary_losses import (
+    autoregressive_reward_loss,
+    best_values,
+    expected_value_loss,
+    expected_values,
+    final_value_loss,
+    maximum_constraint_loss,
+    token_values,
+)
 from .segments import (
     entropy_segments,
     ngram_segments,
@@ -95,6 +131,7 @@ from .shaping import (
 )
 
 __all__ = [
+    "ExtendedBeams",
     "LabelledSpan",
     "LocationNormaliser",
     "PreferenceBatch",
@@ -103,8 +140,12 @@ __all__ = [
     "ScoreSpread",
     "StepLabels",
     "TokenScorer",
+    "acceptance_probabilities",
     "adapted_kl_coef",
     "attention_credit",
+    "autoregressive_reward_loss",
+    "best_candidates",
+    "best_values",
     "blended_scores",
     "bootstrapped_targets",
     "bradley_terry_loss",
@@ -120,27 +161,39 @@ __all__ = [
     "delta_step_scores",
     "discriminator_credit",
     "edit_labels",
+    "ends_segment",
     "entropy_segments",
     "exact_shapley_credit",
+    "expected_value_loss",
+    "expected_values",
+    "extended_beams",
+    "final_value_loss",
     "fine_grained_credit",
     "fitted_location_normaliser",
     "gae_advantages",
     "gradient_times_input_credit",
+    "group_mean_to_go_advantages",
+    "grpo_advantages",
     "guidance_kl",
     "guided_logits",
     "implicit_advantages",
     "implicit_q_values",
     "implicit_values",
+    "index_baseline_to_go_advantages",
+    "index_centred_advantages",
     "integrated_gradients_credit",
     "kl_estimates",
     "kl_penalised_rewards",
     "last_attention_received",
+    "layer_lengths",
     "leave_one_out_credit",
+    "leave_one_out_to_go_advantages",
     "length_centred_prefix_scores",
     "likelihood_credit",
     "location_normalised",
     "log_ratio_credit",
     "macro_gae_advantages",
+    "maximum_constraint_loss",
     "mean_attention_received",
     "ngram_segments",
     "normalised_scores",
@@ -158,7 +211,11 @@ __all__ = [
     "q_value_loss",
     "random_ngram_segments",
     "regression_loss",
+    "reinforce_advantages",
+    "reinforce_plus_plus_advantages",
+    "remax_advantages",
     "rewards_to_go",
+    "rloo_advantages",
     "sampled_logits",
     "scores_at_segment_ends",
     "segment_average_scores",
@@ -168,6 +225,7 @@ __all__ = [
     "segment_ends",
     "segment_held_prefix_scores",
     "segment_lengths",
+    "segment_thresholds",
     "severity_credit",
     "shaped_log_ratio_credit",
     "shapley_credit",
@@ -178,15 +236,19 @@ __all__ = [
     "step_classification_loss",
     "step_score_credit",
     "step_segment_ids",
+    "surviving_candidates",
+    "survivor_counts",
     "terminal_credit",
     "text_segments",
     "token_classification_loss",
     "token_entropies",
     "token_logprobs",
     "token_span_labels",
+    "token_values",
     "top_allowed",
     "top_share_mask",
     "uniform_credit",
     "updated_spread",
     "utterance_credit",
+    "weighted_implicit_rewards",
 ]

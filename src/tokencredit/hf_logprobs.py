@@ -9,8 +9,6 @@ no mask, and neither padding nor the rest of the batch changes a number.
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,6 +24,7 @@ from tokencredit.errors import (
     TokenCreditWarning,
 )
 from tokencredit.hf_attention import pretrained_model
+from tokencredit.hf_trunk import logits_behind_trunk, same_logits, trunk_output
 from tokencredit.logprobs import sampled_logits, token_entropies, token_logprobs
 from tokencredit.masking import left_packed
 
@@ -228,7 +227,7 @@ def _logits_at(
     """The model's logits where `predicting` is True, row by row, a chunk at a time."""
     if not bool(predicting.any()):
         return
-    with _trunk_output(model) as seen:
+    with trunk_output(model) as seen:
         own = model(input_ids=ids, use_cache=False, logits_to_keep=1, return_dict=True).logits
     if not seen:
         yield from _own_logits_at(model, ids, predicting, chunk_size)
@@ -236,55 +235,12 @@ def _logits_at(
     trunk, output = seen[-1]
     # Prompt tuning puts virtual tokens before the real ones.
     hidden = output.last_hidden_state[:, -ids.shape[1] :]
-    again = _behind_trunk(model, ids, trunk, output, hidden[0, -1:])
-    if not _alike(own[0, -1:], again):
+    again = logits_behind_trunk(model, ids, trunk, output, hidden[0, -1:])
+    if not same_logits(own[0, -1:], again):
         yield from _own_logits_at(model, ids, predicting, chunk_size)
         return
     for part in hidden[predicting.to(hidden.device)].split(chunk_size):
-        yield _behind_trunk(model, ids, trunk, output, part)
-
-
-@contextmanager
-def _trunk_output(model: nn.Module) -> Iterator[list[tuple[Any, Any]]]:
-    """The module inside the language model that gives its last hidden states, and its output."""
-    seen: list[tuple[Any, Any]] = []
-
-    def keep(module: nn.Module, _inputs: Any, output: Any) -> None:
-        if isinstance(getattr(output, "last_hidden_state", None), Tensor):
-            seen[:] = [(module, output)]  # The outermost ends last.
-
-    outermost = pretrained_model(model)
-    inside = [module for module in outermost.modules() if module is not outermost]
-    handles = [module.register_forward_hook(keep) for module in inside]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _behind_trunk(
-    model: nn.Module, ids: Tensor, trunk: Any, output: Any, hidden: Float[Tensor, "tokens width"]
-) -> Float[Tensor, "tokens vocab"]:
-    """What the model makes of these last hidden states: its forward, the trunk left out."""
-    before = vars(trunk).get("forward")
-    output.last_hidden_state = hidden[None]
-    trunk.forward = lambda *_args, **_kwargs: output
-    try:
-        return model(input_ids=ids[:1, :1], use_cache=False, return_dict=True).logits[0]
-    finally:
-        if before is None:
-            del trunk.forward
-        else:
-            trunk.forward = before
-
-
-def _alike(own: Float[Tensor, "1 vocab"], again: Float[Tensor, "tokens vocab"]) -> bool:
-    """Whether the way around the trunk gives the model's own logits, up to its precision."""
-    if own.shape != again.shape:
-        return False
-    size = float(own.nan_to_num(0.0, 0.0, 0.0).abs().amax())
-    return torch.allclose(own, again, rtol=0.0, atol=0.02 * size, equal_nan=True)
+        yield logits_behind_trunk(model, ids, trunk, output, part)
 
 
 def _own_logits_at(

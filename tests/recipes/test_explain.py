@@ -8,7 +8,8 @@ from tiny_models import tiny_model
 from tiny_tokenizers import CHAT_TEMPLATE, byte_level, word_level, wordpiece
 
 from tokencredit.errors import ConfigError, DataError, ModelError, NumericError, RunFolderError
-from tokencredit.recipes.explain import ExplainConfig, _explained, _pieces, explain
+from tokencredit.evaluation.token_display import text_pieces
+from tokencredit.recipes.explain import ExplainConfig, _explained, explain
 from tokencredit.recipes.token_scorer import CREDIT_NAMES
 
 RESPONSE = " a good café 日本 🙂 <b>plot</b>"
@@ -36,8 +37,10 @@ def test_pieces_are_the_text_and_rows_sum_to_the_score(settings):
 
 def test_tokens_of_one_character_are_one_piece():
     spans = [(0, 2), (2, 3), (2, 3), (3, 5), (4, 6), (6, 6), (6, 7)]
-    assert _pieces(spans) == [[0], [1, 2], [3, 4], [5], [6]]
-    ends = [spans[group[-1]][1] for group in _pieces(spans)]
+    pieces, groups = text_pieces("abcdefg", spans, ["?"] * 5 + ["<eos>", "?"])
+    assert groups == [[0], [1, 2], [3, 4], [5], [6]]
+    assert pieces == ["ab", "c", "def", "<eos>", "g"]
+    ends = [spans[group[-1]][1] for group in groups]
     assert all(a <= b for a, b in pairwise(ends))
 
 

@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tokencredit.errors import ConfigError
 from tokencredit.recipes.generate import GenerateConfig, Method, generate
 from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.searched_responses import SEARCH_METHODS
+from tokencredit.recipes.vocabulary_scores import VOCABULARY_METHODS
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +42,29 @@ def found(models: Path, output: Path, **changes: Any) -> tuple[list[dict], dict[
     return rows, json.loads((output / "metrics.json").read_text())
 
 
+def needed(models: Path, method: str) -> dict[str, Any]:
+    """Settings without which the method does not run."""
+    settings: dict[str, Any] = {"method": method}
+    if method in VOCABULARY_METHODS:
+        settings["reward_model"] = str(models / "policy")
+    if method == "cards":
+        settings |= {"target_reward": 1.0, "max_proposals": 3}
+    if method in ("tree-bon", "implicit-beam"):
+        settings |= {"implicit_model": str(models / "policy"), "children": 3}
+    return settings
+
+
 @pytest.mark.parametrize("method", get_args(Method))
 def test_every_method_answers_every_prompt(models, tmp_path, method):
-    rows, metrics = found(models, tmp_path / "out", method=method)
+    rows, metrics = found(models, tmp_path / "out", **needed(models, method))
     assert len(rows) == len(PROMPTS)
     assert all(1 <= len(row["token_ids"]) <= 6 for row in rows)
     assert {"score", "held_out_score", "diversity", "length", "tokens_per_second"} <= set(metrics)
     assert metrics["score"] == pytest.approx(sum(row["score"] for row in rows) / len(rows))
-    guided = method not in ("unguided", "best-of-n")
+    guided = method not in ("unguided", "best-of-n", *SEARCH_METHODS)
     assert all(("steps" in row) == guided for row in rows)
+    assert all(("lm_positions" in row) != guided for row in rows)
+    assert ("lm_positions_per_token" in metrics) != guided
 
 
 def test_steps_hold_candidates_and_the_score_of_the_whole_text_at_the_end(models, tmp_path):

@@ -10,6 +10,7 @@ from math import isfinite
 from statistics import median
 from typing import NamedTuple
 
+from tokencredit.alignment import Span
 from tokencredit.errors import ConfigError, DataError, NumericError, ShapeError
 
 Color = tuple[int, int, int]
@@ -53,6 +54,31 @@ def spaces_and_rest(token: str) -> tuple[str, str]:
     """
     rest = token.lstrip(" ") or token
     return token[: len(token) - len(rest)], visible(rest)
+
+
+def text_pieces(
+    text: str, spans: Sequence[Span], names: Sequence[str]
+) -> tuple[list[str], list[list[int]]]:
+    """Pieces of a text and the tokens of each, so that no character stands in two pieces.
+
+    Args:
+        text: of the response.
+        spans: character span of each token.
+        names: shown for a token that has no character of its own.
+
+    >>> text_pieces("a🙂", [(0, 1), (1, 2), (1, 2), (2, 2)], ["a", "x", "y", "<eos>"])
+    (['a', '🙂', '<eos>'], [[0], [1, 2], [3]])
+    """
+    groups: list[list[int]] = []
+    reached = 0
+    for index, (start, end) in enumerate(spans):
+        if groups and start < min(end, reached):
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+        reached = max(reached, end)
+    shown = [text[spans[group[0]][0] : max(spans[i][1] for i in group)] for group in groups]
+    return [piece or names[group[0]] for piece, group in zip(shown, groups, strict=True)], groups
 
 
 def background(strength: float | int, *, theme: Theme) -> Color:

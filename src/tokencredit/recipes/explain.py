@@ -11,11 +11,10 @@ from typing import Literal
 
 from rich.console import Console
 
-from tokencredit.alignment import Span
 from tokencredit.errors import ConfigError, RunFolderError
 from tokencredit.evaluation.heatmap import heatmap_html, heatmap_png, heatmap_terminal
 from tokencredit.evaluation.report import report_html
-from tokencredit.evaluation.token_display import visible
+from tokencredit.evaluation.token_display import text_pieces, visible
 from tokencredit.recipes.reward_texts import (
     Template,
     loaded_reward_model,
@@ -157,31 +156,12 @@ def _explained(config: ExplainConfig) -> _Explanation:
     for method in config.credit_methods:
         token_scores = credited(method, scores, mask, credit_beta=config.credit_beta)
         paid[method] = token_scores[0, : len(spans)].tolist()
-    groups = _pieces(spans)
+    pieces, groups = text_pieces(config.response, spans, names)
     return _Explanation(
         scores.sequence_scores.item(),
-        [_text(group, spans, names, config.response) for group in groups],
+        pieces,
         {method: [sum(row[i] for i in group) for group in groups] for method, row in paid.items()},
     )
-
-
-def _pieces(spans: list[Span]) -> list[list[int]]:
-    """Tokens grouped so that no character stands in two groups."""
-    groups: list[list[int]] = []
-    reached = 0
-    for index, (start, end) in enumerate(spans):
-        if groups and start < min(end, reached):
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-        reached = max(reached, end)
-    return groups
-
-
-def _text(group: list[int], spans: list[Span], names: list[str], response: str) -> str:
-    """The characters of a group of tokens, or the name of a token that has none."""
-    start, end = spans[group[0]][0], max(spans[i][1] for i in group)
-    return response[start:end] or names[group[0]]
 
 
 def _print(explanation: _Explanation, caption: str) -> None:

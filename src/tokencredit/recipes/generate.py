@@ -3,8 +3,9 @@
     tokencredit generate --policy LM --reward_model RM --prompts prompts.jsonl --output out
 
 One rule for every method (`tokencredit.decoding.rules`): log-probabilities of the language model
-plus `guidance_beta` times the score of the text with each candidate. Best-of-n, which only looks at
-whole responses, and plain sampling stand beside it for comparison.
+plus `guidance_beta` times the score of the text with each candidate. Searches judge segments
+instead (`tokencredit.recipes.searched_responses`). Best-of-n, which only looks at whole responses,
+and plain sampling stand beside both for comparison.
 """
 
 import json
@@ -18,27 +19,48 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from tokencredit.batch import ResponseBatch
 from tokencredit.decoding.hf_candidate_texts import CandidateTexts
 from tokencredit.decoding.hf_choice import candidate_scorer, text_scorer
-from tokencredit.decoding.hf_generate import GuidedOutput, guided_generate
-from tokencredit.decoding.hf_guide import RewardGuide
-from tokencredit.decoding.rules import GUIDANCE_METHODS
+from tokencredit.decoding.hf_scorers import VocabScorer
 from tokencredit.errors import ConfigError
 from tokencredit.hf_loading import load_model, load_tokenizer, require_pad_token
 from tokencredit.preference.hf_datasets import load_prompts
+from tokencredit.recipes.generated_responses import Models, judged, responses
 from tokencredit.recipes.generated_rows import response_metrics, response_rows
-from tokencredit.recipes.policy_setup import left_padded, prompt_rows
+from tokencredit.recipes.policy_setup import prompt_rows
 from tokencredit.recipes.run_folder import open_run_folder, write_atomically
+from tokencredit.recipes.searched_responses import (
+    SEARCH_METHODS,
+    loaded_implicit,
+    require_search_settings,
+)
 from tokencredit.recipes.supervised import quiet_transformers
-from tokencredit.recipes.token_scorer import policy_scores, shares_vocabulary
+from tokencredit.recipes.token_scorer import shares_vocabulary
+from tokencredit.recipes.vocabulary_scores import (
+    VOCABULARY_METHODS,
+    guiding_scores,
+    load_vocabulary_reward,
+)
 from tokencredit.reward_model.hf_backbone import load_reward_model
 
 Method = Literal[
-    "unguided", "best-of-n", "args-greedy", "args-stochastic", "pargs", "pargs-greedy", "rad"
+    "unguided",
+    "best-of-n",
+    "args-greedy",
+    "args-stochastic",
+    "pargs",
+    "pargs-greedy",
+    "rad",
+    "farma",
+    "genarm",
+    "cd",
+    "cards",
+    "chunk-beam",
+    "tree-bon",
+    "speculative-rejection",
+    "implicit-beam",
 ]
 
 
@@ -48,18 +70,35 @@ class GenerateConfig:
 
     Attributes:
         policy: Hub id or folder of the causal language model.
-        reward_model: Hub id or folder of a sequence-classification model.
+        reward_model: Hub id or folder of a sequence-classification model; for `farma`, `genarm` and
+            `cd` of a causal language model with the vocabulary of the policy.
         prompts: dataset id or JSON-lines file.
         output: folder for `responses.jsonl` and `metrics.json`.
         method: how to steer. `unguided` and `best-of-n` sample from the language model; the others
             are settings of one rule, each as its paper has it: `args-greedy`, `args-stochastic`,
-            `pargs` and `pargs-greedy` (for a reward model trained on prefixes), `rad`.
+            `pargs` and `pargs-greedy` (for a reward model trained on prefixes), `rad`, and `farma`,
+            `genarm` and `cd` (for one that scores the whole vocabulary). Searches over segments
+            are `cards`, `chunk-beam`, `tree-bon`, `speculative-rejection` and `implicit-beam`.
         guidance_beta: units of log-probability per nat of score; None for the method's own.
-        top_k: candidates per step; None for the method's own.
+        top_k: candidates per step; None for the method's own. Searches draw from this many.
         top_p: of the candidates, the fewest with this share of their probability; 1 for all.
-        n: responses per prompt of `best-of-n`.
+        n: responses per prompt of `best-of-n`; beginnings of `tree-bon` and
+            `speculative-rejection`; chunks that `chunk-beam` draws behind each beam.
+        target_reward: what a response of `cards` should score, in units of the reward model.
+        acceptance_beta: of `cards`: how far below its threshold a score may lie, in the same unit.
+        threshold_start: of `cards`: where the threshold begins, from the score of the prompt, 0, to
+            `target_reward`, 1.
+        entropy_threshold: of `cards`: nats of the next token at which a segment ends.
+        max_proposals: of `cards`: after so many rejections in one place the best is taken.
+        chunk_tokens: of a chunk of `chunk-beam`; between two checks of `speculative-rejection`.
+        rejection_share: of the beginnings, rejected at each check of `speculative-rejection`.
+        beams: of `chunk-beam`, by default 1, and of `implicit-beam`, by default 5.
+        layers: of `tree-bon`, each of which writes its share of the tokens.
+        children: of `tree-bon`: continuations of each beginning that is kept, n / children of them.
+        implicit_model: of `tree-bon` and `implicit-beam`: a language model that DPO trained.
+        implicit_reference: what it was trained from; None for the policy.
         scorer: how candidates are scored; every way gives the same scores. `auto` takes the
-            fastest that the reward model allows.
+            fastest that the reward model allows; a vocabulary has one way.
         held_out_reward_model: a second reward model, which only judges.
         prompt_column: column of the prompts, texts or lists of chat messages.
         max_prompts: use only the first prompts; None uses all.
@@ -84,6 +123,18 @@ class GenerateConfig:
     top_k: int | None = None
     top_p: float = 1.0
     n: int = 10
+    target_reward: float | None = None
+    acceptance_beta: float = 0.7
+    threshold_start: float = 0.5
+    entropy_threshold: float = 3.0
+    max_proposals: int = 20
+    chunk_tokens: int = 16
+    rejection_share: float = 0.5
+    beams: int | None = None
+    layers: int = 4
+    children: int = 2
+    implicit_model: str | None = None
+    implicit_reference: str | None = None
     scorer: Literal["auto", "packed", "rows", "full"] = "auto"
     held_out_reward_model: str | None = None
     prompt_column: str = "prompt"
@@ -103,22 +154,18 @@ class GenerateConfig:
         for name in ("batch_size", "max_new_tokens", "n"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.method in ("unguided", "best-of-n") and self.guidance_beta is not None:
+        require_search_settings(self)
+        whole = ("unguided", "best-of-n", *SEARCH_METHODS)
+        if self.method in whole and self.guidance_beta is not None:
             raise ConfigError(
                 f"guidance_beta is {self.guidance_beta} and method {self.method!r}; expected a "
                 "method that is guided token by token, or no guidance_beta"
             )
-
-
-@dataclass(frozen=True)
-class Models:
-    """Everything that speaks."""
-
-    policy: Any
-    tokenizer: Any
-    reward_model: Any
-    reward_tokenizer: Any
-    held_out: tuple[Any, Any] | None
+        if self.method in VOCABULARY_METHODS and self.scorer != "auto":
+            raise ConfigError(
+                f"scorer is {self.scorer!r} and method {self.method!r}, whose reward model scores "
+                "the whole vocabulary in one pass; expected 'auto'"
+            )
 
 
 @quiet_transformers()
@@ -147,10 +194,11 @@ def generate(config: GenerateConfig) -> Path:
     for start in track(starts, "generate", disable=not config.progress):
         part = rows[start : start + config.batch_size]
         began = time.perf_counter()
-        batch, output = _responses(config, models, part)
+        batch, guided, positions = responses(config, models, part, scorer=_scorer)
         seconds += time.perf_counter() - began
         chats = None if isinstance(prompts[0], str) else prompts[start : start + len(part)]
-        found += response_rows(models.tokenizer, batch, _judged(models, batch, chats), output)
+        scores = judged(config, models, batch, chats)
+        found += response_rows(models.tokenizer, batch, scores, guided, positions)
     write_atomically(
         folder / "responses.jsonl",
         "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found),
@@ -180,56 +228,22 @@ def _loaded(config: GenerateConfig) -> Models:
     )
     require_pad_token(tokenizer)
     policy = load_model(AutoModelForCausalLM, config.policy, **shared).eval()
-    reward_model, reward_tokenizer = load_reward_model(config.reward_model, **shared)
+    if config.method in VOCABULARY_METHODS:
+        reward_model, reward_tokenizer = load_vocabulary_reward(
+            config.reward_model, tokenizer, method=config.method, **shared
+        )
+    else:
+        reward_model, reward_tokenizer = load_reward_model(config.reward_model, **shared)
     held_out = None
     if config.held_out_reward_model is not None:
         held_out = load_reward_model(config.held_out_reward_model, **shared)
-    return Models(policy, tokenizer, reward_model.eval(), reward_tokenizer, held_out)
-
-
-def _responses(
-    config: GenerateConfig, models: Models, rows: list[list[int]]
-) -> tuple[ResponseBatch, GuidedOutput | None]:
-    """One response per prompt, and what the guide knew of it."""
-    prompt_ids, prompt_mask = left_padded(rows, models.tokenizer.pad_token_id)
-    device = models.policy.device
-    prompt_ids, prompt_mask = prompt_ids.to(device), prompt_mask.to(device)
-    limits: dict[str, Any] = {
-        "attention_mask": prompt_mask.long(),
-        "max_new_tokens": config.max_new_tokens,
-        "min_new_tokens": config.min_new_tokens or None,
-        "pad_token_id": models.tokenizer.pad_token_id,
-        "eos_token_id": models.tokenizer.eos_token_id,
-    }
-    if config.method in ("unguided", "best-of-n"):
-        copies = config.n if config.method == "best-of-n" else 1
-        sequences = models.policy.generate(
-            prompt_ids, **limits, do_sample=True, top_k=0, num_return_sequences=copies
-        )
-        batch = _batch(models, prompt_ids, prompt_mask, sequences)
-        return (batch if copies == 1 else _best(models, batch, copies)), None
-    settings = GUIDANCE_METHODS[config.method]
-    chosen = {"guidance_beta": config.guidance_beta, "top_k": config.top_k}
-    guide = RewardGuide(
-        _scorer(config, models),
-        **settings.guide | {k: v for k, v in chosen.items() if v is not None},
-        top_p=config.top_p,
-        attention_mask=prompt_mask,
-        eos_token_id=models.tokenizer.eos_token_id,
-    )
-    output = models.policy.generate(
-        prompt_ids,
-        **limits,
-        **settings.sampling,
-        logits_processor=[guide],
-        custom_generate=guided_generate,
-        return_dict_in_generate=True,
-    )
-    batch = _batch(models, prompt_ids, prompt_mask, output.sequences)
-    return batch, output
+    implicit = loaded_implicit(config, policy, tokenizer, **shared)
+    return Models(policy, tokenizer, reward_model.eval(), reward_tokenizer, held_out, implicit)
 
 
 def _scorer(config: GenerateConfig, models: Models) -> Any:
+    if config.method in VOCABULARY_METHODS:
+        return VocabScorer(models.reward_model, scores=guiding_scores(config.method))
     if shares_vocabulary(models.reward_tokenizer, models.tokenizer):
         return candidate_scorer(models.reward_model, method=config.scorer)
     if config.scorer != "auto":
@@ -239,40 +253,3 @@ def _scorer(config: GenerateConfig, models: Models) -> Any:
         )
     texts = CandidateTexts(models.tokenizer, models.reward_tokenizer)
     return text_scorer(models.reward_model, texts)
-
-
-def _batch(
-    models: Models, prompt_ids: Tensor, prompt_mask: Tensor, sequences: Tensor
-) -> ResponseBatch:
-    """Prompts and what follows them, up to and with the first end of sequence."""
-    copies = len(sequences) // len(prompt_ids)
-    response = sequences[:, prompt_ids.shape[1] :]
-    eos = models.tokenizer.eos_token_id
-    ends = response == (-1 if eos is None else eos)
-    ended_before = ends.cumsum(-1) - ends.long() > 0
-    return ResponseBatch(
-        prompt_ids.repeat_interleave(copies, 0),
-        prompt_mask.repeat_interleave(copies, 0),
-        response,
-        ~ended_before,
-    )
-
-
-def _best(models: Models, batch: ResponseBatch, copies: int) -> ResponseBatch:
-    """The best of every `copies` responses by the guiding reward model."""
-    scores = policy_scores(
-        models.reward_model, models.reward_tokenizer, models.tokenizer, batch
-    ).sequence_scores
-    best = scores.view(-1, copies).argmax(-1)
-    return batch[torch.arange(len(best), device=best.device) * copies + best]
-
-
-def _judged(models: Models, batch: ResponseBatch, chats: Any) -> dict[str, Tensor]:
-    """Scores of the responses by the guiding reward model, and by the other if there is one."""
-    judges = {"score": (models.reward_model, models.reward_tokenizer)}
-    if models.held_out is not None:
-        judges["held_out_score"] = models.held_out
-    return {
-        name: policy_scores(*judge, models.tokenizer, batch, conversations=chats).sequence_scores
-        for name, judge in judges.items()
-    }

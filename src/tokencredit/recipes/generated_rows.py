@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokencredit.batch import ResponseBatch
@@ -17,6 +17,7 @@ def response_rows(
     batch: ResponseBatch,
     scores: dict[str, Float[Tensor, "batch"]],
     output: GuidedOutput | None,
+    positions: dict[str, Int[Tensor, "batch"]],
 ) -> Iterator[dict[str, Any]]:
     """A line of `responses.jsonl` per response."""
     for row, mask in enumerate(batch.response_mask):
@@ -26,6 +27,7 @@ def response_rows(
             "response": tokenizer.decode(ids, skip_special_tokens=True),
             "token_ids": ids,
             **{name: float(value[row]) for name, value in scores.items()},
+            **{name: int(value[row]) for name, value in positions.items()},
         }
         if output is not None:
             assert output.guidance_kl is not None
@@ -57,12 +59,16 @@ def _steps(tokenizer: Any, output: GuidedOutput, row: int, length: int) -> list[
 
 
 def response_metrics(rows: list[dict[str, Any]], seconds: float) -> dict[str, float]:
-    """Means over responses; KL in nats per response."""
+    """Means over responses; KL in nats per response, positions per token of the responses."""
     names = [name for name in ("score", "held_out_score", "kl") if name in rows[0]]
     metrics = {str(name): statistics.mean(row[name] for row in rows) for name in names}
     tokens = [row["token_ids"] for row in rows]
     metrics["diversity"] = statistics.mean(diversity(ids) for ids in tokens)
     metrics["repetition_of_4"] = statistics.mean(repetition(ids, n=4) for ids in tokens)
     metrics["length"] = statistics.mean(map(len, tokens))
+    for name in ("lm_positions", "reward_positions"):
+        if name in rows[0]:
+            read = sum(row[name] for row in rows)
+            metrics[f"{name}_per_token"] = read / max(sum(map(len, tokens)), 1)
     metrics["tokens_per_second"] = sum(map(len, tokens)) / max(seconds, 1e-9)
     return metrics

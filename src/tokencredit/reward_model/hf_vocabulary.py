@@ -1,0 +1,103 @@
+"""Numbers from the logits of a language model in training, without ever holding all its logits.
+
+As in `tokencredit.hf_logprobs`, the trunk runs once and the rest of the model on a chunk of hidden
+states at a time; here with gradient. Each chunk of logits is forgotten and made again when the
+gradient comes back: memory holds one chunk, and the head over the vocabulary runs twice.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tokencredit.errors import DataError, ModelError
+from tokencredit.hf_attention import pretrained_model
+from tokencredit.hf_logprobs import CHUNK_SIZE, Statistic
+from tokencredit.hf_trunk import logits_behind_trunk, same_logits, trunk_output
+from tokencredit.masking import left_packed
+
+
+def trained_statistics(
+    model: nn.Module,
+    input_ids: Int[Tensor, "batch sequence"],
+    attention_mask: Bool[Tensor, "batch sequence"] | Int[Tensor, "batch sequence"],
+    counted: Bool[Tensor, "batch sequence"],
+    statistic: Statistic,
+    *,
+    chunk_size: int = CHUNK_SIZE,
+) -> Float[Tensor, "batch time *rest"]:
+    """Any function of the logits in the place of each counted token, and of its id, with gradient.
+
+    Args:
+        model: a causal language model, with or without PEFT adapters.
+        input_ids: padded on either side or both; ids under the mask may be anything.
+        attention_mask: real tokens.
+        counted: the tokens that are asked about.
+        statistic: from float32 logits and the ids that stand in their place, one row per token, to
+            one entry or more per token.
+        chunk_size: tokens whose logits exist at the same time.
+
+    Returns:
+        Float32, counted tokens moved to the left end, zero behind them.
+
+    Raises:
+        DataError: nothing stands before a counted token.
+        ModelError: the model cannot be run behind its trunk alone.
+    """
+    real = attention_mask.bool()
+    ids, _ = left_packed(input_ids, real)
+    asked, _ = left_packed(counted & real, real)
+    _require_something_before(asked)
+    with trunk_output(model) as seen:
+        own = model(input_ids=ids, use_cache=False, logits_to_keep=1, return_dict=True).logits
+    trunk, output = _the_trunk(model, seen)
+
+    def of_chunk(hidden: Tensor, token_ids: Tensor) -> Tensor:
+        logits = logits_behind_trunk(model, ids, trunk, output, hidden)
+        return statistic(logits.float(), token_ids).float()
+
+    hidden = output.last_hidden_state
+    _require_alike(model, own[0], logits_behind_trunk(model, ids, trunk, output, hidden[0, -1:]))
+    places = asked[:, 1:].nonzero(as_tuple=True)
+    states, tokens = (torch.split(t, chunk_size) for t in (hidden[:, :-1][places], ids[asked]))
+    values = torch.cat(
+        [
+            checkpoint(of_chunk, *chunk, use_reentrant=False)
+            for chunk in zip(states, tokens, strict=True)
+        ]
+    )
+    packed, _ = left_packed(asked, asked)
+    result = values.new_zeros(*packed.shape, *values.shape[1:])
+    result[packed] = values
+    return result
+
+
+def _require_something_before(asked: Bool[Tensor, "batch sequence"]) -> None:
+    if not bool(asked.any()):
+        raise DataError("no token is asked about; expected at least one in the batch")
+    lonely = asked[:, 0].nonzero().flatten().tolist()
+    if lonely:
+        raise DataError(
+            f"rows {lonely} begin with a token that is asked about; expected at least one token "
+            "before it, such as a beginning of sequence"
+        )
+
+
+def _the_trunk(model: nn.Module, seen: list[tuple[nn.Module, Any]]) -> tuple[nn.Module, Any]:
+    if not seen:
+        raise ModelError(
+            f"{type(pretrained_model(model)).__name__} has no part that gives hidden states; "
+            "expected a causal language model with a trunk of its own"
+        )
+    return seen[-1]
+
+
+def _require_alike(model: nn.Module, own: Tensor, again: Tensor) -> None:
+    """The way around the trunk gives the model's own logits, up to its precision."""
+    if not same_logits(own, again):
+        raise ModelError(
+            f"{type(pretrained_model(model)).__name__} gives other logits when it is run behind "
+            "its trunk alone; expected a causal language model whose head sees hidden states only"
+        )

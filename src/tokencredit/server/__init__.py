@@ -1,0 +1,1 @@
+"""A reward model over HTTP: requests, batches of like length, answers. It knows no model itself."""

@@ -1,0 +1,132 @@
+"""The JSON that comes and goes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+# Of an offending value, in an error message.
+_SHOWN_CHARACTERS = 60
+
+
+class Message(BaseModel):
+    """One turn of a conversation; further fields reach the chat template."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: str
+    content: str
+
+
+class PromptAndResponse(BaseModel):
+    """A text to score: what was asked, as text or messages, and the answer to it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str | list[Message] = ""
+    response: str
+
+
+class PromptAndResponseIds(BaseModel):
+    """The same as token ids of the reward model's own vocabulary."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+
+
+class ScoreRequest(BaseModel):
+    """What `POST /score` takes: `texts` or `ids`, and the credit methods; None asks for all."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    texts: list[PromptAndResponse] | None = None
+    ids: list[PromptAndResponseIds] | None = None
+    credit: list[str] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "ScoreRequest":
+        if not self.texts and not self.ids:
+            raise ValueError("nothing to score; expected `texts` or `ids` with at least one entry")
+        if self.texts and self.ids:
+            raise ValueError("both `texts` and `ids`; expected one of them: send two requests")
+        return self
+
+
+class ScoredText(BaseModel):
+    """What `POST /score` says about one text, scores in nats.
+
+    `spans` are characters (Unicode code points) of the response; `token_scores` has one list per
+    credit method.
+    """
+
+    sequence_score: float
+    token_ids: list[int]
+    tokens: list[str]
+    spans: list[tuple[int, int]]
+    token_scores: dict[str, list[float]]
+
+
+class ScoreAnswer(BaseModel):
+    """What `POST /score` answers, in the order of the request."""
+
+    scores: list[ScoredText]
+
+
+class RewardRequest(BaseModel):
+    """What OpenRLHF posts: whole texts with special tokens; prompts and labels are not read."""
+
+    query: list[str]
+    prompts: list[Any] | None = None
+    labels: list[Any] | None = None
+
+
+class RewardAnswer(BaseModel):
+    """What OpenRLHF expects: one number per query."""
+
+    rewards: list[float]
+    scores: list[float]
+    extra_logs: dict[str, list[float]]
+
+
+class Problem(BaseModel):
+    """What went wrong: the type of the error; what came, what was expected, how to mend it."""
+
+    type: str
+    message: str
+
+
+class ErrorAnswer(BaseModel):
+    """What every failed request answers."""
+
+    error: Problem
+
+
+def problems(error: ValidationError, expected: str) -> str:
+    """The first few mistakes of a request in words.
+
+    Args:
+        error: what the parser says.
+        expected: what the request should have been.
+    """
+    details = error.errors(include_url=False)
+    told = "; ".join(_told(detail) for detail in details[:3])
+    more = f"; and {len(details) - 3} more" if len(details) > 3 else ""
+    return f"{told}{more}. Expected {expected}"
+
+
+def _told(detail: ErrorDetails) -> str:
+    place = _place(detail["loc"]) or "the body"
+    came = ascii(detail["input"])
+    if len(came) > _SHOWN_CHARACTERS:
+        came = f"{came[:_SHOWN_CHARACTERS]}..."
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}, got {came}"
+
+
+def _place(location: Sequence[int | str]) -> str:
+    """Such as `texts[3].response`."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return "".join(parts).lstrip(".")

@@ -1,0 +1,94 @@
+"""What passes between the server and a reward model: token ids there, scores back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from tokencredit.alignment import Span
+from tokencredit.server.messages import PromptAndResponse, PromptAndResponseIds
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One prompt and response as the reward model reads them.
+
+    Attributes:
+        prompt_ids: token ids up to the response, at least one.
+        response_ids: of the response; may be empty.
+        closing_ids: what is read behind it (the end of a chat turn) and is no part of it.
+        tokens: text of each response token; the name of a special token.
+        spans: character span of each response token in the response's text.
+        credit: the credit methods that are asked for.
+    """
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+    closing_ids: list[int]
+    tokens: list[str]
+    spans: list[Span]
+    credit: tuple[str, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens that the reward model reads."""
+        return len(self.prompt_ids) + len(self.response_ids) + len(self.closing_ids)
+
+
+@dataclass(frozen=True)
+class RowScores:
+    """What the reward model says about one row, in nats.
+
+    Attributes:
+        sequence_score: of the prompt with its response.
+        token_scores: name of a credit method to one score per response token.
+    """
+
+    sequence_score: float
+    token_scores: dict[str, list[float]]
+
+
+@runtime_checkable
+class RowScorer(Protocol):
+    """A reward model behind the server. One thread encodes, another one scores."""
+
+    @property
+    def credit_methods(self) -> tuple[str, ...]:
+        """Names of the credit methods on offer."""
+        ...
+
+    def text_rows(
+        self, texts: Sequence[PromptAndResponse], credit: tuple[str, ...]
+    ) -> list[TokenRow]:
+        """Texts as the reward model reads them.
+
+        Raises:
+            DataError: a text cannot be scored.
+            ModelError: the tokenizer lacks what it takes.
+        """
+        ...
+
+    def id_rows(
+        self, texts: Sequence[PromptAndResponseIds], credit: tuple[str, ...]
+    ) -> list[TokenRow]:
+        """Token ids of the reward model's own vocabulary, as they are.
+
+        Raises:
+            DataError: an id is not in the vocabulary, or a row is too long.
+        """
+        ...
+
+    def verbatim_rows(self, texts: Sequence[str]) -> list[TokenRow]:
+        """Whole texts, special tokens written out in them, without any credit.
+
+        Raises:
+            DataError: a text is empty or too long.
+        """
+        ...
+
+    def scores(self, rows: Sequence[TokenRow]) -> list[RowScores]:
+        """Scores of all rows in one forward pass; no row's scores depend on the others.
+
+        Raises:
+            NumericError: a score is NaN or infinite.
+        """
+        ...

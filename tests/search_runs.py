@@ -1,0 +1,80 @@
+"""Searches watched while they run: what they draw, and from which logits."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import torch
+from tiny_guides import next_logits_of, prompts
+from tiny_models import PAD_ID
+
+from tokencredit.batch import ResponseBatch
+from tokencredit.decoding.hf_branching_texts import BranchingTexts, TextSampling
+
+
+def sampling(max_new_tokens: int = 6, **options) -> TextSampling:
+    return TextSampling(max_new_tokens=max_new_tokens, pad_token_id=PAD_ID, **options)
+
+
+def prompt_lists() -> list[list[int]]:
+    ids, mask = prompts()
+    return [row[real].tolist() for row, real in zip(ids, mask, strict=True)]
+
+
+def wave(text: Sequence[int]) -> float:
+    """A score that every token and its place change."""
+    return sum(math.sin(3.0 * token + place) for place, token in enumerate(text))
+
+
+def other_wave(text: Sequence[int]) -> float:
+    return sum(math.cos(2.0 * token - place) for place, token in enumerate(text))
+
+
+def scored_by(function):
+    """A function of token lists as a scorer of batches; what it was asked stands in `asked`."""
+
+    def score(batch: ResponseBatch) -> torch.Tensor:
+        real = batch.attention_mask.bool()
+        texts = [row[mask].tolist() for row, mask in zip(batch.input_ids, real, strict=True)]
+        score.asked += texts
+        return torch.tensor([function(text) for text in texts], dtype=torch.float32)
+
+    score.asked = []
+    return score
+
+
+@contextmanager
+def watched(model=None) -> Iterator[list[list[int]]]:
+    """The tokens of every draw; with a model, its logits are compared with a fresh forward pass."""
+    draws: list[list[int]] = []
+    plain, fed = BranchingTexts._drawn, BranchingTexts.next_logits
+    fresh = None if model is None else next_logits_of(model)
+
+    def next_logits(self, writing):
+        logits = fed(self, writing)
+        for row in writing.nonzero().flatten().tolist() if fresh else ():
+            expected = torch.tensor(fresh(self.ids[row][self.mask[row]].tolist()))
+            allowed = logits[row] > -math.inf
+            torch.testing.assert_close(
+                logits[row][allowed], expected[allowed], rtol=1e-4, atol=1e-4
+            )
+        return logits
+
+    def drawn(self, logits):
+        tokens = plain(self, logits)
+        draws.append(tokens.tolist())
+        return tokens
+
+    with (
+        patch.object(BranchingTexts, "_drawn", drawn),
+        patch.object(BranchingTexts, "next_logits", next_logits),
+    ):
+        yield draws
+
+
+def response_lists(batch: ResponseBatch) -> list[list[int]]:
+    return [
+        ids[mask].tolist()
+        for ids, mask in zip(batch.response_ids, batch.response_mask, strict=True)
+    ]
