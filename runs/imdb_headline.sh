@@ -34,7 +34,7 @@ reward_model first reward-model 0 &
 reward_model second held-out-reward-model 1
 wait
 
-stages=(rates lambdas short middle-rates middle protocol long beta)
+stages=(rates lambdas short target middle protocol long beta)
 [ "${1:-}" = full ] && stages+=(full)
 "$python" runs/imdb_study.py --models "$models" --curves docs/results/imdb --stages "${stages[@]}"
 "$python" runs/imdb_report.py --models "$models" --curves docs/results/imdb

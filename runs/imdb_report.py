@@ -8,6 +8,7 @@ its best mean score.
 
 import argparse
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ from imdb_study import (
     LAMBDAS,
     LEARNING_RATES,
     METHODS,
+    NEAR_TARGET,
     STAGES,
     Run,
     best_points,
-    middle_rate_runs,
     rate_runs,
     stage_runs,
     tuning_runs,
@@ -55,12 +56,12 @@ def averaged(seeds: list[Curve]) -> list[float]:
 
 
 def curves_at(
-    folder: Path, lengths: tuple[int, int], **settings: Any
+    folder: Path, lengths: tuple[int, int], *, most_kl: float = math.inf, **settings: Any
 ) -> dict[str, tuple[Point, list[Curve]]]:
     """Finished seeds of every method, at the best tuning point that has any at these lengths."""
     found = {}
-    tuning = tuning_runs(folder) if lengths == (8, 16) else middle_rate_runs(folder)
-    for method, scores in tuning_scores(tuning, folder).items():
+    tuned = tuning_scores(tuning_runs(folder), folder, most_kl=most_kl)
+    for method, scores in tuned.items():
         for point in sorted(scores, key=scores.__getitem__, reverse=True):
             runs = [Run(method, *point, seed, lengths, **settings) for seed in range(5)]
             curves = [curve for run in runs if (curve := curve_of(run, folder)) is not None]
@@ -174,12 +175,15 @@ def main() -> None:
     finished = len(list(folder.glob("*.json")))
     commits = sorted({json.loads(file.read_text())["commit"] for file in folder.glob("*.json")})
     template = (Path(__file__).parent / "imdb_report.md").read_text()
-    parts: list[str] = []
+    near = curves_at(folder, (8, 16), most_kl=NEAR_TARGET, logprobs_of="sampled")
+    parts = section("8-16 new tokens, KL near its target", near, "imdb-8-16-target.png", docs)
     for lengths in ((8, 16), (20, 30), (40, 60), (90, 110), (140, 160)):
         for logprobs_of in ("sampled", "unmasked"):
-            curves = curves_at(folder, lengths, logprobs_of=logprobs_of)
+            most_kl = math.inf if lengths == (8, 16) else NEAR_TARGET
+            curves = curves_at(folder, lengths, most_kl=most_kl, logprobs_of=logprobs_of)
             if "terminal" in curves:
-                title = f"{lengths[0]}-{lengths[1]} new tokens, log-probs {logprobs_of}"
+                kl = "any KL, " if lengths == (8, 16) else ""
+                title = f"{lengths[0]}-{lengths[1]} new tokens, {kl}log-probs {logprobs_of}"
                 name = f"imdb-{lengths[0]}-{lengths[1]}-{logprobs_of}.png"
                 parts += section(title, curves, name, docs)
     accuracy = {

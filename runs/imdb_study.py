@@ -7,8 +7,7 @@ Stages, each skipping the runs whose curve is already there:
   lambdas  the same, every method at its best learning rate and three other gae_lambda
   short  8-16 tokens, 5 seeds, every method at its best point
   target  the same, every method at its best point of those whose KL stays near the target
-  middle-rates  40-60 tokens, 1 seed, without ABC-D and ABC-D2, the same learning rates again
-  middle, long  40-60 and 140-160 tokens, 3 seeds, the rate of middle-rates, gae_lambda of short
+  middle, long  40-60 and 140-160 tokens, 3 seeds, at the points of target, without ABC-D, ABC-D2
   protocol  40-60 tokens, log-probs without the suppressed end of sequence, as published
   beta   8-16 tokens, credit_beta from 0 to 1
   full   20-30 and 90-110 tokens and 5 seeds everywhere: the rest of the published sweep
@@ -41,7 +40,7 @@ LAMBDAS = (0.8, 1.0, 0.5)
 FIRST_LAMBDA = 0.95
 KL_TARGET = 6.0
 NEAR_TARGET = 1.25 * KL_TARGET
-STAGES = ["rates", "lambdas", "short", "target", "middle-rates", "middle", "protocol", "long"]
+STAGES = ["rates", "lambdas", "short", "target", "middle", "protocol", "long"]
 LONG_METHODS = ("terminal", "prefix-difference", "abc", "uniform", "terminal+critic")
 
 
@@ -88,16 +87,6 @@ def tuning_runs(curves: Path) -> list[Run]:
     return rate_runs() + lambdas
 
 
-def middle_rate_runs(curves: Path) -> list[Run]:
-    best = best_points(tuning_runs(curves), curves)
-    return [
-        Run(method, rate, best[method][1], 0, (40, 60))
-        for method in LONG_METHODS
-        if method in best
-        for rate in LEARNING_RATES
-    ]
-
-
 def tuning_scores(
     runs: list[Run], curves: Path, *, most_kl: float = math.inf
 ) -> dict[str, dict[tuple[float, float], float]]:
@@ -139,16 +128,13 @@ def stage_runs(stage: str, curves: Path) -> list[Run]:
         return rate_runs()
     if stage == "lambdas":
         return [run for run in tuning_runs(curves) if run.gae_lambda != FIRST_LAMBDA]
-    if stage == "middle-rates":
-        return middle_rate_runs(curves)
     best = best_points(tuning_runs(curves), curves)
-    best_long = best_points(middle_rate_runs(curves), curves)
+    near = best_points(tuning_runs(curves), curves, most_kl=NEAR_TARGET)
     at_best = [(method, *best[method]) for method in METHODS if method in best]
-    long = [(method, *best_long[method]) for method in LONG_METHODS if method in best_long]
+    long = [(method, *near[method]) for method in LONG_METHODS if method in near]
     if stage == "short":
         return [Run(*point, seed) for seed in range(5) for point in at_best]
     if stage == "target":
-        near = best_points(tuning_runs(curves), curves, most_kl=NEAR_TARGET)
         return [Run(m, *near[m], seed) for seed in range(5) for m in METHODS if m in near]
     if stage in ("middle", "long"):
         lengths = (40, 60) if stage == "middle" else (140, 160)

@@ -19,7 +19,7 @@ COMMANDS = {
     "train-rewriter": "a language model that turns rejected answers into chosen ones",
     "evaluate-reward-model": "accuracy, calibration and length bias of a reward model on pairs",
     "train-policy": "PPO with a reward on every token",
-    "generate": "responses steered token by token with a reward model, without any training",
+    "generate": "responses steered with a reward model, by tokens or segments, without training",
     "compare-learning": "the same PPO, grid and seeds for several credits: which learns fastest",
     "score-tokens": "token rewards for texts, as a table or JSON lines",
     "serve": "a reward model over HTTP: scores and token credit for any engine",

@@ -1,0 +1,112 @@
+"""One page over all comparisons of credit: where each method stands, from the kept results.
+
+    python runs/comparison_report.py
+
+Reads what `runs/imdb_report.py`, `runs/learning_report.py` and `runs/credit_agreement_report.py`
+work on and writes `docs/results/comparison.md`. Computes nothing anew but steps to a level.
+"""
+
+import json
+from pathlib import Path
+from statistics import mean
+
+from imdb_report import averaged, curves_at
+from imdb_study import NEAR_TARGET
+
+from tokencredit.evaluation.learning import WINDOW, first_step_at, running_means
+from tokencredit.recipes.run_folder import write_atomically
+
+DOCS = Path("docs/results")
+# Name on this page: in the study of IMDb, in the comparisons of learning, in those with people.
+METHODS = {
+    "terminal": ("terminal", "terminal", "terminal"),
+    "terminal, critic from the scorer": (
+        "terminal+critic",
+        "terminal, critic from scorer",
+        None,
+    ),
+    "uniform": ("uniform", "uniform", "uniform"),
+    "attention (ABC)": ("abc", "attention", "attention, layer 3"),
+    "generator's attention (ABC-D)": ("abc-d", None, None),
+    "generator's last attention (ABC-D2)": ("abc-d2", None, None),
+    "prefix differences": ("prefix-difference", "prefix differences", "prefix-difference"),
+    "prefix differences, smoothed": (
+        None,
+        "prefix differences, smoothed",
+        "smoothed-prefix-difference",
+    ),
+    "leave one out": (None, None, "leave-one-out"),
+    "Shapley": (None, None, "shapley"),
+    "gradient x input": (None, None, "gradient-times-input"),
+    "integrated gradients": (None, None, "integrated-gradients"),
+}
+SETS = ("sst", "dynasent", "toxic", "mqm")
+
+
+def imdb_cells() -> dict[str, str]:
+    """At the KL target: score of the last 20 steps by the held-out model, share of the steps."""
+    curves = curves_at(DOCS / "imdb", (8, 16), most_kl=NEAR_TARGET, logprobs_of="sampled")
+    terminal = averaged(curves["terminal"][1])
+    level = max(running_means(terminal, WINDOW))
+    own = first_step_at(terminal, level)
+    assert own is not None
+    cells = {}
+    for name, (_, seeds) in curves.items():
+        reached = first_step_at(averaged(seeds), level)
+        score = mean(mean(seed["held_out_score"][-20:]) for seed in seeds)
+        share = "never" if reached is None else f"{reached / own:.2f}"
+        cells[name] = f"{score:.2f} ({share}) | {len(seeds)}"
+    return cells
+
+
+def learning_cells(task: str) -> dict[str, str]:
+    file = DOCS / "learning" / f"{task}.json"
+    rows = json.loads(file.read_text())["table"] if file.exists() else []
+    score = "last 20" if task.startswith("toy") else "held-out, last 20"
+    shares = [row["share of terminal's steps"].replace("-", "never") for row in rows]
+    return {
+        row["method"]: f"{row[score].split()[0]} ({share}) | {row['seeds']}"
+        for row, share in zip(rows, shares, strict=True)
+    }
+
+
+def agreement_cells() -> dict[str, list[str]]:
+    tables = [
+        {
+            row["method"]: f"{row['auroc']:.3f}"
+            for row in json.loads((DOCS / "credit-agreement" / f"{name}.json").read_text())["rows"]
+        }
+        for name in SETS
+    ]
+    names = {name for table in tables for name in table}
+    return {name: [table.get(name, "-") for table in tables] for name in names}
+
+
+def main() -> None:
+    imdb, toy, agreement = imdb_cells(), learning_cells("toy"), agreement_cells()
+    hh = learning_cells("hh")
+    lines = [
+        "| method | built-in task | seeds | IMDb, KL near its target | seeds "
+        + ("| HH | seeds " if hh else "")
+        + "| SST | DynaSent | toxic | MQM |",
+        "|---|" + "---:|" * (10 if hh else 8),
+    ]
+    for title, (in_imdb, in_learning, in_agreement) in METHODS.items():
+        cells = [
+            title,
+            toy.get(in_learning or "", "- | -"),
+            imdb.get(in_imdb or "", "- | -"),
+            *([hh.get(in_learning or "", "- | -")] if hh else []),
+            *agreement.get(in_agreement or "", ["-"] * len(SETS)),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    for title in ("word length", "people, one against others"):
+        empty = ["- | -"] * (3 if hh else 2)
+        lines.append("| " + " | ".join([f"*{title}*", *empty, *agreement[title]]) + " |")
+    template = (Path(__file__).parent / "comparison_report.md").read_text()
+    write_atomically(DOCS / "comparison.md", template.format(table="\n".join(lines)))
+    print(DOCS / "comparison.md")
+
+
+if __name__ == "__main__":
+    main()
