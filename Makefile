@@ -2,7 +2,7 @@
 #
 #   make quickstart   the whole story on the built-in task, in a few minutes
 #   make test         every test, offline, on the CPU
-#   make test-engines the adapters to other trainers (TRL=latest: with the newest TRL)
+#   make test-engines the adapters to TRL and verl (TRL=latest: with the newest TRL alone)
 #   make check        formatting, lint, types, and who imports what
 #   make docs         the documentation, built strictly into site/
 #   make bench        speed against the peers, on the CPU (make bench-gpu: on one GPU)
@@ -17,6 +17,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PPO_PEER := .venv-trl-ppo
+VERL := .venv-verl
 
 .DEFAULT_GOAL := help
 .PHONY: help venv quickstart test test-engines check format docs bench bench-gpu clean
@@ -35,6 +36,7 @@ test: $(VENV)/.installed-dev
 # TRL=latest: in an environment of its own, with a TRL that the adapter may refuse otherwise.
 ENGINE_TESTS := tests/engines tests/policy/test_estimators.py tests/policy/test_estimator_bias.py
 NEWEST_TRL := .venv-trl-latest/bin/python
+VERL_TESTS := $(wildcard tests/engines/test_verl_*.py)
 ifeq ($(TRL),latest)
 test-engines: | $(VENV)/bin/python
 	test -x $(NEWEST_TRL) || $(BIN)/python -m venv .venv-trl-latest
@@ -42,8 +44,9 @@ test-engines: | $(VENV)/bin/python
 	$(NEWEST_TRL) -m pip install --quiet --disable-pip-version-check --upgrade trl
 	TOKENCREDIT_ANY_VERSION=1 $(NEWEST_TRL) -m pytest $(ENGINE_TESTS) $(PYTEST_ARGS)
 else
-test-engines: $(VENV)/.installed-dev
+test-engines: $(VENV)/.installed-dev $(VERL)/.installed
 	$(BIN)/python -m pytest $(ENGINE_TESTS) $(PYTEST_ARGS)
+	$(VERL)/bin/python -m pytest $(VERL_TESTS) $(PYTEST_ARGS)
 endif
 
 check: $(VENV)/.installed-dev
@@ -75,7 +78,7 @@ bench-gpu: $(VENV)/.installed-dev $(PPO_PEER)/.installed
 	$(BIN)/python benchmarks/grpo.py --device cuda --size 1b
 
 clean:
-	rm -rf $(VENV) $(PPO_PEER) build dist site src/*.egg-info
+	rm -rf $(VENV) $(PPO_PEER) $(VERL) build dist site src/*.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -101,4 +104,10 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 $(PPO_PEER)/.installed: benchmarks/requirements-trl-ppo.txt | $(VENV)/bin/python
 	$(BIN)/python -m venv $(PPO_PEER)
 	$(PPO_PEER)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+$(VERL)/.installed: tests/engines/requirements-verl.txt pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m venv $(VERL)
+	$(VERL)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $< \
+		--editable .
 	@touch $@

@@ -31,6 +31,8 @@ def test_examples(name):
         pytest.importorskip("fastapi", reason="FastAPI is an extra")
     if ".trl_" in name:
         pytest.importorskip("trl", reason="TRL is an extra")
+    if ".verl_" in name:
+        pytest.importorskip("verl", reason="verl is an extra")
     module = importlib.import_module(name)
     runner = doctest.DocTestRunner(verbose=False)
     report: list[str] = []

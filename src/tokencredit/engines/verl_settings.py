@@ -1,0 +1,121 @@
+"""What verl's configuration says to the reward manager, and what it may not say."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, fields
+from typing import Any, get_args
+
+from tokencredit.errors import ConfigError
+from tokencredit.recipes.reward_texts import Template
+from tokencredit.recipes.token_scorer import require_credit_name
+
+VERLS_OWN_LOOPS = ("single_turn_agent", "tool_agent")
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """What stands under `reward.reward_kwargs`.
+
+    Attributes:
+        reward_model: a sequence-classification model, folder or Hub id.
+        credit: "terminal", "uniform", "attention" or "prefix-difference".
+        credit_beta: the share of a score that "attention" spreads.
+        attention_layer: layer that "attention" reads; -1 is the last.
+        template: "chat" renders the messages of the data with the reward model's chat template,
+            "plain" gives it the policy's text, "auto" is "chat" where there is such a template.
+        dtype: of the reward model's weights.
+        device: where it lies; "auto" is the GPU if the process sees one.
+        micro_batch_size: responses per forward pass.
+        outcome_weight: of verl's own score (the custom reward function, or verl's rules for the
+            data source), paid on the last token besides; 0 does not ask for it.
+    """
+
+    reward_model: str
+    credit: str = "prefix-difference"
+    credit_beta: float = 1.0
+    attention_layer: int = -1
+    template: Template = "auto"
+    dtype: str = "float32"
+    device: str = "auto"
+    micro_batch_size: int = 16
+    outcome_weight: float = 0.0
+
+
+def reward_settings(given: Mapping[str, Any]) -> RewardSettings:
+    """The settings, checked.
+
+    Raises:
+        ConfigError: a name is unknown or missing, or a value cannot be.
+    """
+    known = {field.name: field for field in fields(RewardSettings)}
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(
+                f"reward.reward_kwargs has {name!r}; expected names out of {', '.join(known)}{hint}"
+            )
+    for name, field in known.items():
+        if field.default is MISSING and given.get(name) is None:
+            raise ConfigError(
+                f"reward.reward_kwargs.{name} is missing; expected a folder or Hub id"
+            )
+    values = {str(name): _of_its_type(str(name), value, known) for name, value in given.items()}
+    template = values.get("template", "auto")
+    if template not in get_args(Template):
+        raise ConfigError(
+            f"reward.reward_kwargs.template is {template!r}; expected 'auto', 'plain' or 'chat'"
+        )
+    settings = RewardSettings(**values)
+    require_credit_name(settings.credit)
+    if settings.micro_batch_size < 1:
+        raise ConfigError(
+            f"reward.reward_kwargs.micro_batch_size is {settings.micro_batch_size}; expected at "
+            "least 1"
+        )
+    return settings
+
+
+def _of_its_type(name: str, value: Any, known: Mapping[str, Field[Any]]) -> Any:
+    """As the default is: text, a whole number, or a number."""
+    default = known[name].default
+    wanted = str if default is MISSING else type(default)
+    if wanted is float and type(value) is int:
+        return float(value)
+    if type(value) is not wanted:
+        raise ConfigError(
+            f"reward.reward_kwargs.{name} is {value!r}, of type {type(value).__name__}; expected "
+            f"{wanted.__name__}"
+        )
+    return value
+
+
+def require_token_path(config: Any) -> None:
+    """Stop where verl would sum the token scores or never ask for them.
+
+    Raises:
+        ConfigError: the agent loop is verl's own, the trainer the old one, or a reward model server
+            runs and no custom reward function is named.
+    """
+    served = config.reward.reward_model
+    if served.enable and config.reward.custom_reward_function.path is None:
+        raise ConfigError(
+            "reward.reward_model.enable is true and reward.custom_reward_function.path is not set: "
+            "verl asks its own server for one number per response and never asks this manager; "
+            "expected enable false, or path pkg://tokencredit.engines.verl_rewards and name "
+            "no_outcome"
+        )
+    if served.enable and not served.enable_resource_pool:
+        return
+    loop = config.actor_rollout_ref.rollout.agent.default_agent_loop
+    if loop in VERLS_OWN_LOOPS:
+        raise ConfigError(
+            f"actor_rollout_ref.rollout.agent.default_agent_loop is {loop!r}, which pays the sum "
+            "on the last token; expected 'tokencredit_single_turn' or 'tokencredit_tool', which "
+            "agent_loop_config_path names, or a loop of your own that ends in token_scored"
+        )
+    if not config.trainer.get("use_v1", True):
+        raise ConfigError(
+            "trainer.use_v1 is false: verl's old trainer takes one number per response from an "
+            "agent loop; expected true"
+        )

@@ -1,0 +1,99 @@
+"""What verl's configuration may and may not say, and that the examples are such."""
+
+import asyncio
+
+import pytest
+
+pytest.importorskip("verl", reason="verl is installed by make test-engines alone")
+
+from omegaconf import OmegaConf
+from verl.experimental.reward_loop import RewardLoopWorker
+from verl.trainer.ppo.reward import resolve_reward_manager_cls
+from verl.utils.config import validate_config
+from verl_rollouts import rollout
+
+from tokencredit.engines.verl_agent_loops import (
+    TokenCreditSingleTurnAgentLoop,
+    TokenCreditToolAgentLoop,
+)
+from tokencredit.engines.verl_responses import ScoreWithTokens
+from tokencredit.engines.verl_rewards import TokenCreditRewardManager, no_outcome
+from tokencredit.engines.verl_settings import reward_settings
+from tokencredit.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", ["one_node", "several_nodes"])
+def test_the_examples_are_configurations_of_verl(name, verl_configs):
+    verl_config = verl_configs[name]
+    validate_config(verl_config, use_reference_policy=True, use_critic=False)
+    assert resolve_reward_manager_cls(verl_config) is TokenCreditRewardManager
+    assert verl_config.trainer.use_v1
+    assert (
+        verl_config.trainer.nnodes
+        == verl_config.reward.num_workers
+        == (1 if name == "one_node" else 4)
+    )
+    loops = OmegaConf.load(verl_config.actor_rollout_ref.rollout.agent.agent_loop_config_path)
+    expected = {
+        "tokencredit_single_turn": TokenCreditSingleTurnAgentLoop,
+        "tokencredit_tool": TokenCreditToolAgentLoop,
+    }
+    assert verl_config.actor_rollout_ref.rollout.agent.default_agent_loop in expected
+    for loop in loops:
+        module, _, attribute = loop._target_.rpartition(".")
+        assert module == expected[loop.name].__module__
+        assert attribute == expected[loop.name].__name__
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"reward_model": "m", "kredit": "uniform"}, "has 'kredit'.*did you mean 'credit'"),
+        ({"credit": "uniform"}, "reward_model is missing"),
+        ({"reward_model": "m", "credit": "all"}, "credit is 'all'"),
+        ({"reward_model": "m", "template": "x"}, "template is 'x'"),
+        ({"reward_model": "m", "micro_batch_size": 0}, "micro_batch_size is 0"),
+        ({"reward_model": "m", "micro_batch_size": "2"}, "'2', of type str; expected int"),
+        ({"reward_model": 3}, "reward_model is 3, of type int; expected str"),
+    ],
+)
+def test_settings_that_cannot_be(given, message):
+    with pytest.raises(ConfigError, match=message):
+        reward_settings(given)
+
+
+def test_a_whole_number_is_a_number():
+    settings = reward_settings({"reward_model": "m", "outcome_weight": 2})
+    assert type(settings.outcome_weight) is float
+    assert settings.credit == "prefix-difference"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"actor_rollout_ref.rollout.agent.default_agent_loop": "single_turn_agent"},
+            "default_agent_loop is 'single_turn_agent'",
+        ),
+        ({"trainer.use_v1": False}, "use_v1 is false"),
+    ],
+)
+def test_configurations_that_lose_the_credit(changes, message, verl_config):
+    for name, value in changes.items():
+        OmegaConf.update(verl_config, name, value)
+    with pytest.raises(ConfigError, match=message):
+        RewardLoopWorker(verl_config)
+
+
+def test_a_reward_model_server_needs_a_custom_function(verl_config):
+    verl_config.reward.reward_model.enable = True
+    verl_config.reward.reward_model.model_path = verl_config.reward.reward_kwargs.reward_model
+    verl_config.actor_rollout_ref.rollout.agent.default_agent_loop = "single_turn_agent"
+    with pytest.raises(ConfigError, match="never asks this manager"):
+        RewardLoopWorker(verl_config)
+    verl_config.reward.custom_reward_function.path = "pkg://tokencredit.engines.verl_rewards"
+    verl_config.reward.custom_reward_function.name = "no_outcome"
+    worker = RewardLoopWorker(verl_config)
+    (result,) = asyncio.run(worker.compute_score_batch(rollout(worker.input_tokenizer)[:1]))
+    assert isinstance(result["reward_score"], ScoreWithTokens)
+    assert no_outcome(anything=1) == 0.0
