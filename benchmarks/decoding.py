@@ -208,6 +208,7 @@ def main() -> None:
     parser.add_argument("--size", default="small", choices=SIZES)
     parser.add_argument("--new-tokens", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--long-prompt", type=int, default=1024, help="with k = 40; 0 for none")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--peer-repeats", type=int, default=1, help="of the slow published loops")
     parser.add_argument("--threads", type=int, default=None)
@@ -224,7 +225,8 @@ def main() -> None:
     for batch in (size for size in arguments.batch_sizes if size > 1):
         rows += measured(arguments, 32, 64, batch, 10, every)
     long = ["unguided", "k cached rows", "packed", "rows", "shared trunk", "vocabulary head"]
-    rows += measured(arguments, 1024, 32, 1, 40, long)
+    if arguments.long_prompt:
+        rows += measured(arguments, arguments.long_prompt, 32, 1, 40, long)
     print(
         f"{arguments.size} Llama twice, {arguments.dtype} on {arguments.device}, "
         f"{arguments.clock} time, medians of {arguments.repeats} (published loops "
