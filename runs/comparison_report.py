@@ -43,9 +43,9 @@ METHODS = {
 SETS = ("sst", "dynasent", "toxic", "mqm")
 
 
-def imdb_cells() -> dict[str, str]:
+def imdb_cells(lengths: tuple[int, int]) -> dict[str, str]:
     """At the KL target: score of the last 20 steps by the held-out model, share of the steps."""
-    curves = curves_at(DOCS / "imdb", (8, 16), most_kl=NEAR_TARGET, logprobs_of="sampled")
+    curves = curves_at(DOCS / "imdb", lengths, most_kl=NEAR_TARGET, logprobs_of="sampled")
     terminal = averaged(curves["terminal"][1])
     level = max(running_means(terminal, WINDOW))
     own = first_step_at(terminal, level)
@@ -83,25 +83,27 @@ def agreement_cells() -> dict[str, list[str]]:
 
 
 def main() -> None:
-    imdb, toy, agreement = imdb_cells(), learning_cells("toy"), agreement_cells()
+    short, middle = imdb_cells((8, 16)), imdb_cells((40, 60))
+    toy, agreement = learning_cells("toy"), agreement_cells()
     hh = learning_cells("hh")
     lines = [
-        "| method | built-in task | seeds | IMDb, KL near its target | seeds "
+        "| method | built-in task | seeds | IMDb, 8-16 tokens | seeds | IMDb, 40-60 tokens | seeds "
         + ("| HH | seeds " if hh else "")
         + "| SST | DynaSent | toxic | MQM |",
-        "|---|" + "---:|" * (10 if hh else 8),
+        "|---|" + "---:|" * (12 if hh else 10),
     ]
     for title, (in_imdb, in_learning, in_agreement) in METHODS.items():
         cells = [
             title,
             toy.get(in_learning or "", "- | -"),
-            imdb.get(in_imdb or "", "- | -"),
+            short.get(in_imdb or "", "- | -"),
+            middle.get(in_imdb or "", "- | -"),
             *([hh.get(in_learning or "", "- | -")] if hh else []),
             *agreement.get(in_agreement or "", ["-"] * len(SETS)),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     for title in ("word length", "people, one against others"):
-        empty = ["- | -"] * (3 if hh else 2)
+        empty = ["- | -"] * (4 if hh else 3)
         lines.append("| " + " | ".join([f"*{title}*", *empty, *agreement[title]]) + " |")
     template = (Path(__file__).parent / "comparison_report.md").read_text()
     write_atomically(DOCS / "comparison.md", template.format(table="\n".join(lines)))
