@@ -3,8 +3,8 @@
 #
 #   runs/decoding_results.sh imdb hh
 #
-# IMDb needs the models of runs/imdb_headline.sh; those of HH are trained by runs/hh_models.sh. Whatever is done
-# already is skipped, and docs/results/decoding.md is written anew at the end.
+# IMDb needs the models of runs/imdb_headline.sh; those of HH are trained by runs/hh_models.sh. What
+# is done already is skipped, and docs/results/decoding.md is written anew at the end.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -27,12 +27,13 @@ imdb_models() {
     --append_eos false --seed 0
 }
 
-# A model over the whole vocabulary (CD-FUDGE), from the same half as the guiding reward model.
-vocabulary_model() { # task, its data, more settings
-  local task=$1 data=$2
-  shift 2
-  trained "output/$task/vocabulary" train-vocabulary-reward --data "output/$task/$data" \
-    --objective cd-fudge --model "output/$task/language-model" --learning_rate 3e-4 --seed 0 "$@"
+# A model over the whole vocabulary, from the same half as the guiding reward model.
+vocabulary_model() { # task, objective, its data, more settings
+  local task=$1 objective=$2 data=$3
+  shift 3
+  trained "output/$task/$objective" train-vocabulary-reward --data "output/$task/$data" \
+    --objective "$objective" --model "output/$task/language-model" --learning_rate 3e-4 --seed 0 \
+    "$@"
 }
 
 responses() { # task, name of the run, method, more settings
@@ -47,7 +48,7 @@ responses() { # task, name of the run, method, more settings
 }
 
 methods() { # task, target of CARDS
-  local task=$1 target=$2 last="output/$1/reward-model-last" vocabulary="output/$1/vocabulary"
+  local task=$1 target=$2 last="output/$1/reward-model-last"
   responses "$task" unguided unguided
   responses "$task" "PPO, prefix differences" unguided --policy "output/$task/ppo/policy"
   for n in 2 4 10 30; do responses "$task" "best-of-n $n" best-of-n --n $n; done
@@ -63,12 +64,26 @@ methods() { # task, target of CARDS
       --reward_model "$last"
     responses "$task" "args-greedy $beta" args-greedy --guidance_beta $beta --reward_model "$last"
     responses "$task" "pargs-greedy $beta" pargs-greedy --guidance_beta $beta
-    responses "$task" "cd $beta" cd --guidance_beta $beta --reward_model "$vocabulary"
+    responses "$task" "cd $beta" cd --guidance_beta $beta --reward_model "output/$task/cd-fudge"
   done
   responses "$task" "chunk-beam 4 of 8 tokens" chunk-beam --n 4 --chunk_tokens 8
   responses "$task" "chunk-beam 10 of 8 tokens" chunk-beam --n 10 --chunk_tokens 8
   responses "$task" "speculative-rejection 10" speculative-rejection --n 10 --chunk_tokens 8
   responses "$task" "cards $target" cards --target_reward "$target"
+}
+
+# Models that learn from pairs alone.
+methods_of_pairs() { # task
+  local task=$1 implicit
+  implicit=(--implicit_model "output/$task/dpo")
+  for beta in 0.5 1 4; do
+    responses "$task" "farma $beta" farma --guidance_beta $beta \
+      --reward_model "output/$task/farma"
+    responses "$task" "genarm $beta" genarm --guidance_beta $beta \
+      --reward_model "output/$task/genarm"
+  done
+  responses "$task" "tree-bon 8" tree-bon --n 8 "${implicit[@]}"
+  responses "$task" "implicit-beam 5" implicit-beam "${implicit[@]}"
 }
 
 ppo() { # task, more settings
@@ -85,7 +100,7 @@ ppo() { # task, more settings
 imdb() {
   limits=(--prompt_tokens 8 --min_new_tokens 48 --max_new_tokens 48)
   imdb_models
-  vocabulary_model imdb labels-first.jsonl --rating_column label --max_length 128 \
+  vocabulary_model imdb cd-fudge labels-first.jsonl --rating_column label --max_length 128 \
     --append_eos false --limit 5000
   ppo imdb --prompt_tokens '[2, 8]' --min_new_tokens 48 --max_new_tokens 48 \
     --response_lengths uniform
@@ -95,9 +110,14 @@ imdb() {
 hh() {
   limits=(--max_new_tokens 64)
   runs/hh_models.sh
-  vocabulary_model hh pairs-first.jsonl --unusable drop --max_length 256
+  for objective in cd-fudge farma genarm; do
+    vocabulary_model hh $objective pairs-first.jsonl --unusable drop --max_length 256
+  done
+  trained output/hh/dpo train-implicit-reward --data output/hh/pairs-first.jsonl --unusable drop \
+    --model output/hh/language-model --max_length 256 --epochs 1 --learning_rate 3e-4 --seed 0
   ppo hh --max_new_tokens 64
   methods hh 1
+  methods_of_pairs hh
 }
 
 for task in "$@"; do

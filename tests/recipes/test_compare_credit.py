@@ -15,9 +15,10 @@ from tokencredit.preference.hf_marked_texts import load_marked_texts
 from tokencredit.recipes import compare_credit as recipe
 from tokencredit.recipes import compare_report
 from tokencredit.recipes.compare_agreement import PEOPLE
-from tokencredit.recipes.compare_config import METHODS, CompareCreditConfig
+from tokencredit.recipes.compare_config import CompareCreditConfig
 from tokencredit.recipes.compare_credit import compare_credit, compared
 from tokencredit.recipes.score_tokens import ScoreTokensConfig, score_tokens
+from tokencredit.recipes.text_credit import TEXT_CREDITS
 
 ROWS = [
     {"text": "a very good film", "annotators": [[[2, 11]], [[7, 11]]], "label": 1},
@@ -71,7 +72,7 @@ def everything(tmp_path_factory):
                 reward_model=str(folder / "model"),
                 marked=save_rows(folder / "marked.jsonl", ROWS),
                 output=str(folder / "out"),
-                methods=METHODS,
+                methods=TEXT_CREDITS,
                 attention_layers=(0, -1),
                 gradient_steps=2,
                 shapley_samples=2,
@@ -98,7 +99,7 @@ def words_of_method(folder, name):
 def test_every_method_and_baseline_has_its_row(everything):
     rows = table(everything)
     attention = ["attention, layer 0", "attention, layer -1", "attention, mean of layers"]
-    credit = [name for name in METHODS if name != "attention"] + attention
+    credit = [name for name in TEXT_CREDITS if name != "attention"] + attention
     assert set(rows) == {*credit, *BASELINES, "naive Bayes", "lexicon mine", PEOPLE}
     for name in set(rows) - {PEOPLE}:
         assert rows[name]["documents"] == 3

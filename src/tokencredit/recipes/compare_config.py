@@ -1,24 +1,12 @@
 """The settings of `tokencredit compare-credit`, and which of them contradict each other."""
 
-import difflib
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from tokencredit.errors import ConfigError
 from tokencredit.recipes.reward_texts import Template
+from tokencredit.recipes.text_credit import TEXT_CREDITS, TextCredit, require_text_credit
 
-Method = Literal[
-    "terminal",
-    "uniform",
-    "attention",
-    "prefix-difference",
-    "smoothed-prefix-difference",
-    "gradient-times-input",
-    "integrated-gradients",
-    "leave-one-out",
-    "shapley",
-]
-METHODS: tuple[Method, ...] = get_args(Method)
 MarkDirection = Literal["label", "high", "low", "magnitude"]
 
 
@@ -70,7 +58,7 @@ class CompareCreditConfig:
     split: str = "train"
     limit: int | None = None
     direction: MarkDirection = "label"
-    methods: tuple[Method, ...] = METHODS[:-1]
+    methods: tuple[TextCredit, ...] = TEXT_CREDITS[:-1]
     attention_layers: tuple[int, ...] = (-1,)
     smoothing_decay: float = 0.5
     gradient_steps: int = 16
@@ -95,7 +83,7 @@ class CompareCreditConfig:
 
     def __post_init__(self) -> None:
         for method in self.methods:
-            _require_method(method)
+            require_text_credit(method, setting="one of methods")
         if len(set(self.methods)) < len(self.methods):
             raise ConfigError(f"methods are {self.methods}; expected each of them once")
         if "attention" in self.methods and not self.attention_layers:
@@ -121,12 +109,3 @@ _LEAST = {
     "heatmaps": 0,
     "batch_size": 1,
 }
-
-
-def _require_method(name: str) -> None:
-    if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(
-            f"methods hold {name!r}; expected some of {', '.join(map(repr, METHODS))}{hint}"
-        )

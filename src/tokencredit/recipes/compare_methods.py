@@ -5,28 +5,18 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from tokencredit.credit.gradients import gradient_times_input_credit, integrated_gradients_credit
-from tokencredit.credit.perturbation import leave_one_out_credit, shapley_credit
-from tokencredit.credit.prefix_potentials import smoothed_prefix_scores
-from tokencredit.errors import ModelError
 from tokencredit.hf_loading import context_length
 from tokencredit.preference.marked_texts import MarkedText
 from tokencredit.recipes.compare_config import CompareCreditConfig
 from tokencredit.recipes.compare_scores import EncodedWords, Scorer, encoded_words
 from tokencredit.recipes.reward_texts import reads_eos
+from tokencredit.recipes.text_credit import ONE_PASS, text_credit
 from tokencredit.recipes.token_scorer import credited
-from tokencredit.reward_model.hf_backbone import ResponseScores, score_responses
-from tokencredit.reward_model.hf_perturbed import (
-    response_embeddings,
-    score_of_embeddings,
-    scores_without_tokens,
-)
-
-_SMOOTHED = "smoothed-prefix-difference"
+from tokencredit.reward_model.hf_backbone import score_responses
 
 
 @dataclass(frozen=True)
@@ -70,25 +60,19 @@ def reward_model_passes(
         model: the reward model.
         tokenizer: its tokenizer.
     """
-    named: dict[str, Scorer] = {
-        "gradient-times-input": partial(_gradient, model),
-        "integrated-gradients": partial(_integrated, model, steps=config.gradient_steps),
-        "leave-one-out": partial(_left_out, model, batch_size=config.batch_size),
-        "shapley": partial(_shapley, model, config=config),
-    }
     cheap = _names_of_scored(config)
     passes = [Pass(cheap, partial(_scored, model, config=config), model, tokenizer)]
     passes += [
-        Pass((name,), scorer, model, tokenizer)
-        for name, scorer in named.items()
-        if name in config.methods
+        Pass((name,), partial(_asked_again, model, name=name, config=config), model, tokenizer)
+        for name in config.methods
+        if name not in ONE_PASS
     ]
     return passes if cheap else passes[1:]
 
 
 def _names_of_scored(config: CompareCreditConfig) -> tuple[str, ...]:
     """Names of the rows that need nothing but forward passes over the whole texts."""
-    rows = {name: [name] for name in ("terminal", "uniform", "prefix-difference", _SMOOTHED)}
+    rows = {name: [name] for name in ONE_PASS}
     rows["attention"] = _attention_names(config)
     return tuple(row for method in config.methods for row in rows.get(method, []))
 
@@ -119,85 +103,32 @@ def _scored(
             spread = [credited(name, scores, mask) for scores in by_layer]
             spread.append(torch.stack(spread).mean(0))
             found |= dict(zip(_attention_names(config), spread, strict=False))
-        elif name == _SMOOTHED:
-            found[name] = _smoothed(by_layer[0], mask, decay=config.smoothing_decay)
-        elif name in ("terminal", "uniform", "prefix-difference"):
-            found[name] = credited(name, by_layer[0], mask)
+        elif name in ONE_PASS:
+            found[name] = text_credit(
+                name,
+                model,
+                batch.encoded.batch,
+                by_layer[0],
+                credit_decay=config.smoothing_decay,
+            )
     return found
 
 
-def _smoothed(
-    scores: ResponseScores, mask: Bool[Tensor, "batch time"], *, decay: float
-) -> Float[Tensor, "batch time"]:
-    if scores.prefix_scores is None:
-        raise ModelError(
-            f"method {_SMOOTHED!r} of a reward model that reads in both directions; expected a "
-            "causal one, which scores prefixes: leave it out of methods"
-        )
-    potentials = smoothed_prefix_scores(scores.prefix_scores, mask, decay=decay)
-    smoothed = ResponseScores(scores.sequence_scores, potentials, None)
-    return credited("prefix-difference", smoothed, mask)
-
-
-def _gradient(model: nn.Module, batch: EncodedWords) -> dict[str, Float[Tensor, "batch time"]]:
-    responses = batch.encoded.batch
-    score = score_of_embeddings(model, responses, attention_mask=batch.encoded.attention_mask)
-    embeddings = response_embeddings(model, responses)
-    return {
-        "gradient-times-input": gradient_times_input_credit(
-            score, embeddings, responses.response_mask
-        )
-    }
-
-
-def _integrated(
-    model: nn.Module, batch: EncodedWords, *, steps: int
+def _asked_again(
+    model: nn.Module, batch: EncodedWords, *, name: str, config: CompareCreditConfig
 ) -> dict[str, Float[Tensor, "batch time"]]:
-    """From the mean embedding of the vocabulary: no token, but as long as one."""
+    """Methods that need more than the scores of the whole texts."""
     responses = batch.encoded.batch
-    embeddings = response_embeddings(model, responses)
-    table = model.get_input_embeddings().weight.detach()  # type: ignore[operator]
-    return {
-        "integrated-gradients": integrated_gradients_credit(
-            score_of_embeddings(model, responses, attention_mask=batch.encoded.attention_mask),
-            embeddings,
-            table.mean(0).expand_as(embeddings),
-            responses.response_mask,
-            steps=steps,
-        )
-    }
-
-
-def _left_out(
-    model: nn.Module, batch: EncodedWords, *, batch_size: int
-) -> dict[str, Float[Tensor, "batch time"]]:
-    responses = batch.encoded.batch
-    scores = scores_without_tokens(
+    credit = text_credit(
+        name,
         model,
         responses,
+        None,
         attention_mask=batch.encoded.attention_mask,
-        micro_batch_size=4 * batch_size,
-    )
-    words = batch.token_words.to(responses.response_mask.device)
-    credit = leave_one_out_credit(scores, responses.response_mask, segment_ids=words)
-    return {"leave-one-out": credit}
-
-
-def _shapley(
-    model: nn.Module, batch: EncodedWords, *, config: CompareCreditConfig
-) -> dict[str, Float[Tensor, "batch time"]]:
-    responses = batch.encoded.batch
-    scores = scores_without_tokens(
-        model,
-        responses,
-        attention_mask=batch.encoded.attention_mask,
+        segment_ids=batch.token_words.to(responses.response_mask.device),
+        gradient_steps=config.gradient_steps,
+        shapley_samples=config.shapley_samples,
+        seed=config.seed,
         micro_batch_size=4 * config.batch_size,
     )
-    credit = shapley_credit(
-        scores,
-        responses.response_mask,
-        samples=config.shapley_samples,
-        generator=torch.Generator().manual_seed(config.seed),
-        segment_ids=batch.token_words.to(responses.response_mask.device),
-    )
-    return {"shapley": credit}
+    return {name: credit}

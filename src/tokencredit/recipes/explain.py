@@ -2,7 +2,8 @@
 
     tokencredit explain --reward_model my/model --prompt "How was it?" --response " A good film."
 
-One forward pass serves every credit method.
+One forward pass serves every credit method but those that ask the reward model again and again:
+gradients, leave-one-out and Shapley values.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from tokencredit.recipes.reward_texts import (
 )
 from tokencredit.recipes.run_folder import write_atomically
 from tokencredit.recipes.supervised import quiet_transformers
-from tokencredit.recipes.token_scorer import CreditName, credited, require_credit_name
+from tokencredit.recipes.text_credit import TextCredit, require_text_credit, text_credit
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class ExplainConfig:
         output: file that ends in .html or .png; None prints to the terminal.
         credit_beta: share of the score that `attention` spreads; the rest stays on the last token.
         attention_layer: layer that `attention` reads; -1 is the last.
+        credit_decay: share of the potential that `smoothed-prefix-difference` keeps per token.
+        gradient_steps: gradients of `integrated-gradients`.
+        shapley_samples: orders of the tokens that `shapley` tries out; even.
+        seed: of these orders.
         template: `chat` renders with the reward model's chat template, the prompt as a message of
             the user; `plain` joins prompt and response; `auto` is `chat` where the reward model
             has a chat template and there is a prompt.
@@ -53,10 +58,14 @@ class ExplainConfig:
     reward_model: str
     response: str
     prompt: str = ""
-    credit_methods: tuple[CreditName, ...] = ("attention", "prefix-difference")
+    credit_methods: tuple[TextCredit, ...] = ("attention", "prefix-difference")
     output: str | None = None
     credit_beta: float = 0.8
     attention_layer: int = -1
+    credit_decay: float = 0.5
+    gradient_steps: int = 16
+    shapley_samples: int = 20
+    seed: int = 0
     template: Template = "auto"
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     attn_implementation: str | None = None
@@ -66,7 +75,7 @@ class ExplainConfig:
 
     def __post_init__(self) -> None:
         for name in self.credit_methods:
-            require_credit_name(name)
+            require_text_credit(name, setting="one of credit_methods")
         if not self.credit_methods:
             raise ConfigError("credit_methods is empty; expected at least one")
         if self.output is not None and Path(self.output).suffix not in (".html", ".png"):
@@ -152,9 +161,20 @@ def _explained(config: ExplainConfig) -> _Explanation:
         attention_layer=config.attention_layer if "attention" in config.credit_methods else None,
     )
     (names,), (spans,) = token_texts(tokenizer, encoded, [config.response]), encoded.response_spans
-    mask, paid = encoded.batch.response_mask, {}
+    paid = {}
     for method in config.credit_methods:
-        token_scores = credited(method, scores, mask, credit_beta=config.credit_beta)
+        token_scores = text_credit(
+            method,
+            model,
+            encoded.batch,
+            scores,
+            attention_mask=encoded.attention_mask,
+            credit_beta=config.credit_beta,
+            credit_decay=config.credit_decay,
+            gradient_steps=config.gradient_steps,
+            shapley_samples=config.shapley_samples,
+            seed=config.seed,
+        )
         paid[method] = token_scores[0, : len(spans)].tolist()
     pieces, groups = text_pieces(config.response, spans, names)
     return _Explanation(

@@ -2,7 +2,8 @@
 
     tokencredit score-tokens --reward_model my/model --data answers.jsonl --output scores.jsonl
 
-Tokens are the reward model's own. About as fast as plain scoring: one forward pass per response.
+Tokens are the reward model's own. About as fast as plain scoring, by the methods that need one
+forward pass per response.
 """
 
 import json
@@ -30,9 +31,15 @@ from tokencredit.recipes.reward_texts import (
     token_texts,
 )
 from tokencredit.recipes.supervised import quiet_transformers
-from tokencredit.recipes.token_scorer import CreditName, credited, require_credit_name
+from tokencredit.recipes.text_credit import (
+    ONE_PASS,
+    TextCredit,
+    require_text_credit,
+    text_credit,
+)
 
-# Forward passes per chunk of data: within a chunk, responses of like length go together.
+# Forward passes per chunk of data: within a chunk, responses of like length go together. What asks
+# the reward model again and again takes a chunk of one batch, which bounds its memory.
 _PASSES_PER_CHUNK = 16
 
 
@@ -49,9 +56,13 @@ class ScoreTokensConfig:
         response_column: of the responses.
         text_column: score the texts of this column, which have no prompt, instead.
         limit: use only this many first rows; None uses all.
-        credit: how a score becomes token scores.
+        credit: how a score becomes token scores. Gradients, `leave-one-out` and `shapley` ask the
+            reward model many times per response.
         credit_beta: share of the score that `attention` spreads; the rest stays on the last token.
         attention_layer: layer that `attention` reads; -1 is the last.
+        credit_decay: share of the potential that `smoothed-prefix-difference` keeps per token.
+        gradient_steps: gradients per response of `integrated-gradients`.
+        shapley_samples: orders of the tokens of a response that `shapley` tries out; even.
         template: `chat` renders with the reward model's chat template, a plain prompt as one
             message of the user; `plain` joins prompt and response; `auto` is `chat` where the
             reward model has a chat template and the data are not texts alone.
@@ -60,6 +71,7 @@ class ScoreTokensConfig:
         attn_implementation: of transformers; None for its default.
         device: to compute on; None for the CPU.
         pad_token: token to pad with, where the tokenizer names none.
+        seed: of the orders of `shapley`.
         trust_remote_code: run code that comes with the model; off unless you trust its author.
         progress: show a progress bar.
     """
@@ -72,20 +84,24 @@ class ScoreTokensConfig:
     response_column: str = "response"
     text_column: str | None = None
     limit: int | None = None
-    credit: CreditName = "prefix-difference"
+    credit: TextCredit = "prefix-difference"
     credit_beta: float = 0.8
     attention_layer: int = -1
+    credit_decay: float = 0.5
+    gradient_steps: int = 16
+    shapley_samples: int = 20
     template: Template = "auto"
     batch_size: int = 16
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     attn_implementation: str | None = None
     device: str | None = None
     pad_token: str | None = None
+    seed: int = 0
     trust_remote_code: bool = False
     progress: bool = True
 
     def __post_init__(self) -> None:
-        require_credit_name(self.credit)
+        require_text_credit(self.credit)
         if self.batch_size < 1:
             raise ConfigError(f"batch_size is {self.batch_size}; expected at least 1")
         if self.output is not None and Path(self.output).suffix != ".jsonl":
@@ -185,7 +201,7 @@ def _scored(
     tokenizer: PreTrainedTokenizerBase,
     rows: list[PromptedResponse],
 ) -> Iterator[ScoredResponse]:
-    size = config.batch_size * _PASSES_PER_CHUNK
+    size = config.batch_size * (_PASSES_PER_CHUNK if config.credit in ONE_PASS else 1)
     for first in range(0, len(rows), size):
         chunk = rows[first : first + size]
         try:
@@ -213,8 +229,18 @@ def _scored_chunk(
         attention_layer=config.attention_layer if config.credit == "attention" else None,
         micro_batch_size=config.batch_size,
     )
-    token_scores = credited(
-        config.credit, scores, encoded.batch.response_mask, credit_beta=config.credit_beta
+    token_scores = text_credit(
+        config.credit,
+        model,
+        encoded.batch,
+        scores,
+        attention_mask=encoded.attention_mask,
+        credit_beta=config.credit_beta,
+        credit_decay=config.credit_decay,
+        gradient_steps=config.gradient_steps,
+        shapley_samples=config.shapley_samples,
+        seed=config.seed,
+        micro_batch_size=config.batch_size,
     )
     for row, tokens, spans, score, paid in zip(
         rows,
