@@ -3,6 +3,7 @@
 #
 #   runs/credit_learning.sh toy       the built-in task
 #   runs/credit_learning.sh toy-all   the same by fourteen methods
+#   runs/credit_learning.sh toy-training   the same by prefix differences of six reward models
 #   runs/credit_learning.sh hh        dialogues of Anthropic's HH
 #
 # IMDb has a study of its own, runs/imdb_headline.sh. What is done already is skipped.
@@ -26,6 +27,32 @@ toy() {
 toy_all() {
   toy
   "$tokencredit" compare-learning --config runs/learning/toy-all.yaml
+}
+
+# One way of training the reward model each, from the same pairs.
+toy_training() {
+  local models=output/learning/toy-training-models data=output/quickstart/data
+  toy
+  mkdir -p "$models"
+  [ -f "$models/labels.jsonl" ] || "$python" runs/labelled_pairs.py "$data/pairs.jsonl" \
+    "$models/labels.jsonl"
+  reward_model last --prompt_column prompt --data "$data/pairs.jsonl" --positions last --epochs 3
+  reward_model pairs --prompt_column prompt --data "$data/pairs.jsonl" --positions pairs \
+    --prefix_step 4 --epochs 1
+  reward_model segments --prompt_column prompt --data "$data/pairs.jsonl" --positions segments \
+    --epochs 3
+  reward_model labels --data "$models/labels.jsonl" --objective classification --epochs 3
+  reward_model bootstrapped --data "$models/labels.jsonl" --objective classification \
+    --positions bootstrapped --epochs 3
+  "$tokencredit" compare-learning --config runs/learning/toy-training.yaml
+}
+
+reward_model() { # name, more settings; the rest as `tokencredit quickstart` trains its own
+  local output=output/learning/toy-training-models/$1
+  shift
+  [ -f "$output/config.json" ] || "$tokencredit" train-reward-model --output "$output" "$@" \
+    --model output/quickstart/language-model --append_eos false --max_length 96 --batch_size 16 \
+    --learning_rate 1e-3 --seed 0 --device cpu --progress false
 }
 
 hh() {

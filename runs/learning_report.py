@@ -18,6 +18,7 @@ DOCS = Path("docs/results/learning")
 TASKS = {
     "toy": "The built-in task, judged by its true reward",
     "toy-all": "The built-in task by fourteen methods, judged by its true reward",
+    "toy-training": "The built-in task by prefix differences of reward models trained in six ways",
     "hh": "HH dialogues, judged by a reward model that no policy saw",
 }
 
@@ -51,7 +52,7 @@ def section(task: str, title: str) -> list[str]:
         f"    runs/credit_learning.sh {task}",
         "",
         f"{len(found['curves'])} finished runs, kept at commit {found['commit']}; settings in "
-        f"`runs/learning/{task}.yaml` and `runs/learning/{task}-ppo.yaml`.",
+        f"`runs/learning/{task}.yaml` and `runs/learning/{task.split('-')[0]}-ppo.yaml`.",
         "",
         *("| " + " | ".join(row) + " |" for row in rows),
         "",
