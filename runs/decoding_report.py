@@ -33,12 +33,18 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
     return statistics.mean(values), statistics.stdev(values) / len(values) ** 0.5
 
 
+def place(name: str) -> tuple[bool, str, float]:
+    """Where a run stands in the table: unguided first, each method by its number."""
+    family = name.rstrip("0123456789.")
+    return name != "unguided", family, float(name[len(family) :] or 0)
+
+
 def rows_of(task: str) -> list[Row]:
     """One row per finished run, unguided first."""
     unguided = read_jsonl(RUNS / task / "unguided" / "responses.jsonl")
     folders = sorted(folder.parent for folder in (RUNS / task).glob("*/metrics.json"))
     rows = []
-    for folder in sorted(folders, key=lambda folder: folder.name != "unguided"):
+    for folder in sorted(folders, key=lambda folder: place(folder.name)):
         responses = read_jsonl(folder / "responses.jsonl")
         wins = [
             (mine["held_out_score"] > plain["held_out_score"])

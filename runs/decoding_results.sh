@@ -58,6 +58,10 @@ methods() { # task, target of CARDS
     responses "$task" "pargs, whole-text model $beta" pargs --guidance_beta $beta \
       --reward_model "$last"
   done
+  # Ten candidates cut the distribution off, which has a price of its own.
+  for beta in 1 2 4; do
+    responses "$task" "pargs, 100 candidates $beta" pargs --guidance_beta $beta --top_k 100
+  done
   # ARGS as published: a reward model of whole responses, and temperature 0.7.
   for beta in 1 4; do
     responses "$task" "args-stochastic $beta" args-stochastic --guidance_beta $beta \
