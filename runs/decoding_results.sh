@@ -52,26 +52,27 @@ methods() { # task, target of CARDS
   responses "$task" unguided unguided
   responses "$task" "PPO, prefix differences" unguided --policy "output/$task/ppo/policy"
   for n in 2 4 10 30; do responses "$task" "best-of-n $n" best-of-n --n $n; done
-  for beta in 0 0.5 1 2 4 8; do
+  for beta in "${betas[@]}"; do
     responses "$task" "pargs $beta" pargs --guidance_beta $beta
     # The same rule with a reward model of whole responses: what prefix training brings.
     responses "$task" "pargs, whole-text model $beta" pargs --guidance_beta $beta \
       --reward_model "$last"
   done
   # Ten candidates cut the distribution off, which has a price of its own.
-  for beta in 1 2 4; do
+  for beta in "${wide[@]}"; do
     responses "$task" "pargs, 100 candidates $beta" pargs --guidance_beta $beta --top_k 100
   done
   # ARGS as published: a reward model of whole responses, and temperature 0.7.
-  for beta in 1 4; do
+  for beta in "${few[@]}"; do
     responses "$task" "args-stochastic $beta" args-stochastic --guidance_beta $beta \
       --reward_model "$last"
     responses "$task" "args-greedy $beta" args-greedy --guidance_beta $beta --reward_model "$last"
     responses "$task" "pargs-greedy $beta" pargs-greedy --guidance_beta $beta
     responses "$task" "cd $beta" cd --guidance_beta $beta --reward_model "output/$task/cd-fudge"
   done
-  responses "$task" "chunk-beam 4 of 8 tokens" chunk-beam --n 4 --chunk_tokens 8
-  responses "$task" "chunk-beam 10 of 8 tokens" chunk-beam --n 10 --chunk_tokens 8
+  for n in "${chunks[@]}"; do
+    responses "$task" "chunk-beam $n of 8 tokens" chunk-beam --n $n --chunk_tokens 8
+  done
   responses "$task" "speculative-rejection 10" speculative-rejection --n 10 --chunk_tokens 8
   responses "$task" "cards $target" cards --target_reward "$target"
 }
@@ -80,7 +81,7 @@ methods() { # task, target of CARDS
 methods_of_pairs() { # task
   local task=$1 implicit
   implicit=(--implicit_model "output/$task/dpo")
-  for beta in 0.5 1 4; do
+  for beta in "${few[@]}"; do
     responses "$task" "farma $beta" farma --guidance_beta $beta \
       --reward_model "output/$task/farma"
     responses "$task" "genarm $beta" genarm --guidance_beta $beta \
@@ -103,6 +104,7 @@ ppo() { # task, more settings
 
 imdb() {
   limits=(--prompt_tokens 8 --min_new_tokens 48 --max_new_tokens 48)
+  betas=(0 0.5 1 2 4 8) few=(1 4) wide=(1 2 4) chunks=(4 10)
   imdb_models
   vocabulary_model imdb cd-fudge labels-first.jsonl --rating_column label --max_length 128 \
     --append_eos false --limit 5000
@@ -113,6 +115,7 @@ imdb() {
 
 hh() {
   limits=(--max_new_tokens 64)
+  betas=(0 1 2 4) few=(1) wide=() chunks=(4)
   runs/hh_models.sh
   for objective in cd-fudge farma genarm; do
     vocabulary_model hh $objective pairs-first.jsonl --unusable drop --max_length 256
