@@ -4,6 +4,7 @@
 #   make test         every test, offline, on the CPU
 #   make test-engines the adapters to TRL and verl (TRL=latest: with the newest TRL alone)
 #   make check        formatting, lint, types, and who imports what
+#   make audit        what is installed against the known vulnerabilities (needs a network)
 #   make docs         the documentation, built strictly into site/
 #   make bench        speed against the peers, on the CPU (make bench-gpu: on one GPU)
 #   make clean        remove everything made here, but not your runs in output/
@@ -18,9 +19,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PPO_PEER := .venv-trl-ppo
 VERL := .venv-verl
+AUDIT := .venv-audit
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test test-engines check format docs bench bench-gpu clean
+.PHONY: help venv quickstart test test-engines check format audit docs bench bench-gpu clean
 
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
@@ -59,6 +61,14 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Strict, since a package that the service does not know counts as safe otherwise. Builds of torch
+# have a label behind their version (+cpu) that the service does not know either.
+audit: $(VENV)/.installed-dev $(AUDIT)/.installed
+	$(BIN)/python -m pip freeze --exclude-editable --disable-pip-version-check \
+		| sed 's/+[[:alnum:].]*$$//' > $(AUDIT)/packages.txt
+	$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off \
+		--requirement $(AUDIT)/packages.txt
+
 docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build --strict
 
@@ -78,7 +88,7 @@ bench-gpu: $(VENV)/.installed-dev $(PPO_PEER)/.installed
 	$(BIN)/python benchmarks/grpo.py --device cuda --size 1b
 
 clean:
-	rm -rf $(VENV) $(PPO_PEER) $(VERL) build dist site src/*.egg-info
+	rm -rf $(VENV) $(PPO_PEER) $(VERL) $(AUDIT) build dist site src/*.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -104,6 +114,11 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 $(PPO_PEER)/.installed: benchmarks/requirements-trl-ppo.txt | $(VENV)/bin/python
 	$(BIN)/python -m venv $(PPO_PEER)
 	$(PPO_PEER)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+$(AUDIT)/.installed: | $(VENV)/bin/python
+	$(BIN)/python -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
 	@touch $@
 
 $(VERL)/.installed: tests/engines/requirements-verl.txt pyproject.toml | $(VENV)/bin/python

@@ -85,3 +85,15 @@ def test_missing_model_writes_an_error_without_a_trace(models, tmp_path):
     assert finished.returncode == 1
     assert "ModelError" in finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"output: \xed\xa0\x80", b"a: &a [*a, *a]", b"config: 1", b'{"a":' * 150 + b"1" + b"}" * 150],
+    ids=["no UTF-8", "a list in itself", "a file in a file", "a hundred levels"],
+)
+def test_a_file_of_settings_that_cannot_be_read(tmp_path, capsys, content):
+    path = tmp_path / "settings.yaml"
+    path.write_bytes(content)
+    assert main(["score-tokens", "--config", str(path)]) == 1
+    assert "ConfigError: " in capsys.readouterr().err

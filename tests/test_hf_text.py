@@ -345,3 +345,23 @@ def test_spans_of_any_ids_are_in_order_and_inside_the_text(ids, name):
     ends = [0, *(end for _, end in decoded.spans)]
     assert ends == sorted(ends)
     assert all(0 <= start <= end <= len(decoded.response) for start, end in decoded.spans)
+
+
+def test_bytes_of_no_character_are_not_decoded_over_and_over(monkeypatch):
+    tokenizer = byte_level()
+    lone = tokenizer.convert_tokens_to_ids("Ģ")  # a byte that goes on a character
+    ids = [*([lone] * 40 + tokenizer("a")["input_ids"]) * 25, lone]
+    read, decode = [], tokenizer.decode
+    monkeypatch.setattr(tokenizer, "decode", lambda ids, **k: read.append(len(ids)) or decode(ids))
+    decoded = decoded_response(tokenizer, [], ids)
+    assert decoded.response == ("\ufffd" * 40 + "a") * 25 + "\ufffd"
+    assert [decoded.spans[at] for at in (40, 81)] == [(0, 41), (41, 82)]
+    assert sum(read) < 30 * len(ids)
+
+
+def test_half_of_a_character_is_no_text():
+    tokenizer = byte_level(bos=True, chat_template=CHAT_TEMPLATE)
+    with pytest.raises(DataError, match="text 1 holds the lone surrogate"):
+        encode_responses(tokenizer, ["a", "a"], [" good", " \ud83d good"])
+    with pytest.raises(DataError, match="text 0 holds the lone surrogate"):
+        encode_chats(tokenizer, [[{"role": "user", "content": "\udc00"}]], [" good"])

@@ -118,3 +118,9 @@ def test_no_such_kind(unchecked):
 def test_spans_are_those_of_the_text(span):
     with pytest.raises(DataError, match="in a text of 3 characters"):
         text_segments([span], "abc", kind="clause")
+
+
+@pytest.mark.parametrize("cut", [sentence_starts, clause_starts])
+def test_marks_without_words_take_no_time_that_grows_with_their_square(cut):
+    """So many of them are a moment, or minutes and the end of the test."""
+    assert len(cut("So. " + ". ! , " * 30_000 + "Yes")) == 2

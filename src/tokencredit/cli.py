@@ -78,7 +78,7 @@ def _run(name: str, arguments: list[str]) -> int:
 def _parsed(name: str, config_class: type, arguments: list[str]) -> Any:
     from jsonargparse import ArgumentError, ArgumentParser
 
-    from tokencredit.errors import ConfigError
+    from tokencredit.errors import ConfigError, TokenCreditError
 
     parser = ArgumentParser(prog=f"tokencredit {name}", exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the settings")
@@ -89,6 +89,13 @@ def _parsed(name: str, config_class: type, arguments: list[str]) -> Any:
         return config_class(**vars(parsed))
     except (ArgumentError, TypeError) as error:
         raise ConfigError(f"{error}{_nearest(str(error), config_class)}") from error
+    except TokenCreditError:
+        raise
+    except Exception as error:  # what YAML can hold is more than the parser foresees
+        raise ConfigError(
+            f"the settings cannot be read: {type(error).__name__}: {error}; expected --setting "
+            "value, or a YAML file of UTF-8 text with one `setting: value` a line"
+        ) from error
 
 
 def _nearest(message: str, config_class: type) -> str:

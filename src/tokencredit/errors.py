@@ -6,6 +6,8 @@ TokenCreditError
 ├── ModelError           a model or tokenizer is missing or lacks what a method needs
 ├── ShapeError           tensors do not fit each other (also a ValueError)
 ├── NumericError         a score, loss or gradient is NaN or infinite
+├── ProcessError         another process of a training died or fell silent
+├── ServerError          a reward server is not there, or answers something else than scores
 └── RunFolderError       a run folder holds another run, or cannot be written
 
 TokenCreditWarning       something works, but probably not as hoped
@@ -36,6 +38,14 @@ class ShapeError(TokenCreditError, ValueError):
 
 class NumericError(TokenCreditError, ArithmeticError):
     """A score, loss or gradient is NaN or infinite."""
+
+
+class ProcessError(TokenCreditError, RuntimeError):
+    """Another process of a training died or fell silent."""
+
+
+class ServerError(TokenCreditError, ConnectionError):
+    """A reward server is not there, or answers something else than scores."""
 
 
 class RunFolderError(TokenCreditError, OSError):

@@ -66,15 +66,28 @@ def decoded_response(
 def _text_ends(
     tokenizer: PreTrainedTokenizerBase, ids: list[int], positions: range, *, window: int
 ) -> list[tuple[int, bool]]:
-    """Whole characters up to each position, and whether its token begins another one."""
+    """Whole characters up to each position, and whether its token begins another one.
+
+    Where a window holds nothing but bytes of no character, what they count is known behind the last
+    of them alone, from a window that holds all of them.
+    """
     special = set(tokenizer.all_special_ids)
-    ends, total = [], 0
+    plain = [id_ for id_ in ids if id_ not in special]
+    at = sum(id_ not in special for id_ in ids[: positions.start])
+    ends, total, anchor = [], 0, 0
     for position in positions:
-        first = max(0, position - window)
-        before = _decoded(tokenizer, ids[first:position])
-        now = _decoded(tokenizer, ids[first : position + 1])
+        if ids[position] in special:
+            ends.append((total, False))
+            continue
+        first = max(0, at - window)
+        before, now = (_decoded(tokenizer, plain[first:end]) for end in (at, at + 1))
+        if first == 0 or not before or _whole_characters(before):
+            anchor = first
+        elif _whole_characters(now):
+            before, now = (_decoded(tokenizer, plain[anchor:end]) for end in (at, at + 1))
         total += len(_whole_characters(now)) - len(_whole_characters(before))
-        ends.append((total, now.endswith("\ufffd") and ids[position] not in special))
+        ends.append((total, now.endswith("\ufffd")))
+        at += 1
     return ends
 
 

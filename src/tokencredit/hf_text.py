@@ -206,6 +206,7 @@ def _cut_rows(
     special: bool,
 ) -> list[_Row]:
     """Each text's tokens cut where the response starts and where it stops."""
+    _require_unicode(texts)
     encoded = tokenizer(
         texts,
         add_special_tokens=special,
@@ -221,6 +222,17 @@ def _cut_rows(
             ids, spans, is_text = ids[1:], spans[1:], is_text[1:]
         rows.append(_cut(ids, _covering(spans, is_text), is_text, start, stop))
     return rows
+
+
+def _require_unicode(texts: Sequence[str]) -> None:
+    for row, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"text {row} holds the lone surrogate {text[error.start]!a}, half of a character; "
+                "expected Unicode text: mend or drop the row"
+            ) from error
 
 
 def _covering(spans: list[Span], is_text: list[bool]) -> list[Span]:

@@ -31,6 +31,8 @@ _CLAUSE_END = re.compile(
 )
 _FIRST_WORD = re.compile(rf"[{re.escape(_OPENERS)}]*([^\W\d_]+)")
 _DOTTED = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]")
+# Longer than any abbreviation; a line without an end is not read again at each of its marks.
+_LOOK_BACK = 200
 _WORD_CHARACTER = re.compile(r"\w")
 
 
@@ -135,12 +137,14 @@ def clause_starts(text: str) -> list[int]:
 
 def _starts(text: str, cuts: Iterable[int]) -> list[int]:
     """0 and the cuts that have a letter or digit on either side."""
-    places = [*(cut for cut in cuts if cut < len(text)), len(text)]
-    starts = [0] if text else []
-    for cut, following in itertools.pairwise(places):
-        before, after = text[starts[-1] : cut], text[cut:following]
-        if _WORD_CHARACTER.search(before) and _WORD_CHARACTER.search(after):
+    places = [0, *(cut for cut in cuts if cut < len(text)), len(text)]
+    words = [bool(_WORD_CHARACTER.search(text, *ends)) for ends in itertools.pairwise(places)]
+    starts, before = [0] if text else [], False
+    for cut, left, right in zip(places[1:], words, words[1:], strict=False):
+        before = before or left
+        if before and right:
             starts.append(cut)
+            before = False
     return starts
 
 
@@ -152,7 +156,8 @@ def _ends_sentence(text: str, match: re.Match[str]) -> bool:
     goes_on = after[:1].islower() or "ぁ" <= after[:1] <= "ん"
     if goes_on and (marks != mark or marks.endswith(("..", "…"))):
         return False
-    line = text[text.rfind("\n", 0, match.start()) + 1 : match.start()]
+    before = max(0, match.start() - _LOOK_BACK)
+    line = text[text.rfind("\n", before, match.start()) + 1 or before : match.start()]
     return marks != "." or not _is_abbreviated(line, after)
 
 

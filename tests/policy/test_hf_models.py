@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from tokencredit.errors import ModelError
-from tokencredit.policy.hf_models import ActorCritic, load_value_head, save_critic
+from tokencredit.policy.hf_models import ActorCritic, load_value_head, save_actor_critic
 
 SHAPE = {
     "vocab_size": 11,
@@ -82,7 +82,7 @@ def test_a_reward_model_as_critic_gives_its_prefix_scores(labels):
 def test_value_head_survives_saving(tmp_path):
     first, second = ActorCritic(POLICIES["llama"]()), ActorCritic(POLICIES["llama"]())
     torch.nn.init.normal_(first.value_head.weight)
-    save_critic(first, tmp_path)
+    save_actor_critic(first, first.state_dict(), tmp_path)
     load_value_head(second, tmp_path)
     assert torch.equal(first.value_head.weight, second.value_head.weight)
 

@@ -249,7 +249,18 @@ def test_an_empty_file(tmp_path):
         load_texts(path)
 
 
-@pytest.mark.parametrize("line", ['{"text": ', "not json", '"a string"', "[1]"])
+LINES = {
+    "cut": '{"text": ',
+    "no JSON": "not json",
+    "text": '"a string"',
+    "list": "[1]",
+    "digits": "9" * 5000,
+    "brackets": "[" * 9999 + "]" * 9999,
+    "levels": "[" * 200 + "]" * 200,
+}
+
+
+@pytest.mark.parametrize("line", LINES.values(), ids=LINES)
 def test_lines_that_are_no_objects(tmp_path, line):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "one"}\n' + line + "\n")
@@ -282,3 +293,28 @@ def test_hh_rlhf_has_the_faults_it_is_known_for(shared_data):
     assert rows - len(found) == 36 + 11
     assert all(pair.prompt.endswith("\n\nAssistant:") for pair in found)
     assert not any("\n\nHuman:" in pair.chosen for pair in found)
+
+
+@pytest.mark.parametrize("cell", ["\ud800", "🙂 \udfff", ["a", {"content": "\ud800"}]])
+def test_half_of_a_character_is_refused_where_it_is_read(tmp_path, cell):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"text": "a", "other": cell}) + "\n")
+    assert load_texts(path) == ["a"]
+    with pytest.raises(DataError, match=r"row 1, column 'other'.*lone surrogate"):
+        load_texts(path, column="other")
+
+
+def test_a_number_beyond_all_floats_is_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"text": "a", "rating": 10**400}) + "\n")
+    with pytest.raises(DataError, match="expected a finite number"):
+        load_rated_responses(path)
+
+
+def test_a_compressed_file_with_a_wrong_byte(tmp_path):
+    path = tmp_path / "rows.jsonl.gz"
+    packed = bytearray(gzip.compress(b'{"text": "a good film"}\n' * 50))
+    packed[12:16] = b"\xff" * 4
+    path.write_bytes(packed)
+    with pytest.raises(DataError, match="cannot be read"):
+        load_texts(path)

@@ -149,3 +149,9 @@ def test_settings_that_the_comparison_chooses_may_not_be_set(models, tmp_path):
 def test_sizes_are_positive(changes, message):
     with pytest.raises(ConfigError, match=message):
         CompareLearningConfig(settings="s", output="o", **changes)
+
+
+@pytest.mark.parametrize("name", ["../away", "/tmp/away", "a/b", "a\x00"])
+def test_names_of_methods_do_not_lead_out_of_the_folder(name):
+    with pytest.raises(ConfigError, match="without slashes"):
+        CompareLearningConfig("settings.yaml", output="out", methods={name: {}})

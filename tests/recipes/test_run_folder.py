@@ -1,7 +1,9 @@
+import json
 from dataclasses import dataclass
 
 import pytest
 import yaml
+from tiny_policy import tiny_config, write_models
 
 from tokencredit.errors import RunFolderError
 from tokencredit.recipes.run_folder import (
@@ -11,6 +13,7 @@ from tokencredit.recipes.run_folder import (
     read_jsonl,
     write_atomically,
 )
+from tokencredit.recipes.train_policy import train_policy
 
 
 @dataclass(frozen=True)
@@ -86,3 +89,19 @@ def test_writing_replaces_whole_files(tmp_path):
     write_atomically(tmp_path / "a.txt", "two")
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "two"
+
+
+def test_a_run_writes_into_its_folder_alone(tmp_path):
+    """Whatever settings, data and models are called, nothing appears beside the folder."""
+    inside = tmp_path / "inside"
+    models = write_models(inside / "models")
+    (inside / "prompts.jsonl").write_text(
+        json.dumps({"prompt": "../../the plot", "id": "../../x", "subset": "/x"}) + "\n"
+    )
+    before = set(tmp_path.rglob("*"))
+    output = inside / "models" / ".." / "run"
+    config = tiny_config(models, output, prompts=str(inside / "prompts.jsonl"), steps=1)
+    train_policy(config)
+    for written in set(tmp_path.rglob("*")) - before:
+        assert written.is_relative_to(inside / "run")
+        assert not written.is_symlink()

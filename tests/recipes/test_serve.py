@@ -86,7 +86,7 @@ def documented(language):
 def test_the_curl_lines_of_the_page_are_answered(server):
     lines = [line for block in documented("bash") for line in block.splitlines()]
     commands = [shlex.split(line) for line in lines if line.startswith("curl ")]
-    assert len(commands) == 6
+    assert len(commands) == 8
     answers = []
     for command in commands:
         here = [part.replace("http://127.0.0.1:8000", server.address) for part in command]
@@ -94,12 +94,15 @@ def test_the_curl_lines_of_the_page_are_answered(server):
         run = subprocess.run(here, capture_output=True, text=True, timeout=60)
         assert run.returncode == 0, run.stdout
         answers.append(run.stdout)
-    ready, texts, ids, rewards, health, numbers = answers
+    ready, texts, ids, details, about, rewards, health, numbers = answers
     assert json.loads(ready) == {"ready": True}
     assert [list(row["token_scores"]) for row in json.loads(texts)["scores"]] == [
         ["prefix-difference"]
     ] * 2
     assert len(json.loads(ids)["scores"][0]["token_scores"]["attention"]) == 3
+    (row,) = json.loads(details)["scores"]
+    assert len(row["prefix_scores"]) == len(row["attention"]) + 1
+    assert json.loads(about)["details"] == ["prefix-scores", "attention"]
     assert len(json.loads(rewards)["rewards"]) == 1
     assert json.loads(health) == {"alive": True}
     assert "tokencredit_requests_total" in numbers

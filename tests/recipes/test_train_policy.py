@@ -1,6 +1,9 @@
 import json
+import multiprocessing
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -8,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from tiny_policy import tiny_config, write_models
 from transformers import AutoModelForCausalLM
@@ -21,10 +25,12 @@ from tokencredit.errors import (
     RunFolderError,
     TokenCreditWarning,
 )
-from tokencredit.recipes import checkpoints, ppo_update
+from tokencredit.logprobs import token_entropies
+from tokencredit.recipes import checkpoints, experience, ppo_update
 from tokencredit.recipes import train_policy as recipe
+from tokencredit.recipes.lost_processes import told_of_lost_processes
 from tokencredit.recipes.run_folder import read_jsonl
-from tokencredit.recipes.train_policy import train_policy
+from tokencredit.recipes.train_policy import TrainPolicyConfig, train_policy
 
 TIMES = ("seconds_rollout", "seconds_score", "seconds_update", "tokens_per_second")
 CREDITS = (
@@ -176,6 +182,28 @@ def test_accumulated_gradient_equals_the_whole_batch(models, tmp_path, minibatch
     )
     for name, value in whole.items():
         torch.testing.assert_close(ones[name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 4}, {"credit": "attention"}])
+def test_scoring_some_responses_at_a_time_says_the_same(models, tmp_path, monkeypatch, settings):
+    rows_at_a_time = []
+
+    def counted(logits):
+        rows_at_a_time.append(len(logits))
+        return token_entropies(logits)
+
+    monkeypatch.setattr(experience, "token_entropies", counted)
+    found = []
+    for size in (None, 1):
+        output = tmp_path / str(size)
+        changes = {"steps": 1, "micro_batch_size": size, "ppo_epochs": 1, **settings}
+        train_policy(
+            tiny_config(models, output, held_out_reward_model=str(models / "held-out"), **changes)
+        )
+        found.append(read_jsonl(output / "metrics.jsonl")[0])
+    assert rows_at_a_time == [4, 1, 1, 1, 1]
+    for name in ("score", "held_out_score", "kl", "entropy", "token_score_sum", "credit_entropy"):
+        assert found[1][name] == pytest.approx(found[0][name], rel=1e-4, abs=1e-5)
 
 
 def test_lora_trains_adapters_alone_and_the_base_is_its_reference(models, tmp_path):
@@ -383,6 +411,7 @@ def test_prompts_longer_than_the_context_are_refused(models, tmp_path):
         ({"prompt_tokens": [4, 2]}, "least <= most"),
         ({"gamma": 0.0}, "gamma"),
         ({"steps": 0}, "at least 1"),
+        ({"process_timeout": 0.0}, "process_timeout"),
     ],
 )
 def test_contradictory_settings_are_refused(models, tmp_path, changes, message):
@@ -417,6 +446,54 @@ def test_two_processes_train(models, tmp_path):
     rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 1]
     assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-5)
+
+
+def train_as(rank: int, port: int, config: TrainPolicyConfig, said: Path) -> None:
+    """One process of two; what it ends with stands in a file."""
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port), ACCELERATE_USE_CPU="true",
+    )  # fmt: skip
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        train_policy(config)
+    except Exception as error:
+        said.write_text(f"{type(error).__name__}: {error}")
+    os._exit(1)
+
+
+@pytest.mark.parametrize("stroke", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "is silent"])
+def test_a_process_that_is_lost_stops_the_others_and_the_run_goes_on(models, tmp_path, stroke):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    output, said = tmp_path / "run", tmp_path / "said.txt"
+    config = tiny_config(models, output, steps=10_000, process_timeout=10.0)
+    fork = multiprocessing.get_context("fork")
+    first, second = (
+        fork.Process(target=train_as, args=(rank, port, config, said)) for rank in (0, 1)
+    )
+    first.start()
+    second.start()
+    try:
+        while len(read_jsonl(output / "metrics.jsonl")) < 3:
+            assert first.is_alive(), said.read_text()
+            time.sleep(0.05)
+        os.kill(second.pid, stroke)
+        first.join(60)
+        assert not first.is_alive(), "it waits for ever"
+    finally:
+        first.kill()
+        second.kill()
+    assert re.match("ProcessError: another process of this run died or did not", said.read_text())
+    done = len(read_jsonl(output / "metrics.jsonl"))
+    train_policy(tiny_config(models, output, steps=done + 1))
+    assert [row["step"] for row in read_jsonl(output / "metrics.jsonl")] == list(range(done + 1))
+
+
+def test_other_errors_are_not_taken_for_lost_processes():
+    with pytest.raises(RuntimeError, match="the shapes"), told_of_lost_processes():
+        raise RuntimeError("the shapes do not fit")
 
 
 def test_bfloat16_is_that_of_policy_and_reference_alike(models, tmp_path):
@@ -467,4 +544,15 @@ def test_chats_are_not_cut(models, tmp_path):
         models, tmp_path / "run", prompts=str(tmp_path / "chats.jsonl"), prompt_tokens=[1, 2]
     )
     with pytest.raises(ConfigError, match="whole chats"):
+        train_policy(config)
+
+
+def test_a_chat_that_the_policys_template_refuses_is_refused(tmp_path):
+    models = write_models(tmp_path / "models")
+    template = "{{ raise_exception('no such role') }}"
+    (models / "policy" / "chat_template.jinja").write_text(template)
+    chat = [{"role": "tool", "content": "the plot"}]
+    (models / "chats.jsonl").write_text(json.dumps({"prompt": chat}) + "\n")
+    config = tiny_config(models, tmp_path / "run", prompts=str(models / "chats.jsonl"))
+    with pytest.raises(DataError, match=r"chats.jsonl with the roles \['tool'\]: no such role"):
         train_policy(config)

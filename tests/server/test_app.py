@@ -437,9 +437,10 @@ def test_numbers_for_prometheus(served):
 
 def test_openapi_describes_the_requests(served):
     described = asked(tiny_app(served), lambda client: client.get("/openapi.json")).json()
-    assert {"/score", "/get_reward", "/health", "/ready", "/metrics"} == set(described["paths"])
+    paths = {"/score", "/get_reward", "/about", "/health", "/ready", "/metrics"}
+    assert paths == set(described["paths"])
     body = described["paths"]["/score"]["post"]["requestBody"]["content"]["application/json"]
-    assert {"texts", "ids", "credit"} == set(body["schema"]["properties"])
+    assert {"texts", "ids", "credit", "details"} == set(body["schema"]["properties"])
 
 
 def test_health_is_quick_while_the_model_works(served):
@@ -462,3 +463,33 @@ def test_health_is_quick_while_the_model_works(served):
 def test_numbers_in_answers_are_json(served):
     answer = posted(tiny_app(served), "/score", {"texts": TEXTS})
     json.loads(answer.content, parse_constant=lambda name: pytest.fail(name))
+
+
+@pytest.mark.parametrize(("announced", "status"), [("9" * 5000, 413), ("-1", 200), ("x", 200)])
+def test_any_length_may_be_announced(served, announced, status):
+    app, body = tiny_app(served), json.dumps({"texts": TEXTS[:1]}).encode()
+    answer = posted(app, "/score", body, headers={"content-length": announced})
+    assert answer.status_code == status
+
+
+def test_the_token_is_in_no_log_answer_or_number(served, caplog):
+    app = tiny_app(served, token="a-right-token")
+
+    async def work(client):
+        answers = []
+        for token in ("a-right-token", "a-wrong-token"):
+            headers = {"Authorization": f"Bearer {token}"}
+            form = {"prompt": "a", "response": " b", "token": token}
+            answers += [
+                await client.post("/score", json={"texts": TEXTS[:1]}, headers=headers),
+                await client.post("/score", content=b"{", headers=headers),
+                await client.post("/", data=form),
+            ]
+        return [*answers, await client.get("/metrics"), await client.get("/openapi.json")]
+
+    with caplog.at_level(logging.DEBUG):
+        answers = asked(app, work)
+    assert [answer.status_code for answer in answers] == [200, 422, 200, 401, 401, 401, 200, 200]
+    said = caplog.text + "".join(f"{answer.text}{answer.headers}" for answer in answers)
+    assert "right-token" not in said
+    assert "wrong-token" not in said

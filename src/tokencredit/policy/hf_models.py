@@ -1,16 +1,18 @@
 """A causal language model with a critic: on its own trunk, or a model apart."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tokencredit.errors import ModelError
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,29 @@ class ActorCritic(nn.Module):
             values = _score_at_every_position(self.critic, arguments)[:, -columns:]
         return ActorCriticOutput(logits, values.float())
 
+    def policy_alone(self, call: Callable[[Any], Result]) -> Result:
+        """What `call` returns for the policy; what shards this module gathers it around the call.
+
+        Args:
+            call: a function of the policy, which may run it as often as it likes.
+        """
+        return call(self.policy)
+
+    def adapters_off(self, call: Callable[[Any], Result]) -> Result:
+        """The same for a PEFT policy as it was before training, which is its own reference."""
+
+        def called(policy: Any) -> Result:
+            with policy.disable_adapter():
+                return call(policy)
+
+        return self.policy_alone(called)
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Names of the layer classes of both models, by which Accelerate shards them."""
+        models = (self.policy,) if self.critic is None else (self.policy, self.critic)
+        return sorted({name for model in models for name in model._no_split_modules or ()})
+
 
 def positions_of(attention_mask: Int[Tensor, "batch sequence"]) -> Int[Tensor, "batch sequence"]:
     """Position of every token among the real ones of its row.
@@ -111,25 +136,27 @@ def _score_at_every_position(
     return logits[..., 1] - logits[..., 0] if logits.shape[-1] == 2 else logits.squeeze(-1)
 
 
-def reference_of(policy: Any, reference: Any | None) -> Any:
-    """Context in which the reference model is called: adapters off where the policy has them.
+def save_actor_critic(actor_critic: ActorCritic, weights: dict[str, Tensor], folder: Path) -> None:
+    """Write `policy/` and `critic/` in HF layout, or `value_head.safetensors` for the latter.
 
     Args:
-        policy: the model in training.
-        reference: a frozen copy, or None for a PEFT policy, whose base is its own reference.
+        actor_critic: says what is written.
+        weights: its `state_dict()`, with whole tensors.
+        folder: an existing one.
     """
-    return policy.disable_adapter() if reference is None else nullcontext()
-
-
-def save_critic(actor_critic: ActorCritic, folder: Path) -> None:
-    """Write the critic beside the policy: `critic/` in HF layout, or `value_head.safetensors`."""
+    actor_critic.policy.save_pretrained(folder / "policy", state_dict=_part(weights, "policy"))
     if actor_critic.critic is not None:
-        actor_critic.critic.save_pretrained(folder / "critic")
+        actor_critic.critic.save_pretrained(folder / "critic", state_dict=_part(weights, "critic"))
     else:
-        weights = {k: v.contiguous() for k, v in actor_critic.value_head.state_dict().items()}
-        save_file(weights, folder / "value_head.safetensors")
+        head = {name: value.contiguous() for name, value in _part(weights, "value_head").items()}
+        save_file(head, folder / "value_head.safetensors")
+
+
+def _part(weights: dict[str, Tensor], module: str) -> dict[str, Tensor]:
+    prefix = f"{module}."
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
 
 
 def load_value_head(actor_critic: ActorCritic, folder: Path) -> None:
-    """Read a value head that `save_critic` wrote."""
+    """Read a value head that `save_actor_critic` wrote."""
     actor_critic.value_head.load_state_dict(load_file(folder / "value_head.safetensors"))

@@ -148,6 +148,7 @@ def sampled_responses(
     pad_token_id: int,
     eos_token_id: int | None,
     response_lengths: Int[Tensor, "batch"] | None = None,
+    in_step: bool = False,
 ) -> tuple[ResponseBatch, Bool[Tensor, "batch"]]:
     """Draw one response per prompt.
 
@@ -160,6 +161,8 @@ def sampled_responses(
         eos_token_id: ends a response and belongs to it; None for responses without end.
         response_lengths: cut each response to its own length, for protocols that draw it
             beforehand; None lets responses end by themselves.
+        in_step: make as many forward passes as the process with the longest responses, for weights
+            that the processes gather together in every pass.
 
     Returns:
         The batch, and True for each response that was cut off before it ended.
@@ -193,6 +196,7 @@ def sampled_responses(
             attention_mask=prompt_mask.long(),
             generation_config=config,
             logits_processor=LogitsProcessorList([processor]),
+            synced_gpus=in_step,
         )
     response_ids = sequences[:, prompt_ids.shape[1] :]
     mask, ended = response_extent(response_ids, eos_token_id, response_lengths)

@@ -55,9 +55,13 @@ def label_cell(row: Row, column: str) -> int:
 def number_cell(row: Row, column: str) -> float:
     """A finite number."""
     value = row.value(column)
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    try:
+        number = float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
         raise DataError(f"{row.place}, column {column!r}: {value!r}; expected a finite number")
-    return float(value)
+    return number
 
 
 def strength_cell(row: Row, column: str | None) -> float:

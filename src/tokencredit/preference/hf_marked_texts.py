@@ -34,7 +34,7 @@ def load_marked_texts(
 
 def _marked(row: Row) -> MarkedText:
     values = row.values
-    prompt = values.get("prompt") or ""
+    prompt = (row.value("prompt") if "prompt" in values else None) or ""
     response = row.value("text" if values.get("response") is None else "response")
     if not isinstance(response, str) or not response.strip():
         raise DataError(f"{row.place}: the text is {response!r}; expected text that is not empty")
@@ -56,10 +56,12 @@ def _prompt(value: Any) -> Prompt:
         return value
     messages = [
         {"role": message["role"], "content": message["content"]}
-        for message in value
-        if isinstance(message, Mapping) and {"role", "content"} <= set(message)
+        for message in (value if isinstance(value, list) else ())
+        if isinstance(message, Mapping)
+        and isinstance(message.get("role"), str)
+        and isinstance(message.get("content"), str)
     ]
-    if len(messages) < len(value):
+    if not isinstance(value, list) or len(messages) < len(value):
         raise DataError(
             f"prompt is {value!r}; expected text, or messages with 'role' and 'content'"
         )
@@ -74,6 +76,11 @@ def _annotators(values: Mapping[str, Any]) -> tuple[tuple[Span, ...], ...]:
             "spans for each of them"
         )
     lists = given if values.get("annotators") is None else given[0]
+    if not isinstance(lists, list) or not all(isinstance(one, list) for one in lists):
+        raise DataError(
+            f"the spans are {given[0]!r}; expected a list of them, in 'annotators' a list of such "
+            "lists"
+        )
     return tuple(tuple(_span(span) for span in one) for one in lists)
 
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -12,6 +13,8 @@ from typing import IO, Any
 from tokencredit.errors import DataError
 
 _OPENERS: dict[str, Callable[..., IO[str]]] = {".gz": gzip.open, ".xz": lzma.open}
+# Of lists and objects inside each other; what is deeper cannot even be printed.
+_MOST_LEVELS = 100
 _TABLES = {".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
 
 
@@ -31,14 +34,32 @@ class Row:
         """What stands in a column.
 
         Raises:
-            DataError: there is no such column.
+            DataError: there is no such column, or a text in it has half a character, which no
+                tokenizer reads.
         """
         if column not in self.values:
             raise DataError(
                 f"{self.place} has no column {column!r}; expected it among {list(self.values)}: "
                 "name the right one"
             )
-        return self.values[column]
+        value = self.values[column]
+        if _has_half_characters(value):
+            raise DataError(
+                f"{self.place}, column {column!r}: {value!r:.200} holds a lone surrogate, half of "
+                "a character; expected Unicode text: mend or drop the row"
+            )
+        return value
+
+
+def _has_half_characters(value: Any) -> bool:
+    """Whether a text, or one inside lists and objects, cannot be written as UTF-8."""
+    if isinstance(value, str):
+        try:
+            return not (value.isascii() or value.encode())
+        except UnicodeEncodeError:
+            return True
+    parts = list(value.values()) if isinstance(value, Mapping) else value
+    return isinstance(parts, list) and any(map(_has_half_characters, parts))
 
 
 def dataset_rows(path_or_id: str | Path, *, split: str, limit: int | None) -> Iterator[Row]:
@@ -100,17 +121,30 @@ def _file_rows(path: Path) -> Iterator[Any]:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield {"text": line.strip()} if kind == ".txt" else _parsed(line, path, number)
-    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}; expected UTF-8 text lines") from error
 
 
 def _parsed(line: str, path: Path, number: int) -> Any:
     try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
+        value = json.loads(line)
+        if line.count("[") + line.count("{") > _MOST_LEVELS:
+            _require_few_levels([value])
+        return value
+    except (ValueError, RecursionError) as error:  # also too many digits, too many brackets
         raise DataError(
-            f"{path}, line {number} is not JSON: {error}; expected one object a line"
+            f"{path}, line {number} is not JSON that can be read: {error}; expected one object a "
+            "line"
         ) from error
+
+
+def _require_few_levels(value: Any) -> None:
+    level = [value]
+    for _ in range(_MOST_LEVELS):
+        parts = (one.values() if isinstance(one, dict) else one for one in level)
+        level = [part for inner in parts for part in inner if isinstance(part, dict | list)]
+    if level:
+        raise ValueError(f"more than {_MOST_LEVELS} lists and objects inside each other")
 
 
 def _dataset(path_or_id: str, split: str) -> Any:

@@ -1,8 +1,9 @@
 """Checkpoints that are there whole or not at all, in safetensors and JSON alone.
 
 Layout: `checkpoints/step-000050/` with `policy/` (Hugging Face layout, tokenizer beside it), the
-critic, `optimizer.safetensors` and `state.json`. Random generators need no saving: every step seeds
-them from the run's seed and its own number.
+critic, `optimizer.safetensors` (named `parameter.moment`) and `state.json`. Tensors are whole
+however many processes hold them, so that a run may go on with another number of processes. Random
+generators need no saving: every step seeds them from the run's seed and its own number.
 """
 
 import json
@@ -12,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from tokencredit.errors import RunFolderError
-from tokencredit.policy.hf_models import ActorCritic, save_critic
+from tokencredit.policy.hf_models import ActorCritic, save_actor_critic
+from tokencredit.recipes.sharding import named_parameters, placed_like
+from tokencredit.recipes.zero3 import is_partitioned, restore_moments
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -33,12 +37,22 @@ def write_checkpoint(
     path: Path,
     actor_critic: ActorCritic,
     tokenizer: Any,
-    optimizer: torch.optim.Optimizer,
+    weights: dict[str, torch.Tensor],
+    moments: dict[str, torch.Tensor],
     state: dict[str, Any],
     *,
     keep: int,
 ) -> None:
     """Write beside, flush to disk, then rename; older checkpoints beyond `keep` go afterwards.
+
+    Args:
+        path: of the checkpoint.
+        actor_critic: what is trained.
+        tokenizer: of its policy.
+        weights: of `actor_critic`, whole.
+        moments: of its optimiser, whole, named `parameter.moment`.
+        state: what else the run must remember, as JSON has it.
+        keep: how many checkpoints stay.
 
     Raises:
         RunFolderError: the disk is full or cannot be written; older checkpoints stay.
@@ -47,10 +61,9 @@ def write_checkpoint(
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        actor_critic.policy.save_pretrained(beside / "policy")
+        save_actor_critic(actor_critic, weights, beside)
         tokenizer.save_pretrained(beside / "policy")
-        save_critic(actor_critic, beside)
-        save_file(optimizer_tensors(optimizer), beside / "optimizer.safetensors")
+        save_file(moments, beside / "optimizer.safetensors")
         (beside / "state.json").write_text(json.dumps(state))
         _flush(beside)
         shutil.rmtree(path, ignore_errors=True)
@@ -73,22 +86,36 @@ def _flush(folder: Path) -> None:
             os.close(descriptor)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The moments of an optimiser, named `parameter.moment`."""
-    states = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{name}": value.contiguous()
-        for index, moments in states.items()
-        for name, value in moments.items()
-    }
+def restore_optimizer(actor_critic: ActorCritic, optimizer: Any, path: Path) -> None:
+    """Put the moments of a checkpoint back, each process its part of those that are sharded.
 
+    Args:
+        actor_critic: what is trained, after it was sharded.
+        optimizer: of it, without Accelerate's wrapper.
+        path: of the checkpoint.
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Put the moments that `optimizer_tensors` named back."""
-    states: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in load_file(path / "optimizer.safetensors").items():
-        index, name = key.split(".", 1)
-        states.setdefault(int(index), {})[name] = value
+    Raises:
+        RunFolderError: the checkpoint holds moments of other parameters.
+    """
+    parameters = named_parameters(actor_critic)
+    moments: dict[str, dict[str, torch.Tensor]] = {}
+    with safe_open(path / "optimizer.safetensors", "pt") as file:
+        for key in file.keys():  # noqa: SIM118 (not a dictionary)
+            name, moment = key.rsplit(".", 1)
+            if name not in parameters:
+                raise RunFolderError(
+                    f"the checkpoint {path} holds moments of {name!r}; expected a parameter of the "
+                    "policy or its critic: it was written by another version, so delete the "
+                    "folder or choose another `output`"
+                )
+            value = placed_like(file.get_tensor(key), parameters[name])
+            moments.setdefault(name, {})[moment] = value
+    if any(map(is_partitioned, parameters.values())):
+        restore_moments(parameters, optimizer, moments)
+        return
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    states = {index: moments[name] for index, name in enumerate(order) if name in moments}
     optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
 
 

@@ -80,6 +80,12 @@ class CompareLearningConfig:
                 f"learning_rates is {self.learning_rates} and gae_lambdas {self.gae_lambdas}; "
                 "expected at least one of each"
             )
+        for name in self.methods or ():
+            if Path(name).name != name or "\x00" in name:
+                raise ConfigError(
+                    f"a method is called {name!r}; expected a name that a file can have, without "
+                    "slashes: its curves lie under it in `output`"
+                )
 
 
 @dataclass(frozen=True)

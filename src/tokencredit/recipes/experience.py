@@ -1,6 +1,6 @@
 """One rollout of PPO: prompts, responses, scores, token rewards, advantages."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,13 +22,15 @@ from tokencredit.logprobs import (
 )
 from tokencredit.masking import last_true_index, masked_sum
 from tokencredit.policy.advantages import gae_advantages
-from tokencredit.policy.hf_models import ActorCritic, positions_of, reference_of
+from tokencredit.policy.hf_models import ActorCritic, Result, positions_of
 from tokencredit.policy.hf_rollout import Sampling, drawable_tokens, sampling_logits
 from tokencredit.policy.macro_actions import macro_gae_advantages
 from tokencredit.preference.pairs import Prompt
 from tokencredit.recipes.policy_config import TrainPolicyConfig
 from tokencredit.recipes.policy_credit import CreditModels, policy_segments, policy_token_scores
+from tokencredit.recipes.sharding import on_device
 from tokencredit.recipes.token_scorer import score_for_policy
+from tokencredit.recipes.vllm_rollout import VLLMServer
 from tokencredit.shaping import (
     RunningMoments,
     kl_estimates,
@@ -39,7 +41,14 @@ from tokencredit.shaping import (
 
 @dataclass(frozen=True)
 class PolicyModels:
-    """Everything that speaks during a rollout; `reference` is None for a PEFT policy."""
+    """Everything that speaks during a rollout.
+
+    Attributes:
+        reference: None for a PEFT policy, which is its own with the adapters off.
+        server: draws responses in the policy's place; None where it draws them itself.
+        visits: the device to which frozen models come from the CPU to be called; None where they
+            are on it.
+    """
 
     actor_critic: ActorCritic
     tokenizer: Any
@@ -49,6 +58,15 @@ class PolicyModels:
     held_out_reward_model: Any | None
     held_out_tokenizer: Any | None
     credit: CreditModels = field(default_factory=CreditModels)
+    visits: torch.device | None = None
+    server: VLLMServer | None = None
+
+    def of_reference(self, call: Callable[[Any], Result]) -> Result:
+        """What `call` returns for the reference."""
+        if self.reference is None:
+            return self.actor_critic.adapters_off(call)
+        with on_device(self.visits, self.reference):
+            return call(self.reference)
 
 
 @dataclass(frozen=True)
@@ -144,9 +162,47 @@ def sampling_support(
     drawable = drawable.to(batch.response_ids.device)
     if not sampling.truncates:
         return None if bool(drawable.all()) else drawable
-    logits = predicting_positions(model(batch.input_ids, batch.attention_mask, time).logits, time)
-    support = sampling_logits(logits, drawable, sampling) > -torch.inf
-    return support.scatter(-1, batch.response_ids[..., None], True)
+    parts = []
+    for part, _ in _parts(batch, None, config.micro_batch_size):
+        logits = model(part.input_ids, part.attention_mask, time).logits
+        logits = predicting_positions(logits, time)
+        parts.append(sampling_logits(logits, drawable, sampling) > -torch.inf)
+    return torch.cat(parts).scatter(-1, batch.response_ids[..., None], True)
+
+
+def _parts(
+    batch: ResponseBatch, support: Bool[Tensor, "*#batch vocab"] | None, size: int | None
+) -> Iterator[tuple[ResponseBatch, Bool[Tensor, "*#rows vocab"] | None]]:
+    """So many rows at a time, and what could be drawn there; None for all at once."""
+    for first in range(0, len(batch), size or len(batch)):
+        rows = slice(first, first + (size or len(batch)))
+        yield batch[rows], _support_of(support, rows)
+
+
+def _support_of(
+    support: Bool[Tensor, "*#batch vocab"] | None, rows: slice | Tensor
+) -> Bool[Tensor, "*#rows vocab"] | None:
+    """Of some rows; without top-k and top-p it is the same in all."""
+    return support[rows] if support is not None and support.ndim == 3 else support
+
+
+def _old_view(
+    model: Callable[..., Any],
+    batch: ResponseBatch,
+    support: Bool[Tensor, "*#batch vocab"] | None,
+    config: TrainPolicyConfig,
+) -> tuple[PolicyView, Float[Tensor, "batch time"]]:
+    """What the policy that drew the responses says about them, and its entropies."""
+    views, entropies = [], []
+    for part, allowed in _parts(batch, support, config.micro_batch_size):
+        view, logits = _viewed(model, part, allowed, config.temperature)
+        views.append(view)
+        entropies.append(token_entropies(logits).masked_fill(~part.response_mask, 0.0))
+    joined = {
+        name: torch.cat([getattr(view, name) for view in views])
+        for name in ("logprobs", "values", "last_values")
+    }
+    return PolicyView(**joined), torch.cat(entropies)
 
 
 @torch.no_grad()
@@ -154,28 +210,37 @@ def reference_logprobs(
     models: PolicyModels,
     batch: ResponseBatch,
     support: Bool[Tensor, "*#batch vocab"] | None,
-    temperature: float,
+    config: TrainPolicyConfig,
 ) -> Float[Tensor, "batch time"]:
     """Log-probabilities under the frozen reference, of the same distribution as the policy's."""
     time = batch.response_ids.shape[1]
-    with reference_of(models.actor_critic.policy, models.reference):
-        logits = (models.reference or models.actor_critic.policy)(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            position_ids=positions_of(batch.attention_mask),
-            logits_to_keep=time + 1,
-            use_cache=False,
-        ).logits[:, -(time + 1) :]
-    logits = sampled_logits(
-        predicting_positions(logits, time), temperature=temperature, allowed=support
-    )
-    return token_logprobs(logits, batch.response_ids).masked_fill(~batch.response_mask, 0.0)
+
+    def logprobs(model: Any) -> Float[Tensor, "batch time"]:
+        found = []
+        for part, allowed in _parts(batch, support, config.micro_batch_size):
+            logits = model(
+                input_ids=part.input_ids,
+                attention_mask=part.attention_mask,
+                position_ids=positions_of(part.attention_mask),
+                logits_to_keep=time + 1,
+                use_cache=False,
+            ).logits[:, -(time + 1) :]
+            logits = sampled_logits(
+                predicting_positions(logits, time), temperature=config.temperature, allowed=allowed
+            )
+            found.append(token_logprobs(logits, part.response_ids))
+        return torch.cat(found)
+
+    return models.of_reference(logprobs).masked_fill(~batch.response_mask, 0.0)
 
 
-def reference_entropies(models: PolicyModels, batch: ResponseBatch) -> Float[Tensor, "batch time"]:
+def reference_entropies(
+    models: PolicyModels, batch: ResponseBatch, size: int | None
+) -> Float[Tensor, "batch time"]:
     """Entropies of the frozen reference where each response token is drawn."""
-    with reference_of(models.actor_critic.policy, models.reference):
-        return response_entropies(models.reference or models.actor_critic.policy, batch)
+    return models.of_reference(
+        lambda model: response_entropies(model, batch, micro_batch_size=size)
+    )
 
 
 @torch.no_grad()
@@ -201,14 +266,17 @@ def scored(
             seen = moments.updated(raw[0])
         return normalised_scores(scores, mean=seen.mean, std=seen.std, clip=config.score_clip)
 
-    token_scores = policy_token_scores(
-        models,
-        batch,
-        config,
-        segment_ids=segment_ids,
-        conversations=conversations,
-        score_transform=transform,
-    )
+    with on_device(
+        models.visits, models.reward_model, models.credit.model, models.credit.reference
+    ):
+        token_scores = policy_token_scores(
+            models,
+            batch,
+            config,
+            segment_ids=segment_ids,
+            conversations=conversations,
+            score_transform=transform,
+        )
     return token_scores, raw[0]
 
 
@@ -243,17 +311,15 @@ def collected(
         NumericError: a reward is NaN or infinite.
     """
     support = sampling_support(models, model, batch, config)
-    old, logits = _viewed(model, batch, support, config.temperature)
-    entropies = token_entropies(logits).masked_fill(~batch.response_mask, 0.0)
-    del logits
+    old, entropies = _old_view(model, batch, support, config)
     with autocast():
-        ref_logprobs = reference_logprobs(models, batch, support, config.temperature)
+        ref_logprobs = reference_logprobs(models, batch, support, config)
     segment_ids = policy_segments(
         config,
         models.tokenizer,
         batch,
         ref_logprobs,
-        lambda: reference_entropies(models, batch),
+        lambda: reference_entropies(models, batch, config.micro_batch_size),
     )
     token_scores, sequence_scores = scored(
         models, batch, config, moments, token_scorer, conversations, segment_ids
@@ -292,7 +358,7 @@ def collected(
         ref_logprobs=ref_logprobs,
         kl=kl,
         sequence_scores=sequence_scores,
-        held_out_scores=held_out_scores(models, batch, conversations),
+        held_out_scores=held_out_scores(models, batch, conversations, config.micro_batch_size),
         token_scores=token_scores,
         token_rewards=token_rewards,
         loss_mask=batch.response_mask & ~masks_out[:, None],
@@ -302,19 +368,24 @@ def collected(
 
 
 def held_out_scores(
-    models: PolicyModels, batch: ResponseBatch, conversations: list[Prompt] | None
+    models: PolicyModels,
+    batch: ResponseBatch,
+    conversations: list[Prompt] | None,
+    micro_batch_size: int | None,
 ) -> Float[Tensor, "batch"] | None:
     """Scores of the reward model that the policy never sees."""
     if models.held_out_reward_model is None:
         return None
-    _, scores = score_for_policy(
-        models.held_out_reward_model,
-        models.held_out_tokenizer,
-        models.tokenizer,
-        batch,
-        credit="terminal",
-        conversations=conversations,
-    )
+    with on_device(models.visits, models.held_out_reward_model):
+        _, scores = score_for_policy(
+            models.held_out_reward_model,
+            models.held_out_tokenizer,
+            models.tokenizer,
+            batch,
+            credit="terminal",
+            micro_batch_size=micro_batch_size,
+            conversations=conversations,
+        )
     return scores
 
 
@@ -327,7 +398,4 @@ def rows_of(experience: Experience, rows: Tensor) -> Experience:
         return value[rows] if isinstance(value, Tensor | ResponseBatch) else value
 
     parts = {name: part(value) for name, value in vars(experience).items() if name != "support"}
-    support = experience.support
-    if support is not None and support.ndim == 3:
-        support = support[rows]
-    return Experience(**parts, support=support)
+    return Experience(**parts, support=_support_of(experience.support, rows))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tokencredit.errors import ConfigError, TokenCreditWarning
+from tokencredit.recipes.reward_server import require_settings_that_fit_a_server
 
 PolicyCredit = Literal[
     "terminal",
@@ -29,7 +30,8 @@ class TrainPolicyConfig:
 
     Attributes:
         policy: Hub id or folder of the causal language model to train.
-        reward_model: Hub id or folder of a sequence-classification model with one or two outputs.
+        reward_model: Hub id or folder of a sequence-classification model with one or two outputs,
+            or the address, `http(s)://...`, of a `tokencredit serve` that serves one.
         prompts: dataset id or JSON-lines file.
         output: run folder.
         prompt_column: column of the prompts, texts or lists of chat messages.
@@ -38,6 +40,11 @@ class TrainPolicyConfig:
         max_prompts: use only the first prompts of the dataset; None uses all.
         held_out_reward_model: a second reward model that scores every response and that the
             policy never sees.
+        reward_token_variable: name of the environment variable that holds the token of a reward
+            server; None for one that asks for none.
+        reward_server_timeout: seconds that a reward server may take for one answer.
+        reward_server_retries: how often a reward server that is down, slow or full is asked again,
+            later and later, before the run stops; its last checkpoint stays.
         credit: how the score becomes token scores.
         credit_beta: share of the score that attention spreads; the rest stays on the last token.
         attention_layer: layer whose attention is read; -1 is the last.
@@ -63,8 +70,8 @@ class TrainPolicyConfig:
         steps: PPO steps: rollouts with their updates.
         batch_size: responses per step, over all processes.
         minibatch_size: responses per optimiser step; None for the whole batch.
-        micro_batch_size: responses per backward pass; gradients add up to the minibatch. None
-            for the whole minibatch.
+        micro_batch_size: responses per backward pass, and per forward pass of scoring; gradients
+            add up to the minibatch. None for the whole minibatch, and all responses of a process.
         ppo_epochs: passes over each batch.
         min_new_tokens: no end of sequence before this many tokens.
         max_new_tokens: responses are cut here.
@@ -102,12 +109,21 @@ class TrainPolicyConfig:
         lora_rank: train a LoRA adapter of this rank instead of all weights; 0 for all.
         lora_alpha: scale of the adapter.
         dtype: of the frozen reward model and reference.
+        offload_frozen: keep the frozen models on the CPU and bring each to the device only while it
+            is called.
+        gather_for_generation: under FSDP2, hold the whole policy on every device while responses
+            are drawn; False gathers one layer at a time for every token, slowly, for policies that
+            are larger than a device.
+        vllm_server: address of a vLLM server that draws the responses and is sent the weights
+            before every rollout, for example `http://localhost:8000`; None draws them here.
         mixed_precision: `bf16` runs generation and updates under autocast.
         pad_token: padding of a policy whose tokenizer has none.
         attn_implementation: of transformers; None for its default.
         trust_remote_code: run code that comes with a model; off unless you trust its author.
         seed: of everything random.
         device: `cpu` keeps to the CPU; None takes what Accelerate finds.
+        process_timeout: seconds that one of several processes waits for the others before it stops;
+            more than the slowest step of any of them, a checkpoint included.
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: how many stay.
         sample_every: steps between written samples with their token rewards.
@@ -124,6 +140,9 @@ class TrainPolicyConfig:
     prompt_tokens: list[int] | None = None
     max_prompts: int | None = None
     held_out_reward_model: str | None = None
+    reward_token_variable: str | None = None
+    reward_server_timeout: float = 90.0
+    reward_server_retries: int = 10
     credit: PolicyCredit = "prefix-difference"
     credit_beta: float = 0.8
     attention_layer: int = -1
@@ -174,12 +193,16 @@ class TrainPolicyConfig:
     lora_rank: int = 0
     lora_alpha: int = 32
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    offload_frozen: bool = False
+    gather_for_generation: bool = True
+    vllm_server: str | None = None
     mixed_precision: Literal["no", "bf16"] = "no"
     pad_token: str | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     seed: int = 0
     device: str | None = None
+    process_timeout: float = 600.0
     checkpoint_every: int = 50
     keep_checkpoints: int = 2
     sample_every: int = 10
@@ -191,6 +214,10 @@ class TrainPolicyConfig:
         _require_positive(
             self, "steps", "batch_size", "ppo_epochs", "checkpoint_every", "keep_checkpoints"
         )
+        if not 0 < self.process_timeout < 1e9:
+            raise ConfigError(
+                f"process_timeout is {self.process_timeout}; expected a number of seconds above 0"
+            )
         minibatch = self.batch_size if self.minibatch_size is None else self.minibatch_size
         _require_multiple("batch_size", self.batch_size, "minibatch_size", minibatch)
         micro_batch = minibatch if self.micro_batch_size is None else self.micro_batch_size
@@ -227,12 +254,18 @@ class TrainPolicyConfig:
                 f"force_eos={self.force_eos} and truncated={self.truncated!r}; expected "
                 "force_eos=False and truncated='ended'"
             )
+        if self.vllm_server is not None and self.lora_rank:
+            raise ConfigError(
+                f"vllm_server is {self.vllm_server!r} with lora_rank {self.lora_rank}; expected "
+                "lora_rank 0: the server is sent whole weights, not an adapter"
+            )
         if not 0 < self.gamma <= 1 or not 0 <= self.gae_lambda <= 1:
             raise ConfigError(
                 f"gamma is {self.gamma} and gae_lambda {self.gae_lambda}; expected gamma in (0, 1] "
                 "and gae_lambda in [0, 1]"
             )
         self._require_credit_settings_that_fit()
+        require_settings_that_fit_a_server(self)
         if self.gamma < 1 and self.credit != "terminal":
             warnings.warn(
                 f"gamma is {self.gamma} with credit {self.credit!r}: the sum of token rewards is "

@@ -31,8 +31,9 @@ from tokencredit.policy.hf_models import positions_of
 from tokencredit.preference.pairs import Prompt
 from tokencredit.recipes.implicit_scores import stored_reference
 from tokencredit.recipes.policy_config import TrainPolicyConfig
+from tokencredit.recipes.policy_tokens import ScoreTransform
+from tokencredit.recipes.reward_server import ServedRewardModel, served_scores
 from tokencredit.recipes.token_scorer import (
-    ScoreTransform,
     credited,
     policy_scores,
     required_prefix_scores,
@@ -115,15 +116,26 @@ def policy_token_scores(
         conversations: what was asked, for a reward model that renders it itself.
         score_transform: of sequence scores and then prefix scores, before they are spread.
     """
-    scores = policy_scores(
-        models.reward_model,
-        models.reward_tokenizer,
-        models.tokenizer,
-        batch,
-        attention_layer=config.attention_layer if config.credit == "attention" else None,
-        conversations=conversations,
-        score_transform=score_transform,
-    )
+    attends = config.credit == "attention"
+    if isinstance(models.reward_model, ServedRewardModel):
+        scores = served_scores(
+            models.reward_model,
+            batch,
+            attention=attends,
+            conversations=conversations,
+            score_transform=score_transform,
+        )
+    else:
+        scores = policy_scores(
+            models.reward_model,
+            models.reward_tokenizer,
+            models.tokenizer,
+            batch,
+            attention_layer=config.attention_layer if attends else None,
+            micro_batch_size=config.micro_batch_size,
+            conversations=conversations,
+            score_transform=score_transform,
+        )
     token_scores = _credited(models, batch, config, scores, segment_ids)
     if segment_ids is not None and config.segment_use == "pay-at-end":
         token_scores = scores_at_segment_ends(token_scores, segment_ids)
@@ -145,7 +157,9 @@ def _credited(
         case "generator-attention" | "last-generator-attention":
             return attention_credit(
                 scores.sequence_scores,
-                generator_attention(models.actor_critic.policy, batch, config),
+                models.actor_critic.policy_alone(
+                    lambda policy: generator_attention(policy, batch, config)
+                ),
                 mask,
                 credit_beta=config.credit_beta,
             )
@@ -161,7 +175,10 @@ def _credited(
             return discriminator_credit(token_classifier_logits(own.model, batch), mask)
         case "log-ratio" | "shaped-log-ratio":
             ratio = {"dpo_beta": own.dpo_beta, "clip": config.credit_clip}
-            chosen, reference = (response_logprobs(m, batch) for m in (own.model, own.reference))
+            chosen, reference = (
+                response_logprobs(model, batch, micro_batch_size=config.micro_batch_size)
+                for model in (own.model, own.reference)
+            )
             if config.credit == "log-ratio":
                 ratios = log_ratio_credit(chosen, reference, mask, **ratio)
                 return ratios + terminal_credit(scores.sequence_scores, mask)

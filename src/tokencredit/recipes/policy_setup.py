@@ -17,16 +17,28 @@ from tokencredit.preference.pairs import Prompt
 from tokencredit.recipes.experience import PolicyModels
 from tokencredit.recipes.policy_config import TrainPolicyConfig
 from tokencredit.recipes.policy_credit import credit_models
+from tokencredit.recipes.reward_server import reward_model_of
 from tokencredit.reward_model.hf_backbone import load_reward_model
 
 
 def loaded_models(
-    config: TrainPolicyConfig, checkpoint: Path | None, device: torch.device
+    config: TrainPolicyConfig,
+    checkpoint: Path | None,
+    device: torch.device,
+    *,
+    sharded: bool = False,
 ) -> PolicyModels:
     """The models of a run, trained ones from its last checkpoint if it has one.
 
+    Args:
+        config: the settings.
+        checkpoint: of this run; None for one that begins.
+        device: where models are called.
+        sharded: leave trained models on the CPU, from where each process takes its part of them.
+
     Raises:
         ModelError: a model is missing, lacks a pad token, or has the wrong head.
+        ServerError, ConfigError: a reward server does not answer, or lacks what the credit needs.
     """
     tokenizer = load_tokenizer(
         config.policy, trust_remote_code=config.trust_remote_code, pad_token=config.pad_token
@@ -39,11 +51,15 @@ def loaded_models(
         )
     shared: dict[str, Any] = {
         "attn_implementation": config.attn_implementation,
-        "device": str(device),
+        "device": "cpu" if sharded else str(device),
         "trust_remote_code": config.trust_remote_code,
     }
-    frozen: dict[str, Any] = {**shared, "dtype": config.dtype}
-    reward_model, reward_tokenizer = load_reward_model(config.reward_model, **frozen)
+    frozen: dict[str, Any] = {
+        **shared,
+        "dtype": config.dtype,
+        "device": "cpu" if config.offload_frozen else str(device),
+    }
+    reward_model, reward_tokenizer = reward_model_of(config, tokenizer, **frozen)
     held_out = (None, None)
     if config.held_out_reward_model is not None:
         held_out = load_reward_model(config.held_out_reward_model, **frozen)
@@ -59,11 +75,12 @@ def loaded_models(
         actor_critic=actor_critic,
         tokenizer=tokenizer,
         reference=reference,
-        reward_model=reward_model.requires_grad_(False),
+        reward_model=reward_model,
         reward_tokenizer=reward_tokenizer,
         held_out_reward_model=held_out[0],
         held_out_tokenizer=held_out[1],
         credit=credit_models(config, tokenizer, frozen),
+        visits=device if config.offload_frozen else None,
     )
 
 
@@ -131,15 +148,12 @@ def prompt_rows(prompts: list[Any], tokenizer: Any, *, where: str) -> list[list[
     """Prompts as ids: texts with the special tokens that begin them, chats in their template.
 
     Raises:
-        DataError: a prompt has no tokens.
+        DataError: a prompt has no tokens, or the chat template refuses it.
     """
     if isinstance(prompts[0], str):
         rows = tokenizer(prompts, add_special_tokens=True)["input_ids"]
     else:
-        rows = [
-            tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-            for chat in prompts
-        ]
+        rows = [_chat_row(chat, tokenizer, where=where) for chat in prompts]
     eos = tokenizer.eos_token_id
     if eos is not None and all(row and row[-1] == eos for row in rows):
         rows = [row[:-1] for row in rows]
@@ -149,6 +163,17 @@ def prompt_rows(prompts: list[Any], tokenizer: Any, *, where: str) -> list[list[
             "BOS token"
         )
     return rows
+
+
+def _chat_row(chat: Any, tokenizer: Any, *, where: str) -> list[int]:
+    try:
+        return tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    except Exception as error:  # templates raise what they like
+        raise DataError(
+            f"the chat template of {tokenizer.name_or_path!r} refuses a prompt of {where} with the "
+            f"roles {[message['role'] for message in chat]}: {error}; expected roles and an order "
+            "that it knows"
+        ) from error
 
 
 def prompts_of_step(count: int, batch_size: int, seed: int, step: int) -> list[int]:

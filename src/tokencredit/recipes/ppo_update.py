@@ -13,6 +13,7 @@ from tokencredit.policy.losses import clipped_policy_losses, clipped_tokens, cli
 from tokencredit.recipes.experience import Experience, rows_of, view_of
 from tokencredit.recipes.policy_config import TrainPolicyConfig
 from tokencredit.recipes.policy_metrics import require_finite
+from tokencredit.recipes.sharding import whole, without_step
 from tokencredit.shaping import kl_estimates
 
 
@@ -61,7 +62,7 @@ def _optimised(
     parts = torch.split(torch.arange(len(minibatch.batch)), micro_batch)
     for index, rows in enumerate(parts):
         last = index == len(parts) - 1
-        with nullcontext() if last else accelerator.no_sync(model):
+        with nullcontext() if last else without_step(accelerator, model):
             losses = _losses(config, model, rows_of(minibatch, rows))
             loss = losses["policy_loss"] + config.value_coef * losses["value_loss"]
             loss = loss + config.kl_loss_coef * losses["kl_loss"]
@@ -70,7 +71,8 @@ def _optimised(
             accelerator.backward(loss / tokens * accelerator.num_processes)
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + value.detach()
-    norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    clipped = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    norm = whole(torch.as_tensor(clipped))
     require_finite("the gradient norm", norm)
     optimizer.step()
     optimizer.zero_grad()
@@ -103,7 +105,8 @@ def _whitened(experience: Experience, accelerator: Accelerator) -> Experience:
     """Advantages of mean 0 and variance 1 over all processes."""
     pad = accelerator.pad_across_processes
     everywhere = accelerator.gather(pad(experience.advantages, dim=1))
-    masks = accelerator.gather(pad(experience.loss_mask, dim=1))
+    # Padding turns truth values into numbers, but on the processes alone that need it.
+    masks = accelerator.gather(pad(experience.loss_mask.long(), dim=1)).bool()
     white = masked_whiten(everywhere, masks)
     start = accelerator.process_index * len(experience.batch)
     rows, time = experience.advantages.shape

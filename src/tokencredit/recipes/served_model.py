@@ -17,10 +17,11 @@ from tokencredit.hf_loading import context_length, pad_token_id
 from tokencredit.hf_text import EncodedResponses
 from tokencredit.preference.pairs import Prompt
 from tokencredit.recipes.reward_texts import Template, encoded_prompts, reads_eos, token_texts
-from tokencredit.recipes.token_scorer import CREDIT_NAMES, credited
+from tokencredit.recipes.served_details import offered_details, row_details
+from tokencredit.recipes.token_scorer import CREDIT_NAMES, credited, vocabulary_fingerprint
 from tokencredit.reward_model.hf_architecture import is_causal
 from tokencredit.reward_model.hf_backbone import score_responses
-from tokencredit.server.messages import PromptAndResponse, PromptAndResponseIds
+from tokencredit.server.messages import PromptAndResponse, PromptAndResponseIds, Served
 from tokencredit.server.rows import RowScores, TokenRow
 
 
@@ -79,8 +80,28 @@ class ServedModel:
         config: Any = self.model.config
         return config.get_text_config().vocab_size
 
+    @cached_property
+    def about(self) -> Served:
+        """What a client needs to know about the model."""
+        chats = self.template == "chat" or (
+            self.template == "auto" and self.tokenizer.chat_template is not None
+        )
+        return Served(
+            credit=list(self.credit_methods),
+            details=list(offered_details(self.credit_methods)),
+            attention_layer=self.attention_layer,
+            template=self.template,
+            renders_chats=chats,
+            reads_eos=reads_eos(self.model),
+            vocabulary=vocabulary_fingerprint(self.tokenizer),
+            max_tokens=self.row_tokens,
+        )
+
     def text_rows(
-        self, texts: Sequence[PromptAndResponse], credit: tuple[str, ...]
+        self,
+        texts: Sequence[PromptAndResponse],
+        credit: tuple[str, ...],
+        details: tuple[str, ...] = (),
     ) -> list[TokenRow]:
         """Texts as the reward model reads them.
 
@@ -93,12 +114,17 @@ class ServedModel:
         for alone in (True, False):
             numbers = [n for n, text in enumerate(texts) if (not text.prompt) == alone]
             if numbers:
-                encoded = self._encoded([texts[n] for n in numbers], credit, numbers, alone)
+                encoded = self._encoded(
+                    [texts[n] for n in numbers], credit, details, numbers, alone
+                )
                 rows |= dict(zip(numbers, encoded, strict=True))
         return [rows[number] for number in range(len(texts))]
 
     def id_rows(
-        self, texts: Sequence[PromptAndResponseIds], credit: tuple[str, ...]
+        self,
+        texts: Sequence[PromptAndResponseIds],
+        credit: tuple[str, ...],
+        details: tuple[str, ...] = (),
     ) -> list[TokenRow]:
         """Token ids of the reward model's own vocabulary, as they are.
 
@@ -119,7 +145,7 @@ class ServedModel:
                     f"text {number} has no prompt_ids; expected at least one, such as the token "
                     "that begins a sequence: the score of the prompt alone is read there"
                 )
-        return [self._id_row(text.prompt_ids, text.response_ids, credit) for text in texts]
+        return [self._id_row(text.prompt_ids, text.response_ids, credit, details) for text in texts]
 
     def verbatim_rows(self, texts: Sequence[str]) -> list[TokenRow]:
         """Whole texts, special tokens written out in them, without any credit.
@@ -151,11 +177,12 @@ class ServedModel:
         """
         batch, attention_mask = self._padded(rows)
         asked = {name for row in rows for name in row.credit}
+        attends = "attention" in asked or any("attention" in row.details for row in rows)
         scores = score_responses(
             self.model,
             batch,
             attention_mask=attention_mask,
-            attention_layer=self.attention_layer if "attention" in asked else None,
+            attention_layer=self.attention_layer if attends else None,
         )
         paid = {
             name: credited(name, scores, batch.response_mask, credit_beta=self.credit_beta)
@@ -170,10 +197,12 @@ class ServedModel:
         numbers = {name: token_scores.tolist() for name, token_scores in paid.items()}
         return [
             RowScores(
-                score, {name: numbers[name][i][: len(row.response_ids)] for name in row.credit}
+                score,
+                {name: numbers[name][i][: len(row.response_ids)] for name in row.credit},
+                **details,
             )
-            for i, (row, score) in enumerate(
-                zip(rows, scores.sequence_scores.tolist(), strict=True)
+            for i, (row, score, details) in enumerate(
+                zip(rows, scores.sequence_scores.tolist(), row_details(rows, scores), strict=True)
             )
         ]
 
@@ -181,6 +210,7 @@ class ServedModel:
         self,
         texts: Sequence[PromptAndResponse],
         credit: tuple[str, ...],
+        details: tuple[str, ...],
         numbers: Sequence[int],
         alone: bool,
     ) -> list[TokenRow]:
@@ -192,7 +222,7 @@ class ServedModel:
                 [_prompt(text) for text in texts],
                 responses,
                 template="plain" if alone else self.template,
-                append_eos=bool(reads_eos(self.model)),
+                append_eos=[bool(reads_eos(self.model)) and text.ended for text in texts],
                 max_length=self.row_tokens,
                 empty="keep",
             )
@@ -200,23 +230,27 @@ class ServedModel:
             if len(texts) == 1:
                 raise DataError(f"text {numbers[0]}: {error}") from error
             for text, number in zip(texts, numbers, strict=True):
-                self._encoded([text], credit, [number], alone)
+                self._encoded([text], credit, details, [number], alone)
             raise
         names = token_texts(self.tokenizer, encoded, responses)
-        return _token_rows(encoded, names, credit)
+        return _token_rows(encoded, names, credit, details)
 
     def _id_row(
-        self, prompt_ids: list[int], response_ids: list[int], credit: tuple[str, ...]
+        self,
+        prompt_ids: list[int],
+        response_ids: list[int],
+        credit: tuple[str, ...],
+        details: tuple[str, ...],
     ) -> TokenRow:
         if not credit:
-            return TokenRow(prompt_ids, response_ids, [], [], [], ())
+            return TokenRow(prompt_ids, response_ids, [], [], [], (), details)
         decoded = decoded_response(self.tokenizer, prompt_ids, response_ids)
         names = self.tokenizer.convert_ids_to_tokens(response_ids)
         tokens = [
             decoded.response[a:b] if b > a else str(name)
             for (a, b), name in zip(decoded.spans, names, strict=True)
         ]
-        return TokenRow(prompt_ids, response_ids, [], tokens, decoded.spans, credit)
+        return TokenRow(prompt_ids, response_ids, [], tokens, decoded.spans, credit, details)
 
     def _require_length(self, number: int, length: int) -> None:
         if length > self.row_tokens:
@@ -254,9 +288,12 @@ def _prompt(text: PromptAndResponse) -> Prompt:
 
 
 def _token_rows(
-    encoded: EncodedResponses, names: list[list[str]], credit: tuple[str, ...]
+    encoded: EncodedResponses,
+    names: list[list[str]],
+    credit: tuple[str, ...],
+    details: tuple[str, ...],
 ) -> list[TokenRow]:
-    """The rows of a padded batch without its padding; tokens where a credit method asks."""
+    """The rows of a padded batch without its padding; tokens where something asks for them."""
     batch = encoded.batch
     behind = encoded.attention_mask[:, batch.prompt_ids.shape[1] :].bool() & ~batch.response_mask
     return [
@@ -264,9 +301,10 @@ def _token_rows(
             batch.prompt_ids[i][batch.prompt_mask[i]].tolist(),
             batch.response_ids[i][batch.response_mask[i]].tolist(),
             batch.response_ids[i][behind[i]].tolist(),
-            names[i] if credit else [],
-            spans if credit else [],
+            names[i] if credit or details else [],
+            spans if credit or details else [],
             credit,
+            details,
         )
         for i, spans in enumerate(encoded.response_spans)
     ]

@@ -6,8 +6,9 @@ what it says about its tokens is carried over to the policy's tokens of the same
 """
 
 import difflib
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import hashlib
+import json
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal, get_args
 
@@ -16,23 +17,26 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from tokencredit.alignment import Span, project_token_scores, spans_of_words
 from tokencredit.batch import ResponseBatch
 from tokencredit.credit.prefix_difference import prefix_difference_credit
 from tokencredit.credit.redistribution import attention_credit, uniform_credit
 from tokencredit.credit.terminal import terminal_credit
 from tokencredit.errors import ConfigError, ModelError
-from tokencredit.hf_decoding import DecodedResponse, decoded_response
 from tokencredit.hf_loading import context_length
-from tokencredit.hf_text import EncodedResponses
-from tokencredit.masking import last_true_index
 from tokencredit.preference.pairs import Prompt
+from tokencredit.recipes.policy_tokens import (
+    ScoreTransform,
+    decoded_responses,
+    ended_scores,
+    ending_tokens,
+    projected_scores,
+    transformed_scores,
+)
 from tokencredit.recipes.reward_texts import Template, encoded_prompts, reads_eos
 from tokencredit.reward_model.hf_backbone import ResponseScores, score_responses
 
 CreditName = Literal["terminal", "uniform", "attention", "prefix-difference"]
 CREDIT_NAMES: tuple[str, ...] = get_args(CreditName)
-ScoreTransform = Callable[[Tensor], Tensor]
 
 
 def credited(
@@ -73,7 +77,7 @@ def credited(
             return attention_credit(
                 scores.sequence_scores, scores.attention, response_mask, credit_beta=credit_beta
             )
-    ended = replace(scores, prefix_scores=_ended(scores, response_mask))
+    ended = ended_scores(scores, response_mask)
     return prefix_difference_credit(required_prefix_scores(name, ended), response_mask)
 
 
@@ -215,9 +219,7 @@ def policy_scores(
             attention_layer=attention_layer,
             micro_batch_size=micro_batch_size,
         )
-    if score_transform is not None:
-        scores = _transformed(scores, score_transform)
-    return replace(scores, prefix_scores=_ended(scores, batch.response_mask))
+    return ended_scores(transformed_scores(scores, score_transform), batch.response_mask)
 
 
 @lru_cache(maxsize=8)
@@ -226,15 +228,10 @@ def shares_vocabulary(first: PreTrainedTokenizerBase, second: PreTrainedTokenize
     return first is second or first.get_vocab() == second.get_vocab()
 
 
-def _ends(
-    tokenizer: PreTrainedTokenizerBase, batch: ResponseBatch
-) -> Bool[Tensor, "batch sequence"]:
-    """True on the last token of each response that ended itself, by end of sequence."""
-    start = batch.prompt_ids.shape[1]
-    last = last_true_index(batch.response_mask)[:, None]
-    is_last = torch.arange(batch.input_ids.shape[1], device=last.device) == start + last
-    eos = tokenizer.eos_token_id
-    return is_last & (last >= 0) & (batch.input_ids == (-1 if eos is None else eos))
+def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Equal for tokenizers that share their vocabulary, and for no others."""
+    tokens = sorted(tokenizer.get_vocab().items())
+    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
 
 
 def _readable(
@@ -242,7 +239,10 @@ def _readable(
 ) -> Bool[Tensor, "batch sequence"]:
     """The tokens to read: no end of sequence if the reward model learnt without."""
     real = batch.attention_mask.bool()
-    return real & ~_ends(tokenizer, batch) if reads_eos(reward_model) is False else real
+    if reads_eos(reward_model) is not False:
+        return real
+    no_prompt = torch.zeros_like(batch.prompt_mask)
+    return real & ~torch.cat([no_prompt, ending_tokens(tokenizer, batch)], dim=-1)
 
 
 def _scores_through_text(
@@ -257,14 +257,8 @@ def _scores_through_text(
     micro_batch_size: int | None,
 ) -> ResponseScores:
     """Scores in the policy's tokens, made from those in the reward model's."""
-    attended = batch.attention_mask[:, batch.prompt_ids.shape[1] :].bool()
-    decoded = [
-        decoded_response(policy_tokenizer, prompt[prompt_mask].tolist(), ids[mask].tolist())
-        for prompt, prompt_mask, ids, mask in zip(
-            batch.prompt_ids, batch.prompt_mask, batch.response_ids, attended, strict=True
-        )
-    ]
-    ended = _ends(policy_tokenizer, batch).any(-1) & bool(reads_eos(reward_model))
+    decoded = decoded_responses(policy_tokenizer, batch)
+    ended = ending_tokens(policy_tokenizer, batch).any(-1) & bool(reads_eos(reward_model))
     encoded = encoded_prompts(
         rm_tokenizer,
         [row.prompt for row in decoded] if conversations is None else conversations,
@@ -282,62 +276,10 @@ def _scores_through_text(
         attention_layer=attention_layer,
         micro_batch_size=micro_batch_size,
     )
-    return _projected(scores, encoded, decoded, batch.response_mask.shape[1])
-
-
-def _projected(
-    scores: ResponseScores, encoded: EncodedResponses, decoded: list[DecodedResponse], time: int
-) -> ResponseScores:
-    """The same scores in other tokens of the same responses.
-
-    Attention is shared by characters. The score of a prefix counts from the token that completes
-    it, so that no token is paid for what comes behind it.
-    """
-    spans, target_spans = encoded.response_spans, [row.spans for row in decoded]
-    attention, prefix_scores = scores.attention, scores.prefix_scores
-    if attention is not None:
-        words = [
-            source if source == row.spans else spans_of_words(source, row.response)
-            for source, row in zip(spans, decoded, strict=True)
-        ]
-        attention = _projected_rows(attention, words, target_spans, time, split="overlap")
-    if prefix_scores is not None:
-        steps = prefix_difference_credit(prefix_scores, encoded.batch.response_mask)
-        steps = _projected_rows(steps, spans, target_spans, time, split="last")
-        prefix_scores = torch.cat([prefix_scores[:, :1], steps], dim=-1).cumsum(-1)
-    return ResponseScores(scores.sequence_scores, prefix_scores, attention)
-
-
-def _projected_rows(
-    values: Float[Tensor, "batch source"],
-    source_spans: list[list[Span]],
-    target_spans: list[list[Span]],
-    time: int,
-    *,
-    split: Literal["overlap", "last"],
-) -> Float[Tensor, "batch {time}"]:
-    projected = values.new_zeros(len(values), time)
-    for row, (source, target) in enumerate(zip(source_spans, target_spans, strict=True)):
-        if source:
-            projected[row, : len(target)] = project_token_scores(
-                values[row, : len(source)], source, target, split=split
-            )
-    return projected
-
-
-def _ended(
-    scores: ResponseScores, response_mask: Bool[Tensor, "batch time"]
-) -> Float[Tensor, "batch time_plus_1"] | None:
-    """Prefix scores whose last counted one is the sequence score, read behind closing tokens."""
-    if scores.prefix_scores is None:
-        return None
-    end = last_true_index(response_mask)[:, None] + 1
-    return scores.prefix_scores.scatter(-1, end, scores.sequence_scores[:, None])
-
-
-def _transformed(scores: ResponseScores, score_transform: ScoreTransform) -> ResponseScores:
-    return ResponseScores(
-        score_transform(scores.sequence_scores),
-        None if scores.prefix_scores is None else score_transform(scores.prefix_scores),
-        scores.attention,
+    return projected_scores(
+        scores,
+        encoded.batch.response_mask,
+        encoded.response_spans,
+        decoded,
+        batch.response_mask.shape[1],
     )

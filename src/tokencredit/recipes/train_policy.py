@@ -13,20 +13,17 @@ run repeats the interrupted one bit for bit on the CPU.
 
 import shutil
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from jaxtyping import Bool
-from torch import Tensor
+from accelerate.utils import DistributedType
 
-from tokencredit.batch import ResponseBatch, TokenScorer
+from tokencredit.batch import TokenScorer
 from tokencredit.errors import ConfigError, TokenCreditWarning
-from tokencredit.policy.hf_rollout import sampled_responses
-from tokencredit.preference.pairs import Prompt
 from tokencredit.recipes.checkpoints import (
     checkpoint_path,
     last_checkpoint,
@@ -38,8 +35,8 @@ from tokencredit.recipes.experience import (
     Experience,
     PolicyModels,
     collected,
-    sampling_of,
 )
+from tokencredit.recipes.lost_processes import process_group_settings, told_of_lost_processes
 from tokencredit.recipes.policy_config import TrainPolicyConfig
 from tokencredit.recipes.policy_metrics import (
     StepProgress,
@@ -47,11 +44,10 @@ from tokencredit.recipes.policy_metrics import (
     step_metrics,
     timed,
 )
+from tokencredit.recipes.policy_rollout import rolled_out
 from tokencredit.recipes.policy_setup import (
     PolicyPrompts,
-    left_padded,
     loaded_models,
-    prompts_of_step,
     seeded,
     tokenized_prompts,
 )
@@ -62,13 +58,25 @@ from tokencredit.recipes.run_folder import (
     open_run_folder,
     require_same_run,
 )
+from tokencredit.recipes.sharding import (
+    prepared,
+    require_known_distribution,
+    whole_moments,
+    whole_weights,
+)
 from tokencredit.recipes.supervised import quiet_transformers
+from tokencredit.recipes.vllm_rollout import connected
+from tokencredit.recipes.zero3 import settle
 from tokencredit.shaping import RunningMoments, adapted_kl_coef
 
 __all__ = ["TrainPolicyConfig", "train_policy"]
 
 _FREE_SETTINGS = ("output", "steps", "checkpoint_every", "keep_checkpoints", "sample_every",
-                  "sample_count", "trackers", "progress", "device")  # fmt: skip
+                  "sample_count", "trackers", "progress", "device", "process_timeout",
+                  "offload_frozen",
+                  "gather_for_generation", "vllm_server",
+                  "reward_token_variable", "reward_server_timeout",
+                  "reward_server_retries")  # fmt: skip
 
 
 @dataclass
@@ -82,6 +90,7 @@ class RunState:
 
 
 @quiet_transformers()
+@told_of_lost_processes()
 def train_policy(config: TrainPolicyConfig, *, token_scorer: TokenScorer | None = None) -> Path:
     """Train a policy, or go on with a run that was interrupted.
 
@@ -97,8 +106,11 @@ def train_policy(config: TrainPolicyConfig, *, token_scorer: TokenScorer | None 
         RunFolderError: the output folder holds another run, or cannot be written.
         ModelError: a model is missing, or has no pad token or the wrong head.
         DataError: there are no prompts, or one is empty or too long.
-        ConfigError: batches cannot be shared evenly by the processes.
+        ConfigError: batches cannot be shared evenly by the processes, or Accelerate was launched
+            with a kind of sharding other than FSDP2 and ZeRO-3.
         NumericError: a score, loss or gradient is NaN or infinite; the last checkpoint stays.
+        ServerError: the reward server does not answer, or not with scores; likewise.
+        ProcessError: another process of the run died or did not answer in time; likewise.
     """
     AcceleratorState._reset_state()  # its singleton refuses a second run with other settings
     accelerator = Accelerator(
@@ -106,12 +118,19 @@ def train_policy(config: TrainPolicyConfig, *, token_scorer: TokenScorer | None 
         mixed_precision=config.mixed_precision,
         log_with=list(config.trackers) or None,
         project_dir=config.output,
+        kwargs_handlers=[process_group_settings(config.process_timeout)],
     )
+    require_known_distribution(accelerator)
     _require_divisible(config, accelerator.num_processes)
     folder = Path(config.output)
     require_same_run(folder, config, free=_FREE_SETTINGS)
     checkpoint = last_checkpoint(folder)
-    models = loaded_models(config, checkpoint, accelerator.device)
+    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        settle(accelerator, config)
+    models = loaded_models(config, checkpoint, accelerator.device, sharded=sharded)
+    if config.vllm_server is not None:
+        models = replace(models, server=connected(config.vllm_server, accelerator))
     prompts = tokenized_prompts(config, models.tokenizer)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -125,15 +144,15 @@ def train_policy(config: TrainPolicyConfig, *, token_scorer: TokenScorer | None 
         weight_decay=config.weight_decay,
         fused=True,
     )
+    model, optimizer = prepared(accelerator, models.actor_critic, optimizer)
     state = RunState(kl_coef=config.kl_coef)
     if checkpoint is not None:
-        restore_optimizer(optimizer, checkpoint)
+        restore_optimizer(models.actor_critic, optimizer.optimizer, checkpoint)
         saved = read_state(checkpoint)
         state = RunState(**{**saved, "moments": RunningMoments(**saved["moments"])})
     if accelerator.is_main_process:
         keep_rows_before(folder / "metrics.jsonl", state.step)
         keep_rows_before(folder / "samples.jsonl", state.step)
-    model, optimizer = accelerator.prepare(models.actor_critic, optimizer)
     if config.trackers:
         accelerator.init_trackers(
             "tokencredit", config={k: str(v) for k, v in vars(config).items()}
@@ -145,14 +164,13 @@ def train_policy(config: TrainPolicyConfig, *, token_scorer: TokenScorer | None 
             )
             state.step += 1
             progress.show(row)
-            if not accelerator.is_main_process:
-                continue
-            append_jsonl(folder / "metrics.jsonl", row)
-            accelerator.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
-            for sample in samples:
-                append_jsonl(folder / "samples.jsonl", sample)
+            if accelerator.is_main_process:
+                append_jsonl(folder / "metrics.jsonl", row)
+                accelerator.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
+                for sample in samples:
+                    append_jsonl(folder / "samples.jsonl", sample)
             if state.step % config.checkpoint_every == 0 or state.step == config.steps:
-                _checkpoint(config, folder, models, optimizer, state)
+                _checkpoint(config, accelerator, folder, models, optimizer, state)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         _export_policy(folder, config.steps)
@@ -183,7 +201,7 @@ def _ppo_step(
     seconds: dict[str, float] = {}
     rng = seeded(config.seed, state.step, accelerator.process_index)
     with timed(seconds, "rollout"):
-        batch, truncated, chats = _rollout(config, accelerator, models, prompts, state.step, rng)
+        batch, truncated, chats = rolled_out(config, accelerator, models, prompts, state.step, rng)
     with timed(seconds, "score"):
         experience = collected(
             models,
@@ -207,41 +225,6 @@ def _ppo_step(
         samples = sample_rows(state.step, experience, models.tokenizer, count=config.sample_count)
     _after_step(config, accelerator, experience, state, row)
     return row, samples
-
-
-def _rollout(
-    config: TrainPolicyConfig,
-    accelerator: Accelerator,
-    models: PolicyModels,
-    prompts: PolicyPrompts,
-    step: int,
-    rng: torch.Generator,
-) -> tuple[ResponseBatch, Bool[Tensor, "batch"], list[Prompt] | None]:
-    share = config.batch_size // accelerator.num_processes
-    chosen = prompts_of_step(len(prompts.rows), config.batch_size, config.seed, step)
-    mine = chosen[accelerator.process_index * share : (accelerator.process_index + 1) * share]
-    rows = [prompts.rows[i] for i in mine]
-    chats = None if prompts.chats is None else [prompts.chats[i] for i in mine]
-    if config.prompt_tokens is not None:
-        least, most = config.prompt_tokens
-        cuts = torch.randint(least, most + 1, (share,), generator=rng).tolist()
-        rows = [row[:cut] for row, cut in zip(rows, cuts, strict=True)]
-    lengths = None
-    if config.response_lengths == "uniform":
-        least = max(config.min_new_tokens, 1)
-        lengths = torch.randint(least, config.max_new_tokens + 1, (share,), generator=rng)
-    prompt_ids, prompt_mask = left_padded(rows, models.tokenizer.pad_token_id)
-    with accelerator.autocast():
-        batch, truncated = sampled_responses(
-            models.actor_critic.policy,
-            prompt_ids.to(accelerator.device),
-            prompt_mask.to(accelerator.device),
-            sampling=sampling_of(config, models.tokenizer.eos_token_id),
-            pad_token_id=models.tokenizer.pad_token_id,
-            eos_token_id=models.tokenizer.eos_token_id,
-            response_lengths=None if lengths is None else lengths.to(accelerator.device),
-        )
-    return batch, truncated, chats
 
 
 def _after_step(
@@ -282,17 +265,27 @@ def _warn_of_farmed_kl(config: TrainPolicyConfig, state: RunState, row: dict[str
 
 
 def _checkpoint(
-    config: TrainPolicyConfig, folder: Path, models: PolicyModels, optimizer: Any, state: RunState
+    config: TrainPolicyConfig,
+    accelerator: Accelerator,
+    folder: Path,
+    models: PolicyModels,
+    optimizer: Any,
+    state: RunState,
 ) -> None:
-    saved = {**vars(state), "moments": vars(state.moments)}
-    write_checkpoint(
-        checkpoint_path(folder, state.step),
-        models.actor_critic,
-        models.tokenizer,
-        getattr(optimizer, "optimizer", optimizer),
-        saved,
-        keep=config.keep_checkpoints,
-    )
+    """Gather what is sharded, by all processes, and write it, by the first."""
+    writes = accelerator.is_main_process
+    weights = whole_weights(models.actor_critic, keep=writes)
+    moments = whole_moments(models.actor_critic, optimizer.optimizer, keep=writes)
+    if writes:
+        write_checkpoint(
+            checkpoint_path(folder, state.step),
+            models.actor_critic,
+            models.tokenizer,
+            weights,
+            moments,
+            {**vars(state), "moments": vars(state.moments)},
+            keep=config.keep_checkpoints,
+        )
 
 
 def _export_policy(folder: Path, steps: int) -> None:

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from tokencredit.server.intake import Intake, Limits
 from tokencredit.server.messages import (
+    AboutAnswer,
     ErrorAnswer,
     Problem,
     PromptAndResponse,
@@ -61,6 +62,12 @@ def reward_app(scorer: RowScorer, limits: Limits, *, token: str | None = None) -
             responses={200: {"model": answer}, "default": {"model": ErrorAnswer}},
             openapi_extra={"requestBody": _described(request)},
         )
+    app.add_api_route(
+        "/about",
+        service.answering("about", service.about),
+        methods=["GET"],
+        responses={200: {"model": AboutAnswer}, "default": {"model": ErrorAnswer}},
+    )
     app.add_api_route("/health", service.health, methods=["GET"])
     app.add_api_route("/ready", service.ready, methods=["GET"])
     app.add_api_route("/metrics", service.numbers, methods=["GET"])
@@ -107,16 +114,16 @@ class _Service:
     async def score(self, request: Request) -> Response:
         """Sequence scores and token credit."""
         asked = ScoreRequest.model_validate_json(await self.intake.body(request))
-        credit = self.intake.credit(asked.credit)
+        credit, details = self.intake.credit(asked.credit), self.intake.details(asked.details)
         if asked.texts:
             texts = asked.texts
             rows, scores = await self.intake.scored(
-                len(texts), lambda: self.scorer.text_rows(texts, credit)
+                len(texts), lambda: self.scorer.text_rows(texts, credit, details)
             )
         else:
             ids = asked.ids or []
             rows, scores = await self.intake.scored(
-                len(ids), lambda: self.scorer.id_rows(ids, credit)
+                len(ids), lambda: self.scorer.id_rows(ids, credit, details)
             )
         return _json(
             ScoreAnswer(scores=[_scored(*pair) for pair in zip(rows, scores, strict=True)])
@@ -134,6 +141,18 @@ class _Service:
         lengths = [float(row.length) for row in rows]
         return _json(
             RewardAnswer(rewards=rewards, scores=rewards, extra_logs={"reward_tokens": lengths})
+        )
+
+    async def about(self, _request: Request) -> Response:
+        """What is served, and how much of it one request may ask for."""
+        limits = self.intake.limits
+        return _json(
+            AboutAnswer(
+                **self.scorer.about.model_dump(),
+                max_texts=limits.queue_size,
+                max_body_bytes=limits.max_body_bytes,
+                request_timeout=limits.request_timeout,
+            )
         )
 
     async def health(self) -> Response:
@@ -200,11 +219,13 @@ def _scored(row: TokenRow, scores: RowScores) -> ScoredText:
         tokens=row.tokens,
         spans=row.spans,
         token_scores=scores.token_scores,
+        prefix_scores=scores.prefix_scores,
+        attention=scores.attention,
     )
 
 
 def _json(answer: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(answer.model_dump_json(), status, headers, "application/json")
+    return Response(answer.model_dump_json(exclude_none=True), status, headers, "application/json")
 
 
 def _told(refusal: RefusedError) -> Response:
@@ -216,8 +237,8 @@ async def _no_such_thing(_request: Request, error: Exception) -> Response:
     """An address or method that is not there."""
     status = getattr(error, "status_code", 500)
     phrase = HTTPStatus(status).phrase
-    message = f"{phrase}; expected POST /score, POST /get_reward, GET /health, GET /ready, "
-    message += "GET /metrics or GET /"
+    message = f"{phrase}; expected POST /score, POST /get_reward, GET /about, GET /health, "
+    message += "GET /ready, GET /metrics or GET /"
     headers = getattr(error, "headers", None) or {}
     return _told(RefusedError(status, phrase.replace(" ", ""), message, headers))
 

@@ -89,7 +89,8 @@ class Intake:
         """The body of a request, no more of it than the limit."""
         limit, body = self.limits.max_body_bytes, bytearray()
         announced = request.headers.get("content-length", "0")
-        too_large = announced.isdecimal() and int(announced) > limit
+        # Python reads no number of thousands of digits.
+        too_large = announced.isdecimal() and (len(announced) > 18 or int(announced) > limit)
         if not too_large:
             async for chunk in request.stream():
                 body += chunk
@@ -129,6 +130,19 @@ class Intake:
                 "which this server offers, or none of them for the sequence score alone",
             )
         return offered if asked is None else tuple(dict.fromkeys(asked))
+
+    def details(self, asked: Sequence[str]) -> tuple[str, ...]:
+        """The details of a request."""
+        offered = self.scorer.about.details if asked else []
+        unknown = [name for name in asked if name not in offered]
+        if unknown:
+            raise RefusedError(
+                422,
+                "RequestError",
+                f"details names {unknown[0][:60]!a}; expected some of "
+                f"{', '.join(offered) or 'none'}, which this server offers",
+            )
+        return tuple(dict.fromkeys(asked))
 
     async def scored(
         self, number: int, rows: Callable[[], list[TokenRow]]

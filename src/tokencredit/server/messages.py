@@ -20,12 +20,17 @@ class Message(BaseModel):
 
 
 class PromptAndResponse(BaseModel):
-    """A text to score: what was asked, as text or messages, and the answer to it."""
+    """A text to score: what was asked, as text or messages, and the answer to it.
+
+    `ended` is False for a response that was cut off: it is read without the end of sequence that
+    the model learnt with.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     prompt: str | list[Message] = ""
     response: str
+    ended: bool = True
 
 
 class PromptAndResponseIds(BaseModel):
@@ -38,13 +43,17 @@ class PromptAndResponseIds(BaseModel):
 
 
 class ScoreRequest(BaseModel):
-    """What `POST /score` takes: `texts` or `ids`, and the credit methods; None asks for all."""
+    """What `POST /score` takes: `texts` or `ids`, and what to say of them.
+
+    `credit` names credit methods, None asks for all; `details` names what they are made from.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     texts: list[PromptAndResponse] | None = None
     ids: list[PromptAndResponseIds] | None = None
     credit: list[str] | None = None
+    details: list[str] = []
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "ScoreRequest":
@@ -59,7 +68,8 @@ class ScoredText(BaseModel):
     """What `POST /score` says about one text, scores in nats.
 
     `spans` are characters (Unicode code points) of the response; `token_scores` has one list per
-    credit method.
+    credit method. `prefix_scores` begins with the prompt alone and goes on with one number per
+    token; it and `attention` are left out unless `details` asks for them.
     """
 
     sequence_score: float
@@ -67,12 +77,47 @@ class ScoredText(BaseModel):
     tokens: list[str]
     spans: list[tuple[int, int]]
     token_scores: dict[str, list[float]]
+    prefix_scores: list[float] | None = None
+    attention: list[float] | None = None
 
 
 class ScoreAnswer(BaseModel):
     """What `POST /score` answers, in the order of the request."""
 
     scores: list[ScoredText]
+
+
+class Served(BaseModel):
+    """What there is to know about a served reward model.
+
+    Attributes:
+        credit: methods on offer.
+        details: on offer.
+        attention_layer: whose attention is read.
+        template: how texts are rendered, as the server's settings have it.
+        renders_chats: whether a prompt that is a text becomes a message of the user.
+        reads_eos: whether the model learnt on responses that end with the end of sequence; left
+            out where it does not say.
+        vocabulary: fingerprint of the tokenizer's vocabulary.
+        max_tokens: of one text with its prompt.
+    """
+
+    credit: list[str]
+    details: list[str]
+    attention_layer: int
+    template: str
+    renders_chats: bool
+    reads_eos: bool | None = None
+    vocabulary: str
+    max_tokens: int
+
+
+class AboutAnswer(Served):
+    """What `GET /about` answers: the model, and what one request may hold."""
+
+    max_texts: int
+    max_body_bytes: int
+    request_timeout: float
 
 
 class RewardRequest(BaseModel):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from tokencredit.alignment import Span
-from tokencredit.server.messages import PromptAndResponse, PromptAndResponseIds
+from tokencredit.server.messages import PromptAndResponse, PromptAndResponseIds, Served
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class TokenRow:
         tokens: text of each response token; the name of a special token.
         spans: character span of each response token in the response's text.
         credit: the credit methods that are asked for.
+        details: likewise what they are made from, "prefix-scores" or "attention".
     """
 
     prompt_ids: list[int]
@@ -27,6 +28,7 @@ class TokenRow:
     tokens: list[str]
     spans: list[Span]
     credit: tuple[str, ...]
+    details: tuple[str, ...] = ()
 
     @property
     def length(self) -> int:
@@ -41,10 +43,14 @@ class RowScores:
     Attributes:
         sequence_score: of the prompt with its response.
         token_scores: name of a credit method to one score per response token.
+        prefix_scores: of the prompt alone and behind each response token, if asked for.
+        attention: that each response token receives where the score is read, if asked for.
     """
 
     sequence_score: float
     token_scores: dict[str, list[float]]
+    prefix_scores: list[float] | None = None
+    attention: list[float] | None = None
 
 
 @runtime_checkable
@@ -56,8 +62,16 @@ class RowScorer(Protocol):
         """Names of the credit methods on offer."""
         ...
 
+    @property
+    def about(self) -> Served:
+        """What a client needs to know about the model."""
+        ...
+
     def text_rows(
-        self, texts: Sequence[PromptAndResponse], credit: tuple[str, ...]
+        self,
+        texts: Sequence[PromptAndResponse],
+        credit: tuple[str, ...],
+        details: tuple[str, ...] = (),
     ) -> list[TokenRow]:
         """Texts as the reward model reads them.
 
@@ -68,7 +82,10 @@ class RowScorer(Protocol):
         ...
 
     def id_rows(
-        self, texts: Sequence[PromptAndResponseIds], credit: tuple[str, ...]
+        self,
+        texts: Sequence[PromptAndResponseIds],
+        credit: tuple[str, ...],
+        details: tuple[str, ...] = (),
     ) -> list[TokenRow]:
         """Token ids of the reward model's own vocabulary, as they are.
 
