@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from http.client import HTTPConnection
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -122,6 +123,19 @@ def test_the_functions_of_the_page_reach_the_server(server, monkeypatch):
     answer = names["reward_func"](["the film is good<eos>"], ["the film"], [None])
     assert set(answer) == {"rewards", "scores", "extra_logs"}
     assert answer["rewards"].tolist() == pytest.approx([row["sequence_score"]], abs=1e-5)
+
+
+def test_a_connection_may_be_idle_for_a_while(server):
+    """Uvicorn closes it after five seconds unless told otherwise."""
+    connection = HTTPConnection(server.address.removeprefix("http://"))
+    connection.request("GET", "/health")
+    assert connection.getresponse().read()
+    same = connection.sock
+    time.sleep(6)
+    connection.request("GET", "/health")
+    assert connection.getresponse().status == 200
+    assert connection.sock is same
+    connection.close()
 
 
 def test_told_to_stop_it_finishes_what_it_accepted(server):

@@ -26,7 +26,7 @@ from tokencredit.errors import (
     TokenCreditWarning,
 )
 from tokencredit.logprobs import token_entropies
-from tokencredit.recipes import checkpoints, experience, ppo_update
+from tokencredit.recipes import checkpoints, policy_views, ppo_update
 from tokencredit.recipes import train_policy as recipe
 from tokencredit.recipes.lost_processes import told_of_lost_processes
 from tokencredit.recipes.run_folder import read_jsonl
@@ -192,7 +192,7 @@ def test_scoring_some_responses_at_a_time_says_the_same(models, tmp_path, monkey
         rows_at_a_time.append(len(logits))
         return token_entropies(logits)
 
-    monkeypatch.setattr(experience, "token_entropies", counted)
+    monkeypatch.setattr(policy_views, "token_entropies", counted)
     found = []
     for size in (None, 1):
         output = tmp_path / str(size)

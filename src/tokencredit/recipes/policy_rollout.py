@@ -12,9 +12,9 @@ from torch import Tensor
 from tokencredit.batch import ResponseBatch
 from tokencredit.policy.hf_rollout import sampled_responses
 from tokencredit.preference.pairs import Prompt
-from tokencredit.recipes.experience import PolicyModels, sampling_of
 from tokencredit.recipes.policy_config import TrainPolicyConfig
 from tokencredit.recipes.policy_setup import PolicyPrompts, left_padded, prompts_of_step
+from tokencredit.recipes.policy_views import PolicyModels, sampling_of
 from tokencredit.recipes.sharding import gathers_for_every_token, kept_gathered
 from tokencredit.recipes.vllm_rollout import send_weights, served_responses
 

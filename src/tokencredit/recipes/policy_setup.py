@@ -14,9 +14,9 @@ from tokencredit.hf_loading import disable_dropout, load_model, load_tokenizer, 
 from tokencredit.policy.hf_models import ActorCritic, load_value_head
 from tokencredit.preference.hf_datasets import load_prompts
 from tokencredit.preference.pairs import Prompt
-from tokencredit.recipes.experience import PolicyModels
 from tokencredit.recipes.policy_config import TrainPolicyConfig
 from tokencredit.recipes.policy_credit import credit_models
+from tokencredit.recipes.policy_views import PolicyModels
 from tokencredit.recipes.reward_server import reward_model_of
 from tokencredit.reward_model.hf_backbone import load_reward_model
 

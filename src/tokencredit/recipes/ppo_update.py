@@ -10,9 +10,10 @@ from torch import Tensor
 
 from tokencredit.masking import masked_sum, masked_whiten
 from tokencredit.policy.losses import clipped_policy_losses, clipped_tokens, clipped_value_losses
-from tokencredit.recipes.experience import Experience, rows_of, view_of
+from tokencredit.recipes.experience import Experience, rows_of
 from tokencredit.recipes.policy_config import TrainPolicyConfig
 from tokencredit.recipes.policy_metrics import require_finite
+from tokencredit.recipes.policy_views import view_of
 from tokencredit.recipes.sharding import whole, without_step
 from tokencredit.shaping import kl_estimates
 

@@ -19,6 +19,8 @@ from tokencredit.recipes.reward_texts import Template, loaded_reward_model
 from tokencredit.recipes.supervised import quiet_transformers
 from tokencredit.recipes.token_scorer import CreditName, require_credit_name
 
+_IDLE_SECONDS = 75
+
 
 @dataclass(frozen=True)
 class ServeConfig:
@@ -110,6 +112,8 @@ def serve(config: ServeConfig) -> None:
         log_level="info" if config.access_log else "warning",
         access_log=config.access_log,
         server_header=False,
+        # A connection that is closed while its client sends again loses the request.
+        timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=int(config.request_timeout) + 5,
     )
     with _signals_that_only_stop():

@@ -31,11 +31,7 @@ from tokencredit.recipes.checkpoints import (
     restore_optimizer,
     write_checkpoint,
 )
-from tokencredit.recipes.experience import (
-    Experience,
-    PolicyModels,
-    collected,
-)
+from tokencredit.recipes.experience import Experience, collected
 from tokencredit.recipes.lost_processes import process_group_settings, told_of_lost_processes
 from tokencredit.recipes.policy_config import TrainPolicyConfig
 from tokencredit.recipes.policy_metrics import (
@@ -51,6 +47,7 @@ from tokencredit.recipes.policy_setup import (
     seeded,
     tokenized_prompts,
 )
+from tokencredit.recipes.policy_views import PolicyModels
 from tokencredit.recipes.ppo_update import updated
 from tokencredit.recipes.run_folder import (
     append_jsonl,
