@@ -123,7 +123,7 @@ hh() {
   trained output/hh/dpo train-implicit-reward --data output/hh/pairs-first.jsonl --unusable drop \
     --model output/hh/language-model --max_length 256 --epochs 1 --learning_rate 3e-4 --seed 0
   ppo hh --max_new_tokens 64 --learning_rate 1e-4 --steps 60
-  methods hh 1
+  methods hh 0.5
   methods_of_pairs hh
 }
 
