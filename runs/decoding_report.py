@@ -19,6 +19,10 @@ from tokencredit.recipes.run_folder import read_jsonl, write_atomically
 
 DOCS = Path("docs/results")
 RUNS = Path("output/decoding")
+# Before this script makes the tree dirty itself.
+COMMIT = subprocess.run(
+    ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
+).stdout.strip()
 TASKS = {
     "imdb": "IMDb: 48 tokens behind the first 8 of a review, no end of sequence",
     "hh": "HH: answers of at most 64 tokens to 200 held-out prompts",
@@ -72,11 +76,8 @@ def kept(task: str) -> Row:
     file = DOCS / "decoding" / f"{task}.json"
     if not (RUNS / task / "unguided" / "metrics.json").exists():
         return json.loads(file.read_text())
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
-    ).stdout.strip()
     found = {
-        "commit": commit,
+        "commit": COMMIT,
         "prefix_accuracy": {
             name: json.loads((Path("output") / task / name / "prefix_accuracy.json").read_text())
             for name in REWARD_MODELS

@@ -151,7 +151,7 @@ def test_sizes_are_positive(changes, message):
         CompareLearningConfig(settings="s", output="o", **changes)
 
 
-@pytest.mark.parametrize("name", ["../away", "/tmp/away", "a/b", "a\x00"])
+@pytest.mark.parametrize("name", ["../away", "/away", "a/b", "a\x00"])
 def test_names_of_methods_do_not_lead_out_of_the_folder(name):
     with pytest.raises(ConfigError, match="without slashes"):
         CompareLearningConfig("settings.yaml", output="out", methods={name: {}})

@@ -24,7 +24,12 @@ from tokencredit.recipes.reward_texts import (
 )
 from tokencredit.recipes.run_folder import write_atomically
 from tokencredit.recipes.supervised import quiet_transformers
-from tokencredit.recipes.text_credit import TextCredit, require_text_credit, text_credit
+from tokencredit.recipes.text_credit import (
+    TextCredit,
+    credit_numbers,
+    require_text_credit,
+    text_credit,
+)
 
 
 @dataclass(frozen=True)
@@ -169,11 +174,7 @@ def _explained(config: ExplainConfig) -> _Explanation:
             encoded.batch,
             scores,
             attention_mask=encoded.attention_mask,
-            credit_beta=config.credit_beta,
-            credit_decay=config.credit_decay,
-            gradient_steps=config.gradient_steps,
-            shapley_samples=config.shapley_samples,
-            seed=config.seed,
+            **credit_numbers(config),
         )
         paid[method] = token_scores[0, : len(spans)].tolist()
     pieces, groups = text_pieces(config.response, spans, names)

@@ -34,6 +34,7 @@ from tokencredit.recipes.supervised import quiet_transformers
 from tokencredit.recipes.text_credit import (
     ONE_PASS,
     TextCredit,
+    credit_numbers,
     require_text_credit,
     text_credit,
 )
@@ -235,11 +236,7 @@ def _scored_chunk(
         encoded.batch,
         scores,
         attention_mask=encoded.attention_mask,
-        credit_beta=config.credit_beta,
-        credit_decay=config.credit_decay,
-        gradient_steps=config.gradient_steps,
-        shapley_samples=config.shapley_samples,
-        seed=config.seed,
+        **credit_numbers(config),
         micro_batch_size=config.batch_size,
     )
     for row, tokens, spans, score, paid in zip(

@@ -6,7 +6,7 @@ again and again, or for gradients: they are there to look at it, and no policy t
 
 import difflib
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -128,6 +128,12 @@ def _by_gradients(
     return integrated_gradients_credit(
         score, embeddings, baseline, responses.response_mask, steps=steps
     )
+
+
+def credit_numbers(config: Any) -> dict[str, Any]:
+    """The numbers of `text_credit` that `score-tokens` and `explain` have as settings."""
+    names = ("credit_beta", "credit_decay", "gradient_steps", "shapley_samples", "seed")
+    return {name: getattr(config, name) for name in names}
 
 
 def require_text_credit(name: str, *, setting: str = "credit") -> None:

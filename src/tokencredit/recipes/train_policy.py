@@ -70,10 +70,8 @@ __all__ = ["TrainPolicyConfig", "train_policy"]
 
 _FREE_SETTINGS = ("output", "steps", "checkpoint_every", "keep_checkpoints", "sample_every",
                   "sample_count", "trackers", "progress", "device", "process_timeout",
-                  "offload_frozen",
-                  "gather_for_generation", "vllm_server",
-                  "reward_token_variable", "reward_server_timeout",
-                  "reward_server_retries")  # fmt: skip
+                  "offload_frozen", "gather_for_generation", "vllm_server", "reward_token_variable",
+                  "reward_server_timeout", "reward_server_retries")  # fmt: skip
 
 
 @dataclass
