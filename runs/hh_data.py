@@ -5,9 +5,10 @@
 Reads the helpful sets of `../shared/data/hh_rlhf` (or $TOKENCREDIT_DATA/hh_rlhf) where they are
 there, else the test splits of `Anthropic/hh-rlhf` from the Hub. Writes `texts.jsonl` (language
 model), `pairs-first.jsonl` and `pairs-second.jsonl` (two halves of the training pairs, one per
-reward model), `pairs-test.jsonl` and `prompts.jsonl`. Of a dialogue stay as many of the last turns
-as 400 characters hold, since the models are small and read 256 tokens. Dialogues are split by a
-hash of what stays of the prompt; pairs that are identical or have an empty last turn are dropped.
+reward model), `pairs-test.jsonl`, `prompts.jsonl` and `short-prompts.jsonl` (at most 160 letters,
+for PPO in less time). Of a dialogue stay as many of the last turns as 400 characters hold, since
+the models are small and read 256 tokens. Dialogues are split by a hash of what stays of the prompt;
+pairs that are identical or have an empty last turn are dropped.
 """
 
 import gzip
@@ -21,6 +22,7 @@ from pathlib import Path
 SETS = ("helpful-base", "helpful-online", "helpful-rejection-sampled")
 QUESTION, ANSWER = "\n\nHuman:", "\n\nAssistant:"
 PROMPT_CHARACTERS = 400
+SHORT_PROMPT_CHARACTERS = 160
 LOCAL = Path(os.environ.get("TOKENCREDIT_DATA", "../shared/data")) / "hh_rlhf"
 
 
@@ -84,7 +86,9 @@ def main() -> None:
     _write(folder / "pairs-second.jsonl", second)
     _write(folder / "pairs-test.jsonl", test)
     prompts = list(dict.fromkeys(row["prompt"] for row in test))
+    short = [prompt for prompt in prompts if len(prompt) <= SHORT_PROMPT_CHARACTERS]
     _write(folder / "prompts.jsonl", [{"prompt": prompt} for prompt in prompts])
+    _write(folder / "short-prompts.jsonl", [{"prompt": prompt} for prompt in short])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 tokencredit=.venv/bin/tokencredit
 models=output/hh
 
-[ -f "$models/prompts.jsonl" ] || .venv/bin/python runs/hh_data.py "$models"
+[ -f "$models/short-prompts.jsonl" ] || .venv/bin/python runs/hh_data.py "$models"
 [ -f "$models/language-model/config.json" ] || "$tokencredit" train-language-model \
   --device cpu --progress false --data "$models/texts.jsonl" --output "$models/language-model" \
   --vocab_size 4096 --max_length 256 --batch_size 16 --epochs 2 --learning_rate 1e-3 \
