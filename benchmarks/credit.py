@@ -117,6 +117,11 @@ def methods(arguments: argparse.Namespace) -> dict[str, tuple[str, Method]]:
         scores = scores_without_tokens(reward_model, batch)
         return tc.leave_one_out_credit(scores, batch.response_mask)
 
+    def windows(ids: Tensor) -> Tensor:
+        batch = as_batch(ids)
+        scores = scores_without_tokens(reward_model, batch)
+        return tc.window_credit(scores, batch.response_mask, width=3)
+
     one, two = "one pass", "two passes with a vocabulary"
     return {
         PLAIN: (one, plain),
@@ -151,6 +156,7 @@ def methods(arguments: argparse.Namespace) -> dict[str, tuple[str, Method]]:
             gradient(integrated),
         ),
         "leave one out": ("a pass per token", leave_one_out),
+        "windows of up to 3 tokens": ("three short passes per token", windows),
     }
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # How well each credit method agrees with words that people marked, and with its reward model: small
 # reward models trained on IMDb, review snippets, comments, answers and translations, then
-# `tokencredit compare-credit` on seven sets of marked texts. About 45 minutes of one core.
+# `tokencredit compare-credit` on seven sets of marked texts. About 80 minutes of one core.
 #
 #   runs/credit_agreement.sh
 #
@@ -18,7 +18,7 @@ export OMP_NUM_THREADS=1
 python=.venv/bin/python
 tokencredit=.venv/bin/tokencredit
 
-[ -f "$models/vader.tsv" ] || "$python" runs/credit_data.py "$models"
+[ -f "$models/phrases-train.jsonl" ] || "$python" runs/credit_data.py "$models"
 
 # Name, what it starts from, positions, and what is particular to the data.
 reward_model() {
@@ -39,6 +39,11 @@ reward_model imdb-last "$imdb/language-model" last --data "$imdb/labels-first.js
   --eval_data "$imdb/labels-test.jsonl" "${labels[@]}" --epochs 1
 reward_model sentiment-last "$models/imdb-last" last "${snippets[@]}"
 
+# Sentences once more, and every phrase of them, with the sentiment that people gave each.
+reward_model phrases "$models/sentiment" last --data "$models/phrases-train.jsonl" \
+  --objective regression --rating_column rating --max_length 64 --batch_size 64 --epochs 2 \
+  --learning_rate 1e-3
+
 # Name of the result, reward model, marked set, and what differs. One pass and gradients cost
 # little; `leave-one-out` one score per word, `shapley` ten, hence on one set alone.
 compare() {
@@ -49,8 +54,9 @@ compare() {
 }
 lexicons="[$models/opinion-lexicon.tsv, $models/vader.tsv]"
 sentiment=(--baseline_texts "$models/sentiment-train.jsonl" --lexicons "$lexicons")
-all='[terminal, uniform, attention, prefix-difference, smoothed-prefix-difference,
-  gradient-times-input, integrated-gradients, leave-one-out, shapley]'
+most='terminal, uniform, attention, prefix-difference, smoothed-prefix-difference,
+  gradient-times-input, integrated-gradients, leave-one-out, window'
+all="[$most, shapley]"
 compare sst sentiment sst "${sentiment[@]}" --methods "$all" --shapley_samples 10 \
   --faithfulness_documents 40
 compare dynasent sentiment dynasent "${sentiment[@]}" --faithfulness_documents 40
@@ -62,6 +68,18 @@ compare qa qa qa --baseline_texts "$models/qa-train.jsonl" --direction low \
   --limit 80 --faithfulness_documents 5
 compare mqm mqm mqm --baseline_texts "$models/mqm-train.jsonl" --direction low \
   --faithfulness_documents 20
+phrases=(--baseline_texts "$models/sentiment-train.jsonl"
+  --lexicons "[$models/opinion-lexicon.tsv, $models/vader.tsv, $models/phrases.tsv]")
+compare sst-phrases phrases sst "${phrases[@]}" --methods "$all" --shapley_samples 10 \
+  --faithfulness_documents 40
+compare dynasent-phrases phrases dynasent "${phrases[@]}" --methods "[$most]" \
+  --faithfulness_documents 40
+compare sst-trees-phrases phrases sst-trees "${phrases[@]}" --methods "[$most]" \
+  --faithfulness_documents 20
+for width in 1 2 4 5; do # 3 is among the rows of sst-phrases
+  compare "sst-phrases-$width" phrases sst --methods '[window]' --window_width "$width" \
+    --faithfulness_documents 0
+done
 compare sst-last sentiment-last sst "${sentiment[@]}" --faithfulness_documents 40
 
 "$python" runs/credit_agreement_report.py --results "$results" --models "$models"

@@ -19,15 +19,18 @@ from tokencredit.recipes.run_folder import write_atomically
 Row = dict[str, Any]
 SETS = {
     "sst": "SST",
+    "sst-phrases": "SST, model of phrases",
     "sst-last": "SST, model of whole texts",
     "dynasent": "DynaSent",
+    "dynasent-phrases": "DynaSent, model of phrases",
     "sst-trees": "SST words",
+    "sst-trees-phrases": "SST words, model of phrases",
     "cad-imdb": "CAD IMDb",
     "toxic": "toxic",
     "qa": "QA errors",
     "mqm": "MQM errors",
 }
-MODELS = ("sentiment", "sentiment-last", "toxic", "qa", "mqm")
+MODELS = ("sentiment", "sentiment-last", "phrases", "toxic", "qa", "mqm")
 FAITHFULNESS = {
     "deletion": "deletion",
     "insertion": "insertion",
@@ -131,7 +134,7 @@ def figures(found: dict[str, Any], docs: Path) -> list[str]:
             (row["method"], row["kind"], row["auroc"], row["auroc_low"], row["auroc_high"])
             for row in found[name]["rows"]
         ]
-        if name in ("sst", "dynasent", "mqm"):
+        if name in ("sst", "sst-phrases", "dynasent", "mqm"):
             file, title = f"credit-agreement-{name}.png", f"Agreement with people: {SETS[name]}"
             plot_intervals(rows, docs / file, xlabel="AUROC, 95 % interval", title=title,
                            reference=0.5)  # fmt: skip
@@ -153,6 +156,19 @@ def figures(found: dict[str, Any], docs: Path) -> list[str]:
         )
         lines += [f"![{title}](credit-agreement-deletion.png)", ""]
     return lines
+
+
+def width_table(results: Path) -> str:
+    """Agreement of windows of other widths with the marks of SST."""
+    rows = []
+    for width in (1, 2, 3, 4, 5):
+        file = results / ("sst-phrases.json" if width == 3 else f"sst-phrases-{width}.json")
+        if file.exists():
+            found = {row["method"]: row for row in json.loads(file.read_text())["rows"]}["window"]
+            keys = ("auroc", "auroc_annotator", "average_precision", "token_f1")
+            rows.append([str(width), *(number(found[key]) for key in keys)])
+    heads = ["words at most", "AUROC", "against one annotator after the other", "AP", "F1"]
+    return table(heads, rows)
 
 
 def kept_accuracies(results: Path, models: Path | None) -> dict[str, float]:
@@ -195,6 +211,7 @@ def main() -> None:
         average_precision=agreement_table(found, "average_precision", list(found)),
         token_f1=agreement_table(found, "token_f1", list(found)),
         findings="\n".join(findings(found)),
+        widths=width_table(arguments.results),
         figures="\n".join(figures(contents, arguments.results.parent)),
         faithfulness="\n".join(faithfulness),
         missing=", ".join(SETS[name] for name in SETS if name not in found) or "none",

@@ -4,7 +4,8 @@
 
 Reads `../shared/data` (or $TOKENCREDIT_DATA). Per set it writes `<set>-marked.jsonl` for
 `tokencredit compare-credit`. Reward models are trained on `sentiment-train.jsonl` and
-`toxic-train.jsonl` (labels), `qa-train.jsonl` and `mqm-train.jsonl` (pairs).
+`toxic-train.jsonl` (labels), `phrases-train.jsonl` (ratings), `qa-train.jsonl` and
+`mqm-train.jsonl` (pairs).
 
 What is marked:
   sst, dynasent  words that annotators named as the reason of the sentiment; only annotators who
@@ -15,10 +16,11 @@ What is marked:
   qa             spans with an error, of the first answer to a question
   mqm            spans with a translation error by each of three raters, Chinese to English
 
-No leaks: marked sentences have five words, and snippets that share five in a row with one of them
-are not trained on, nor are IMDb reviews that were edited for cad-imdb; toxic spans are of the test
-split, questions and translated documents are split by hash. A toxic-spans comment is always toxic:
-the reward model learns on sentences, bad where any of it was marked and good where nothing was.
+No leaks: marked sentences have five words, and snippets and trees that share five in a row with one
+of them are not trained on, nor are IMDb reviews that were edited for cad-imdb; toxic spans are of
+the test split, questions and translated documents are split by hash. A toxic-spans comment is
+always toxic: the reward model learns on sentences, bad where any of it was marked and good where
+nothing was.
 """
 
 import csv
@@ -83,19 +85,35 @@ def fair_rationales(name: str) -> Iterator[Row]:
             yield {"text": sentence, "annotators": marks, "label": label}
 
 
-def sst_trees(split: str) -> Iterator[Row]:
+def trees(split: str) -> Iterator[tuple[str, list[tuple[int, Span, bool]]]]:
+    """Texts, and of each phrase its sentiment from 0 to 4, its characters, if it is one word."""
     for line in lines(f"sst_trees/{split}.txt.xz"):
-        sentiment = int(line[1])
-        if sentiment == 2:
-            continue
-        text, spans = "", []
-        for digit, word in re.findall(r"\((\d) ([^()]+)\)", line):
-            word = {"-LRB-": "(", "-RRB-": ")"}.get(word, word).replace("\\/", "/")
-            text += "" if not text or word.startswith("'") or word == "n't" else " "
-            if int(digit) != 2 and (int(digit) > 2) == (sentiment > 2):
-                spans.append((len(text), len(text) + len(word)))
-            text += word
-        if spans:
+        text, begun, phrases = "", [], []
+        for match in re.finditer(r"\((\d) |([^() ]+)|\)", line):
+            sentiment, word = match.groups()
+            if sentiment:
+                begun.append((int(sentiment), len(text)))
+            elif word:
+                word = {"-LRB-": "(", "-RRB-": ")"}.get(word, word).replace("\\/", "/")
+                text += "" if not text or word.startswith("'") or word == "n't" else " "
+                text += word
+            else:
+                digit, start = begun.pop()
+                start += text[start] == " "
+                is_word = line[match.start() - 1] != ")"
+                phrases.append((digit, (start, len(text)), is_word))
+        yield text, phrases
+
+
+def sst_trees(split: str) -> Iterator[Row]:
+    for text, phrases in trees(split):
+        sentiment = phrases[-1][0]
+        spans = [
+            span
+            for digit, span, is_word in phrases
+            if is_word and digit != 2 and (digit > 2) == (sentiment > 2)
+        ]
+        if sentiment != 2 and spans:
             yield {"text": text, "spans": spans, "label": int(sentiment > 2)}
 
 
@@ -256,6 +274,19 @@ def sentiment_labels(marked: Iterable[str]) -> Iterator[Row]:
         yield {"text": text[:400].rsplit(" ", 1)[0], "label": label}
 
 
+def sentiment_ratings(marked: Iterable[str]) -> Iterator[Row]:
+    """Phrases of other sentences with their mean sentiment; of neutral ones every third."""
+    known = set().union(*map(fives, marked))
+    found: dict[str, list[int]] = defaultdict(list)
+    for text, phrases in trees("train"):
+        for digit, (start, end), _ in () if fives(text) & known else phrases:
+            found[text[start:end]].append(digit)
+    for phrase, digits in found.items():
+        rating = sum(digits) / len(digits)
+        if words_in(phrase) and (abs(rating - 2) >= 0.5 or chosen_by_hash(phrase, 1 / 3)):
+            yield {"text": phrase, "rating": rating}
+
+
 def lexicons(folder: Path) -> None:
     with (folder / "opinion-lexicon.tsv").open("w", encoding="utf-8") as file:
         for name, weight in (("positive", 1), ("negative", -1)):
@@ -267,6 +298,14 @@ def lexicons(folder: Path) -> None:
         for line in lines("vader/vader_lexicon.txt.xz"):
             word, weight, *_ = line.split("\t")
             file.write(f"{word}\t{weight}\n")
+
+
+def lexicon_of_phrases(folder: Path, phrases: Iterable[Row]) -> None:
+    """What the ratings of single words say, for a baseline with the same labels as the model."""
+    with (folder / "phrases.tsv").open("w", encoding="utf-8") as file:
+        for row in phrases:
+            if not re.search(r"\s", row["text"]):
+                file.write(f"{row['text'].lower()}\t{row['rating'] - 2}\n")
 
 
 def write(path: Path, rows: Iterable[Row]) -> list[Row]:
@@ -298,6 +337,8 @@ def main() -> None:
     }
     sentences = [row["text"] for name in SENTENCES for row in sets[name]]
     write(folder / "sentiment-train.jsonl", sentiment_labels(sentences))
+    phrases = write(folder / "phrases-train.jsonl", sentiment_ratings(sentences))
+    lexicon_of_phrases(folder, phrases)
     for name, rows in sets.items():
         kept = [row for row in rows if name not in SENTENCES or len(words_in(row["text"])) >= 5]
         write(folder / f"{name}-marked.jsonl", kept)

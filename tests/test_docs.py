@@ -182,8 +182,8 @@ def test_method_names_are_those_of_the_command_line():
     policy_names = [name for row in rows for name in quoted(row[1])]
     annotation = next(f.type for f in fields(TrainPolicyConfig) if f.name == "credit")
     assert tuple(policy_names) == annotation.__args__
-    scorer = importlib.import_module("tokencredit.recipes.token_scorer")
-    assert tuple(name for row in rows for name in quoted(row[2])) == scorer.CREDIT_NAMES
+    texts = importlib.import_module("tokencredit.recipes.text_credit")
+    assert tuple(name for row in rows for name in quoted(row[2])) == texts.TEXT_CREDITS
 
 
 def test_every_setting_of_train_policy_is_listed_with_its_default():

@@ -46,6 +46,7 @@ from .credit.redistribution import (
 from .credit.segment import segment_credit, utterance_credit
 from .credit.spans import fine_grained_credit, severity_credit, span_end_scores
 from .credit.terminal import terminal_credit
+from .credit.windows import window_credit
 from .decoding.implicit_search_rules import (
     ExtendedBeams,
     extended_beams,
@@ -251,4 +252,5 @@ __all__ = [
     "updated_spread",
     "utterance_credit",
     "weighted_implicit_rewards",
+    "window_credit",
 ]

@@ -44,6 +44,7 @@ from tokencredit.credit.redistribution import (
 from tokencredit.credit.segment import segment_credit, utterance_credit
 from tokencredit.credit.spans import fine_grained_credit, severity_credit
 from tokencredit.credit.terminal import terminal_credit
+from tokencredit.credit.windows import window_credit
 
 NAN = math.nan
 
@@ -250,6 +251,12 @@ METHODS = {
     "leave one out": Method(
         lambda case: leave_one_out_credit(kept_score(case), case.response_mask),
         leave_one_out_credit,
+        None,
+        causal=False,
+    ),
+    "windows": Method(
+        lambda case: window_credit(kept_score(case), case.response_mask),
+        window_credit,
         None,
         causal=False,
     ),

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tokencredit.credit.perturbation import (
     leave_one_out_credit,
     shapley_credit,
 )
+from tokencredit.credit.windows import window_credit
 from tokencredit.errors import ConfigError, NumericError, ShapeError
 from tokencredit.toy.truth import shapley_credit as toy_shapley_credit
 from tokencredit.toy.truth import true_reward
@@ -29,8 +31,14 @@ def sampled(scores_of_kept, mask, *, samples=8, seed=0, segment_ids=None):
     )
 
 
-METHODS = [leave_one_out_credit, sampled, exact_shapley_credit]
-every_method = pytest.mark.parametrize("credit", METHODS, ids=["leave one out", "sampled", "exact"])
+SHARING = {
+    "leave one out": leave_one_out_credit,
+    "sampled": sampled,
+    "exact": exact_shapley_credit,
+}
+METHODS = {**SHARING, "windows": partial(window_credit, width=5)}
+every_method = pytest.mark.parametrize("credit", METHODS.values(), ids=METHODS.keys())
+every_sharing_method = pytest.mark.parametrize("credit", SHARING.values(), ids=SHARING.keys())
 
 
 def tangled(values):
@@ -99,13 +107,32 @@ def test_literals():
     torch.testing.assert_close(shared, torch.tensor([[3.0, 3.0, 6.0]]))
 
 
+def test_windows_in_numbers():
+    """A score of 10 for two neighbours together, and their own values."""
+    values, mask = torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[True, True, True]])
+
+    def scores(keep):
+        together = keep[..., 0] & keep[..., 1]
+        return torch.where(keep, values[:, None], 0.0).sum(-1) + 10.0 * together + 7.0
+
+    assert window_credit(scores, mask, width=1).tolist() == [[1, 2, 4]]
+    assert window_credit(scores, mask, width=2).tolist() == [[7, 7, 5]]
+    everything = [(1 + 13 + 17) / 3, (2 + 13 + 6 + 17) / 4, (4 + 6 + 17) / 3]
+    for width in (3, 4, 9):
+        found = window_credit(scores, mask, width=width)
+        torch.testing.assert_close(found, torch.tensor([everything]))
+
+
 @pytest.mark.parametrize("with_segments", [False, True])
 @pytest.mark.parametrize(
     ("credit", "expected"),
     [
         (leave_one_out_credit, reference.leave_one_out),
         (exact_shapley_credit, reference.shapley_by_coalitions),
+        (window_credit, partial(reference.windows, width=3)),
+        (partial(window_credit, width=2), partial(reference.windows, width=2)),
     ],
+    ids=["leave one out", "exact", "windows", "narrow windows"],
 )
 @given(seed=st.integers(0, 10**6))
 def test_against_the_reference(credit, expected, with_segments, seed):
@@ -189,7 +216,7 @@ def test_shapley_values_sum_to_what_the_response_adds_to_nothing(credit, with_se
     torch.testing.assert_close(found.sum(-1), none_and_all.diff(dim=-1)[:, 0].float())
 
 
-@every_method
+@every_sharing_method
 def test_an_additive_score_is_its_own_credit(credit):
     values, mask, _ = random_case(8)
 
@@ -295,6 +322,12 @@ def test_the_same_seed_gives_the_same_credit():
 def test_samples_are_pairs(samples):
     with pytest.raises(ConfigError, match=rf"samples is {samples}; expected an even number"):
         sampled(tangled(torch.ones(2, 5)), MASK, samples=samples)
+
+
+@pytest.mark.parametrize("width", [-1, 0])
+def test_a_window_holds_something(width):
+    with pytest.raises(ConfigError, match=f"width is {width}; expected .* from 1"):
+        window_credit(tangled(torch.ones(2, 5)), MASK, width=width)
 
 
 def test_too_many_subsets():

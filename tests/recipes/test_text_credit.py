@@ -67,6 +67,22 @@ def test_what_is_shared_is_what_the_response_changed(settings, credit):
     assert sum(row["token_scores"]) == pytest.approx(score(model, ids) - before, abs=1e-3)
 
 
+def test_windows_are_read_without_the_rest(settings):
+    model, ids, start = model_and_ids(settings)
+    nothing = score(model, ids[:start])
+    said = [
+        [
+            score(model, ids[:start] + ids[first:end]) - nothing
+            for first in range(start, len(ids))
+            for end in (first + 1, first + 2)
+            if end <= len(ids) and first <= t < end
+        ]
+        for t in range(start, len(ids))
+    ]
+    paid = scored(settings, credit="window", window_width=2)[0]["token_scores"]
+    assert paid == pytest.approx([sum(row) / len(row) for row in said], abs=1e-4)
+
+
 def test_the_gradient_is_taken_at_the_embeddings(settings):
     model, ids, start = model_and_ids(settings)
     embedded = model.get_input_embeddings().weight[torch.tensor([ids])].detach().requires_grad_()
@@ -115,6 +131,8 @@ def test_a_wrong_name_is_told_the_right_one(settings, unchecked):
 def test_numbers_that_do_not_fit_are_refused_without_a_file(settings, tmp_path):
     with pytest.raises(TokenCreditError, match="samples is 3"):
         scored(settings, credit="shapley", shapley_samples=3)
+    with pytest.raises(TokenCreditError, match="width is 0"):
+        scored(settings, credit="window", window_width=0)
     with pytest.raises(TokenCreditError, match="steps is 0"):
         scored(settings, credit="integrated-gradients", gradient_steps=0)
     assert not (tmp_path / "scores.jsonl").exists()

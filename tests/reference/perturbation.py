@@ -87,3 +87,13 @@ def integrated_gradients(
             for entry, (e, b) in enumerate(zip(row, base, strict=True)):
                 credit[token] += (e - b) * slope(score, point, token, entry) / steps
     return credit
+
+
+def windows(score: Score, units: int, width: int) -> list[float]:
+    """Every run of up to `width` units, on its own, told to each unit that it holds."""
+    told: list[list[float]] = [[] for _ in range(units)]
+    for first in range(units):
+        for end in range(first + 1, min(first + width, units) + 1):
+            for unit in range(first, end):
+                told[unit].append(score(frozenset(range(first, end))) - score(frozenset()))
+    return [sum(said) / len(said) for said in told]

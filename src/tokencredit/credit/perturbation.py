@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tokencredit.errors import ConfigError, ShapeError
+from tokencredit.credit.units import members_of_units, spread_evenly, tokens_of_units
+from tokencredit.errors import ConfigError
 from tokencredit.kept_tokens import ScoresOfKept, kept_scores
-from tokencredit.masking import left_packed
 
 EXACT_UNITS = 12
 """Most tokens or segments of a response whose subsets are all scored: 4096 of them."""
@@ -59,10 +59,10 @@ def leave_one_out_credit(
     >>> leave_one_out_credit(lambda keep: (keep * values[:, None]).sum(-1) ** 2, mask)
     tensor([[5., 8.]])
     """
-    members = _members(response_mask, segment_ids)
+    members = members_of_units(response_mask, segment_ids)
     without = response_mask[:, None] & ~members
     scores = kept_scores(scores_of_kept, torch.cat([response_mask[:, None], without], dim=1))
-    return _spread_evenly(scores[:, :1] - scores[:, 1:], members)
+    return spread_evenly(scores[:, :1] - scores[:, 1:], members)
 
 
 def shapley_credit(
@@ -119,11 +119,11 @@ def shapley_credit(
             f"samples is {samples}; expected an even number from 2: every order comes with its "
             "reverse"
         )
-    members = _members(response_mask, segment_ids)
+    members = members_of_units(response_mask, segment_ids)
     credit = torch.zeros(members.shape[:2], dtype=torch.float64, device=members.device)
     for places in _places_in_orders(members.shape[1], samples, generator):
         credit += _gains_in_orders(scores_of_kept, members, places.to(members.device)).sum(1)
-    return _spread_evenly(credit / samples, members)
+    return spread_evenly(credit / samples, members)
 
 
 def exact_shapley_credit(
@@ -163,7 +163,7 @@ def exact_shapley_credit(
     >>> exact_shapley_credit(lambda keep: (keep * values[:, None]).sum(-1) ** 2, mask)
     tensor([[3., 6.]])
     """
-    members = _members(response_mask, segment_ids)
+    members = members_of_units(response_mask, segment_ids)
     units = members.shape[1]
     if units > EXACT_UNITS:
         raise ConfigError(
@@ -172,42 +172,9 @@ def exact_shapley_credit(
         )
     numbers = torch.arange(2**units, device=members.device)
     subsets = (numbers[:, None] >> torch.arange(units, device=members.device)) % 2 == 1
-    scores = kept_scores(scores_of_kept, _tokens_of(subsets, members))
+    scores = kept_scores(scores_of_kept, tokens_of_units(subsets, members))
     # Units that only longer responses have are players that change nothing: no value moves.
-    return _spread_evenly(scores @ _shapley_weights(subsets), members)
-
-
-def _members(
-    response_mask: Bool[Tensor, "batch time"], segment_ids: Int[Tensor, "batch time"] | None
-) -> Bool[Tensor, "batch units time"]:
-    """Which tokens each unit holds, units in the order of their first tokens."""
-    ids = segment_ids
-    if ids is None:
-        ids = torch.arange(response_mask.shape[1], device=response_mask.device)[None]
-    elif ids.shape != response_mask.shape or bool((ids.lt(0) & response_mask).any()):
-        raise ShapeError(
-            f"segment_ids of shape {tuple(ids.shape)} do not fit a response_mask of shape "
-            f"{tuple(response_mask.shape)}; expected an id from 0 for every token inside the mask"
-        )
-    together = (ids[:, :, None] == ids[:, None, :]) & response_mask[:, None, :]
-    is_first = response_mask & ~together.tril(-1).any(-1)
-    members, _ = left_packed(together, is_first)
-    return members
-
-
-def _tokens_of(
-    subsets: Bool[Tensor, "subsets units"], members: Bool[Tensor, "batch units time"]
-) -> Bool[Tensor, "batch subsets time"]:
-    """The tokens of all units of each subset."""
-    return (subsets.float() @ members.float()) > 0
-
-
-def _spread_evenly(
-    credit: Float[Tensor, "batch units"], members: Bool[Tensor, "batch units time"]
-) -> Float[Tensor, "batch time"]:
-    """The credit of each unit in equal parts on its tokens."""
-    shares = members / members.sum(-1, keepdim=True).clamp(min=1)
-    return (credit[:, :, None] * shares).sum(1).float()
+    return spread_evenly(scores @ _shapley_weights(subsets), members)
 
 
 def _places_in_orders(
@@ -236,7 +203,7 @@ def _gains_in_orders(
     subsets = (places[:, None, :] < counts[:, None]).flatten(0, 1)
     # None and all of the units are asked for every time, so that each order sums to what it should
     # even where rounding differs from call to call.
-    scores = kept_scores(scores_of_kept, _tokens_of(subsets, members))
+    scores = kept_scores(scores_of_kept, tokens_of_units(subsets, members))
     gains = scores.view(len(members), orders, units + 1).diff(dim=-1)
     return gains.gather(-1, places.expand(len(members), -1, -1))
 

@@ -27,6 +27,7 @@ class CompareCreditConfig:
             the last. With several of them their mean has a row too.
         smoothing_decay: share of the potential that `smoothed-prefix-difference` keeps per token.
         gradient_steps: gradients per text of `integrated-gradients`.
+        window_width: most words that `window` reads at once.
         shapley_samples: orders of the words of a text that `shapley` and the correlation with it
             try out; even.
         implicit_reward: folder or id of a language model trained by DPO, whose log-ratio to its
@@ -58,10 +59,11 @@ class CompareCreditConfig:
     split: str = "train"
     limit: int | None = None
     direction: MarkDirection = "label"
-    methods: tuple[TextCredit, ...] = TEXT_CREDITS[:-1]
+    methods: tuple[TextCredit, ...] = TEXT_CREDITS[:-2]
     attention_layers: tuple[int, ...] = (-1,)
     smoothing_decay: float = 0.5
     gradient_steps: int = 16
+    window_width: int = 3
     shapley_samples: int = 20
     implicit_reward: str | None = None
     implicit_reference: str | None = None
@@ -103,6 +105,7 @@ class CompareCreditConfig:
 
 _LEAST = {
     "gradient_steps": 1,
+    "window_width": 1,
     "shapley_samples": 2,
     "faithfulness_documents": 0,
     "resamples": 1,

@@ -127,6 +127,7 @@ def _asked_again(
         attention_mask=batch.encoded.attention_mask,
         segment_ids=batch.token_words.to(responses.response_mask.device),
         gradient_steps=config.gradient_steps,
+        window_width=config.window_width,
         shapley_samples=config.shapley_samples,
         seed=config.seed,
         micro_batch_size=4 * config.batch_size,

@@ -177,6 +177,7 @@ def _summary(comparison: Comparison) -> dict[str, object]:
         "shapley_samples": config.shapley_samples,
         "smoothing_decay": config.smoothing_decay,
         "gradient_steps": config.gradient_steps,
+        "window_width": config.window_width,
         "seed": config.seed,
     }
     uniform = comparison.credit.get("uniform")

@@ -48,6 +48,7 @@ class ExplainConfig:
         attention_layer: layer that `attention` reads; -1 is the last.
         credit_decay: share of the potential that `smoothed-prefix-difference` keeps per token.
         gradient_steps: gradients of `integrated-gradients`.
+        window_width: most tokens that `window` reads at once.
         shapley_samples: orders of the tokens that `shapley` tries out; even.
         seed: of these orders.
         template: `chat` renders with the reward model's chat template, the prompt as a message of
@@ -69,6 +70,7 @@ class ExplainConfig:
     attention_layer: int = -1
     credit_decay: float = 0.5
     gradient_steps: int = 16
+    window_width: int = 3
     shapley_samples: int = 20
     seed: int = 0
     template: Template = "auto"

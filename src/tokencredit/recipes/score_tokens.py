@@ -57,12 +57,13 @@ class ScoreTokensConfig:
         response_column: of the responses.
         text_column: score the texts of this column, which have no prompt, instead.
         limit: use only this many first rows; None uses all.
-        credit: how a score becomes token scores. Gradients, `leave-one-out` and `shapley` ask the
-            reward model many times per response.
+        credit: how a score becomes token scores. Gradients, `leave-one-out`, `window` and `shapley`
+            ask the reward model many times per response.
         credit_beta: share of the score that `attention` spreads; the rest stays on the last token.
         attention_layer: layer that `attention` reads; -1 is the last.
         credit_decay: share of the potential that `smoothed-prefix-difference` keeps per token.
         gradient_steps: gradients per response of `integrated-gradients`.
+        window_width: most tokens that `window` reads at once.
         shapley_samples: orders of the tokens of a response that `shapley` tries out; even.
         template: `chat` renders with the reward model's chat template, a plain prompt as one
             message of the user; `plain` joins prompt and response; `auto` is `chat` where the
@@ -90,6 +91,7 @@ class ScoreTokensConfig:
     attention_layer: int = -1
     credit_decay: float = 0.5
     gradient_steps: int = 16
+    window_width: int = 3
     shapley_samples: int = 20
     template: Template = "auto"
     batch_size: int = 16

@@ -16,6 +16,7 @@ from tokencredit.batch import ResponseBatch
 from tokencredit.credit.gradients import gradient_times_input_credit, integrated_gradients_credit
 from tokencredit.credit.perturbation import leave_one_out_credit, shapley_credit
 from tokencredit.credit.prefix_potentials import smoothed_prefix_scores
+from tokencredit.credit.windows import window_credit
 from tokencredit.errors import ConfigError
 from tokencredit.recipes.token_scorer import CREDIT_NAMES, credited, required_prefix_scores
 from tokencredit.reward_model.hf_backbone import ResponseScores
@@ -34,6 +35,7 @@ TextCredit = Literal[
     "gradient-times-input",
     "integrated-gradients",
     "leave-one-out",
+    "window",
     "shapley",
 ]
 TEXT_CREDITS: tuple[TextCredit, ...] = get_args(TextCredit)
@@ -51,6 +53,7 @@ def text_credit(
     credit_beta: float = 1.0,
     credit_decay: float = 0.5,
     gradient_steps: int = 16,
+    window_width: int = 3,
     shapley_samples: int = 20,
     seed: int = 0,
     micro_batch_size: int = 32,
@@ -64,15 +67,16 @@ def text_credit(
         scores: what it said about them, with attention for "attention"; only the methods of
             `ONE_PASS` need it.
         attention_mask: real tokens of prompt and response, as in `score_responses`.
-        segment_ids: what "leave-one-out" and "shapley" take out together, words for example; None
-            takes out token by token.
+        segment_ids: what "leave-one-out", "window" and "shapley" take together, words for example;
+            None takes token by token.
         credit_beta: the share of a score that "attention" spreads.
         credit_decay: share of the potential that "smoothed-prefix-difference" keeps per token.
         gradient_steps: gradients of "integrated-gradients", from the mean embedding of the
             vocabulary: no token, but as long as one.
+        window_width: most tokens or segments that "window" reads at once.
         shapley_samples: orders of the segments that "shapley" tries out; even.
         seed: of the orders.
-        micro_batch_size: texts per forward pass of "leave-one-out" and "shapley".
+        micro_batch_size: texts per forward pass of "leave-one-out", "window" and "shapley".
 
     Returns:
         Token scores in nats; what they sum to stands with each method.
@@ -86,7 +90,7 @@ def text_credit(
     match name:
         case "gradient-times-input" | "integrated-gradients":
             return _by_gradients(name, model, responses, attention_mask, gradient_steps)
-        case "leave-one-out" | "shapley":
+        case "leave-one-out" | "window" | "shapley":
             kept = scores_without_tokens(
                 model,
                 responses,
@@ -95,6 +99,8 @@ def text_credit(
             )
             if name == "leave-one-out":
                 return leave_one_out_credit(kept, mask, segment_ids=segment_ids)
+            if name == "window":
+                return window_credit(kept, mask, width=window_width, segment_ids=segment_ids)
             return shapley_credit(
                 kept,
                 mask,
@@ -132,7 +138,14 @@ def _by_gradients(
 
 def credit_numbers(config: Any) -> dict[str, Any]:
     """The numbers of `text_credit` that `score-tokens` and `explain` have as settings."""
-    names = ("credit_beta", "credit_decay", "gradient_steps", "shapley_samples", "seed")
+    names = (
+        "credit_beta",
+        "credit_decay",
+        "gradient_steps",
+        "window_width",
+        "shapley_samples",
+        "seed",
+    )
     return {name: getattr(config, name) for name in names}
 
 
