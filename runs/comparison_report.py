@@ -35,12 +35,31 @@ METHODS = {
         "prefix differences, smoothed",
         "smoothed-prefix-difference",
     ),
+    "prefix differences, critic from the scorer": (
+        None,
+        "prefix differences, critic from scorer",
+        None,
+    ),
+    "prefix differences, half left at the end": (None, "prefix differences, half terminal", None),
+    "prefix differences, paid every 5 tokens": (None, "prefix differences, at 5-grams", None),
+    "prefix differences, paid at sentences": (None, "prefix differences, at sentences", None),
+    "segment rewards, 5 tokens each": (None, "segment rewards, 5-grams", None),
+    "macro actions of 5 tokens, terminal": (None, "macro actions, terminal", None),
+    "RTO": (None, "RTO", None),
+    "RTO, shaping alone": (None, "RTO, shaping alone", None),
+    "windows of 3 words": (None, None, "window"),
     "leave one out": (None, None, "leave-one-out"),
     "Shapley": (None, None, "shapley"),
     "gradient x input": (None, None, "gradient-times-input"),
     "integrated gradients": (None, None, "integrated-gradients"),
 }
-SETS = ("sst", "dynasent", "toxic", "mqm")
+SETS = {
+    "sst": "SST",
+    "sst-phrases": "SST, model of phrases",
+    "dynasent": "DynaSent",
+    "toxic": "toxic",
+    "mqm": "MQM",
+}
 
 
 def imdb_cells(lengths: tuple[int, int]) -> dict[str, str]:
@@ -89,8 +108,8 @@ def main() -> None:
     lines = [
         "| method | built-in task | seeds | IMDb, 8-16 tokens | seeds | IMDb, 40-60 tokens | seeds "
         + ("| HH | seeds " if hh else "")
-        + "| SST | DynaSent | toxic | MQM |",
-        "|---|" + "---:|" * (12 if hh else 10),
+        + f"| {' | '.join(SETS.values())} |",
+        "|---|" + "---:|" * ((8 if hh else 6) + len(SETS)),
     ]
     for title, (in_imdb, in_learning, in_agreement) in METHODS.items():
         cells = [

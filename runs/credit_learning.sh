@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # How fast policies learn by each credit: the same grid and seeds for every method.
 #
-#   runs/credit_learning.sh toy       the built-in task
-#   runs/credit_learning.sh toy-all   the same by fourteen methods
+#   runs/credit_learning.sh toy            the built-in task by fourteen methods
+#   runs/credit_learning.sh toy-high-rate  the same at a learning rate that is too high
 #   runs/credit_learning.sh toy-training   the same by prefix differences of six reward models
-#   runs/credit_learning.sh hh        dialogues of Anthropic's HH
+#   runs/credit_learning.sh hh             dialogues of Anthropic's HH
 #
 # IMDb has a study of its own, runs/imdb_headline.sh. What is done already is skipped.
 set -euo pipefail
@@ -16,23 +16,26 @@ python=.venv/bin/python
 out=output/learning
 
 toy() {
+  toy_models
+  "$tokencredit" compare-learning --config runs/learning/toy.yaml
+}
+
+toy_high_rate() {
+  toy_models
+  "$tokencredit" compare-learning --config runs/learning/toy-high-rate.yaml
+}
+
+toy_models() {
   "$tokencredit" quickstart
   "$tokencredit" train-implicit-reward --data output/quickstart/data/pairs.jsonl \
     --prompt_column prompt --model output/quickstart/language-model --output "$out/toy-dpo" \
     --append_eos false --max_length 96 --epochs 1 --learning_rate 3e-4 --device cpu
-  "$tokencredit" compare-learning --config runs/learning/toy.yaml
-}
-
-# More methods on the built-in task, and a grid that goes further up.
-toy_all() {
-  toy
-  "$tokencredit" compare-learning --config runs/learning/toy-all.yaml
 }
 
 # One way of training the reward model each, from the same pairs.
 toy_training() {
   local models=output/learning/toy-training-models data=output/quickstart/data
-  toy
+  "$tokencredit" quickstart
   mkdir -p "$models"
   [ -f "$models/labels.jsonl" ] || "$python" runs/labelled_pairs.py "$data/pairs.jsonl" \
     "$models/labels.jsonl"

@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,24 @@ def price_figure(folder: Path, docs: Path) -> list[str]:
     return [*lines, "", "![Held-out score against KL](imdb-frontier.png)"]
 
 
+def beta_table(folder: Path) -> list[str]:
+    """Attention credit by the share of the score that it spreads, at its best point."""
+    shares: dict[float, list[Curve]] = {}
+    for run in stage_runs("beta", folder):
+        for beta in (run.credit_beta, Run.credit_beta):
+            curve = curve_of(replace(run, credit_beta=beta), folder)
+            if curve is not None and curve not in shares.setdefault(beta, []):
+                shares[beta].append(curve)
+    lines = ["| credit_beta | seeds | mean score | last 20 steps | held-out model | KL |"]
+    lines.append("|---:|---:|---:|---:|---:|---:|")
+    for beta, seeds in sorted(shares.items()):
+        numbers = [mean_and_deviation([statistics.mean(c["score"]) for c in seeds])]
+        for name in ("score", "held_out_score", "kl"):
+            numbers.append(mean_and_deviation([statistics.mean(c[name][-20:]) for c in seeds]))
+        lines.append(f"| {beta:g} | {len(seeds)} | {' | '.join(numbers)} |")
+    return lines
+
+
 def progress_table(folder: Path) -> list[str]:
     """How much of each stage is done; later stages build on the best points so far."""
     lines = ["| stage | finished | of |", "|---|---:|---:|"]
@@ -204,6 +223,7 @@ def main() -> None:
         accuracy="\n".join(rows),
         grid="\n".join(grid_table(folder)),
         prices="\n".join(price_figure(folder, docs)),
+        betas="\n".join(beta_table(folder)),
         progress="\n".join(progress_table(folder)),
         sections="\n".join(parts),
     )

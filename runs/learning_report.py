@@ -16,8 +16,8 @@ from tokencredit.recipes.run_folder import write_atomically
 
 DOCS = Path("docs/results/learning")
 TASKS = {
-    "toy": "The built-in task, judged by its true reward",
-    "toy-all": "The built-in task by fourteen methods, judged by its true reward",
+    "toy": "The built-in task by fourteen methods, judged by its true reward",
+    "toy-high-rate": "The same at a learning rate of 0.01",
     "toy-training": "The built-in task by prefix differences of reward models trained in six ways",
     "hh": "HH dialogues, judged by a reward model that no policy saw",
 }
