@@ -53,6 +53,7 @@ METHODS = {
     "gradient x input": (None, None, "gradient-times-input"),
     "integrated gradients": (None, None, "integrated-gradients"),
 }
+LENGTHS = ((8, 16), (40, 60), (140, 160))
 SETS = {
     "sst": "SST",
     "sst-phrases": "SST, model of phrases",
@@ -102,27 +103,27 @@ def agreement_cells() -> dict[str, list[str]]:
 
 
 def main() -> None:
-    short, middle = imdb_cells((8, 16)), imdb_cells((40, 60))
+    imdb = [imdb_cells(lengths) for lengths in LENGTHS]
     toy, agreement = learning_cells("toy"), agreement_cells()
     hh = learning_cells("hh")
     lines = [
-        "| method | built-in task | seeds | IMDb, 8-16 tokens | seeds | IMDb, 40-60 tokens | seeds "
+        "| method | built-in task | seeds "
+        + "".join(f"| IMDb, {least}-{most} tokens | seeds " for least, most in LENGTHS)
         + ("| HH | seeds " if hh else "")
         + f"| {' | '.join(SETS.values())} |",
-        "|---|" + "---:|" * ((8 if hh else 6) + len(SETS)),
+        "|---|" + "---:|" * (2 * len(LENGTHS) + (4 if hh else 2) + len(SETS)),
     ]
     for title, (in_imdb, in_learning, in_agreement) in METHODS.items():
         cells = [
             title,
             toy.get(in_learning or "", "- | -"),
-            short.get(in_imdb or "", "- | -"),
-            middle.get(in_imdb or "", "- | -"),
+            *(cells_of.get(in_imdb or "", "- | -") for cells_of in imdb),
             *([hh.get(in_learning or "", "- | -")] if hh else []),
             *agreement.get(in_agreement or "", ["-"] * len(SETS)),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     for title in ("word length", "people, one against others"):
-        empty = ["- | -"] * (4 if hh else 3)
+        empty = ["- | -"] * (len(LENGTHS) + (2 if hh else 1))
         lines.append("| " + " | ".join([f"*{title}*", *empty, *agreement[title]]) + " |")
     template = (Path(__file__).parent / "comparison_report.md").read_text()
     write_atomically(DOCS / "comparison.md", template.format(table="\n".join(lines)))
