@@ -310,7 +310,13 @@ def _draw_named(
             textcoords="axes fraction",
             color=color,
             va="center",
-            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.7, "alpha": 0.6},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": color,
+                "linewidth": 0.7,
+                "alpha": 0.6,
+                "relpos": (0, 0.5),
+            },
         )
 
 
