@@ -23,12 +23,9 @@ TASKS = {
 }
 
 
-def keep(task: str) -> None:
+def keep(task: str, commit: str) -> None:
     source = Path("output/learning") / task
     DOCS.mkdir(parents=True, exist_ok=True)
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
-    ).stdout.strip()
     found = {
         "commit": commit,
         "table": json.loads((source / "learning.json").read_text()),
@@ -64,8 +61,11 @@ def section(task: str, title: str) -> list[str]:
 
 
 def main() -> None:
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     for task in sys.argv[1:]:
-        keep(task)
+        keep(task, commit)
     page = [(Path(__file__).parent / "learning_report.md").read_text()]
     for task, title in TASKS.items():
         if (DOCS / f"{task}.json").exists():
