@@ -7,6 +7,7 @@ work on and writes `docs/results/comparison.md`. Computes nothing anew but steps
 """
 
 import json
+import subprocess
 from pathlib import Path
 from statistics import mean
 
@@ -126,7 +127,11 @@ def main() -> None:
         empty = ["- | -"] * (len(LENGTHS) + (2 if hh else 1))
         lines.append("| " + " | ".join([f"*{title}*", *empty, *agreement[title]]) + " |")
     template = (Path(__file__).parent / "comparison_report.md").read_text()
-    write_atomically(DOCS / "comparison.md", template.format(table="\n".join(lines)))
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    page = template.format(table="\n".join(lines), commit=commit)
+    write_atomically(DOCS / "comparison.md", page)
     print(DOCS / "comparison.md")
 
 

@@ -9,6 +9,7 @@ With `--models output/credit` the held-out accuracy of the reward models is kept
 import argparse
 import json
 import statistics
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,9 @@ def main() -> None:
     found = {
         name: {row["method"]: row for row in content["rows"]} for name, content in contents.items()
     }
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     several = [
         name for name, rows in found.items() if any(r["auroc_annotator"] for r in rows.values())
     ]
@@ -214,6 +218,7 @@ def main() -> None:
         widths=width_table(arguments.results),
         figures="\n".join(figures(contents, arguments.results.parent)),
         faithfulness="\n".join(faithfulness),
+        commit=commit,
         missing=", ".join(SETS[name] for name in SETS if name not in found) or "none",
     )  # fmt: skip
     write_atomically(arguments.results.parent / "credit-agreement.md", page)
