@@ -29,8 +29,8 @@ def window_credit(
     Conserves: no. Causal: no. Bounded: no. Needs: subset scores.
 
     People mark runs of words, so a word shares in what its neighbours mean together ("not bad");
-    what only the whole response shows is missed. It takes a reward model that can read pieces:
-    one that was trained on phrases.
+    what only the whole response shows is missed. A reward model that was trained on phrases reads
+    pieces best.
 
     Args:
         scores_of_kept: score of each response, in nats, when only the kept tokens stay.
