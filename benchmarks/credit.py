@@ -27,13 +27,13 @@ from transformers import (
 
 import tokencredit as tc
 from tokencredit.batch import ResponseBatch
-from tokencredit.hf_logprobs import response_logprobs
-from tokencredit.reward_model.hf_backbone import score_responses
+from tokencredit.models.hf_logprobs import response_logprobs
 from tokencredit.reward_model.hf_perturbed import (
     response_embeddings,
     score_of_embeddings,
     scores_without_tokens,
 )
+from tokencredit.reward_model.hf_scores import score_responses
 from tokencredit.reward_model.hf_token_classifier import token_classifier_logits
 
 PLAIN = "plain scoring"

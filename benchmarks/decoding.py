@@ -33,10 +33,10 @@ from transformers import (
     LlamaConfig,
 )
 
-from tokencredit.decoding.hf_choice import candidate_scorer
+from tokencredit.decoding.candidates.hf_choice import candidate_scorer
+from tokencredit.decoding.candidates.hf_shared_trunk import SharedTrunkScorer
 from tokencredit.decoding.hf_generate import guided_generate
 from tokencredit.decoding.hf_guide import RewardGuide
-from tokencredit.decoding.hf_shared_trunk import SharedTrunkScorer
 
 SAME_TOKENS = ("full re-runs", "k cached rows", "packed", "rows")
 

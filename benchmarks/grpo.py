@@ -27,10 +27,10 @@ from ppo import SIZES, make_models
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from tokencredit.engines.estimator_names import ESTIMATOR_NAMES
 from tokencredit.engines.hf_token_rewards import reward_model_token_rewards
 from tokencredit.engines.trl_grpo import TokenCreditGRPOTrainer
-from tokencredit.recipes.token_scorer import CREDIT_NAMES
+from tokencredit.policy.methods import ESTIMATOR_NAMES
+from tokencredit.scorers.token_scores import CREDIT_NAMES
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 

@@ -21,7 +21,7 @@ import torch
 import transformers
 from ppo_settings import PPOSettings, answer, settings_from_command_line
 
-from tokencredit.recipes import train_policy as recipe
+from tokencredit.recipes.policy import train_policy as recipe
 
 
 def our_config(settings: PPOSettings, output: str) -> recipe.TrainPolicyConfig:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
-from tokencredit.reward_model.hf_backbone import reward_model_output
+from tokencredit.reward_model.hf_scores import reward_model_output
 
 SIZES = {
     "small": {

@@ -33,8 +33,8 @@ import httpx2
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from tokencredit.recipes.served_model import ServedModel
-from tokencredit.reward_model.hf_backbone import load_reward_model
+from tokencredit.recipes.serving.served_model import ServedModel
+from tokencredit.reward_model.hf_scores import load_reward_model
 from tokencredit.server.batching import batch_with_the_oldest
 from tokencredit.server.messages import PromptAndResponse
 from tokencredit.toy.hf_tokenizer import toy_tokenizer

@@ -13,10 +13,10 @@ from datasets import load_dataset
 from transformers import AutoTokenizer
 from trl import GRPOConfig
 
-from tokencredit.engines.estimator_names import ESTIMATOR_NAMES
 from tokencredit.engines.hf_token_rewards import reward_model_token_rewards
 from tokencredit.engines.trl_grpo import TokenCreditGRPOTrainer
-from tokencredit.recipes.token_scorer import CREDIT_NAMES
+from tokencredit.policy.methods import ESTIMATOR_NAMES
+from tokencredit.scorers.token_scores import CREDIT_NAMES
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("prompts", help="file of JSON lines with a `prompt` each")

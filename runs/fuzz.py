@@ -38,7 +38,6 @@ from fuzz_inputs import Draws
 from hypothesis import strategies as st
 
 from tokencredit import cli
-from tokencredit.alignment import project_token_scores, spans_of_words
 from tokencredit.errors import TokenCreditError
 from tokencredit.preference import (
     hf_comparisons,
@@ -46,21 +45,22 @@ from tokencredit.preference import (
     hf_labels,
     hf_marked_texts,
 )
-from tokencredit.preference.edits import edit_labels
+from tokencredit.preference.labels import (
+    LabelledSpan,
+    StepLabels,
+    edit_labels,
+    step_segment_ids,
+    token_span_labels,
+)
 from tokencredit.preference.marked_texts import MarkedText, marks_of_annotators
 from tokencredit.preference.pairs import without_common_prompt
-from tokencredit.preference.spans import LabelledSpan, token_span_labels
-from tokencredit.preference.steps import StepLabels, step_segment_ids
-from tokencredit.recipes.policy_setup import prompt_rows
-from tokencredit.recipes.reward_texts import (
-    encoded_prompts,
-    scored_texts,
-    token_texts,
-)
 from tokencredit.recipes.run_folder import resolved_yaml
-from tokencredit.recipes.token_scorer import CREDIT_NAMES, credited
-from tokencredit.segments import require_tiling, segment_ends
-from tokencredit.sentences import text_segments
+from tokencredit.scorers.texts import scored_texts
+from tokencredit.scorers.token_scores import CREDIT_NAMES, credited
+from tokencredit.text.alignment import project_token_scores, spans_of_words
+from tokencredit.text.hf_rendering import encoded_prompts, prompt_rows, token_texts
+from tokencredit.text.segments import require_tiling, segment_ends
+from tokencredit.text.sentences import text_segments
 
 CONTEXT = 1024
 SECONDS = 5.0
@@ -277,7 +277,7 @@ def _client() -> tuple[asyncio.AbstractEventLoop, Any]:
     import httpx2
     from tiny_server import ServedModel, tiny_app
 
-    from tokencredit.recipes.served_model import offered_credit
+    from tokencredit.recipes.serving.served_model import offered_credit
 
     tokenizer = _tokenizers()["byte level"]
     model = _reward_model(len(tokenizer))

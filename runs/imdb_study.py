@@ -167,8 +167,8 @@ def trained(job: tuple[Run, dict[str, str], Path, str]) -> str:
     run, models, curves, commit = job
     import torch
 
+    from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
     from tokencredit.recipes.run_folder import read_jsonl, write_atomically
-    from tokencredit.recipes.train_policy import TrainPolicyConfig, train_policy
 
     torch.set_num_threads(1)
     output = tempfile.mkdtemp(prefix="imdb-")

@@ -27,9 +27,9 @@ from rich.progress import track
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from tokencredit.recipes import train_policy as recipe
+from tokencredit.recipes.policy import train_policy as recipe
+from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
 from tokencredit.recipes.run_folder import read_jsonl
-from tokencredit.recipes.train_policy import TrainPolicyConfig, train_policy
 from tokencredit.toy.hf_tokenizer import toy_tokenizer
 from tokencredit.toy.reviews import VOCABULARY
 

@@ -25,8 +25,8 @@ import torch
 import transformers
 from kill_and_resume import differences, rows_of, run_config, write_models
 
-from tokencredit.recipes.serve import ServeConfig, serve
-from tokencredit.recipes.train_policy import TrainPolicyConfig, train_policy
+from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
+from tokencredit.recipes.serving.serve import ServeConfig, serve
 
 FORK = multiprocessing.get_context("fork")
 

@@ -21,8 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
 
 from tokencredit.logprobs import token_logprobs
+from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
 from tokencredit.recipes.run_folder import write_atomically
-from tokencredit.recipes.train_policy import TrainPolicyConfig, train_policy
 from tokencredit.toy.hf_tokenizer import toy_tokenizer
 
 KEPT = Path("docs/results/planning.json")

@@ -10,7 +10,8 @@ from tiny_guides import next_logits_of, prompts
 from tiny_models import PAD_ID
 
 from tokencredit.batch import ResponseBatch
-from tokencredit.decoding.hf_branching_texts import BranchingTexts, TextSampling
+from tokencredit.decoding.search.hf_branching_texts import BranchingTexts
+from tokencredit.sampling import TextSampling
 
 
 def sampling(max_new_tokens: int = 6, **options) -> TextSampling:

@@ -23,8 +23,8 @@ from tiny_policy import tiny_config, write_models
 from torch.distributed.fsdp import FSDPModule
 from transformers import LlamaForCausalLM
 
-from tokencredit.recipes import sharding
-from tokencredit.recipes import train_policy as recipe
+from tokencredit.recipes.policy import sharding
+from tokencredit.recipes.policy import train_policy as recipe
 from tokencredit.recipes.run_folder import read_jsonl
 
 TOLD = ("FSDP_", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_",

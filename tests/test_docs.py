@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 import yaml
+from package_tree import drawn_tree
 from tiny_policy import tiny_config, write_models
 
 import tokencredit
 from tokencredit import errors
-from tokencredit.cli import COMMANDS, _parsed
-from tokencredit.recipes.policy_config import TrainPolicyConfig
+from tokencredit.cli import COMMANDS, _parsed, recipe_of
+from tokencredit.recipes.policy.settings import TrainPolicyConfig
+from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.run_folder import read_jsonl
-from tokencredit.recipes.train_policy import train_policy
 
 PROJECT = Path(__file__).resolve().parents[1]
 DOCS = PROJECT / "docs"
@@ -107,8 +108,7 @@ def test_commands_parse(page, models, tmp_path, monkeypatch):
             assert name in COMMANDS
             if arguments == ["--help"]:
                 continue
-            module = importlib.import_module(f"tokencredit.recipes.{name.replace('-', '_')}")
-            config = getattr(module, "".join(map(str.capitalize, name.split("-"))) + "Config")
+            _, config = recipe_of(name)
             _parsed(name, config, arguments)
 
 
@@ -182,7 +182,7 @@ def test_method_names_are_those_of_the_command_line():
     policy_names = [name for row in rows for name in quoted(row[1])]
     annotation = next(f.type for f in fields(TrainPolicyConfig) if f.name == "credit")
     assert tuple(policy_names) == annotation.__args__
-    texts = importlib.import_module("tokencredit.recipes.text_credit")
+    texts = importlib.import_module("tokencredit.scorers.evidence")
     assert tuple(name for row in rows for name in quoted(row[2])) == texts.TEXT_CREDITS
 
 
@@ -220,28 +220,6 @@ def test_settings_for_those_who_come_from_trl_exist():
     assert named <= {field.name for field in fields(TrainPolicyConfig)}
 
 
-def tree_files() -> list[str]:
-    """Files of the tree in the architecture page, relative to the package."""
-    text = next(text for _, text in blocks("docs/architecture.md", "text") if "src/" in text)
-    folder, files = "", []
-    for line in text.splitlines()[1:]:
-        indent, name = re.match(r"( +)(\S+)", line).groups()
-        if name.endswith("/"):
-            folder = name
-        else:
-            files.append(name if len(indent) == 2 else folder + name)
-    return files
-
-
 def test_the_tree_is_that_of_the_package():
-    there = [path for path in PACKAGE.rglob("*") if path.suffix in {".py", ".pyi", ".html"}]
-    names = {path.relative_to(PACKAGE).as_posix() for path in there}
-    packages = {name for name in names if name.endswith("/__init__.py")}
-    assert sorted(tree_files()) == sorted(names - packages)
-
-
-def test_every_file_of_the_tree_has_its_line():
-    text = next(text for _, text in blocks("docs/architecture.md", "text") if "src/" in text)
-    lines = [line for line in text.splitlines()[1:] if not line.endswith("/")]
-    assert len(lines) == len(tree_files())
-    assert all(re.match(r" +\S+ +\S", line) for line in lines)
+    shown = next(text for _, text in blocks("docs/architecture.md", "text") if "src/" in text)
+    assert shown == drawn_tree(), "python tests/package_tree.py writes it anew"

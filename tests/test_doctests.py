@@ -44,4 +44,4 @@ def test_examples(name):
 
 
 def test_there_are_modules():
-    assert {"tokencredit.masking", "tokencredit.credit.terminal"} <= set(modules)
+    assert {"tokencredit.masking", "tokencredit.credit.redistribution"} <= set(modules)

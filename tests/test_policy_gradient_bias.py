@@ -14,12 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tokencredit.credit.prefix_difference import prefix_difference_credit
-from tokencredit.credit.redistribution import attention_credit, uniform_credit
-from tokencredit.credit.terminal import terminal_credit
+from tokencredit.credit.prefixes import prefix_difference_credit
+from tokencredit.credit.redistribution import attention_credit, terminal_credit, uniform_credit
 from tokencredit.errors import TokenCreditWarning
 from tokencredit.policy.advantages import gae_advantages, rewards_to_go
-from tokencredit.recipes.policy_config import TrainPolicyConfig
+from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.shaping import potential_shaping
 
 END, WORDS, LONGEST = 0, (1, 2), 3

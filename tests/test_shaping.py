@@ -6,15 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import shaping as reference
 
-from tokencredit.credit.prefix_difference import prefix_difference_credit
+from tokencredit.aggregation.transforms import RunningMoments, normalised_scores
+from tokencredit.credit.prefixes import prefix_difference_credit
 from tokencredit.credit.redistribution import attention_credit, uniform_credit
 from tokencredit.errors import ConfigError
 from tokencredit.shaping import (
-    RunningMoments,
     adapted_kl_coef,
     kl_estimates,
     kl_penalised_rewards,
-    normalised_scores,
     potential_shaping,
 )
 

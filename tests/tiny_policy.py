@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from tokencredit.recipes.train_policy import TrainPolicyConfig
+from tokencredit.recipes.policy.train_policy import TrainPolicyConfig
 from tokencredit.toy.hf_tokenizer import toy_tokenizer
 
 PROMPTS = ("the plot is", "this film", "the music was", "a", "his first comedy is a", "the cast")

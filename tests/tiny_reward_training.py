@@ -7,10 +7,11 @@ from tiny_models import tiny_model
 from tiny_tokenizers import CORPUS
 from transformers import AutoModelForCausalLM
 
-from tokencredit.recipes.corpus import byte_level_tokenizer
-from tokencredit.recipes.reward_examples import reward_batch
-from tokencredit.recipes.reward_training import PrefixScorer, reward_loss
-from tokencredit.recipes.train_reward_model import TrainRewardModelConfig
+from tokencredit.recipes.language_model.corpus import byte_level_tokenizer
+from tokencredit.recipes.reward_model.examples import reward_batch
+from tokencredit.recipes.reward_model.objectives import reward_loss
+from tokencredit.recipes.reward_model.train_reward_model import TrainRewardModelConfig
+from tokencredit.scorers.fractions import PrefixScorer
 
 WORDS = ("good", "bad", "slow", "very good")
 

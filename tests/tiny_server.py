@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from tiny_models import tiny_model
 from tiny_tokenizers import byte_level
 
-from tokencredit.recipes.served_model import ServedModel, offered_credit
+from tokencredit.recipes.serving.served_model import ServedModel, offered_credit
 from tokencredit.server.app import reward_app
 from tokencredit.server.intake import Limits
 

@@ -12,8 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM
 from trl.generation import vllm_client
 
-from tokencredit.policy.hf_rollout import Sampling, sampled_responses
-from tokencredit.recipes.policy_setup import left_padded
+from tokencredit.policy.hf_rollout import sampled_responses
+from tokencredit.sampling import Sampling
+from tokencredit.text.hf_token_rows import left_padded
 
 REAL = vllm_client.VLLMClient
 

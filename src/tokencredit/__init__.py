@@ -3,7 +3,7 @@
 The names below are pure functions on tensors; importing them imports no Hugging Face library.
 `__init__.pyi` lists them; each is imported when it is first asked for, so that the command line
 answers at once.
-What talks to models lies in `tokencredit.reward_model.hf_backbone`, `tokencredit.policy` and the
+What talks to models lies in `tokencredit.reward_model.hf_scores`, `tokencredit.policy` and the
 other modules named `hf_*`; whole jobs lie in `tokencredit.recipes` and behind the command line.
 """
 

@@ -1,61 +1,60 @@
-from .aggregation import (
-    blended_scores,
-    combined_scores,
-    pooled_by_segment,
-    scores_at_segment_ends,
-    segment_average_scores,
-    segment_end_scores,
-    spread_over_segments,
-)
-from .alignment import project_token_scores
+from .aggregation.combining import combined_scores
+from .aggregation.transforms import RunningMoments, normalised_scores
 from .batch import PreferenceBatch, ResponseBatch, TokenScorer
-from .credit.discriminator import discriminator_credit
 from .credit.gradients import gradient_times_input_credit, integrated_gradients_credit
-from .credit.implicit_values import (
+from .credit.implicit import (
+    contrastive_prompt_credit,
     implicit_advantages,
     implicit_q_values,
     implicit_values,
+    log_ratio_credit,
+    shaped_log_ratio_credit,
+    top_share_mask,
 )
-from .credit.likelihood import likelihood_credit
 from .credit.location import (
     LocationNormaliser,
     fitted_location_normaliser,
     location_normalised,
 )
-from .credit.log_ratio import (
-    contrastive_prompt_credit,
-    log_ratio_credit,
-    shaped_log_ratio_credit,
-    top_share_mask,
+from .credit.perturbation import (
+    exact_shapley_credit,
+    leave_one_out_credit,
+    shapley_credit,
+    window_credit,
 )
-from .credit.perturbation import exact_shapley_credit, leave_one_out_credit, shapley_credit
-from .credit.prefix_difference import prefix_difference_credit
-from .credit.prefix_potentials import (
+from .credit.prefixes import (
     length_centred_prefix_scores,
+    prefix_difference_credit,
     prefix_length_means,
     segment_held_prefix_scores,
     smoothed_prefix_scores,
 )
-from .credit.process import clipped_step_scores, delta_step_scores, step_score_credit
 from .credit.redistribution import (
     attention_credit,
     last_attention_received,
     mean_attention_received,
+    terminal_credit,
     uniform_credit,
 )
-from .credit.segment import segment_credit, utterance_credit
-from .credit.spans import fine_grained_credit, severity_credit, span_end_scores
-from .credit.terminal import terminal_credit
-from .credit.windows import window_credit
-from .decoding.implicit_search_rules import (
+from .credit.segments import (
+    clipped_step_scores,
+    delta_step_scores,
+    fine_grained_credit,
+    segment_credit,
+    span_end_scores,
+    step_score_credit,
+    utterance_credit,
+)
+from .credit.token_judges import discriminator_credit, likelihood_credit, severity_credit
+from .decoding.candidates.scores import ScoreSpread, standardised_scores, updated_spread
+from .decoding.rules import candidate_tokens, chosen_tokens, guidance_kl, guided_logits
+from .decoding.search.implicit_rules import (
     ExtendedBeams,
     extended_beams,
     layer_lengths,
     weighted_implicit_rewards,
 )
-from .decoding.rules import candidate_tokens, chosen_tokens, guidance_kl, guided_logits
-from .decoding.scores import ScoreSpread, standardised_scores, updated_spread
-from .decoding.search_rules import (
+from .decoding.search.rules import (
     acceptance_probabilities,
     best_candidates,
     ends_segment,
@@ -70,7 +69,7 @@ from .logprobs import (
     token_logprobs,
     top_allowed,
 )
-from .policy.advantages import gae_advantages, rewards_to_go
+from .policy.advantages import gae_advantages, macro_gae_advantages, rewards_to_go
 from .policy.dense_estimators import (
     group_mean_to_go_advantages,
     index_baseline_to_go_advantages,
@@ -84,12 +83,15 @@ from .policy.estimators import (
     remax_advantages,
     rloo_advantages,
 )
-from .policy.losses import clipped_policy_losses, clipped_tokens, clipped_value_losses
-from .policy.macro_actions import macro_gae_advantages
-from .preference.edits import edit_labels
-from .preference.spans import LabelledSpan, token_span_labels
-from .preference.steps import StepLabels, step_segment_ids
-from .reward_model.losses import (
+from .policy.losses.clipped import clipped_policy_losses, clipped_tokens, clipped_value_losses
+from .preference.labels import (
+    LabelledSpan,
+    StepLabels,
+    edit_labels,
+    step_segment_ids,
+    token_span_labels,
+)
+from .reward_model.losses.pairs import (
     bradley_terry_loss,
     classification_loss,
     prefix_bradley_terry_loss,
@@ -98,13 +100,9 @@ from .reward_model.losses import (
     regression_loss,
     segment_bradley_terry_loss,
 )
-from .reward_model.token_losses import step_classification_loss, token_classification_loss
-from .reward_model.value_targets import (
-    bootstrapped_targets,
-    q_classification_loss,
-    q_value_loss,
-)
-from .reward_model.vocabulary_losses import (
+from .reward_model.losses.tokens import step_classification_loss, token_classification_loss
+from .reward_model.losses.values import bootstrapped_targets, q_classification_loss, q_value_loss
+from .reward_model.losses.vocabulary import (
     autoregressive_reward_loss,
     best_values,
     expected_value_loss,
@@ -113,7 +111,22 @@ from .reward_model.vocabulary_losses import (
     maximum_constraint_loss,
     token_values,
 )
-from .segments import (
+from .shaping import (
+    adapted_kl_coef,
+    blended_scores,
+    kl_estimates,
+    kl_penalised_rewards,
+    potential_shaping,
+)
+from .text.alignment import project_token_scores
+from .text.pooling import (
+    pooled_by_segment,
+    scores_at_segment_ends,
+    segment_average_scores,
+    segment_end_scores,
+    spread_over_segments,
+)
+from .text.segments import (
     entropy_segments,
     ngram_segments,
     perplexity_segments,
@@ -121,15 +134,7 @@ from .segments import (
     segment_ends,
     segment_lengths,
 )
-from .sentences import text_segments
-from .shaping import (
-    RunningMoments,
-    adapted_kl_coef,
-    kl_estimates,
-    kl_penalised_rewards,
-    normalised_scores,
-    potential_shaping,
-)
+from .text.sentences import text_segments
 
 __all__ = [
     "ExtendedBeams",

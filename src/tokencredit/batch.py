@@ -136,3 +136,27 @@ class TokenScorer(Protocol):
     def __call__(self, batch: ResponseBatch) -> Float[Tensor, "batch time"]:
         """Return float32 scores in nats, finite, zero outside `batch.response_mask`."""
         ...
+
+
+@dataclass(frozen=True)
+class ResponseScores:
+    """What credit needs to know about responses.
+
+    Attributes:
+        sequence_scores: the score of each prompt with its response, in nats, float32.
+        prefix_scores: column 0 is the score of the prompt alone, column t + 1 of the prefix that
+            ends with response token t; zero behind the last real token. None for models that read
+            in both directions.
+        attention: as in `RewardModelOutput`, of the response tokens alone: what the prompt
+            receives is left out and nothing is rescaled. Zero outside the response mask.
+    """
+
+    sequence_scores: Float[Tensor, "batch"]
+    prefix_scores: Float[Tensor, "batch time_plus_1"] | None
+    attention: Float[Tensor, "batch time"] | None
+
+
+Message = dict[str, str]
+
+
+Prompt = str | list[Message]

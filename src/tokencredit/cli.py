@@ -5,27 +5,74 @@ Nothing heavy is imported before a command is known, so that help comes at once.
 
 import difflib
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-COMMANDS = {
-    "quickstart": "the whole story on the built-in task: models, four credits, figures",
-    "train-language-model": "train a language model on texts, or fine-tune one on completions",
-    "train-reward-model": "train a reward model on pairs, labels or ratings, whole or by prefixes",
-    "train-token-classifier": "a judge of every token, from edits, labelled spans or steps",
-    "train-implicit-reward": "DPO, forward or reversed: a reward on every token from a log-ratio",
-    "train-vocabulary-reward": "scores of all next tokens in one pass: FaRMA, GenARM, CD-FUDGE",
-    "train-rewriter": "a language model that turns rejected answers into chosen ones",
-    "evaluate-reward-model": "accuracy, calibration and length bias of a reward model on pairs",
-    "train-policy": "PPO with a reward on every token",
-    "generate": "responses steered with a reward model, by tokens or segments, without training",
-    "compare-learning": "the same PPO, grid and seeds for several credits: which learns fastest",
-    "score-tokens": "token rewards for texts, as a table or JSON lines",
-    "serve": "a reward model over HTTP: scores and token credit for any engine",
-    "compare-credit": "which credit falls on the words that people marked",
-    "explain": "heat map of one response in the terminal, HTML or PNG",
+COMMANDS: dict[str, tuple[str, str]] = {
+    "quickstart": (
+        "quickstart",
+        "the whole story on the built-in task: models, four credits, figures",
+    ),
+    "train-language-model": (
+        "language_model.train_language_model",
+        "train a language model on texts, or fine-tune one on completions",
+    ),
+    "train-reward-model": (
+        "reward_model.train_reward_model",
+        "train a reward model on pairs, labels or ratings, whole or by prefixes",
+    ),
+    "train-token-classifier": (
+        "reward_model.train_token_classifier",
+        "a judge of every token, from edits, labelled spans or steps",
+    ),
+    "train-implicit-reward": (
+        "reward_model.train_implicit_reward",
+        "DPO, forward or reversed: a reward on every token from a log-ratio",
+    ),
+    "train-vocabulary-reward": (
+        "reward_model.train_vocabulary_reward",
+        "scores of all next tokens in one pass: FaRMA, GenARM, CD-FUDGE",
+    ),
+    "train-rewriter": (
+        "reward_model.train_rewriter",
+        "a language model that turns rejected answers into chosen ones",
+    ),
+    "evaluate-reward-model": (
+        "reward_model.evaluate_reward_model",
+        "accuracy, calibration and length bias of a reward model on pairs",
+    ),
+    "train-policy": (
+        "policy.train_policy",
+        "PPO with a reward on every token",
+    ),
+    "generate": (
+        "decoding.generate",
+        "responses steered with a reward model, by tokens or segments, without training",
+    ),
+    "compare-learning": (
+        "policy.compare_learning",
+        "the same PPO, grid and seeds for several credits: which learns fastest",
+    ),
+    "score-tokens": (
+        "credit.score_tokens",
+        "token rewards for texts, as a table or JSON lines",
+    ),
+    "serve": (
+        "serving.serve",
+        "a reward model over HTTP: scores and token credit for any engine",
+    ),
+    "compare-credit": (
+        "credit.compare_credit",
+        "which credit falls on the words that people marked",
+    ),
+    "explain": (
+        "credit.explain",
+        "heat map of one response in the terminal, HTML or PNG",
+    ),
 }
+"""Each command: its module under `tokencredit.recipes`, and what it does."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,9 +93,16 @@ def main(arguments: list[str] | None = None) -> int:
     return _run(name, rest)
 
 
+def recipe_of(name: str) -> tuple[Callable[[Any], Any], type]:
+    """The function behind a command, and the class of its settings."""
+    module = import_module(f"tokencredit.recipes.{COMMANDS[name][0]}")
+    settings = "".join(map(str.capitalize, name.split("-"))) + "Config"
+    return getattr(module, name.replace("-", "_")), getattr(module, settings)
+
+
 def _overview() -> str:
     width = max(map(len, COMMANDS))
-    rows = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    rows = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
     return (
         "usage: tokencredit <command> [--config file.yaml] [--setting value ...]\n\n"
         f"commands:\n{rows}\n\n"
@@ -57,15 +111,13 @@ def _overview() -> str:
 
 
 def _run(name: str, arguments: list[str]) -> int:
-    module_name = name.replace("-", "_")
-    module = import_module(f"tokencredit.recipes.{module_name}")
-    config_class = getattr(module, "".join(w.capitalize() for w in name.split("-")) + "Config")
+    recipe, config_class = recipe_of(name)
     from tokencredit.errors import TokenCreditError
 
     try:
         config = _parsed(name, config_class, arguments)
         _show(name, config)
-        getattr(module, module_name)(config)
+        recipe(config)
     except TokenCreditError as error:
         print(f"tokencredit {name}: {type(error).__name__}: {error}", file=sys.stderr)
         return 1

@@ -1,17 +1,16 @@
 """From token scores to the token rewards that an optimiser sees.
 
-Score normalisation and clipping come first and act on the sequence score, so that they do not
-depend on how the score is spread; the KL penalty comes last.
+Scores of whole responses are normalised and combined before credit (`tokencredit.aggregation`), so
+that this does not depend on how the score is spread; the KL penalty comes last.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tokencredit.errors import ConfigError
+from tokencredit.errors import ConfigError, ShapeError
 
 KlEstimator = Literal["k1", "k2", "k3"]
 
@@ -118,76 +117,6 @@ def adapted_kl_coef(
     return kl_coef * (1 + error * responses / horizon)
 
 
-@dataclass(frozen=True)
-class RunningMoments:
-    """Mean and variance of all scores seen so far.
-
-    Source: Chan, Golub and LeVeque 1979, the parallel update of sums of squares.
-
-    >>> moments = RunningMoments().updated(torch.tensor([1.0, 3.0])).updated(torch.tensor([5.0]))
-    >>> moments.mean, round(moments.std, 4)
-    (3.0, 1.633)
-    """
-
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-
-    def updated(self, scores: Float[Tensor, "batch"]) -> "RunningMoments":
-        """The moments with these scores counted in."""
-        seen, fresh = self.count, scores.numel()
-        if fresh == 0:
-            return self
-        mean = float(scores.double().mean())
-        shift = mean - self.mean
-        count = seen + fresh
-        return RunningMoments(
-            count,
-            self.mean + shift * fresh / count,
-            self.squares
-            + float((scores.double() - mean).square().sum())
-            + shift**2 * seen * fresh / count,
-        )
-
-    @property
-    def std(self) -> float:
-        """Population standard deviation, in nats; 1 while nothing varies."""
-        variance = self.squares / self.count if self.count else 0.0
-        return variance**0.5 if variance > 0 else 1.0
-
-
-def normalised_scores(
-    scores: Float[Tensor, "*axes"],
-    *,
-    mean: float = 0.0,
-    std: float = 1.0,
-    clip: float | None = None,
-) -> Float[Tensor, "*axes"]:
-    r"""Scores centred, scaled and then clipped, before they are spread over tokens.
-
-    .. math:: s' = \mathrm{clip}((s - \mu) / \sigma, \pm c)
-
-    Apply the same call to sequence scores and prefix scores: their differences then telescope to
-    the transformed score, and a clipped potential is still a potential.
-
-    Args:
-        scores: sequence or prefix scores in nats.
-        mean: subtracted.
-        std: divided by; positive.
-        clip: largest absolute value left; None leaves all.
-
-    Raises:
-        ConfigError: `std` or `clip` is not positive.
-
-    >>> normalised_scores(torch.tensor([1.0, 9.0]), mean=1.0, std=2.0, clip=3.0)
-    tensor([0., 3.])
-    """
-    if std <= 0 or (clip is not None and clip <= 0):
-        raise ConfigError(f"std is {std} and clip {clip}; expected positive numbers")
-    normal = (scores - mean) / std
-    return normal if clip is None else normal.clamp(-clip, clip)
-
-
 def potential_shaping(
     potentials: Float[Tensor, "batch time_plus_1"],
     response_mask: Bool[Tensor, "batch time"],
@@ -216,3 +145,38 @@ def potential_shaping(
     goes_on = torch.cat([response_mask[:, 1:], torch.zeros_like(response_mask[:, :1])], dim=-1)
     after = potentials[:, 1:].masked_fill(~goes_on, 0.0)
     return (gamma * after - potentials[:, :-1]).masked_fill(~response_mask, 0.0)
+
+
+def blended_scores(
+    token_scores: Float[Tensor, "batch time"],
+    terminal_scores: Float[Tensor, "batch time"],
+    *,
+    share: float,
+) -> Float[Tensor, "batch time"]:
+    r"""A convex mixture of a dense credit with another, usually the terminal one.
+
+    .. math:: r'_t = \alpha r_t + (1 - \alpha) R \cdot 1[t = T]
+
+    Args:
+        token_scores: of the dense method, in nats.
+        terminal_scores: of `terminal_credit`, or any other credit of the same responses.
+        share: alpha, from 0 (all terminal) to 1.
+
+    Returns:
+        Token scores in nats. A row sums to what it summed to if both did.
+
+    Raises:
+        ConfigError: `share` lies outside [0, 1].
+        ShapeError: the two differ in shape.
+
+    >>> blended_scores(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 3.0]]), share=0.5)
+    tensor([[0.5000, 2.5000]])
+    """
+    if not 0.0 <= share <= 1.0:
+        raise ConfigError(f"share is {share}; expected a number from 0 to 1")
+    if token_scores.shape != terminal_scores.shape:
+        raise ShapeError(
+            f"token_scores have shape {tuple(token_scores.shape)} and terminal_scores "
+            f"{tuple(terminal_scores.shape)}; expected scores of the same responses"
+        )
+    return share * token_scores.float() + (1 - share) * terminal_scores.float()

@@ -13,38 +13,40 @@ import torch
 from torch import Tensor
 
 import tokencredit.credit
-from tokencredit.aggregation import segment_end_scores
-from tokencredit.credit.discriminator import discriminator_credit
 from tokencredit.credit.gradients import gradient_times_input_credit, integrated_gradients_credit
-from tokencredit.credit.likelihood import likelihood_credit
-from tokencredit.credit.location import LocationNormaliser, location_normalised
-from tokencredit.credit.log_ratio import (
+from tokencredit.credit.implicit import (
     contrastive_prompt_credit,
     log_ratio_credit,
     shaped_log_ratio_credit,
 )
+from tokencredit.credit.location import LocationNormaliser, location_normalised
 from tokencredit.credit.perturbation import (
     exact_shapley_credit,
     leave_one_out_credit,
     shapley_credit,
+    window_credit,
 )
-from tokencredit.credit.prefix_difference import prefix_difference_credit
-from tokencredit.credit.prefix_potentials import (
+from tokencredit.credit.prefixes import (
     length_centred_prefix_scores,
+    prefix_difference_credit,
     segment_held_prefix_scores,
     smoothed_prefix_scores,
 )
-from tokencredit.credit.process import step_score_credit
 from tokencredit.credit.redistribution import (
     attention_credit,
     last_attention_received,
     mean_attention_received,
+    terminal_credit,
     uniform_credit,
 )
-from tokencredit.credit.segment import segment_credit, utterance_credit
-from tokencredit.credit.spans import fine_grained_credit, severity_credit
-from tokencredit.credit.terminal import terminal_credit
-from tokencredit.credit.windows import window_credit
+from tokencredit.credit.segments import (
+    fine_grained_credit,
+    segment_credit,
+    step_score_credit,
+    utterance_credit,
+)
+from tokencredit.credit.token_judges import discriminator_credit, likelihood_credit, severity_credit
+from tokencredit.text.pooling import segment_end_scores
 
 NAN = math.nan
 

@@ -9,9 +9,9 @@ from tiny_models import tiny_ids, tiny_model
 from transformers import AutoModelForCausalLM
 
 from tokencredit.batch import ResponseBatch
-from tokencredit.credit.likelihood import likelihood_credit
+from tokencredit.credit.token_judges import likelihood_credit
 from tokencredit.errors import ConfigError, NumericError, ShapeError
-from tokencredit.hf_logprobs import response_likeliest_logprobs, response_logprobs
+from tokencredit.models.hf_logprobs import response_likeliest_logprobs, response_logprobs
 
 NAN, INF = math.nan, math.inf
 

@@ -12,8 +12,8 @@ from tokencredit.credit.perturbation import (
     exact_shapley_credit,
     leave_one_out_credit,
     shapley_credit,
+    window_credit,
 )
-from tokencredit.credit.windows import window_credit
 from tokencredit.errors import ConfigError, NumericError, ShapeError
 from tokencredit.toy.truth import shapley_credit as toy_shapley_credit
 from tokencredit.toy.truth import true_reward

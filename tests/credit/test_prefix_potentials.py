@@ -6,17 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import prefix_potentials as reference
 
-from tokencredit.aggregation import scores_at_segment_ends
-from tokencredit.credit.prefix_difference import prefix_difference_credit
-from tokencredit.credit.prefix_potentials import (
+from tokencredit.credit.prefixes import (
     length_centred_prefix_scores,
+    prefix_difference_credit,
     prefix_length_means,
     segment_held_prefix_scores,
     smoothed_prefix_scores,
 )
-from tokencredit.credit.terminal import terminal_credit
+from tokencredit.credit.redistribution import terminal_credit
 from tokencredit.errors import ConfigError, ShapeError
 from tokencredit.masking import masked_sum
+from tokencredit.text.pooling import scores_at_segment_ends
 
 SEEDS = st.integers(0, 10**6)
 NAN = math.nan

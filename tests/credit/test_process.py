@@ -4,8 +4,8 @@ import pytest
 import torch
 from reference import process as reference
 
-from tokencredit.credit.process import clipped_step_scores, delta_step_scores, step_score_credit
-from tokencredit.credit.terminal import terminal_credit
+from tokencredit.credit.redistribution import terminal_credit
+from tokencredit.credit.segments import clipped_step_scores, delta_step_scores, step_score_credit
 from tokencredit.errors import ShapeError
 
 # Heights as in the paper's figure of the two mechanisms, four steps.

@@ -10,9 +10,9 @@ from tokencredit.credit.redistribution import (
     attention_credit,
     last_attention_received,
     mean_attention_received,
+    terminal_credit,
     uniform_credit,
 )
-from tokencredit.credit.terminal import terminal_credit
 from tokencredit.errors import ConfigError, NumericError, ShapeError
 
 seeds = st.integers(0, 10**6)

@@ -4,13 +4,9 @@ import pytest
 import torch
 from reference import spans as reference
 
-from tokencredit.credit.spans import (
-    MQM_SCORES,
-    fine_grained_credit,
-    severity_credit,
-    span_end_scores,
-)
-from tokencredit.credit.terminal import terminal_credit
+from tokencredit.credit.redistribution import terminal_credit
+from tokencredit.credit.segments import fine_grained_credit, span_end_scores
+from tokencredit.credit.token_judges import MQM_SCORES, severity_credit
 from tokencredit.errors import ShapeError
 
 

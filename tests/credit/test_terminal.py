@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import credit as reference
 
-from tokencredit.credit.terminal import score_column, terminal_credit
+from tokencredit.credit.redistribution import score_column, terminal_credit
 from tokencredit.errors import ShapeError
 
 

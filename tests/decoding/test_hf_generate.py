@@ -6,11 +6,11 @@ from tiny_guides import language_model, next_logits_of, prompts, responses, scor
 from tiny_models import PAD_ID, VOCAB_SIZE, tiny_ids, tiny_model
 from torch import nn
 
+from tokencredit.decoding.candidates.hf_packed import PackedScorer
+from tokencredit.decoding.candidates.hf_scorers import FullScorer, VocabScorer
+from tokencredit.decoding.candidates.hf_shared_trunk import SharedTrunkScorer
 from tokencredit.decoding.hf_generate import GuidedOutput, guided_generate
 from tokencredit.decoding.hf_guide import RewardGuide
-from tokencredit.decoding.hf_packed import PackedScorer
-from tokencredit.decoding.hf_scorers import FullScorer, VocabScorer
-from tokencredit.decoding.hf_shared_trunk import SharedTrunkScorer
 from tokencredit.errors import ConfigError, DataError, ModelError
 
 LOOP = {"custom_generate": guided_generate}

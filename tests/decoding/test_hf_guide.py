@@ -7,10 +7,10 @@ from tiny_guides import language_model, next_logits_of, prompts, responses, scor
 from tiny_models import DECODERS, PAD_ID, VOCAB_SIZE, tiny_ids, tiny_model
 from transformers import AutoModelForCausalLM
 
+from tokencredit.decoding.candidates.hf_packed import PackedScorer
+from tokencredit.decoding.candidates.hf_scorers import FullScorer, RowsScorer, VocabScorer
+from tokencredit.decoding.candidates.scores import CandidateScores
 from tokencredit.decoding.hf_guide import RewardGuide
-from tokencredit.decoding.hf_packed import PackedScorer
-from tokencredit.decoding.hf_scorers import FullScorer, RowsScorer, VocabScorer
-from tokencredit.decoding.scores import CandidateScores
 from tokencredit.errors import ConfigError, DataError, ModelError, NumericError, ShapeError
 
 SCORERS = [FullScorer, RowsScorer, PackedScorer]

@@ -17,11 +17,11 @@ from saved_models import save_reward_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from tokencredit.credit.terminal import terminal_credit
-from tokencredit.engines.estimator_names import ESTIMATOR_NAMES, named_advantages
+from tokencredit.credit.redistribution import terminal_credit
 from tokencredit.engines.hf_token_rewards import reward_model_token_rewards
 from tokencredit.engines.trl_grpo import TokenCreditGRPOTrainer
 from tokencredit.errors import ConfigError, NumericError, ShapeError
+from tokencredit.policy.methods import ESTIMATOR_NAMES, named_advantages
 
 LOSS_TYPES = ("dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "vespo", "luspo")
 DATASET = Dataset.from_dict({"prompt": list(PROMPTS)})

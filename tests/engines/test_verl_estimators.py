@@ -14,7 +14,6 @@ from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, get_adv_estimato
 from verl.trainer.ppo.ray_trainer import compute_advantage
 from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 
-from tokencredit.engines.estimator_names import ESTIMATOR_NAMES, named_advantages
 from tokencredit.engines.verl_estimators import (
     VERL_ESTIMATORS,
     register_estimators,
@@ -22,6 +21,7 @@ from tokencredit.engines.verl_estimators import (
 )
 from tokencredit.errors import ConfigError, ShapeError
 from tokencredit.policy.estimators import reinforce_advantages
+from tokencredit.policy.methods import ESTIMATOR_NAMES, named_advantages
 
 GROUPS = torch.tensor([0, 1, 0, 1, 0, 2])
 UIDS = np.array([f"uid-{9 - group}" for group in GROUPS.tolist()], dtype=object)

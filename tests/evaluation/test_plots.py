@@ -8,8 +8,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tokencredit.credit.redistribution import uniform_credit
-from tokencredit.credit.terminal import terminal_credit
+from tokencredit.credit.redistribution import terminal_credit, uniform_credit
 from tokencredit.errors import DataError
 from tokencredit.evaluation.plots import (
     plot_calibration,

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import advantages as reference
 
-from tokencredit.credit.prefix_difference import prefix_difference_credit
-from tokencredit.credit.terminal import terminal_credit
+from tokencredit.credit.prefixes import prefix_difference_credit
+from tokencredit.credit.redistribution import terminal_credit
 from tokencredit.policy.advantages import gae_advantages, rewards_to_go
 
 NAN = math.nan

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from reference import estimators as reference
 from torch import Tensor
 
-from tokencredit.credit.terminal import terminal_credit
+from tokencredit.credit.redistribution import terminal_credit
 from tokencredit.errors import ConfigError
 from tokencredit.policy import dense_estimators, estimators
 from tokencredit.policy.advantages import rewards_to_go

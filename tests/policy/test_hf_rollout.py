@@ -5,13 +5,8 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from tokencredit.errors import ConfigError, DataError
 from tokencredit.logprobs import predicting_positions, token_logprobs
 from tokencredit.policy.hf_models import ActorCritic, positions_of
-from tokencredit.policy.hf_rollout import (
-    Sampling,
-    drawable_tokens,
-    response_extent,
-    sampled_responses,
-    sampling_logits,
-)
+from tokencredit.policy.hf_rollout import response_extent, sampled_responses
+from tokencredit.sampling import Sampling, drawable_tokens, sampling_logits
 
 VOCAB, PAD, EOS = 7, 0, 1
 

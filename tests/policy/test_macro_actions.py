@@ -6,11 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import macro_actions as reference
 
-from tokencredit.aggregation import pooled_by_segment
 from tokencredit.errors import ConfigError, DataError, ShapeError
-from tokencredit.policy.advantages import gae_advantages
-from tokencredit.policy.macro_actions import macro_gae_advantages
-from tokencredit.segments import ngram_segments, random_ngram_segments
+from tokencredit.policy.advantages import gae_advantages, macro_gae_advantages
+from tokencredit.text.pooling import pooled_by_segment
+from tokencredit.text.segments import ngram_segments, random_ngram_segments
 
 NAN = math.nan
 DOUBLE = {"dtype": torch.float64}

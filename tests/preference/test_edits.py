@@ -4,7 +4,7 @@ import pytest
 from reference.edits import cost_of_labels, edit_distance
 
 from tokencredit.errors import DataError
-from tokencredit.preference.edits import EditedResponse, edit_labels
+from tokencredit.preference.labels import EditedResponse, edit_labels
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,13 @@ import pytest
 from datasets import Dataset
 
 from tokencredit.errors import DataError
-from tokencredit.preference.edits import EditedResponse
 from tokencredit.preference.hf_labels import load_edits, load_labelled_spans, load_step_labels
-from tokencredit.preference.spans import LabelledSpan, SpanLabelledResponse
-from tokencredit.preference.steps import StepLabels
+from tokencredit.preference.labels import (
+    EditedResponse,
+    LabelledSpan,
+    SpanLabelledResponse,
+    StepLabels,
+)
 
 CHAT = [{"role": "user", "content": "Hi"}]
 

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokencredit.errors import ConfigError
-from tokencredit.preference.prefix_pairs import beginning, prefix_lengths, prefix_pairs
+from tokencredit.preference.pairs import beginning, prefix_lengths, prefix_pairs
 
 EOS = 0
 IDS = st.lists(st.integers(1, 3), min_size=1, max_size=6)

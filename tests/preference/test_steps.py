@@ -1,7 +1,7 @@
 import pytest
 
 from tokencredit.errors import DataError
-from tokencredit.preference.steps import StepLabels, step_segment_ids
+from tokencredit.preference.labels import StepLabels, step_segment_ids
 
 STEPS = ("2 + 2 is 4", "4 + 1 is 6", "so 6")
 

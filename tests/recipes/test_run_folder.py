@@ -6,6 +6,7 @@ import yaml
 from tiny_policy import tiny_config, write_models
 
 from tokencredit.errors import RunFolderError
+from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.run_folder import (
     append_jsonl,
     keep_rows_before,
@@ -13,7 +14,6 @@ from tokencredit.recipes.run_folder import (
     read_jsonl,
     write_atomically,
 )
-from tokencredit.recipes.train_policy import train_policy
 
 
 @dataclass(frozen=True)

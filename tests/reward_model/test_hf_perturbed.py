@@ -6,12 +6,12 @@ from tokencredit.batch import ResponseBatch
 from tokencredit.credit.gradients import gradient_times_input_credit, integrated_gradients_credit
 from tokencredit.credit.perturbation import leave_one_out_credit, shapley_credit
 from tokencredit.errors import DataError, ModelError
-from tokencredit.reward_model.hf_backbone import score_responses
 from tokencredit.reward_model.hf_perturbed import (
     response_embeddings,
     score_of_embeddings,
     scores_without_tokens,
 )
+from tokencredit.reward_model.hf_scores import score_responses
 
 OTHERS = ["bloom", "gpt_oss", "modernbert", "modernbert-decoder", "albert"]
 

@@ -8,7 +8,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from tokencredit.errors import DataError, ModelError
 from tokencredit.logprobs import token_logprobs
 from tokencredit.reward_model.hf_vocabulary import trained_statistics
-from tokencredit.reward_model.vocabulary_losses import best_values, token_values
+from tokencredit.reward_model.losses.vocabulary import best_values, token_values
 
 LENGTHS = [7, 3, 5]
 CAPPED = {"gemma2": {"final_logit_softcapping": 2.0, "attn_implementation": "eager"}}

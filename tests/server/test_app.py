@@ -12,9 +12,10 @@ pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
 from tiny_server import GatedModel, asked, break_model, posted, tiny_app, tiny_served
 
-from tokencredit.recipes.reward_texts import scored_texts, token_texts
-from tokencredit.recipes.token_scorer import CREDIT_NAMES, credited
-from tokencredit.reward_model.hf_backbone import reward_model_output
+from tokencredit.reward_model.hf_scores import reward_model_output
+from tokencredit.scorers.texts import scored_texts
+from tokencredit.scorers.token_scores import CREDIT_NAMES, credited
+from tokencredit.text.hf_rendering import token_texts
 
 PROMPTS = ["the film is", "one slow scene , then", "a", ""]
 RESPONSES = [

@@ -10,8 +10,8 @@ pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
 from tiny_server import asked, break_model, posted, tiny_app, tiny_served
 
-from tokencredit.recipes.reward_texts import scored_texts
-from tokencredit.reward_model.hf_backbone import ResponseScores
+from tokencredit.batch import ResponseScores
+from tokencredit.scorers.texts import scored_texts
 from tokencredit.server.client import About
 
 TEXTS = [{"prompt": "the film is", "response": " a good plot"}, {"prompt": "a", "response": ""}]
@@ -142,7 +142,7 @@ def test_attention_that_is_nan_is_an_error(served, monkeypatch):
         shape = batch.response_mask.shape
         return ResponseScores(torch.zeros(len(batch)), None, torch.full(shape, torch.nan))
 
-    monkeypatch.setattr("tokencredit.recipes.served_model.score_responses", nan_attention)
+    monkeypatch.setattr("tokencredit.recipes.serving.served_model.score_responses", nan_attention)
     body = {"texts": TEXTS[:1], "credit": [], "details": ["attention"]}
     answer = posted(tiny_app(served), "/score", body)
     assert (answer.status_code, answer.json()["error"]["type"]) == (500, "NumericError")

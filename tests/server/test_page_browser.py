@@ -10,7 +10,7 @@ pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
 from tiny_server import listening, tiny_app, tiny_served
 
-from tokencredit.recipes.token_scorer import CREDIT_NAMES
+from tokencredit.scorers.token_scores import CREDIT_NAMES
 
 EVIL = '</textarea><script>window.obeyed = 1</script><img src=x onerror="window.obeyed = 1">'
 ROWS = "[...document.querySelectorAll('.tokencredit-heatmap .row')]"

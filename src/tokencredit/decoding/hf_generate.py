@@ -14,12 +14,12 @@ from torch.nn.functional import pad
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.utils import ModelOutput
 
+from tokencredit.decoding.candidates.hf_running_text import RunningText
+from tokencredit.decoding.candidates.hf_shared_trunk import SharedTrunkScorer
 from tokencredit.decoding.hf_guide import GuidedStep, RewardGuide
-from tokencredit.decoding.hf_reward_model import context_limit
-from tokencredit.decoding.hf_running_text import RunningText
-from tokencredit.decoding.hf_shared_trunk import SharedTrunkScorer
 from tokencredit.decoding.rules import chosen_tokens, guidance_kl
 from tokencredit.errors import ConfigError, DataError
+from tokencredit.models.hf_architecture import context_limit
 
 # Steps with more candidates than this (the whole vocabulary, say) are not written down.
 _RECORDED = 256

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import LogitsProcessor
 
-from tokencredit.decoding.rules import candidate_tokens, guided_logits
-from tokencredit.decoding.scores import (
+from tokencredit.decoding.candidates.scores import (
     CandidateScorer,
     ScoreSpread,
     standardised_scores,
     updated_spread,
 )
+from tokencredit.decoding.rules import candidate_tokens, guided_logits
 from tokencredit.errors import ConfigError, ModelError, ShapeError
 
 

@@ -8,10 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from tokencredit.batch import ResponseBatch
-from tokencredit.preference.pairs import Prompt
-from tokencredit.recipes.reward_texts import Template, loaded_reward_model
-from tokencredit.recipes.token_scorer import require_credit_name, score_for_policy
+from tokencredit.batch import Prompt, ResponseBatch
+from tokencredit.scorers.texts import loaded_reward_model
+from tokencredit.scorers.token_scores import require_credit_name, score_for_policy
+from tokencredit.text.hf_rendering import Template
 
 
 @runtime_checkable

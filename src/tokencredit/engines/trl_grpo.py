@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from tokencredit.credit.terminal import terminal_credit
-from tokencredit.engines.estimator_names import named_advantages, require_estimator
+from tokencredit.credit.redistribution import terminal_credit
 from tokencredit.engines.versions import require_version
 from tokencredit.errors import ConfigError, NumericError, ShapeError
+from tokencredit.evaluation.credit_shape import credit_entropy, last_token_share
 from tokencredit.masking import masked_mean, masked_row_mean, masked_var
-from tokencredit.recipes.policy_metrics import credit_entropy, last_token_share
+from tokencredit.policy.methods import named_advantages, require_estimator
 
 require_version("trl", at_least="1.16", below="1.17", extra="trl")
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402

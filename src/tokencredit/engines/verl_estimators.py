@@ -13,14 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokencredit.engines.estimator_names import (
-    ESTIMATOR_NAMES,
-    named_advantages,
-    require_estimator,
-)
 from tokencredit.engines.versions import require_version
 from tokencredit.errors import ConfigError, ShapeError
 from tokencredit.policy.estimators import reinforce_advantages
+from tokencredit.policy.methods import ESTIMATOR_NAMES, named_advantages, require_estimator
 
 require_version("verl", at_least="0.9.1", below="0.10", extra="verl")
 from verl.trainer.ppo.core_algos import (  # noqa: E402

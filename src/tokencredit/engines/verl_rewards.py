@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tokencredit.credit.terminal import terminal_credit
+from tokencredit.credit.redistribution import terminal_credit
 from tokencredit.engines.hf_token_rewards import TokenRewards, reward_model_token_rewards
 from tokencredit.engines.verl_estimators import VERL_ESTIMATORS
 from tokencredit.engines.verl_responses import (
@@ -33,8 +33,8 @@ from tokencredit.engines.verl_settings import (
 )
 from tokencredit.engines.versions import require_version
 from tokencredit.errors import NumericError
-from tokencredit.recipes.policy_metrics import credit_entropy, last_token_share
-from tokencredit.recipes.reward_texts import loaded_reward_model
+from tokencredit.evaluation.credit_shape import credit_entropy, last_token_share
+from tokencredit.scorers.texts import loaded_reward_model
 
 require_version("verl", at_least="0.9.1", below="0.10", extra="verl")
 from verl import DataProto  # noqa: E402

@@ -6,8 +6,8 @@ from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, get_args
 
 from tokencredit.errors import ConfigError
-from tokencredit.recipes.reward_texts import Template
-from tokencredit.recipes.token_scorer import require_credit_name
+from tokencredit.scorers.token_scores import require_credit_name
+from tokencredit.text.hf_rendering import Template
 
 VERLS_OWN_LOOPS = ("single_turn_agent", "tool_agent")
 

@@ -10,8 +10,8 @@ from math import isfinite
 from statistics import median
 from typing import NamedTuple
 
-from tokencredit.alignment import Span
 from tokencredit.errors import ConfigError, DataError, NumericError, ShapeError
+from tokencredit.text.alignment import Span
 
 Color = tuple[int, int, int]
 

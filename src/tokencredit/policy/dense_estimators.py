@@ -10,8 +10,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tokencredit.masking import left_packed
-from tokencredit.policy.estimators import reinforce_advantages
-from tokencredit.policy.groups import counted_rewards, group_means, others_means
+from tokencredit.policy.estimators import (
+    counted_rewards,
+    group_means,
+    others_means,
+    reinforce_advantages,
+)
 
 
 def leave_one_out_to_go_advantages(

@@ -7,7 +7,6 @@ log-probabilities later: what is scored is what was drawn from.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,84 +15,8 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from tokencredit.batch import ResponseBatch
-from tokencredit.errors import ConfigError, DataError
-from tokencredit.logprobs import sampled_logits, top_allowed
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How responses are drawn.
-
-    Attributes:
-        min_new_tokens: no end of sequence before this many tokens.
-        max_new_tokens: responses are cut here.
-        temperature: logits are divided by it.
-        top_k: draw from this many tokens; 0 for all.
-        top_p: draw from the fewest tokens with this probability together; 1 for all.
-        suppress_tokens: ids that are never drawn.
-        force_eos: draw the end of sequence as the last token of a response of full length.
-
-    Raises:
-        ConfigError: a number is out of its range.
-
-    >>> Sampling(max_new_tokens=4, temperature=0.0)
-    Traceback (most recent call last):
-    tokencredit.errors.ConfigError: temperature is 0.0; expected a positive number
-    """
-
-    max_new_tokens: int
-    min_new_tokens: int = 0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    suppress_tokens: tuple[int, ...] = ()
-    force_eos: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.min_new_tokens <= self.max_new_tokens or self.max_new_tokens < 1:
-            raise ConfigError(
-                f"min_new_tokens is {self.min_new_tokens} and max_new_tokens {self.max_new_tokens};"
-                " expected 0 <= min <= max and max >= 1"
-            )
-        if self.temperature <= 0:
-            raise ConfigError(f"temperature is {self.temperature}; expected a positive number")
-        if self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ConfigError(
-                f"top_k is {self.top_k} and top_p {self.top_p}; expected top_k >= 0 and "
-                "top_p in (0, 1]"
-            )
-
-    @property
-    def truncates(self) -> bool:
-        """Whether top-k or top-p cut the distribution, beyond temperature and suppression."""
-        return self.top_k > 0 or self.top_p < 1.0
-
-
-def drawable_tokens(
-    sampling: Sampling, vocab_size: int, eos_token_id: int | None
-) -> Bool[Tensor, "time vocab"]:
-    """Which tokens suppression and forcing leave at each of `max_new_tokens` positions.
-
-    Raises:
-        ConfigError: a suppressed id lies outside the vocabulary.
-
-    >>> drawable_tokens(Sampling(max_new_tokens=2, min_new_tokens=1, force_eos=True), 3, 2)
-    tensor([[ True,  True, False],
-            [False, False,  True]])
-    """
-    if any(not 0 <= token < vocab_size for token in sampling.suppress_tokens):
-        raise ConfigError(
-            f"suppress_tokens are {list(sampling.suppress_tokens)}; expected ids from 0 to "
-            f"{vocab_size - 1}"
-        )
-    drawable = torch.ones(sampling.max_new_tokens, vocab_size, dtype=torch.bool)
-    drawable[:, list(sampling.suppress_tokens)] = False
-    if eos_token_id is not None:
-        drawable[: sampling.min_new_tokens, eos_token_id] = False
-        if sampling.force_eos:
-            drawable[-1] = False
-            drawable[-1, eos_token_id] = True
-    return drawable
+from tokencredit.errors import DataError
+from tokencredit.sampling import Sampling, drawable_tokens, sampling_logits
 
 
 class SampledDistribution(LogitsProcessor):  # type: ignore[misc]
@@ -112,19 +35,6 @@ class SampledDistribution(LogitsProcessor):  # type: ignore[misc]
         """Logits of this step with everything that cannot be drawn at minus infinity."""
         step = input_ids.shape[1] - self.prompt_width
         return sampling_logits(scores, self.drawable[step], self.sampling)
-
-
-def sampling_logits(
-    logits: Float[Tensor, "*batch vocab"],
-    drawable: Bool[Tensor, "*#batch vocab"],
-    sampling: Sampling,
-) -> Float[Tensor, "*batch vocab"]:
-    """Logits of the distribution that `sampling` draws from, top-k and top-p included."""
-    scaled = sampled_logits(logits, temperature=sampling.temperature, allowed=drawable)
-    if not sampling.truncates:
-        return scaled
-    allowed = top_allowed(scaled, top_k=sampling.top_k, top_p=sampling.top_p)
-    return scaled.masked_fill(~allowed, -torch.inf)
 
 
 @contextmanager

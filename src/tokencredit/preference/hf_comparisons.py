@@ -6,10 +6,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
+from tokencredit.batch import Prompt
 from tokencredit.errors import DataError
 from tokencredit.preference.hf_datasets import fault_of_pair, pair_of_row
 from tokencredit.preference.hf_rows import Row, dataset_rows
-from tokencredit.preference.pairs import PreferencePair, Prompt
+from tokencredit.preference.pairs import PreferencePair
 
 
 @dataclass(frozen=True)

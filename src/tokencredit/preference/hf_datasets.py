@@ -8,8 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from tokencredit.batch import Prompt
 from tokencredit.errors import DataError
-from tokencredit.preference.hf_cells import (
+from tokencredit.preference.hf_rows import (
+    Row,
+    dataset_rows,
     label_cell,
     messages_cell,
     number_cell,
@@ -17,11 +20,9 @@ from tokencredit.preference.hf_cells import (
     strength_cell,
     text_cell,
 )
-from tokencredit.preference.hf_rows import Row, dataset_rows
 from tokencredit.preference.pairs import (
     LabelledResponse,
     PreferencePair,
-    Prompt,
     PromptedResponse,
     RatedResponse,
     conversation_and_answer,

@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tokencredit.batch import Prompt
 from tokencredit.errors import DataError
-from tokencredit.preference.edits import EditedResponse
-from tokencredit.preference.hf_cells import prompt_cell, text_cell
-from tokencredit.preference.hf_rows import Row, dataset_rows
-from tokencredit.preference.pairs import Prompt
-from tokencredit.preference.spans import LabelledSpan, SpanLabelledResponse
-from tokencredit.preference.steps import StepLabels
+from tokencredit.preference.hf_rows import Row, dataset_rows, prompt_cell, text_cell
+from tokencredit.preference.labels import (
+    EditedResponse,
+    LabelledSpan,
+    SpanLabelledResponse,
+    StepLabels,
+)
 
 
 def load_edits(

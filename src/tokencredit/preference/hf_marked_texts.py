@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokencredit.alignment import Span
+from tokencredit.batch import Prompt
 from tokencredit.errors import DataError
 from tokencredit.preference.hf_rows import Row, dataset_rows
 from tokencredit.preference.marked_texts import MarkedText
-from tokencredit.preference.pairs import Prompt
+from tokencredit.text.alignment import Span
 
 
 def load_marked_texts(

@@ -8,9 +8,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tokencredit.alignment import Span
+from tokencredit.batch import Prompt
 from tokencredit.errors import DataError
-from tokencredit.preference.pairs import Prompt
+from tokencredit.text.alignment import Span
 
 
 @dataclass(frozen=True)

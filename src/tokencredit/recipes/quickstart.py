@@ -20,15 +20,21 @@ from rich.console import Console
 from torch import Tensor
 
 from tokencredit.errors import RunFolderError
-from tokencredit.hf_text import encode_responses
+from tokencredit.models.hf_loading import quiet_transformers
+from tokencredit.recipes.language_model.train_language_model import (
+    TrainLanguageModelConfig,
+    train_language_model,
+)
+from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
 from tokencredit.recipes.quickstart_report import CreditOfReviews, write_report
+from tokencredit.recipes.reward_model.train_reward_model import (
+    TrainRewardModelConfig,
+    train_reward_model,
+)
 from tokencredit.recipes.run_folder import read_jsonl, write_atomically
-from tokencredit.recipes.supervised import quiet_transformers
-from tokencredit.recipes.token_scorer import CreditName, score_for_policy
-from tokencredit.recipes.train_language_model import TrainLanguageModelConfig, train_language_model
-from tokencredit.recipes.train_policy import TrainPolicyConfig, train_policy
-from tokencredit.recipes.train_reward_model import TrainRewardModelConfig, train_reward_model
-from tokencredit.reward_model.hf_backbone import load_reward_model
+from tokencredit.reward_model.hf_scores import load_reward_model
+from tokencredit.scorers.token_scores import CreditName, score_for_policy
+from tokencredit.text.hf_encoding import encode_responses
 from tokencredit.toy.hf_tokenizer import toy_tokenizer
 from tokencredit.toy.reviews import sample_pairs, sample_prompt, sample_review
 from tokencredit.toy.truth import true_token_scores

@@ -1,8 +1,9 @@
-"""What the supervised recipes share: a quiet Trainer, checks, and folders that are whole."""
+"""What the supervised recipes share: a quiet Trainer, hold-out, checks, whole folders."""
 
+import hashlib
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
+    AutoModelForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -18,11 +20,51 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from transformers.utils import logging
 
-from tokencredit.errors import ConfigError, NumericError, RunFolderError
-from tokencredit.hf_loading import context_length
+from tokencredit.batch import Prompt
+from tokencredit.errors import ConfigError, DataError, NumericError, RunFolderError
+from tokencredit.models.hf_loading import (
+    context_length,
+    disable_dropout,
+    load_model,
+    load_tokenizer,
+    quiet_transformers,
+    require_pad_token,
+)
+from tokencredit.preference.hf_datasets import load_pairs
+from tokencredit.preference.pairs import PreferencePair
 from tokencredit.recipes.run_folder import append_jsonl, open_run_folder
+
+
+def held_out_rows(
+    prompts: Sequence[Prompt], responses: Sequence[str], *, fraction: float, seed: int
+) -> tuple[list[int], list[int]]:
+    """Indices to train on and indices held out.
+
+    No prompt stands on both sides; where the prompts are too few for that, or none, no response.
+
+    Args:
+        prompts: of each row; may be empty.
+        responses: of each row.
+        fraction: share of the different prompts or responses to hold out, rounded up.
+        seed: another one holds out others.
+
+    Raises:
+        DataError: nothing is left to train on.
+    """
+    keys = [str(prompt) for prompt in prompts]
+    if len(set(keys)) * fraction < 1:
+        keys = list(responses)
+    order = sorted(set(keys), key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
+    held_out = set(order[: math.ceil(fraction * len(order))])
+    train = [row for row, key in enumerate(keys) if key not in held_out]
+    if not train:
+        raise DataError(
+            f"{len(order)} different texts, of which the share {fraction} is held out, leave none "
+            "to train on; expected more data or a smaller held_out"
+        )
+    return train, [row for row, key in enumerate(keys) if key in held_out]
+
 
 _FREE_SETTINGS = ("output", "device", "progress")
 
@@ -172,20 +214,6 @@ def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
         shutil.rmtree(beside, ignore_errors=True)
 
 
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No bars and remarks of transformers, about weights it loads or masks it misses, say."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def autocast(config: Any, device: torch.device) -> torch.autocast:
     """bfloat16 where the settings ask for it."""
     return torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16")
@@ -228,3 +256,56 @@ def _require_finite_weights(model: nn.Module) -> None:
                 f"the weight {name} is NaN or infinite after training; expected finite numbers: "
                 "lower learning_rate"
             )
+
+
+def training_pairs(config: Any) -> tuple[list[PreferencePair], list[PreferencePair]]:
+    """Pairs to train on and pairs that are held out; no prompt stands on both sides.
+
+    Raises:
+        DataError: the data are not there, are empty, or a row does not fit.
+    """
+    pairs = _loaded(config, config.data, config.split)
+    if config.eval_data is not None:
+        return pairs, _loaded(config, config.eval_data, config.eval_split or config.split)
+    train, held_out = held_out_rows(
+        [pair.prompt for pair in pairs],
+        [pair.chosen for pair in pairs],
+        fraction=config.held_out,
+        seed=config.seed,
+    )
+    return [pairs[row] for row in train], [pairs[row] for row in held_out]
+
+
+def _loaded(config: Any, data: str, split: str) -> list[PreferencePair]:
+    return load_pairs(
+        data,
+        split=split,
+        prompt_column=config.prompt_column,
+        chosen_column=config.chosen_column,
+        rejected_column=config.rejected_column,
+        unusable=config.unusable,
+        limit=config.limit,
+    )
+
+
+def language_model_to_train(config: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model that training starts from, dropout off, and its tokenizer with a pad token.
+
+    Raises:
+        ModelError: a model or tokenizer is not there, or there is no pad token.
+        ConfigError: the model is too short for `max_length`.
+    """
+    tokenizer = load_tokenizer(
+        config.model, pad_token=config.pad_token, trust_remote_code=config.trust_remote_code
+    )
+    require_pad_token(tokenizer)
+    with quiet_transformers():
+        model = load_model(
+            AutoModelForCausalLM,
+            config.model,
+            attn_implementation=config.attn_implementation,
+            trust_remote_code=config.trust_remote_code,
+        )
+    require_context(model, tokenizer, config.max_length)
+    disable_dropout(model)
+    return model, tokenizer

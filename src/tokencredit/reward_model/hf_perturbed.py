@@ -14,12 +14,8 @@ from tokencredit.batch import ResponseBatch
 from tokencredit.errors import ModelError
 from tokencredit.kept_tokens import ScoresOfKept
 from tokencredit.masking import left_packed
-from tokencredit.reward_model.hf_architecture import require_readable, supported_model
-from tokencredit.reward_model.hf_backbone import (
-    evaluating,
-    reward_model_output,
-    score_responses,
-)
+from tokencredit.models.hf_architecture import require_readable, supported_model
+from tokencredit.reward_model.hf_scores import evaluating, reward_model_output, score_responses
 
 
 def scores_without_tokens(

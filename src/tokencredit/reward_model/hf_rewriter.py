@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from tokencredit.errors import ConfigError, DataError, ModelError
-from tokencredit.hf_loading import context_length
-from tokencredit.hf_logprobs import response_statistics
-from tokencredit.hf_text import EncodedResponses, encode_chats, encode_responses
 from tokencredit.logprobs import token_logprobs
+from tokencredit.models.hf_loading import context_length
+from tokencredit.models.hf_logprobs import response_statistics
+from tokencredit.text.hf_encoding import EncodedResponses, encode_chats, encode_responses
 
 TEMPLATE = "{prompt}{response}\n\nBetter answer:\n"
 INSTRUCTION = "Write your last answer again, and better. If it is good, repeat it."

@@ -17,10 +17,10 @@ from transformers import (
 
 from tokencredit.batch import ResponseBatch
 from tokencredit.errors import ModelError, NumericError
-from tokencredit.hf_attention import pretrained_model
-from tokencredit.hf_loading import load_model_and_info, load_tokenizer
 from tokencredit.masking import left_packed
-from tokencredit.reward_model.hf_architecture import require_readable, require_trained_head
+from tokencredit.models.hf_architecture import require_readable, require_trained_head
+from tokencredit.models.hf_attention import pretrained_model
+from tokencredit.models.hf_loading import load_model_and_info, load_tokenizer
 
 
 def load_token_classifier(

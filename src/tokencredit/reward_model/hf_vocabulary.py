@@ -1,8 +1,8 @@
 """Numbers from the logits of a language model in training, without ever holding all its logits.
 
-As in `tokencredit.hf_logprobs`, the trunk runs once and the rest of the model on a chunk of hidden
-states at a time; here with gradient. Each chunk of logits is forgotten and made again when the
-gradient comes back: memory holds one chunk, and the head over the vocabulary runs twice.
+As in `tokencredit.models.hf_logprobs`, the trunk runs once and the rest of the model on a chunk of
+hidden states at a time; here with gradient. Each chunk of logits is forgotten and made again when
+the gradient comes back: memory holds one chunk, and the head over the vocabulary runs twice.
 """
 
 from typing import Any
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tokencredit.errors import DataError, ModelError
-from tokencredit.hf_attention import pretrained_model
-from tokencredit.hf_logprobs import CHUNK_SIZE, Statistic
-from tokencredit.hf_trunk import logits_behind_trunk, same_logits, trunk_output
 from tokencredit.masking import left_packed
+from tokencredit.models.hf_attention import pretrained_model
+from tokencredit.models.hf_logprobs import CHUNK_SIZE, Statistic
+from tokencredit.models.hf_trunk import logits_behind_trunk, same_logits, trunk_output
 
 
 def trained_statistics(

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from tokencredit.alignment import Span
 from tokencredit.server.messages import PromptAndResponse, PromptAndResponseIds, Served
+from tokencredit.text.alignment import Span
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Several rewards, brought to one scale and combined before credit is given."""

@@ -1,0 +1,78 @@
+"""Scores brought to a common scale: normalised by running moments, and clipped."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from tokencredit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RunningMoments:
+    """Mean and variance of all scores seen so far.
+
+    Source: Chan, Golub and LeVeque 1979, the parallel update of sums of squares.
+
+    >>> moments = RunningMoments().updated(torch.tensor([1.0, 3.0])).updated(torch.tensor([5.0]))
+    >>> moments.mean, round(moments.std, 4)
+    (3.0, 1.633)
+    """
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def updated(self, scores: Float[Tensor, "batch"]) -> "RunningMoments":
+        """The moments with these scores counted in."""
+        seen, fresh = self.count, scores.numel()
+        if fresh == 0:
+            return self
+        mean = float(scores.double().mean())
+        shift = mean - self.mean
+        count = seen + fresh
+        return RunningMoments(
+            count,
+            self.mean + shift * fresh / count,
+            self.squares
+            + float((scores.double() - mean).square().sum())
+            + shift**2 * seen * fresh / count,
+        )
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation, in nats; 1 while nothing varies."""
+        variance = self.squares / self.count if self.count else 0.0
+        return variance**0.5 if variance > 0 else 1.0
+
+
+def normalised_scores(
+    scores: Float[Tensor, "*axes"],
+    *,
+    mean: float = 0.0,
+    std: float = 1.0,
+    clip: float | None = None,
+) -> Float[Tensor, "*axes"]:
+    r"""Scores centred, scaled and then clipped, before they are spread over tokens.
+
+    .. math:: s' = \mathrm{clip}((s - \mu) / \sigma, \pm c)
+
+    Apply the same call to sequence scores and prefix scores: their differences then telescope to
+    the transformed score, and a clipped potential is still a potential.
+
+    Args:
+        scores: sequence or prefix scores in nats.
+        mean: subtracted.
+        std: divided by; positive.
+        clip: largest absolute value left; None leaves all.
+
+    Raises:
+        ConfigError: `std` or `clip` is not positive.
+
+    >>> normalised_scores(torch.tensor([1.0, 9.0]), mean=1.0, std=2.0, clip=3.0)
+    tensor([0., 3.])
+    """
+    if std <= 0 or (clip is not None and clip <= 0):
+        raise ConfigError(f"std is {std} and clip {clip}; expected positive numbers")
+    normal = (scores - mean) / std
+    return normal if clip is None else normal.clamp(-clip, clip)

@@ -1,0 +1,1 @@
+"""What scores the candidates for the next token."""

@@ -1,0 +1,137 @@
+"""Candidates of one tokenizer in the tokens of another, and whether two vocabularies are one.
+
+The text with a candidate is decoded and tokenized anew, never the candidate alone: a token alone
+loses its leading space, half a character becomes a replacement character, and its neighbours may
+be cut in another way.
+"""
+
+from collections.abc import Sequence
+
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from tokencredit.errors import ConfigError, DataError
+
+_MISSING_BYTES = "\ufffd"
+
+
+class CandidateTexts:
+    """What a reward model with a tokenizer of its own reads for each candidate.
+
+    A candidate that ends inside a character counts as the whole characters before it. The end of
+    sequence is the reward model's own, or the tail where there is one; other special tokens add
+    nothing to the text.
+
+    Args:
+        tokenizer: of the language model.
+        reward_tokenizer: of the reward model; it adds its special tokens.
+        prompts: what the reward model reads as the prompt of each row, in its own template; the
+            decoded prompt by default.
+        prompt_width: columns of the prompts in the ids; needed with `prompts`.
+        tail: what follows every response, as the end of a chat turn.
+
+    Raises:
+        ConfigError: one of `prompts` and `prompt_width` is there without the other.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        reward_tokenizer: PreTrainedTokenizerBase,
+        *,
+        prompts: Sequence[str] | None = None,
+        prompt_width: int | None = None,
+        tail: str = "",
+    ) -> None:
+        if (prompts is None) != (prompt_width is None):
+            raise ConfigError(
+                "only one of prompts and prompt_width was given; expected both: the response is "
+                "what stands behind the columns of the prompts"
+            )
+        self.tokenizer = tokenizer
+        self.reward_tokenizer = reward_tokenizer
+        self.prompts = prompts
+        self.prompt_width = prompt_width or 0
+        self.tail = tail
+
+    def reward_ids(
+        self,
+        text_ids: Int[Tensor, "batch time"],
+        text_mask: Bool[Tensor, "batch time"],
+        candidate_ids: Int[Tensor, "batch candidates"],
+        candidate_mask: Bool[Tensor, "batch candidates"],
+    ) -> list[list[list[int]]]:
+        """For each row the ids of the text and of the text with each candidate; [] if finished.
+
+        Where a candidate does not count, the ids are those of the text.
+
+        Raises:
+            DataError: there is not one prompt per row, or the reward tokenizer gives no token.
+        """
+        if self.prompts is not None and len(self.prompts) != len(text_ids):
+            raise DataError(
+                f"there are {len(self.prompts)} prompts for {len(text_ids)} rows; expected one per "
+                "row: repeat them where several responses are drawn for each"
+            )
+        texts: list[str] = []
+        ends: list[bool] = []
+        for row in range(len(text_ids)):
+            if bool(candidate_mask[row].any()):
+                for text, is_end in self._texts_of_row(
+                    row, text_ids[row], text_mask[row], candidate_ids[row], candidate_mask[row]
+                ):
+                    texts.append(text)
+                    ends.append(is_end)
+        paths = iter(self._tokenized(texts, ends))
+        number = 1 + candidate_ids.shape[1]
+        return [
+            [next(paths) for _ in range(number)] if active else []
+            for active in candidate_mask.any(-1).tolist()
+        ]
+
+    def _texts_of_row(
+        self, row: int, ids: Tensor, mask: Tensor, candidates: Tensor, counts: Tensor
+    ) -> list[tuple[str, bool]]:
+        """The text alone and with each candidate, and whether it ends there."""
+        real = ids[mask].tolist()
+        prompt = ids[: self.prompt_width][mask[: self.prompt_width]].tolist()
+        border = len(self._decoded([prompt])[0]) if self.prompts is not None else 0
+        head = self.prompts[row] if self.prompts is not None else ""
+        tokens = candidates.tolist()
+        decoded = self._decoded([real] + [[*real, token] for token in tokens])
+        texts = [(head + text[border:] + self.tail, False) for text in decoded]
+        ends = [token == self.tokenizer.eos_token_id and not self.tail for token in tokens]
+        return [texts[0]] + [
+            (text, is_end) if counted else texts[0]
+            for (text, _), is_end, counted in zip(texts[1:], ends, counts.tolist(), strict=True)
+        ]
+
+    def _decoded(self, rows: list[list[int]]) -> list[str]:
+        """Whole characters of each row."""
+        texts = self.tokenizer.batch_decode(
+            rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return [text.rstrip(_MISSING_BYTES) for text in texts]
+
+    def _tokenized(self, texts: list[str], ends: list[bool]) -> list[list[int]]:
+        """In the reward model's tokens, one beginning of sequence, the end where a text ends."""
+        if not texts:
+            return []
+        bos, eos = self.reward_tokenizer.bos_token, self.reward_tokenizer.eos_token_id
+        known: dict[str, list[int]] = {}
+        for special in (True, False):  # a text that brings its own beginning gets no second one
+            group = [text for text in texts if special != bool(bos and text.startswith(bos))]
+            if group:
+                ids = self.reward_tokenizer(group, add_special_tokens=special)["input_ids"]
+                known |= dict(zip(group, ids, strict=True))
+        rows = [known[text] for text in texts]
+        if not all(rows):
+            raise DataError(
+                "the reward model's tokenizer gives no token for a text; expected at least one: "
+                "give each row a prompt that is not empty"
+            )
+        return [
+            [*row, eos] if is_end and eos is not None and row[-1] != eos else list(row)
+            for row, is_end in zip(rows, ends, strict=True)
+        ]

@@ -1,0 +1,167 @@
+"""What the architecture of a model allows: prefix scores, one reading position, lengths."""
+
+import inspect
+import warnings
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tokencredit.errors import DataError, ModelError, TokenCreditWarning
+from tokencredit.models.heads import last_positions
+from tokencredit.models.hf_attention import pretrained_model
+
+
+def require_evaluation(model: nn.Module) -> None:
+    """Reject a model in training mode.
+
+    Raises:
+        ModelError: it is: dropout would make scores random.
+    """
+    if model.training:
+        raise ModelError(
+            f"{type(model).__name__} is in training mode; expected it in evaluation mode: call "
+            "model.eval() before decoding"
+        )
+
+
+def placed(model: PreTrainedModel, *tensors: Tensor) -> list[Tensor]:
+    """The tensors where the model is, which may be another device than the language model's."""
+    return [tensor.to(model.device) for tensor in tensors]
+
+
+def accepts(module: nn.Module, argument: str) -> bool:
+    """Whether the forward pass of a module names this argument."""
+    return argument in inspect.signature(module.forward).parameters
+
+
+def vocabulary_width(model: PreTrainedModel) -> int:
+    """How many ids the model has embeddings for."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def context_limit(model: PreTrainedModel) -> int | None:
+    """How many tokens the model reads at most; None where it does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def text_positions(
+    text_mask: Bool[Tensor, "batch time"], limit: int | None
+) -> Int[Tensor, "batch time"]:
+    """Position of each token, counted from the first real one of its row.
+
+    Rows that are finished may run past the limit while others go on; they stay at the last one.
+    """
+    return (text_mask.long().cumsum(-1) - 1).clamp(0, None if limit is None else limit - 1)
+
+
+HEADS = {"score", "classifier", "classification_head", "logits_proj"}
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Whether the head can score every prefix: no position sees later ones.
+
+    True for models whose head `score` stands on every position and whose attention layers are all
+    causal; false for encoders and encoder-decoders.
+
+    Raises:
+        ModelError: there is no Hugging Face model.
+    """
+    pretrained = pretrained_model(model)
+    one_stack = not getattr(pretrained.config, "is_encoder_decoder", False)
+    return hasattr(pretrained, "score") and one_stack and False not in _layer_directions(pretrained)
+
+
+def supported_model(model: nn.Module) -> PreTrainedModel:
+    """The Hugging Face model, unless its score would not be what the caller expects.
+
+    Raises:
+        ModelError: there is none, it has virtual tokens of PEFT, or it reads its score at the last
+            column whether or not that is padding.
+    """
+    pretrained = pretrained_model(model)
+    peft_config = getattr(model, "active_peft_config", None)
+    if getattr(peft_config, "is_prompt_learning", False):
+        raise ModelError(
+            "the reward model has a PEFT adapter that adds virtual tokens; expected an adapter of "
+            "weights such as LoRA: merge it, or train one of that kind"
+        )
+    if getattr(pretrained.config, "summary_type", None) == "last" and not is_causal(pretrained):
+        raise ModelError(
+            f"{type(pretrained).__name__} reads its score at the last column, padding or not; "
+            "expected a model that reads it at the first token or at the last real one"
+        )
+    return pretrained
+
+
+def reading_positions(
+    model: PreTrainedModel, packed: Bool[Tensor, "batch sequence"]
+) -> Int[Tensor, "batch"]:
+    """Where a model that scores no prefixes reads its score: an encoder at the first token.
+
+    Raises:
+        ModelError: it is read from several positions, or in a decoder of its own.
+    """
+    config = model.config
+    pooling = getattr(config, "classifier_pooling", "cls")
+    if getattr(config, "is_encoder_decoder", False) or pooling == "mean":
+        raise ModelError(
+            f"{type(model).__name__} does not read its score at one position of the text; "
+            "expected a decoder or an encoder with a first-token head for attention credit: "
+            "choose another credit method"
+        )
+    if _layer_directions(model) == {True}:
+        return last_positions(packed)
+    return packed.new_zeros(len(packed), dtype=torch.long)
+
+
+def require_readable(model: PreTrainedModel, real: Bool[Tensor, "batch sequence"]) -> None:
+    """Reject rows that are empty or longer than the model can read.
+
+    Raises:
+        DataError: there is one.
+    """
+    last_positions(real)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = int(real.sum(-1).max())
+    if limit is not None and longest > limit:
+        raise DataError(
+            f"a sequence has {longest} tokens and {type(model).__name__} reads at most {limit}; "
+            "expected shorter prompts and responses: truncate or drop it"
+        )
+
+
+def require_trained_head(info: dict[str, Any], name: str) -> None:
+    """Reject a head that is freshly drawn; warn of weights of a head that were left out.
+
+    Args:
+        info: as transformers reports the weights it found.
+        name: of the model, for the message.
+
+    Raises:
+        ModelError: weights of the head were not in the file.
+    """
+    missing = [key for key in info["missing_keys"] if set(key.split(".")) & HEADS]
+    if missing:
+        raise ModelError(
+            f"the weights of {name!r} lack {', '.join(missing)}; expected a model trained for "
+            "sequence classification: train one with `tokencredit train-reward-model`"
+        )
+    unused = [key for key in info["unexpected_keys"] if set(key.split(".")) & HEADS]
+    if unused:
+        warnings.warn(
+            f"the weights of {name!r} hold {', '.join(unused)}, which the model has no place for; "
+            "scores may be shifted against those it was trained to give",
+            TokenCreditWarning,
+            stacklevel=3,
+        )
+
+
+def _layer_directions(model: PreTrainedModel) -> set[bool]:
+    """What the model and its attention layers say about themselves: causal or not."""
+    # From `vars`, since a failing `getattr` on each of hundreds of modules is slow.
+    said = [getattr(model.config, "is_causal", None)]
+    said += [vars(module).get("is_causal") for module in model.modules()]
+    return {causal for causal in said if isinstance(causal, bool)}

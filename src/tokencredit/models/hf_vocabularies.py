@@ -1,0 +1,85 @@
+"""Whether two models mean the same tokens by the same ids."""
+
+import hashlib
+import json
+from functools import lru_cache
+
+from transformers import PreTrainedTokenizerBase
+
+from tokencredit.errors import ModelError
+
+
+def require_same_vocabulary(
+    tokenizer: PreTrainedTokenizerBase,
+    other: PreTrainedTokenizerBase,
+    *,
+    argument: str = "reference",
+) -> None:
+    """Refuse a model that reads other ids than the one whose responses it shall score.
+
+    Log-probabilities of two models are about the same tokens only if each id means the same to
+    both. Tokens that the other alone knows do no harm; nor does padding of the output layer, which
+    tokenizers do not see.
+
+    Args:
+        tokenizer: of the model that wrote the responses.
+        other: of the model that shall score them.
+        argument: what the caller names the other, for the message.
+
+    Raises:
+        ModelError: a token has another id there, or none.
+    """
+    theirs = other.get_vocab()
+    differing = [token for token, id_ in tokenizer.get_vocab().items() if theirs.get(token) != id_]
+    if differing:
+        shown = ", ".join(map(repr, sorted(differing)[:3]))
+        raise ModelError(
+            f"{argument} has another vocabulary: {len(differing)} of {len(tokenizer)} tokens have "
+            f"another id there, or none, such as {shown}; expected a model that reads the same "
+            "ids. If the tokens were added to one tokenizer alone, add them to the other"
+        )
+
+
+@lru_cache(maxsize=8)
+def shares_vocabulary(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
+    """Whether every token has the same id in both."""
+    return first is second or first.get_vocab() == second.get_vocab()
+
+
+def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Equal for tokenizers that share their vocabulary, and for no others."""
+    tokens = sorted(tokenizer.get_vocab().items())
+    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
+
+
+def shared_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, reward_tokenizer: PreTrainedTokenizerBase
+) -> int:
+    """How many ids mean the same token to a language model and to a reward model.
+
+    Args:
+        tokenizer: of the language model.
+        reward_tokenizer: of the reward model.
+
+    Returns:
+        The size of the smaller vocabulary: ids below it agree.
+
+    Raises:
+        ModelError: an id below it stands for different tokens.
+    """
+    size = min(len(tokenizer), len(reward_tokenizer))
+    ids = list(range(size))
+    pairs = zip(
+        tokenizer.convert_ids_to_tokens(ids),
+        reward_tokenizer.convert_ids_to_tokens(ids),
+        strict=True,
+    )
+    differing = [(id_, *pair) for id_, pair in zip(ids, pairs, strict=True) if pair[0] != pair[1]]
+    if differing:
+        id_, ours, theirs = differing[0]
+        raise ModelError(
+            f"{len(differing)} of {size} ids mean different tokens to the two models; id {id_} is "
+            f"{ours!r} to the language model and {theirs!r} to the reward model; expected one "
+            "vocabulary: score texts with `TreeScorer`, which takes both tokenizers"
+        )
+    return size

@@ -1,0 +1,1 @@
+"""Credit of given responses: shown, written, and compared with people."""

@@ -1,0 +1,1 @@
+"""Responses steered with a reward model."""

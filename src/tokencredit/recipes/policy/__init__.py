@@ -1,0 +1,1 @@
+"""Policies trained with a reward on every token."""

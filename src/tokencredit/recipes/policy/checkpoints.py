@@ -1,0 +1,128 @@
+"""Checkpoints that are there whole or not at all, in safetensors and JSON alone.
+
+Layout: `checkpoints/step-000050/` with `policy/` (Hugging Face layout, tokenizer beside it), the
+critic, `optimizer.safetensors` (named `parameter.moment`) and `state.json`. Tensors are whole
+however many processes hold them, so that a run may go on with another number of processes. Random
+generators need no saving: every step seeds them from the run's seed and its own number.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from tokencredit.errors import RunFolderError
+from tokencredit.policy.hf_models import ActorCritic, save_actor_critic
+from tokencredit.recipes.policy.sharding import (
+    is_partitioned,
+    named_parameters,
+    placed_like,
+    restore_moments,
+)
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps stands."""
+    return folder / "checkpoints" / f"step-{step:06d}"
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a run."""
+    found = sorted((folder / "checkpoints").glob("step-*"))
+    return found[-1] if found else None
+
+
+def write_checkpoint(
+    path: Path,
+    actor_critic: ActorCritic,
+    tokenizer: Any,
+    weights: dict[str, torch.Tensor],
+    moments: dict[str, torch.Tensor],
+    state: dict[str, Any],
+    *,
+    keep: int,
+) -> None:
+    """Write beside, flush to disk, then rename; older checkpoints beyond `keep` go afterwards.
+
+    Args:
+        path: of the checkpoint.
+        actor_critic: what is trained.
+        tokenizer: of its policy.
+        weights: of `actor_critic`, whole.
+        moments: of its optimiser, whole, named `parameter.moment`.
+        state: what else the run must remember, as JSON has it.
+        keep: how many checkpoints stay.
+
+    Raises:
+        RunFolderError: the disk is full or cannot be written; older checkpoints stay.
+    """
+    beside = path.with_name(f".writing-{path.name}")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        save_actor_critic(actor_critic, weights, beside)
+        tokenizer.save_pretrained(beside / "policy")
+        save_file(moments, beside / "optimizer.safetensors")
+        (beside / "state.json").write_text(json.dumps(state))
+        _flush(beside)
+        shutil.rmtree(path, ignore_errors=True)
+        beside.rename(path)
+    except (OSError, RuntimeError) as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise RunFolderError(
+            f"the checkpoint {path} could not be written ({error}); expected room and permission "
+            "on that disk. Earlier checkpoints are whole: run the same command to go on"
+        ) from error
+    for old in sorted(path.parent.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+
+
+def _flush(folder: Path) -> None:
+    for file in folder.rglob("*"):
+        if file.is_file():
+            descriptor = os.open(file, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+
+
+def restore_optimizer(actor_critic: ActorCritic, optimizer: Any, path: Path) -> None:
+    """Put the moments of a checkpoint back, each process its part of those that are sharded.
+
+    Args:
+        actor_critic: what is trained, after it was sharded.
+        optimizer: of it, without Accelerate's wrapper.
+        path: of the checkpoint.
+
+    Raises:
+        RunFolderError: the checkpoint holds moments of other parameters.
+    """
+    parameters = named_parameters(actor_critic)
+    moments: dict[str, dict[str, torch.Tensor]] = {}
+    with safe_open(path / "optimizer.safetensors", "pt") as file:
+        for key in file.keys():  # noqa: SIM118 (not a dictionary)
+            name, moment = key.rsplit(".", 1)
+            if name not in parameters:
+                raise RunFolderError(
+                    f"the checkpoint {path} holds moments of {name!r}; expected a parameter of the "
+                    "policy or its critic: it was written by another version, so delete the "
+                    "folder or choose another `output`"
+                )
+            value = placed_like(file.get_tensor(key), parameters[name])
+            moments.setdefault(name, {})[moment] = value
+    if any(map(is_partitioned, parameters.values())):
+        restore_moments(parameters, optimizer, moments)
+        return
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    states = {index: moments[name] for index, name in enumerate(order) if name in moments}
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What a checkpoint remembers besides tensors."""
+    return json.loads((path / "state.json").read_text())

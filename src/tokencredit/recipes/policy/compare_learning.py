@@ -1,0 +1,274 @@
+"""Which credit makes a policy learn fastest: the same PPO, grid and seeds for every method.
+
+    tokencredit compare-learning --settings ppo.yaml --output comparison
+
+Every method is tuned on the same grid of learning rates and gae_lambda, then run with more seeds
+at its best point. Finished runs leave a small curve and are skipped, so that an interrupted
+comparison goes on where it stopped; nothing else of a run is kept.
+"""
+
+import json
+import multiprocessing
+import shutil
+import statistics
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, fields
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from rich.console import Console
+
+from tokencredit.errors import ConfigError, DataError, RunFolderError
+from tokencredit.recipes.policy.learning_report import Curve, write_learning_report
+from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
+from tokencredit.recipes.quickstart_report import true_rewards_by_step
+from tokencredit.recipes.run_folder import open_run_folder, read_jsonl, write_atomically
+
+Judge = Literal["score", "held_out_score", "true_reward"]
+REWARD_MODEL_ALONE = {
+    "terminal": {"credit": "terminal"},
+    "terminal+critic": {"credit": "terminal", "critic": "reward-model"},
+    "uniform": {"credit": "uniform"},
+    "attention": {"credit": "attention"},
+    "prefix-difference": {"credit": "prefix-difference"},
+}
+_FREE_SETTINGS = ("tuning_seeds", "seeds", "processes", "methods", "progress")
+
+
+@dataclass(frozen=True)
+class CompareLearningConfig:
+    """Settings of one comparison.
+
+    Attributes:
+        settings: YAML file with the settings of `train-policy` that all runs share.
+        output: folder for curves, tables and figures.
+        methods: name of a method to the settings that make it one; None for those that need a
+            reward model alone.
+        learning_rates: grid of every method.
+        gae_lambdas: grid of every method.
+        tuning_seeds: runs per grid point.
+        seeds: runs per method at its best grid point; those of the tuning count.
+        judged_by: which curve the report compares: `score` of the guiding reward model,
+            `held_out_score` of the second one, or `true_reward` of the built-in task. Tuning
+            looks at `score` alone, as a user would have to.
+        processes: runs at the same time, one thread each.
+        progress: print a line per finished run.
+    """
+
+    settings: str
+    output: str
+    methods: dict[str, dict[str, Any]] | None = None
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3)
+    gae_lambdas: tuple[float, ...] = (0.8, 0.95)
+    tuning_seeds: int = 2
+    seeds: int = 5
+    judged_by: Judge = "score"
+    processes: int = 1
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("tuning_seeds", "seeds", "processes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if not self.learning_rates or not self.gae_lambdas:
+            raise ConfigError(
+                f"learning_rates is {self.learning_rates} and gae_lambdas {self.gae_lambdas}; "
+                "expected at least one of each"
+            )
+        for name in self.methods or ():
+            if Path(name).name != name or "\x00" in name:
+                raise ConfigError(
+                    f"a method is called {name!r}; expected a name that a file can have, without "
+                    "slashes: its curves lie under it in `output`"
+                )
+
+
+@dataclass(frozen=True)
+class LearningRun:
+    """One policy of a comparison."""
+
+    method: str
+    learning_rate: float
+    gae_lambda: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of its curve: all that differs between runs."""
+        return f"{self.method}_lr{self.learning_rate:g}_lam{self.gae_lambda:g}_seed{self.seed}"
+
+
+def compare_learning(config: CompareLearningConfig) -> Path:
+    """Run what is missing and write the report.
+
+    Returns:
+        The report, one HTML file; `learning.json` and `learning.md` beside it hold its table.
+
+    Raises:
+        DataError: the settings file is not there.
+        ConfigError: it, or a method, names a setting that there is not.
+        RunFolderError: the folder holds another comparison, or cannot be written.
+    """
+    methods = config.methods or REWARD_MODEL_ALONE
+    shared = _shared_settings(config)
+    for name, changes in methods.items():
+        _policy_config(shared, changes, name, Path(config.output))
+    curves = _opened(config, shared)
+    grid = list(product(config.learning_rates, config.gae_lambdas))
+    tuning = [
+        LearningRun(method, *point, seed)
+        for seed in range(config.tuning_seeds)
+        for point in grid
+        for method in methods
+    ]
+    _run_missing(config, tuning, methods, shared, curves)
+    best = best_points(tuning, curves)
+    final = [
+        LearningRun(method, *best[method], seed)
+        for seed in range(config.seeds)
+        for method in methods
+    ]
+    _run_missing(config, final, methods, shared, curves)
+    found = {name: [_read(run, curves) for run in final if run.method == name] for name in methods}
+    return write_learning_report(
+        Path(config.output), found, best, _tuning_scores(tuning, curves), config.judged_by
+    )
+
+
+def best_points(runs: list[LearningRun], curves: Path) -> dict[str, tuple[float, float]]:
+    """Learning rate and gae_lambda of each method with the best mean score over tuning."""
+    return {
+        method: max(points, key=points.__getitem__)
+        for method, points in _tuning_scores(runs, curves).items()
+    }
+
+
+def _tuning_scores(
+    runs: list[LearningRun], curves: Path
+) -> dict[str, dict[tuple[float, float], float]]:
+    found: dict[str, dict[tuple[float, float], list[float]]] = {}
+    for run in runs:
+        point = (run.learning_rate, run.gae_lambda)
+        score = statistics.mean(_read(run, curves)["score"])
+        found.setdefault(run.method, {}).setdefault(point, []).append(score)
+    return {
+        method: {point: statistics.mean(values) for point, values in points.items()}
+        for method, points in found.items()
+    }
+
+
+def _shared_settings(config: CompareLearningConfig) -> dict[str, Any]:
+    path = Path(config.settings)
+    if not path.is_file():
+        raise DataError(
+            f"there is no file {config.settings!r}; expected YAML with settings of train-policy"
+        )
+    shared = yaml.safe_load(path.read_text()) or {}
+    tuned = {"output", "learning_rate", "gae_lambda", "seed"} & set(shared)
+    if tuned:
+        raise ConfigError(
+            f"{config.settings} sets {', '.join(sorted(tuned))}, which the comparison chooses; "
+            "expected settings that all runs share: remove them there"
+        )
+    return shared
+
+
+def _opened(config: CompareLearningConfig, shared: dict[str, Any]) -> Path:
+    """The folder of curves, after making sure that they are of these settings."""
+    folder = open_run_folder(config.output, config, free=_FREE_SETTINGS)
+    kept, text = folder / "shared-settings.yaml", yaml.safe_dump(shared)
+    if kept.exists() and kept.read_text() != text:
+        raise RunFolderError(
+            f"{folder} holds a comparison with other settings than {config.settings} has now "
+            f"(they are in {kept.name}); expected the same: choose another `output`"
+        )
+    write_atomically(kept, text)
+    (folder / "curves").mkdir(exist_ok=True)
+    return folder / "curves"
+
+
+def _policy_config(
+    shared: dict[str, Any], changes: dict[str, Any], name: str, output: Path, **point: Any
+) -> TrainPolicyConfig:
+    known = {field.name for field in fields(TrainPolicyConfig)}
+    unknown = sorted({*shared, *changes} - known)
+    if unknown:
+        raise ConfigError(
+            f"method {name!r} has the settings {', '.join(unknown)}, which train-policy does not; "
+            "expected those of `tokencredit train-policy --help`"
+        )
+    return TrainPolicyConfig(**{**shared, **changes, **point, "output": str(output)})
+
+
+def _run_missing(
+    config: CompareLearningConfig,
+    runs: list[LearningRun],
+    methods: dict[str, dict[str, Any]],
+    shared: dict[str, Any],
+    curves: Path,
+) -> None:
+    missing = [run for run in runs if not (curves / f"{run.name}.json").exists()]
+    console = Console(quiet=not config.progress)
+    console.print(f"{len(runs) - len(missing)} of {len(runs)} runs are done")
+    for done, (run, score) in enumerate(_trained(config, missing, methods, shared, curves), 1):
+        console.print(f"  {done}/{len(missing)} {run.name}: mean score {score:.3f}", soft_wrap=True)
+
+
+def _trained(
+    config: CompareLearningConfig,
+    runs: list[LearningRun],
+    methods: dict[str, dict[str, Any]],
+    shared: dict[str, Any],
+    curves: Path,
+) -> Iterator[tuple[LearningRun, float]]:
+    jobs = [(run, methods[run.method], shared, curves, config.judged_by) for run in runs]
+    if config.processes == 1:
+        for job in jobs:
+            yield job[0], train_one(*job)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(config.processes, mp_context=context) as pool:
+        running = {pool.submit(train_one, *job): job[0] for job in jobs}
+        for finished in as_completed(running):
+            yield running[finished], finished.result()
+
+
+def train_one(
+    run: LearningRun,
+    changes: dict[str, Any],
+    shared: dict[str, Any],
+    curves: Path,
+    judged_by: Judge,
+) -> float:
+    """Train one policy, keep its curve, return its mean score."""
+    if multiprocessing.parent_process() is not None:
+        torch.set_num_threads(1)
+    folder = Path(tempfile.mkdtemp(prefix="learning-"))
+    point = {"learning_rate": run.learning_rate, "gae_lambda": run.gae_lambda, "seed": run.seed}
+    steps = shared.get("steps", TrainPolicyConfig.steps)
+    kept = {"checkpoint_every": steps, "sample_every": steps, "progress": False}
+    if judged_by == "true_reward":
+        kept |= {"sample_every": 1, "sample_count": shared.get("batch_size", 16)}
+    try:
+        train_policy(_policy_config({**shared, **kept}, changes, run.method, folder, **point))
+        rows = read_jsonl(folder / "metrics.jsonl")
+        curve: Curve = {
+            name: [round(row[name], 4) for row in rows]
+            for name in ("score", "kl", "held_out_score")
+            if name in rows[0]
+        }
+        if judged_by == "true_reward":
+            curve["true_reward"] = [round(value, 4) for value in true_rewards_by_step(folder)]
+    finally:
+        shutil.rmtree(folder)
+    write_atomically(curves / f"{run.name}.json", json.dumps(curve) + "\n")
+    return statistics.mean(curve["score"])
+
+
+def _read(run: LearningRun, curves: Path) -> Curve:
+    return json.loads((curves / f"{run.name}.json").read_text())

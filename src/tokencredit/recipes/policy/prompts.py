@@ -1,0 +1,62 @@
+"""The prompts of `train-policy`, their order, and the seed of each step."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tokencredit.batch import Prompt
+from tokencredit.errors import ConfigError
+from tokencredit.preference.hf_datasets import load_prompts
+from tokencredit.recipes.policy.settings import TrainPolicyConfig
+from tokencredit.text.hf_rendering import prompt_rows
+
+
+@dataclass(frozen=True)
+class PolicyPrompts:
+    """Token ids of every prompt, and the chats they were rendered from if they were."""
+
+    rows: list[list[int]]
+    chats: list[Prompt] | None
+
+
+def tokenized_prompts(config: TrainPolicyConfig, tokenizer: Any) -> PolicyPrompts:
+    """The prompts of a run; chats are rendered with the policy's template.
+
+    Raises:
+        DataError: there are no prompts, or one is empty.
+        ConfigError: chats are to be cut to their first tokens.
+    """
+    prompts = load_prompts(config.prompts, column=config.prompt_column, limit=config.max_prompts)
+    chats = None if isinstance(prompts[0], str) else prompts
+    if chats is not None and config.prompt_tokens is not None:
+        raise ConfigError(
+            f"prompt_tokens is {config.prompt_tokens} and {config.prompts} holds chats; "
+            "expected whole chats: leave prompt_tokens out"
+        )
+    return PolicyPrompts(prompt_rows(prompts, tokenizer, where=config.prompts), chats)
+
+
+def prompts_of_step(count: int, batch_size: int, seed: int, step: int) -> list[int]:
+    """Which prompts a step uses: each once per pass over the data, in a new order every pass.
+
+    >>> [prompts_of_step(4, 2, seed=0, step=s) for s in range(2)]
+    [[0, 1], [3, 2]]
+    """
+    chosen: list[int] = []
+    first = step * batch_size
+    orders: dict[int, list[int]] = {}
+    for position in range(first, first + batch_size):
+        epoch, index = divmod(position, count)
+        if epoch not in orders:
+            rng = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+            orders[epoch] = torch.randperm(count, generator=rng).tolist()
+        chosen.append(orders[epoch][index])
+    return chosen
+
+
+def seeded(seed: int, step: int, process: int) -> torch.Generator:
+    """Seed torch for one step of one process; the returned generator is for orders and lengths."""
+    mixed = (seed * 1_000_003 + step) * 4_099 + process
+    torch.manual_seed(mixed)
+    return torch.Generator().manual_seed(mixed)

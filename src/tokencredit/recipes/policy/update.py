@@ -1,0 +1,118 @@
+"""The update of PPO: epochs of minibatches over one rollout, gradients added up exactly."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from tokencredit.masking import masked_sum, masked_whiten
+from tokencredit.policy.losses.clipped import (
+    clipped_policy_losses,
+    clipped_tokens,
+    clipped_value_losses,
+)
+from tokencredit.recipes.policy.experience import Experience, rows_of
+from tokencredit.recipes.policy.metrics import require_finite
+from tokencredit.recipes.policy.settings import TrainPolicyConfig
+from tokencredit.recipes.policy.sharding import whole, without_step
+from tokencredit.recipes.policy.views import view_of
+from tokencredit.shaping import kl_estimates
+
+
+def updated(
+    config: TrainPolicyConfig,
+    accelerator: Accelerator,
+    model: Any,
+    optimizer: Any,
+    experience: Experience,
+    step: int,
+    rng: torch.Generator,
+) -> dict[str, float]:
+    """Several epochs of minibatches over one rollout; mean losses per token."""
+    if config.whiten_advantages:
+        experience = _whitened(experience, accelerator)
+    for group in optimizer.param_groups:
+        left = 1 - step / config.steps if config.lr_schedule == "linear" else 1.0
+        group["lr"] = config.learning_rate * left
+    share = len(experience.batch)
+    minibatch = (config.minibatch_size or config.batch_size) // accelerator.num_processes
+    micro_batch = min(config.micro_batch_size or minibatch, minibatch)
+    totals = dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "gradient_norm"), 0.0)
+    updates = 0
+    for _ in range(config.ppo_epochs):
+        order = torch.randperm(share, generator=rng)
+        for rows in torch.split(order, minibatch):
+            sums = _optimised(
+                config, accelerator, model, optimizer, rows_of(experience, rows), micro_batch
+            )
+            totals = {name: totals[name] + sums[name] for name in totals}
+            updates += 1
+    return {name: total / updates for name, total in totals.items()}
+
+
+def _optimised(
+    config: TrainPolicyConfig,
+    accelerator: Accelerator,
+    model: Any,
+    optimizer: Any,
+    minibatch: Experience,
+    micro_batch: int,
+) -> dict[str, float]:
+    """One optimiser step, its gradient accumulated over micro-batches to that of the whole."""
+    tokens = accelerator.reduce(minibatch.loss_mask.sum(), reduction="sum").clamp(min=1)
+    sums: dict[str, Tensor] = {}
+    parts = torch.split(torch.arange(len(minibatch.batch)), micro_batch)
+    for index, rows in enumerate(parts):
+        last = index == len(parts) - 1
+        with nullcontext() if last else without_step(accelerator, model):
+            losses = _losses(config, model, rows_of(minibatch, rows))
+            loss = losses["policy_loss"] + config.value_coef * losses["value_loss"]
+            loss = loss + config.kl_loss_coef * losses["kl_loss"]
+            require_finite("the loss", loss)
+            # DDP averages gradients over processes; the token count is already global.
+            accelerator.backward(loss / tokens * accelerator.num_processes)
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0.0) + value.detach()
+    clipped = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    norm = whole(torch.as_tensor(clipped))
+    require_finite("the gradient norm", norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    means = {name: float(accelerator.reduce(value) / tokens) for name, value in sums.items()}
+    return {**means, "gradient_norm": float(norm)}
+
+
+def _losses(config: TrainPolicyConfig, model: Any, part: Experience) -> dict[str, Tensor]:
+    """Sums over the response tokens of a micro-batch."""
+    view = view_of(model, part.batch, part.support, config.temperature)
+    mask = part.loss_mask
+    policy_losses = clipped_policy_losses(
+        view.logprobs, part.old.logprobs, part.advantages, mask, clip_eps=config.clip_eps
+    )
+    value_losses = clipped_value_losses(
+        view.values, part.old.values, part.returns, mask, value_clip_eps=config.value_clip_eps
+    )
+    kl = kl_estimates(view.logprobs, part.ref_logprobs, estimator=config.kl_estimator)
+    return {
+        "policy_loss": policy_losses.sum(),
+        "value_loss": value_losses.sum(),
+        "kl_loss": masked_sum(kl, mask).sum(),
+        "clip_fraction": clipped_tokens(
+            view.logprobs.detach(), part.old.logprobs, mask, clip_eps=config.clip_eps
+        ),
+    }
+
+
+def _whitened(experience: Experience, accelerator: Accelerator) -> Experience:
+    """Advantages of mean 0 and variance 1 over all processes."""
+    pad = accelerator.pad_across_processes
+    everywhere = accelerator.gather(pad(experience.advantages, dim=1))
+    # Padding turns truth values into numbers, but on the processes alone that need it.
+    masks = accelerator.gather(pad(experience.loss_mask.long(), dim=1)).bool()
+    white = masked_whiten(everywhere, masks)
+    start = accelerator.process_index * len(experience.batch)
+    rows, time = experience.advantages.shape
+    return replace(experience, advantages=white[start : start + rows, :time])

@@ -1,0 +1,163 @@
+"""What the policy and its reference say about responses, in micro-batches."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tokencredit.batch import ResponseBatch
+from tokencredit.logprobs import (
+    predicting_positions,
+    sampled_logits,
+    token_entropies,
+    token_logprobs,
+)
+from tokencredit.masking import last_true_index
+from tokencredit.models.hf_logprobs import response_entropies
+from tokencredit.policy.hf_models import positions_of
+from tokencredit.recipes.policy.models import PolicyModels
+from tokencredit.recipes.policy.settings import TrainPolicyConfig, sampling_of
+from tokencredit.sampling import drawable_tokens, sampling_logits
+
+
+@dataclass(frozen=True)
+class PolicyView:
+    """What a policy says about responses, zero outside the mask.
+
+    Attributes:
+        logprobs: of each response token, in nats.
+        values: V(s_t), before each response token.
+        last_values: value of the state after the last response token.
+    """
+
+    logprobs: Float[Tensor, "batch time"]
+    values: Float[Tensor, "batch time"]
+    last_values: Float[Tensor, "batch"]
+
+
+def view_of(
+    model: Callable[..., Any],
+    batch: ResponseBatch,
+    support: Bool[Tensor, "*#batch vocab"] | None,
+    temperature: float,
+) -> PolicyView:
+    """Log-probabilities and values of a batch under the model as it is now."""
+    return _viewed(model, batch, support, temperature)[0]
+
+
+def _viewed(
+    model: Callable[..., Any],
+    batch: ResponseBatch,
+    support: Bool[Tensor, "*#batch vocab"] | None,
+    temperature: float,
+) -> tuple[PolicyView, Float[Tensor, "batch time vocab"]]:
+    time = batch.response_ids.shape[1]
+    output = model(batch.input_ids, batch.attention_mask, time)
+    logits = sampled_logits(
+        predicting_positions(output.logits, time), temperature=temperature, allowed=support
+    )
+    off = ~batch.response_mask
+    after_last = last_true_index(batch.response_mask)[:, None] + 1
+    view = PolicyView(
+        logprobs=token_logprobs(logits, batch.response_ids).masked_fill(off, 0.0),
+        values=output.values[:, :-1].masked_fill(off, 0.0),
+        last_values=output.values.gather(-1, after_last).squeeze(-1),
+    )
+    return view, logits
+
+
+def sampling_support(
+    models: PolicyModels, model: Callable[..., Any], batch: ResponseBatch, config: TrainPolicyConfig
+) -> Bool[Tensor, "*#batch vocab"] | None:
+    """Tokens that could be drawn at each position; None for all, or if log-probs ignore it."""
+    if config.logprobs_of == "unmasked":
+        return None
+    time = batch.response_ids.shape[1]
+    sampling = sampling_of(config, models.tokenizer.eos_token_id)
+    vocab = models.actor_critic.policy.config.vocab_size
+    drawable = drawable_tokens(sampling, vocab, models.tokenizer.eos_token_id)[:time]
+    drawable = drawable.to(batch.response_ids.device)
+    if not sampling.truncates:
+        return None if bool(drawable.all()) else drawable
+    parts = []
+    for part, _ in _parts(batch, None, config.micro_batch_size):
+        logits = model(part.input_ids, part.attention_mask, time).logits
+        logits = predicting_positions(logits, time)
+        parts.append(sampling_logits(logits, drawable, sampling) > -torch.inf)
+    return torch.cat(parts).scatter(-1, batch.response_ids[..., None], True)
+
+
+def _parts(
+    batch: ResponseBatch, support: Bool[Tensor, "*#batch vocab"] | None, size: int | None
+) -> Iterator[tuple[ResponseBatch, Bool[Tensor, "*#rows vocab"] | None]]:
+    """So many rows at a time, and what could be drawn there; None for all at once."""
+    for first in range(0, len(batch), size or len(batch)):
+        rows = slice(first, first + (size or len(batch)))
+        yield batch[rows], support_of_rows(support, rows)
+
+
+def support_of_rows(
+    support: Bool[Tensor, "*#batch vocab"] | None, rows: slice | Tensor
+) -> Bool[Tensor, "*#rows vocab"] | None:
+    """Of some rows; without top-k and top-p it is the same in all."""
+    return support[rows] if support is not None and support.ndim == 3 else support
+
+
+def old_view(
+    model: Callable[..., Any],
+    batch: ResponseBatch,
+    support: Bool[Tensor, "*#batch vocab"] | None,
+    config: TrainPolicyConfig,
+) -> tuple[PolicyView, Float[Tensor, "batch time"]]:
+    """What the policy that drew the responses says about them, and its entropies."""
+    views, entropies = [], []
+    for part, allowed in _parts(batch, support, config.micro_batch_size):
+        view, logits = _viewed(model, part, allowed, config.temperature)
+        views.append(view)
+        entropies.append(token_entropies(logits).masked_fill(~part.response_mask, 0.0))
+    joined = {
+        name: torch.cat([getattr(view, name) for view in views])
+        for name in ("logprobs", "values", "last_values")
+    }
+    return PolicyView(**joined), torch.cat(entropies)
+
+
+@torch.no_grad()
+def reference_logprobs(
+    models: PolicyModels,
+    batch: ResponseBatch,
+    support: Bool[Tensor, "*#batch vocab"] | None,
+    config: TrainPolicyConfig,
+) -> Float[Tensor, "batch time"]:
+    """Log-probabilities under the frozen reference, of the same distribution as the policy's."""
+    time = batch.response_ids.shape[1]
+
+    def logprobs(model: Any) -> Float[Tensor, "batch time"]:
+        found = []
+        for part, allowed in _parts(batch, support, config.micro_batch_size):
+            logits = model(
+                input_ids=part.input_ids,
+                attention_mask=part.attention_mask,
+                position_ids=positions_of(part.attention_mask),
+                logits_to_keep=time + 1,
+                use_cache=False,
+            ).logits[:, -(time + 1) :]
+            logits = sampled_logits(
+                predicting_positions(logits, time), temperature=config.temperature, allowed=allowed
+            )
+            found.append(token_logprobs(logits, part.response_ids))
+        return torch.cat(found)
+
+    return models.of_reference(logprobs).masked_fill(~batch.response_mask, 0.0)
+
+
+def reference_entropies(
+    models: PolicyModels, batch: ResponseBatch, size: int | None
+) -> Float[Tensor, "batch time"]:
+    """Entropies of the frozen reference where each response token is drawn."""
+    return models.of_reference(
+        lambda model: response_entropies(model, batch, micro_batch_size=size)
+    )

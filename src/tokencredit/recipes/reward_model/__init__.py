@@ -1,0 +1,1 @@
+"""Reward models of every kind, trained and evaluated."""

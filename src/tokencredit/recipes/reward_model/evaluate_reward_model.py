@@ -1,0 +1,234 @@
+"""Judge a reward model by pairs: accuracy, calibration, and how much of it is length.
+
+    tokencredit evaluate-reward-model --reward_model rm --data pairs.jsonl --output evaluation
+
+The model is a sequence classifier, or a language model trained by DPO together with its reference,
+whose score is the sum of `dpo_beta` times the log-ratio. Beside its accuracy stand those of two
+judges that read nothing: the longer answer wins, the shorter answer wins.
+
+The files in `rewardbench/` have the layouts that the RewardBench suite writes, of its version 1 for
+pairs (arXiv 2403.13787) and of version 2 where rows have several worse answers (arXiv 2506.01937).
+There a tie counts as RewardBench counts it: against the model among two, 1 / k among more.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from tokencredit.errors import ConfigError
+from tokencredit.evaluation.plots import plot_calibration, plot_prefix_accuracy
+from tokencredit.models.hf_loading import quiet_transformers
+from tokencredit.preference.hf_comparisons import Comparison, load_comparisons
+from tokencredit.recipes.reward_model.evaluation_report import evaluation_tables, write_rewardbench
+from tokencredit.recipes.reward_model.pair_evaluation import Scored, evaluation, scored_pairs
+from tokencredit.recipes.run_folder import open_run_folder, require_same_run, write_atomically
+from tokencredit.scorers.responses import Kind, ResponseScorer, loaded_scorer, scored_responses
+from tokencredit.text.hf_rendering import Template
+from tokencredit.text.hf_token_rows import Truncation
+
+_FREE_SETTINGS = ("output", "batch_size", "device", "progress")
+
+
+@dataclass(frozen=True)
+class EvaluateRewardModelConfig:
+    """Settings of one evaluation.
+
+    Attributes:
+        reward_model: Hub id or folder of a sequence-classification model with one or two outputs,
+            or of a language model that was trained by DPO.
+        data: JSON-lines file, dataset folder or dataset id; or a list of them.
+        output: folder for `evaluation.json`, `pairs.jsonl`, two figures and `rewardbench/`.
+        kind: `classification` or `implicit`; None is `implicit` where a reference is given or the
+            model's configuration names one.
+        reference: Hub id or folder of the reference of an implicit reward; None takes what the
+            model's configuration says.
+        dpo_beta: of an implicit reward; None takes what the model's configuration says.
+        split: of a dataset folder or id.
+        prompt_column: column of the prompts, texts or lists of chat messages; None takes `prompt`
+            where it is there, or else what both texts begin with.
+        chosen_column: column of the preferred answers, texts or lists of texts; with
+            `label_column` of the first ones.
+        rejected_column: column of the others; with `label_column` of the second ones.
+        label_column: column of 1 or 2, or of the name of a column: the better answer.
+        subset_column: column of the parts of the data; None takes `subset` where it is there, and
+            with several data sets their names.
+        name_column: column of what rows are called; None takes `id` where it is there.
+        unusable: what to do with rows of equal or empty answers: `error` or `drop`.
+        limit: use only the first rows of each data set; None uses all.
+        template: `chat` renders with the model's chat template, a plain prompt as one message of
+            the user; `plain` joins prompt and response; `auto` is `chat` where the model has a
+            chat template.
+        append_eos: end plain responses with the end of sequence; None does what the model learnt
+            on, and no where it does not say.
+        max_length: of prompt and response, in tokens; None takes what the model can read.
+        truncation: what a longer row loses first: `prompt-start` and then the end of the response,
+            or `response-end`.
+        batch_size: responses per forward pass.
+        confidence: of the intervals.
+        bins: of the calibration.
+        dtype: of the weights.
+        attn_implementation: of transformers; None for its default.
+        device: to compute on; None for the CPU.
+        pad_token: token to pad with, where the tokenizer names none.
+        trust_remote_code: run code that comes with the model; off unless you trust its author.
+        progress: show a progress bar.
+    """
+
+    reward_model: str
+    data: str | list[str]
+    output: str
+    kind: Kind | None = None
+    reference: str | None = None
+    dpo_beta: float | None = None
+    split: str = "train"
+    prompt_column: str | None = None
+    chosen_column: str = "chosen"
+    rejected_column: str = "rejected"
+    label_column: str | None = None
+    subset_column: str | None = None
+    name_column: str | None = None
+    unusable: Literal["error", "drop"] = "error"
+    limit: int | None = None
+    template: Template = "auto"
+    append_eos: bool | None = None
+    max_length: int | None = None
+    truncation: Truncation = "prompt-start"
+    batch_size: int = 16
+    confidence: float = 0.95
+    bins: int = 10
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    attn_implementation: str | None = None
+    device: str | None = None
+    pad_token: str | None = None
+    trust_remote_code: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "bins", "max_length", "dpo_beta"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name} is {value}; expected more than 0")
+        if not 0 < self.confidence < 1:
+            raise ConfigError(f"confidence is {self.confidence}; expected a share between 0 and 1")
+        if self.kind == "classification" and (self.reference or self.dpo_beta):
+            raise ConfigError(
+                "kind is 'classification' with a reference or dpo_beta; expected neither: only an "
+                "implicit reward has them"
+            )
+
+
+@quiet_transformers()
+def evaluate_reward_model(config: EvaluateRewardModelConfig) -> Path:
+    """Evaluate one reward model; an earlier evaluation in the folder is replaced.
+
+    Args:
+        config: the settings.
+
+    Returns:
+        The folder: `evaluation.json`, `pairs.jsonl`, `prefix_accuracy.png`, `calibration.png`,
+        `rewardbench/`.
+
+    Raises:
+        DataError: the data are not there, or a row cannot be scored.
+        ModelError: a model or its tokenizer is not there or lacks what is needed.
+        ConfigError: an implicit reward without reference or dpo_beta.
+        NumericError: a score is NaN or infinite.
+        RunFolderError: the folder holds something else, or cannot be written.
+    """
+    require_same_run(config.output, config, free=_FREE_SETTINGS)
+    comparisons = load_comparisons(
+        config.data,
+        split=config.split,
+        prompt_column=config.prompt_column,
+        chosen_column=config.chosen_column,
+        rejected_column=config.rejected_column,
+        label_column=config.label_column,
+        subset_column=config.subset_column,
+        name_column=config.name_column,
+        unusable=config.unusable,
+        limit=config.limit,
+    )
+    scorer = loaded_scorer(
+        config.reward_model,
+        kind=config.kind,
+        reference=config.reference,
+        dpo_beta=config.dpo_beta,
+        pad_token=config.pad_token,
+        dtype=config.dtype,
+        attn_implementation=config.attn_implementation,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+    )
+    scored = _scored(config, scorer, comparisons)
+    folder = open_run_folder(config.output, config, free=_FREE_SETTINGS)
+    found = {
+        "reward_model": config.reward_model,
+        "kind": scorer.kind,
+        "reference": scorer.reference,
+        "dpo_beta": scorer.dpo_beta,
+        "data": config.data,
+        **evaluation(scored, confidence=config.confidence, bins=config.bins),
+    }
+    _write(folder, found, scored)
+    write_rewardbench(folder / "rewardbench", config.reward_model, scorer, scored, config.template)
+    console = Console()
+    for table in evaluation_tables(found):
+        console.print(table)
+    print(f"evaluation: {folder}")
+    return folder
+
+
+def _scored(
+    config: EvaluateRewardModelConfig, scorer: ResponseScorer, comparisons: list[Comparison]
+) -> list[Scored]:
+    """Every answer scored once, and put back to its comparison."""
+    answers = [(one.prompt, answer) for one in comparisons for answer in one.chosen + one.rejected]
+    scores = track(
+        scored_responses(
+            scorer,
+            [prompt for prompt, _ in answers],
+            [answer for _, answer in answers],
+            template=config.template,
+            append_eos=bool(scorer.append_eos) if config.append_eos is None else config.append_eos,
+            max_length=_length(config, scorer),
+            truncation=config.truncation,
+            batch_size=config.batch_size,
+        ),
+        description="scoring",
+        total=len(answers),
+        console=Console(stderr=True),
+        disable=not config.progress,
+    )
+    table: Float[Tensor, "answers fractions"] = torch.stack(list(scores))
+    counts = [len(one.chosen) + len(one.rejected) for one in comparisons]
+    return [
+        Scored(one, part[: len(one.chosen)], part[len(one.chosen) :])
+        for one, part in zip(comparisons, torch.split(table, counts), strict=True)
+    ]
+
+
+def _length(config: EvaluateRewardModelConfig, scorer: ResponseScorer) -> int | None:
+    lengths = [length for length in (config.max_length, scorer.max_length) if length is not None]
+    return min(lengths, default=None)
+
+
+def _write(folder: Path, found: dict[str, Any], scored: list[Scored]) -> None:
+    """The evaluation, the scores of every pair, and the figures."""
+    rows = (json.dumps(pair.shown(), ensure_ascii=False) + "\n" for pair in scored_pairs(scored))
+    write_atomically(folder / "pairs.jsonl", "".join(rows))
+    plot_prefix_accuracy(found["fractions"], folder / "prefix_accuracy.png")
+    plot_calibration(
+        found["calibration"]["curve"],
+        folder / "calibration.png",
+        xlabel="predicted probability of its choice",
+        ylabel="share of right choices",
+    )
+    # Last: where it stands, the rest is whole.
+    write_atomically(folder / "evaluation.json", json.dumps(found, indent=2) + "\n")

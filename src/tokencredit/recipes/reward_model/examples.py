@@ -1,0 +1,293 @@
+"""What a reward model is shown in training: judged rows, and where their scores are read.
+
+With prefixes a row is many examples, one pair of beginnings for each length. Ratings are learnt in
+standard deviations above their mean; afterwards the head is scaled, so that a score is a rating
+above the mean. The mean, for which a head without bias has no place, stands in the configuration.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tokencredit.errors import DataError, ModelError
+from tokencredit.models.hf_architecture import HEADS
+from tokencredit.preference.pairs import (
+    LabelledResponse,
+    PreferencePair,
+    RatedResponse,
+    beginning,
+    prefix_lengths,
+)
+from tokencredit.recipes.reward_model.settings import TrainRewardModelConfig
+from tokencredit.text.hf_decoding import decoded_response
+from tokencredit.text.hf_token_rows import (
+    EncodedText,
+    ReadAt,
+    Truncation,
+    encoded_texts,
+    read_every_token,
+    read_last_token,
+    scored_rows,
+)
+from tokencredit.text.segments import ngram_segments, segment_ends
+from tokencredit.text.sentences import text_segments
+
+Judgement = PreferencePair | LabelledResponse | RatedResponse
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one row of the data says.
+
+    Attributes:
+        responses: the chosen and the rejected one, or the one with a label or rating.
+        target: the margin in nats, the label, or the rating.
+        strength: the weight of a preference.
+    """
+
+    responses: tuple[EncodedText, ...]
+    target: float
+    strength: float = 1.0
+
+    def __len__(self) -> int:
+        return max(map(len, self.responses))
+
+
+def judged_rows(
+    config: TrainRewardModelConfig, tokenizer: PreTrainedTokenizerBase, data: Sequence[Judgement]
+) -> list[Judged]:
+    """Rows as token ids, with their margins, labels or ratings."""
+    default: Truncation = "prompt-start" if config.objective == "bradley-terry" else "response-end"
+    encoded = partial(
+        encoded_texts,
+        tokenizer,
+        [row.prompt for row in data],
+        append_eos=config.append_eos,
+        max_length=config.max_length,
+        truncation=config.truncation or default,
+    )
+    pairs = [row for row in data if isinstance(row, PreferencePair)]
+    if pairs:
+        chosen = encoded([pair.chosen for pair in pairs])
+        rejected = encoded([pair.rejected for pair in pairs])
+        return [
+            Judged(both, pair.margin, pair.strength)
+            for both, pair in zip(zip(chosen, rejected, strict=True), pairs, strict=True)
+        ]
+    alone = [row for row in data if not isinstance(row, PreferencePair)]
+    rows = encoded([row.response for row in alone])
+    return [Judged((row,), _target(one)) for row, one in zip(rows, alone, strict=True)]
+
+
+def _target(one: LabelledResponse | RatedResponse) -> float:
+    return one.rating if isinstance(one, RatedResponse) else float(one.label)
+
+
+def read_segment_ends(config: TrainRewardModelConfig, tokenizer: PreTrainedTokenizerBase) -> ReadAt:
+    """At the last token of each segment; the last segment ends where the row does."""
+
+    def read_at(text: EncodedText) -> list[bool]:
+        mask = torch.tensor([text.response_mask])
+        if config.segments == "ngram":
+            segment_ids = ngram_segments(mask, n=config.segment_length)
+        else:
+            ids = text.input_ids
+            decoded = decoded_response(
+                tokenizer, ids[: text.start], [ids[i] for i in mask[0].nonzero().flatten().tolist()]
+            )
+            segment_ids = torch.full(mask.shape, -1)
+            segment_ids[mask] = text_segments(decoded.spans, decoded.response, kind=config.segments)
+        ends = segment_ends(segment_ids)[0]
+        ends[ends.nonzero()[-1]] = False
+        return [*ends[:-1].tolist(), True]
+
+    return read_at
+
+
+def reading(config: TrainRewardModelConfig, tokenizer: PreTrainedTokenizerBase) -> ReadAt:
+    """Where scores are read in training."""
+    if config.positions == "segments":
+        return read_segment_ends(config, tokenizer)
+    return read_last_token if config.positions in ("last", "pairs") else read_every_token
+
+
+def reward_batch(judged: Sequence[Judged], *, pad_id: int, read_at: ReadAt) -> dict[str, Tensor]:
+    """Rows of several judgements padded on the right: all first responses, then all second ones.
+
+    Returns:
+        `input_ids`, `attention_mask`, `targets`, `strengths`, and `counted`: True where scores are
+        read.
+    """
+    rows = list(chain.from_iterable(zip(*(one.responses for one in judged), strict=True)))
+    ids, attention_mask, counted = scored_rows(rows, pad_id=pad_id, read_at=read_at)
+    return {
+        "input_ids": ids,
+        "attention_mask": attention_mask,
+        "counted": counted,
+        "targets": torch.tensor([one.target for one in judged]),
+        "strengths": torch.tensor([one.strength for one in judged]),
+    }
+
+
+def example_columns(
+    judged: Sequence[Judged],
+    config: TrainRewardModelConfig,
+    *,
+    filler: int | None,
+    causal: bool,
+) -> dict[str, list[int]]:
+    """What the Trainer shuffles, in numbers: nothing is copied before its batch is made.
+
+    Args:
+        judged: rows of the data.
+        config: the settings.
+        filler: as in `prefix_pairs`.
+        causal: as in `judged_beginning`.
+
+    Returns:
+        Columns: `row`; `prefix`, the tokens seen of its responses, 0 for all of them; `length`, of
+        the longest text; `tokens`, of all of its texts.
+
+    Raises:
+        DataError: no two answers have different beginnings.
+    """
+    columns: dict[str, list[int]] = {name: [] for name in ("row", "prefix", "length", "tokens")}
+    for row, one in enumerate(judged):
+        for prefix in _prefixes(one, config, filler=filler, causal=causal):
+            lengths = [
+                _length(text, prefix, config, filler=filler, causal=causal)
+                for text in one.responses
+            ]
+            for column, number in zip(
+                columns.values(), (row, prefix, max(lengths), sum(lengths)), strict=True
+            ):
+                column.append(number)
+    if not columns["row"]:
+        raise DataError("no two answers begin differently; expected pairs of different answers")
+    return columns
+
+
+def _prefixes(
+    one: Judged, config: TrainRewardModelConfig, *, filler: int | None, causal: bool
+) -> list[int]:
+    """Tokens to be seen of the responses, once for each example; 0 for all of them."""
+    if config.positions != "pairs":
+        return [0]
+    chosen, rejected = (_parts(text, causal=causal)[1] for text in one.responses)
+    return prefix_lengths(
+        chosen, rejected, filler=filler, start=config.prefix_start, step=config.prefix_step
+    )
+
+
+def _length(
+    text: EncodedText,
+    prefix: int,
+    config: TrainRewardModelConfig,
+    *,
+    filler: int | None,
+    causal: bool,
+) -> int:
+    """Tokens of a text of which so much of the response is seen."""
+    if not prefix:
+        return len(text)
+    prompt, response, tail = _parts(text, causal=causal)
+    seen = min(prefix, len(response)) if filler is None else prefix
+    return min(len(prompt) + seen + len(tail), config.max_length)
+
+
+def judged_beginning(
+    one: Judged, prefix: int, *, filler: int | None, max_length: int, causal: bool
+) -> Judged:
+    """The same judgement of the first tokens of both responses.
+
+    Args:
+        one: of whole responses.
+        prefix: tokens to keep of each; 0 keeps the row as it is.
+        filler: as in `prefix_pairs`.
+        max_length: of a text, in tokens; a longer one loses the start of its prompt.
+        causal: whether the model reads prefixes as they are. If so, what stands behind a response
+            (the end of a chat turn) is read as its last tokens; if not, behind every beginning.
+    """
+    if not prefix:
+        return one
+    texts = []
+    for text in one.responses:
+        prompt, response, tail = _parts(text, causal=causal)
+        seen = beginning(response, prefix, filler=filler)
+        room = max(1, max_length - len(seen) - len(tail))
+        ids = [*prompt[-room:], *seen, *tail]
+        mask = [False] * len(prompt[-room:]) + [True] * len(seen) + [False] * len(tail)
+        texts.append(EncodedText(ids, mask))
+    return replace(one, responses=tuple(texts))
+
+
+def filler_id(config: TrainRewardModelConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token behind answers that have ended, or None where they stay as they are.
+
+    Raises:
+        ModelError: it is asked for and the tokenizer has no end of sequence.
+    """
+    if config.positions != "pairs" or config.prefix_padding == "held":
+        return None
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no end-of-sequence token to fill up "
+            "answers with; expected one, or prefix_padding='held'"
+        )
+    return int(tokenizer.eos_token_id)
+
+
+def _parts(text: EncodedText, *, causal: bool) -> tuple[list[int], list[int], list[int]]:
+    """Prompt, response, and what stands behind it, unless that is read as part of it."""
+    end = len(text) if causal else len(text) - text.response_mask[::-1].index(True)
+    ids = text.input_ids
+    return ids[: text.start], ids[text.start : end], ids[end:]
+
+
+def in_standard_deviations(model: PreTrainedModel, judged: Sequence[Judged]) -> list[Judged]:
+    """Ratings as they are learnt; the model's configuration keeps what undoes it.
+
+    Raises:
+        DataError: all ratings are the same.
+    """
+    ratings = torch.tensor([one.target for one in judged], dtype=torch.float64)
+    mean, spread = float(ratings.mean()), float(ratings.std(correction=0))
+    if spread == 0:
+        raise DataError(
+            f"all {len(judged)} ratings are {mean:g}; expected different ones: name another "
+            "rating_column"
+        )
+    model.config.rating_mean, model.config.rating_standard_deviation = mean, spread
+    return [replace(one, target=(one.target - mean) / spread) for one in judged]
+
+
+def require_an_order(judged: Sequence[Judged]) -> None:
+    """Held-out ratings, if there are any, differ.
+
+    Raises:
+        DataError: they do not.
+    """
+    if judged and len({one.target for one in judged}) == 1:
+        raise DataError(
+            f"{len(judged)} held-out responses, all of them rated alike; expected at least two "
+            "ratings: hold more of them out, or none (held_out=0)"
+        )
+
+
+def scale_scores(model: PreTrainedModel, factor: float) -> None:
+    """Multiply every score of a model by a factor, in the last layer of its head.
+
+    Args:
+        model: with a head of linear layers.
+        factor: the standard deviation of ratings, to turn what was learnt into their unit.
+    """
+    heads = [module for name, module in model.named_children() if name in HEADS]
+    *_, last = (layer for head in heads for layer in head.modules() if isinstance(layer, nn.Linear))
+    with torch.no_grad():
+        for weight in last.parameters():
+            weight.mul_(factor)

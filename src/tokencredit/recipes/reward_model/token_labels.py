@@ -1,0 +1,306 @@
+"""Rows of token ids with a label on each response token, and what a token classifier learns."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tokencredit.batch import Prompt
+from tokencredit.errors import DataError
+from tokencredit.evaluation.agreement import token_auroc
+from tokencredit.preference.labels import (
+    EditedResponse,
+    SpanLabelledResponse,
+    StepLabels,
+    edit_labels,
+    step_segment_ids,
+    token_span_labels,
+)
+from tokencredit.recipes.language_model.corpus import IGNORED
+from tokencredit.recipes.reward_model.settings import LabelSource, TrainTokenClassifierConfig
+from tokencredit.recipes.supervised import SupervisedTrainer
+from tokencredit.reward_model.losses.tokens import token_classification_loss
+from tokencredit.text.alignment import Span
+from tokencredit.text.hf_rendering import encoded_prompts
+from tokencredit.text.hf_token_rows import EncodedText, right_padded
+
+Labelled = EditedResponse | SpanLabelledResponse | StepLabels
+
+
+# Number of the label of a token that an edit kept; it comes behind the two classes.
+_KEPT = 2
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """A prompt and its response with a label on each token.
+
+    Attributes:
+        text: token ids.
+        labels: for each of them the number of its label, IGNORED where it has none.
+    """
+
+    text: EncodedText
+    labels: list[int]
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+
+def label_targets(labels: LabelSource, classes: int) -> Float[Tensor, "numbers classes"]:
+    """The probability of each class that each label stands for; kept tokens are of either."""
+    own = torch.eye(classes)
+    return torch.cat([own, own.new_full((1, 2), 0.5)]) if labels == "edits" else own
+
+
+def labelled_texts(
+    config: TrainTokenClassifierConfig, tokenizer: PreTrainedTokenizerBase, data: Sequence[Labelled]
+) -> list[LabelledText]:
+    """Rows of token ids with labels, cut to `max_length`; an edit makes two of them.
+
+    Raises:
+        DataError: labels and text do not fit each other, or `max_length` leaves no label.
+        ModelError: texts stand alone and the tokenizer has no token to begin them.
+    """
+    prompts = [row.prompt for row in data]
+    edits = [row for row in data if isinstance(row, EditedResponse)]
+    if edits:
+        rejected = list(_encoded(config, tokenizer, prompts, [row.rejected for row in edits]))
+        edited = list(_encoded(config, tokenizer, prompts, [row.edited for row in edits]))
+        numbered = _numbered_edits([row for row, _ in rejected], [row for row, _ in edited])
+    else:
+        responses = [_response(config, row) for row in data]
+        encoded = _encoded(config, tokenizer, prompts, responses)
+        numbered = [
+            (text, _numbers(config, row, number, response, spans))
+            for number, (row, response, (text, spans)) in enumerate(
+                zip(data, responses, encoded, strict=True)
+            )
+        ]
+    return [_shortened(text, numbers, config.max_length) for text, numbers in numbered]
+
+
+def _response(config: TrainTokenClassifierConfig, row: Labelled) -> str:
+    if isinstance(row, StepLabels):
+        return row.response(step_separator=config.step_separator)
+    assert isinstance(row, SpanLabelledResponse)
+    return row.response
+
+
+def _encoded(
+    config: TrainTokenClassifierConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    responses: Sequence[str],
+    *,
+    chunk: int = 256,
+) -> Iterator[tuple[EncodedText, list[Span]]]:
+    """Token ids of each prompt and response, and the characters of each response token."""
+    chats = any(isinstance(prompt, list) for prompt in prompts)
+    for at in range(0, len(responses), chunk):
+        encoded = encoded_prompts(
+            tokenizer,
+            prompts[at : at + chunk],
+            responses[at : at + chunk],
+            template="chat" if chats else "plain",
+            append_eos=config.append_eos,
+        )
+        no_prompt = torch.zeros_like(encoded.batch.prompt_mask)
+        counts = torch.cat([no_prompt, encoded.batch.response_mask], dim=-1)
+        real = encoded.attention_mask.bool()
+        rows = zip(encoded.batch.input_ids, real, counts, encoded.response_spans, strict=True)
+        for ids, is_real, mask, spans in rows:
+            yield EncodedText(ids[is_real].tolist(), mask[is_real].tolist()), spans
+
+
+def _numbered_edits(
+    rejected: Sequence[EncodedText], edited: Sequence[EncodedText]
+) -> list[tuple[EncodedText, list[int]]]:
+    """Both sides of every edit with their labels: 0 taken out, 1 put in, 2 kept."""
+    numbered = []
+    for before, after in zip(rejected, edited, strict=True):
+        put_in, taken_out = edit_labels(_response_ids(before), _response_ids(after))
+        numbered.append((before, [0 if label else _KEPT for label in taken_out]))
+        numbered.append((after, [1 if label else _KEPT for label in put_in]))
+    return numbered
+
+
+def _response_ids(text: EncodedText) -> list[int]:
+    rows = zip(text.input_ids, text.response_mask, strict=True)
+    return [token for token, counts in rows if counts]
+
+
+def _numbers(
+    config: TrainTokenClassifierConfig,
+    row: Labelled,
+    number: int,
+    response: str,
+    spans: Sequence[Span],
+) -> list[int]:
+    """The label of each response token; of a step, only the last one has any."""
+    try:
+        if isinstance(row, StepLabels):
+            steps = step_segment_ids(row.completions, spans, step_separator=config.step_separator)
+            following = [*steps[1:], None]
+            return [
+                int(row.labels[step]) if step != after else IGNORED
+                for step, after in zip(steps, following, strict=True)
+            ]
+        assert isinstance(row, SpanLabelledResponse)
+        return token_span_labels(
+            response,
+            row.spans,
+            spans,
+            severities=config.severities,
+            overlapping=config.overlapping,
+        )
+    except DataError as error:
+        raise DataError(f"{config.data}, example {number}: {error}") from error
+
+
+def _shortened(text: EncodedText, numbers: Sequence[int], length: int) -> LabelledText:
+    """The row without the start of its prompt, and then without the end of its response."""
+    left = iter(numbers)
+    labels = [next(left) if counts else IGNORED for counts in text.response_mask]
+    cut = max(0, min(len(text) - length, text.start - 1))
+    keep = slice(cut, cut + length)
+    if all(label == IGNORED for label in labels[keep]):
+        raise DataError(
+            f"a response of {len(text) - text.start} tokens has no label in the first of them that "
+            f"max_length {length} leaves; expected the end of a step: set a larger max_length"
+        )
+    return LabelledText(EncodedText(text.input_ids[keep], text.response_mask[keep]), labels[keep])
+
+
+def token_batch(rows: Sequence[LabelledText], *, pad_id: int) -> dict[str, Tensor]:
+    """Rows padded on the right: `input_ids`, `attention_mask` and `token_labels`."""
+    ids, attention_mask, _ = right_padded([row.text for row in rows], pad_id=pad_id)
+    labels = torch.full_like(ids, IGNORED)
+    for index, row in enumerate(rows):
+        labels[index, : len(row)] = torch.tensor(row.labels)
+    return {"input_ids": ids, "attention_mask": attention_mask, "token_labels": labels}
+
+
+class TokenLogits(nn.Module):
+    """A token classifier whose forward gives logits alone.
+
+    A module around the model, so that wrappers for several processes see every forward pass.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch sequence"],
+        attention_mask: Int[Tensor, "batch sequence"],
+    ) -> Float[Tensor, "batch sequence classes"]:
+        """Logits of every token of rows that are padded on the right."""
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+
+class TokenTrainer(SupervisedTrainer):
+    """The Trainer of a `TokenLogits`."""
+
+    def __init__(
+        self,
+        *arguments: Any,
+        targets: Float[Tensor, "numbers classes"],
+        class_weights: Float[Tensor, "classes"] | None,
+        **keywords: Any,
+    ):
+        super().__init__(*arguments, **keywords)
+        self.targets, self.class_weights = targets, class_weights
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,  # noqa: ARG002 - the Trainer passes it by name
+    ) -> Any:
+        """The mean over responses, which the Trainer divides by the accumulated passes."""
+        labels = inputs.pop("token_labels")
+        logits = model(**inputs)
+        targets = self.targets.to(labels.device)[labels.clamp(min=0)]
+        weights = None if self.class_weights is None else self.class_weights.to(labels.device)
+        loss = token_classification_loss(logits, targets, labels != IGNORED, class_weights=weights)
+        return (loss, logits) if return_outputs else loss
+
+
+def labelled_logits(
+    model: PreTrainedModel,
+    rows: Sequence[LabelledText],
+    *,
+    pad_id: int,
+    batch_size: int,
+    context: AbstractContextManager[Any],
+) -> tuple[Float[Tensor, "tokens classes"], Int[Tensor, "tokens"]]:
+    """The logits of all labelled tokens of all rows, and their labels.
+
+    Args:
+        model: a token classifier.
+        rows: in any order; the tokens that are given come in another.
+        pad_id: fills padding.
+        batch_size: rows per forward pass, those of like length together.
+        context: autocast, or none.
+    """
+    model.eval()
+    order = sorted(rows, key=len, reverse=True)
+    logits, labels = [], []
+    for at in range(0, len(order), batch_size):
+        batch = token_batch(order[at : at + batch_size], pad_id=pad_id)
+        numbers = batch.pop("token_labels")
+        inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        with torch.no_grad(), context:
+            given = TokenLogits(model)(**inputs).float().cpu()
+        logits.append(given[numbers != IGNORED])
+        labels.append(numbers[numbers != IGNORED])
+    return torch.cat(logits), torch.cat(labels)
+
+
+def class_report(
+    logits: Float[Tensor, "tokens classes"], labels: Int[Tensor, "tokens"], names: Sequence[str]
+) -> dict[str, Any]:
+    """How well the classes of tokens are told apart.
+
+    Args:
+        logits: of each token.
+        labels: the class of each token; those that are no class (kept by an edit) do not count.
+        names: of the classes.
+
+    Returns:
+        `tokens`; `accuracy` of the most likely class; `majority`, the accuracy of always naming the
+        most frequent one; and under `classes` for each its `tokens`, `f1`, and `auroc` against all
+        others. What is not defined, since no token is of a class or all are, is None.
+    """
+    counted = labels < len(names)
+    logits, labels = logits[counted], labels[counted]
+    likely = logits.argmax(-1)
+    tokens = len(labels)
+    sizes = labels.bincount(minlength=len(names))
+    return {
+        "tokens": tokens,
+        "accuracy": int((likely == labels).sum()) / tokens if tokens else None,
+        "majority": int(sizes.max()) / tokens if tokens else None,
+        "classes": {
+            name: _of_one_class(logits.softmax(-1)[:, index], likely == index, labels == index)
+            for index, name in enumerate(names)
+        },
+    }
+
+
+def _of_one_class(scores: Tensor, named: Tensor, true: Tensor) -> dict[str, float | int | None]:
+    size = int(named.sum() + true.sum())
+    auroc = float(token_auroc(scores[None], true[None], torch.ones_like(true)[None]))
+    return {
+        "tokens": int(true.sum()),
+        "f1": 2 * int((named & true).sum()) / size if size else None,
+        "auroc": None if auroc != auroc else auroc,
+    }

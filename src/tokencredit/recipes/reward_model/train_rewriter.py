@@ -1,0 +1,188 @@
+"""Train a language model to rewrite answers into better ones: a reward model that speaks.
+
+    tokencredit train-rewriter --data pairs.jsonl --model lm --output rewriter
+
+Each pair gives two rows: (prompt, rejected) is mapped to the chosen answer, and (prompt, chosen)
+to itself, as Zhou et al. 2024 (arXiv 2409.00162) do. What the trained model thinks of a response,
+token by token, is how likely it writes that token after it has read the whole response:
+`rewriter_logprobs` in `tokencredit.reward_model.hf_rewriter`.
+
+Departures and choices: (1) a decoder reads prompt, answer and a separator and writes behind them,
+instead of an encoder and a decoder; (2) the words of the separator are ours; they are kept in the
+configuration of the model (`rewriter_template`, `rewriter_instruction`), so that what is scored
+reads as what was trained.
+"""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from tokencredit.evaluation.pair_scores import pair_outcomes
+from tokencredit.masking import masked_row_mean, masked_sum
+from tokencredit.models.hf_logprobs import response_logprobs
+from tokencredit.preference.pairs import PreferencePair
+from tokencredit.recipes.language_model.corpus import causal_batch, causal_example
+from tokencredit.recipes.reward_model.settings import TrainRewriterConfig
+from tokencredit.recipes.run_folder import write_atomically
+from tokencredit.recipes.supervised import (
+    SupervisedTrainer,
+    autocast,
+    finished_run,
+    language_model_to_train,
+    supervised_run,
+    training_arguments,
+    training_pairs,
+    write_model,
+)
+from tokencredit.reward_model.hf_rewriter import rewriting_prompt
+from tokencredit.text.hf_token_rows import EncodedText, encoded_texts, response_batch
+
+
+def train_rewriter(config: TrainRewriterConfig) -> Path:
+    """Train one rewriter; a run that is done already is left as it is.
+
+    Args:
+        config: the settings.
+
+    Returns:
+        The run folder: model and tokenizer, `metrics.json`, `metrics.jsonl`, `config.yaml`. The
+        metrics hold, of held-out pairs, the perplexity of corrections and of chosen answers that
+        shall stay, and `held_out_accuracy`: the share of pairs whose chosen answer it would rather
+        keep than the rejected one, by the mean log-probability of their tokens.
+
+    Raises:
+        DataError: the data are not there, are empty, or a row does not fit.
+        ModelError: a model or tokenizer is not there or lacks what is needed.
+        ConfigError: the model is too short for `max_length`.
+        NumericError: the loss is NaN or infinite; no model is written.
+        RunFolderError: the folder holds another run, or cannot be written.
+    """
+    done = finished_run(config)
+    if done is not None:
+        return done
+    pairs, eval_pairs = training_pairs(config)
+    set_seed(config.seed)
+    model, tokenizer = _start(config)
+    corrections = _rows(config, tokenizer, pairs, read="rejected", write="chosen")
+    rows = corrections + _rows(config, tokenizer, pairs, read="chosen", write="chosen")
+    with supervised_run(config) as folder:
+        metrics = _trained(config, model, rows, folder)
+        if eval_pairs:
+            metrics |= _held_out(config, model, tokenizer, eval_pairs)
+        write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        write_model(model, tokenizer, folder)
+    print("  ".join(f"{name} {value:,.6g}" for name, value in metrics.items()))
+    print(f"rewriter: {folder}")
+    return folder
+
+
+Side = Literal["chosen", "rejected"]
+
+
+def _start(config: TrainRewriterConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model to train, dropout off, with the template in its configuration; its tokenizer."""
+    model, tokenizer = language_model_to_train(config)
+    model.config.rewriter_template = config.template
+    model.config.rewriter_instruction = config.instruction
+    model.config.eos_appended = True
+    return model, tokenizer
+
+
+def _rows(
+    config: TrainRewriterConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: list[PreferencePair],
+    *,
+    read: Side,
+    write: Side,
+) -> list[EncodedText]:
+    """Rows in which one side of every pair is read and one is written."""
+    sources: list[Any] = [
+        rewriting_prompt(
+            pair.prompt,
+            getattr(pair, read),
+            template=config.template,
+            instruction=config.instruction,
+        )
+        for pair in pairs
+    ]
+    return encoded_texts(
+        tokenizer,
+        sources,
+        [getattr(pair, write) for pair in pairs],
+        append_eos=True,
+        max_length=config.max_length,
+        truncation="prompt-start",
+    )
+
+
+def _trained(
+    config: TrainRewriterConfig, model: PreTrainedModel, rows: list[EncodedText], folder: Path
+) -> dict[str, float]:
+    """Train the model in place; what it took."""
+    arguments = training_arguments(
+        config, folder, examples=len(rows), learning_rate=config.learning_rate
+    )
+    arguments.train_sampling_strategy = "group_by_length"
+
+    def batch(some: Sequence[dict[str, int]]) -> dict[str, torch.Tensor]:
+        chosen = [rows[one["row"]] for one in some]
+        return causal_batch(
+            [causal_example(torch.tensor(row.input_ids), start=row.start) for row in chosen]
+        )
+
+    trainer = SupervisedTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_dict(
+            {"row": list(range(len(rows))), "length": [len(row) for row in rows]}
+        ),
+        data_collator=batch,
+        log_file=folder / "metrics.jsonl",
+    )
+    start = time.perf_counter()
+    loss = trainer.train().training_loss
+    seconds = time.perf_counter() - start
+    tokens = config.epochs * sum(map(len, rows))
+    return {
+        "train_loss": loss,
+        "train_tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+    }
+
+
+def _held_out(
+    config: TrainRewriterConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: list[PreferencePair],
+) -> dict[str, float]:
+    """How well it corrects, how well it keeps, and which side it would rather keep."""
+    model.eval()
+
+    def said(read: Side, write: Side) -> tuple[torch.Tensor, float]:
+        """Mean log-probability of the tokens of each answer, and perplexity of all of them."""
+        rows = _rows(config, tokenizer, pairs, read=read, write=write)
+        batch = response_batch(rows, pad_id=int(tokenizer.pad_token_id))
+        with autocast(config, model.device):
+            logprobs = response_logprobs(model, batch, micro_batch_size=config.batch_size).cpu()
+        nats = -float(masked_sum(logprobs, batch.response_mask).sum())
+        tokens = int(batch.response_mask.sum())
+        return masked_row_mean(logprobs, batch.response_mask), math.exp(nats / tokens)
+
+    _, corrected = said("rejected", "chosen")
+    chosen, kept = said("chosen", "chosen")
+    rejected, _ = said("rejected", "rejected")
+    return {
+        "held_out_accuracy": float(pair_outcomes(chosen, rejected).mean()),
+        "correction_perplexity": corrected,
+        "identity_perplexity": kept,
+    }

@@ -1,0 +1,90 @@
+"""TRL's DPOTrainer on rows that are tokenized already. The one file that imports TRL."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from trl import DPOConfig, DPOTrainer
+
+from tokencredit.recipes.supervised import SupervisedTrainer
+from tokencredit.text.hf_token_rows import EncodedText, right_padded
+
+EncodedPair = tuple[EncodedText, EncodedText]
+
+
+class ImplicitRewardTrainer(SupervisedTrainer, DPOTrainer):  # type: ignore[misc]
+    """TRL's loss and metrics, our rows, bar and check of the loss."""
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
+        """Leave the rows alone: TRL would tokenize prompt and response in its own way."""
+        return dataset
+
+
+def implicit_reward_trainer(
+    model: PreTrainedModel,
+    reference: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[EncodedPair],
+    *,
+    arguments: TrainingArguments,
+    dpo_beta: float,
+    log_file: Path,
+    adapter: Any = None,
+) -> ImplicitRewardTrainer:
+    """The trainer of one DPO run.
+
+    Args:
+        model: to train, dropout off.
+        reference: frozen; None with an adapter, whose base is its own reference.
+        tokenizer: with a pad token.
+        pairs: the preferred response of each pair, and the other.
+        arguments: of the supervised recipes.
+        dpo_beta: price of the log-ratio.
+        log_file: for the loss and TRL's metrics, as JSON lines.
+        adapter: PEFT configuration of adapters to train; None trains all weights.
+    """
+    same = {field.name: getattr(arguments, field.name) for field in fields(arguments) if field.init}
+
+    def batch(rows: Sequence[dict[str, int]]) -> dict[str, torch.Tensor]:
+        return dpo_batch([pairs[row["row"]] for row in rows], pad_id=tokenizer.pad_token_id)
+
+    return ImplicitRewardTrainer(
+        model=model,
+        ref_model=reference,
+        args=DPOConfig(**same, beta=dpo_beta, max_length=None),
+        data_collator=batch,
+        train_dataset=Dataset.from_dict(
+            {
+                "row": list(range(len(pairs))),
+                "length": [max(map(len, pair)) for pair in pairs],
+            }
+        ),
+        processing_class=tokenizer,
+        peft_config=adapter,
+        log_file=log_file,
+    )
+
+
+def dpo_batch(pairs: Sequence[EncodedPair], *, pad_id: int) -> dict[str, torch.Tensor]:
+    """Rows padded on the right: all preferred responses, then all others.
+
+    Everything from the first response token to the end of a row counts, the end of a chat turn
+    too, as in TRL's own tokenization.
+
+    Returns:
+        `input_ids`, `attention_mask`, and `completion_mask`: 1 on tokens whose log-probability
+        counts.
+    """
+    rows = [row for side in zip(*pairs, strict=True) for row in side]
+    ids, attention_mask, _ = right_padded(rows, pad_id=pad_id)
+    starts = torch.tensor([row.start for row in rows])
+    behind = torch.arange(ids.shape[1]) >= starts[:, None]
+    return {
+        "input_ids": ids,
+        "attention_mask": attention_mask,
+        "completion_mask": attention_mask * behind,
+    }

@@ -1,0 +1,242 @@
+"""One forward pass of a reward model: its score, the score of every prefix, one attention row.
+
+Whatever the padding, rows are moved to the left end before the model sees them: positions then
+count from the first real token in every architecture, and no score depends on the rest of the
+batch. A causal model needs no mask after that, since no real token comes after padding, and runs
+the fastest kernels.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from tokencredit.batch import ResponseBatch, ResponseScores
+from tokencredit.errors import DataError, ModelError, NumericError
+from tokencredit.masking import left_packed
+from tokencredit.models.heads import at_last_token, last_positions, scalar_scores
+from tokencredit.models.hf_architecture import (
+    is_causal,
+    reading_positions,
+    require_readable,
+    require_trained_head,
+    supported_model,
+)
+from tokencredit.models.hf_attention import recorded_attention
+from tokencredit.models.hf_loading import load_model_and_info, load_tokenizer
+
+
+@dataclass(frozen=True)
+class RewardModelOutput:
+    """What one forward pass says about whole sequences.
+
+    Attributes:
+        sequence_scores: the score of each sequence, in nats, float32.
+        position_scores: the score of the sequence up to each token, zero on padding; None where
+            the model reads in both directions, so that prefixes have no score of their own.
+        attention: attention paid to each token by the position where the score is read, zero on
+            padding; each row sums to 1. None where it was not asked for.
+    """
+
+    sequence_scores: Float[Tensor, "batch"]
+    position_scores: Float[Tensor, "batch sequence"] | None
+    attention: Float[Tensor, "batch sequence"] | None
+
+
+def load_reward_model(
+    name_or_path: str | Path,
+    *,
+    dtype: str = "float32",
+    attn_implementation: str | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A sequence-classification model and its tokenizer, ready to score.
+
+    Args:
+        name_or_path: a folder or a Hub id.
+        dtype: of the weights; scores are float32 in any case.
+        attn_implementation: None for the model's default, which is the fast one.
+        device: to put the model on.
+        trust_remote_code: let Python code that comes with the model run.
+
+    Raises:
+        ModelError: nothing that can be loaded is there, the head's weights are missing (a language
+            model, say), or it has more than two outputs.
+    """
+    model, info = load_model_and_info(
+        AutoModelForSequenceClassification,
+        name_or_path,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+    if model.config.num_labels not in (1, 2):
+        raise ModelError(
+            f"the model at {str(name_or_path)!r} has {model.config.num_labels} outputs; expected a "
+            "reward model with one score, or with two classes of which the second is the better"
+        )
+    require_trained_head(info, str(name_or_path))
+    tokenizer = load_tokenizer(name_or_path, trust_remote_code=trust_remote_code)
+    return model, tokenizer
+
+
+def reward_model_output(
+    model: nn.Module,
+    input_ids: Int[Tensor, "batch sequence"],
+    attention_mask: Bool[Tensor, "batch sequence"] | Int[Tensor, "batch sequence"],
+    *,
+    attention_layer: int | None = None,
+) -> RewardModelOutput:
+    """Score, prefix scores and attention row of each sequence, in one forward pass.
+
+    Args:
+        model: a sequence-classification model, also inside a PEFT wrapper.
+        input_ids: padded on either side or both; ids under the mask may be anything.
+        attention_mask: real tokens. What is masked between real tokens is left out.
+        attention_layer: of which layer to record the attention; None records none.
+
+    Returns:
+        Scores read at the last real token of a causal model; for an encoder what its own forward
+        gives, and the attention of the first token. Gradients flow to the scores.
+
+    Raises:
+        ModelError: the head has more than two outputs, or the model gives no attention or reads
+            its score elsewhere.
+        DataError: a row has no real token, or more than the model can read.
+        ConfigError: there is no such layer.
+
+    Source: Chan et al. 2024, arXiv 2402.00782 (last layer, heads averaged). Their code takes the
+    row at the policy's length of prompt and response; here it is the row where the score is read.
+    """
+    pretrained = supported_model(model)
+    real = attention_mask.bool()
+    require_readable(pretrained, real)
+    ids, packed = left_packed(input_ids, real)
+    causal = is_causal(pretrained)
+    recording: Any = nullcontext()
+    if attention_layer is not None:
+        reading = last_positions(packed) if causal else reading_positions(pretrained, packed)
+        recording = recorded_attention(pretrained, reading[:, None], packed, layer=attention_layer)
+    with recording as record:
+        if causal:
+            hidden = pretrained.base_model(ids, use_cache=False).last_hidden_state
+            scores = scalar_scores(pretrained.score(hidden))
+            sequence_scores = at_last_token(scores, packed)
+            position_scores = _unpacked(scores, packed, real)
+        else:
+            ids = ids.masked_fill(~packed, pretrained.config.pad_token_id or 0)
+            logits = pretrained(ids, attention_mask=packed.long()).logits
+            sequence_scores, position_scores = scalar_scores(logits), None
+    attention = None if record is None else _unpacked(record.rows[:, 0], packed, real)
+    return RewardModelOutput(sequence_scores, position_scores, attention)
+
+
+def score_responses(
+    model: nn.Module,
+    batch: ResponseBatch,
+    *,
+    attention_mask: Bool[Tensor, "batch sequence"] | Int[Tensor, "batch sequence"] | None = None,
+    attention_layer: int | None = None,
+    micro_batch_size: int | None = None,
+) -> ResponseScores:
+    """Everything credit needs to know about responses, without gradients and without dropout.
+
+    Args:
+        model: a sequence-classification model, also inside a PEFT wrapper.
+        batch: in the model's own tokens.
+        attention_mask: real tokens of prompt and response, where some follow the last token that
+            counts (the end of a chat turn); `batch.attention_mask` by default.
+        attention_layer: of which layer to record the attention; None records none.
+        micro_batch_size: sequences per forward pass, those of like length together; all by
+            default. Changes the time and memory, not the result.
+
+    Raises:
+        NumericError: a score is NaN or infinite.
+        DataError: a prompt is empty or not padded on the left, or a text is too long.
+        ModelError, ConfigError: as `reward_model_output`.
+    """
+    real = (batch.attention_mask if attention_mask is None else attention_mask).bool()
+    prompt_ends = batch.prompt_mask[:, -1:]
+    if prompt_ends.shape[1] == 0 or not bool(prompt_ends.all()):
+        raise DataError(
+            "a prompt is empty or padded on the right; expected at least one real token at the "
+            "right end of prompt_ids, such as a beginning-of-sequence token: it is where the "
+            "score of the prompt alone is read"
+        )
+    order = real.sum(-1).argsort(descending=True, stable=True)
+    with torch.no_grad(), evaluating(model):
+        outputs = [
+            reward_model_output(
+                model, batch.input_ids[rows], real[rows], attention_layer=attention_layer
+            )
+            for rows in torch.split(order, micro_batch_size or len(batch))
+        ]
+    back = order.argsort()
+    sequence_scores = torch.cat([output.sequence_scores for output in outputs])[back]
+    positions = _joined([output.position_scores for output in outputs], back)
+    attention = _joined([output.attention for output in outputs], back)
+    _require_finite(sequence_scores, positions)
+    start = batch.prompt_ids.shape[1]
+    return ResponseScores(
+        sequence_scores,
+        None if positions is None else positions[:, start - 1 :],
+        None if attention is None else attention[:, start:].masked_fill(~batch.response_mask, 0.0),
+    )
+
+
+def _require_finite(
+    sequence_scores: Float[Tensor, "batch"], positions: Float[Tensor, "batch sequence"] | None
+) -> None:
+    """All scores are numbers."""
+    finite = sequence_scores.isfinite()
+    if positions is not None:
+        finite = finite & positions.isfinite().all(-1)
+    if not bool(finite.all()):
+        rows = (~finite).nonzero().flatten().tolist()
+        raise NumericError(
+            f"the reward model gives NaN or infinite scores in rows {rows}; expected finite ones: "
+            "look for NaN weights, or load it in float32 or bfloat16 rather than float16"
+        )
+
+
+def _unpacked(
+    values: Float[Tensor, "batch packed"],
+    packed: Bool[Tensor, "batch packed"],
+    real: Bool[Tensor, "batch sequence"],
+) -> Float[Tensor, "batch sequence"]:
+    """Undo `left_packed`: values back in their own columns, zeros elsewhere."""
+    unpacked = values.new_zeros(real.shape)
+    unpacked[real] = values[packed]
+    return unpacked
+
+
+def _joined(
+    parts: list[Float[Tensor, "_ sequence"] | None], order: Int[Tensor, "batch"]
+) -> Float[Tensor, "batch sequence"] | None:
+    """Micro-batches put together, in this order; None where there is nothing to join."""
+    present = [part for part in parts if part is not None]
+    return torch.cat(present)[order] if present else None
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards each module as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

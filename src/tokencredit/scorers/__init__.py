@@ -1,0 +1,1 @@
+"""Rewards of a policy's responses in the policy's own tokens, whoever gives them."""

@@ -1,0 +1,138 @@
+"""Scores of beginnings of a text: after 20, 40, 60, 80 and 100 % of its tokens."""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tokencredit.evaluation.prefix_accuracy import FRACTIONS, scores_at_fractions
+from tokencredit.masking import left_packed, masked_row_mean
+from tokencredit.models.hf_architecture import is_causal
+from tokencredit.reward_model.hf_scores import reward_model_output
+from tokencredit.text.hf_token_rows import (
+    EncodedText,
+    ReadAt,
+    read_every_token,
+    read_last_token,
+    scored_rows,
+)
+
+
+class PrefixScorer(nn.Module):
+    """A reward model whose forward gives the scores that the loss is made of.
+
+    A module around the model, so that wrappers for several processes see every forward pass.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch sequence"],
+        attention_mask: Int[Tensor, "batch sequence"],
+        counted: Bool[Tensor, "batch sequence"],
+    ) -> Float[Tensor, "batch time"]:
+        """Scores at the counted tokens, moved to the left end.
+
+        An encoder has one score, that of the whole, whatever is counted.
+        """
+        output = reward_model_output(self.model, input_ids, attention_mask)
+        if output.position_scores is None:
+            return output.sequence_scores[:, None]
+        return left_packed(output.position_scores, counted)[0]
+
+
+def fraction_scores(
+    model: PreTrainedModel,
+    rows: Sequence[EncodedText],
+    *,
+    pad_id: int,
+    batch_size: int,
+    context: AbstractContextManager[Any],
+    segment_ends: ReadAt | None = None,
+) -> Float[Tensor, "rows fractions"]:
+    """Score of each response when 20, 40, 60, 80 and 100 % of it have been seen.
+
+    Causal models give all of them in one pass; encoders read each cut text anew.
+
+    Args:
+        model: a reward model.
+        rows: prompts with their responses.
+        pad_id: fills padding.
+        batch_size: rows per forward pass, those of like length together.
+        context: autocast, or none.
+        segment_ends: for each token of a row whether a segment ends there, where the score of a
+            text is the mean over the ends of its segments, the last of them where it is cut; None
+            where it is read at the last token seen.
+    """
+    model.eval()
+    if is_causal(model):
+        return _scores(model, rows, FRACTIONS, read_every_token, pad_id, batch_size, context,
+                       segment_ends)  # fmt: skip
+    parts = []
+    for fraction in FRACTIONS:
+        seen = [_beginning(row, fraction) for row in rows]
+        parts.append(_scores(model, seen, (1.0,), read_last_token, pad_id, batch_size, context))
+    return torch.cat(parts, dim=-1)
+
+
+def _scores(
+    model: PreTrainedModel,
+    rows: Sequence[EncodedText],
+    fractions: tuple[float, ...],
+    read_at: ReadAt,
+    pad_id: int,
+    batch_size: int,
+    context: AbstractContextManager[Any],
+    segment_ends: ReadAt | None = None,
+) -> Float[Tensor, "rows fractions"]:
+    order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
+    scores = torch.empty(len(rows), len(fractions))
+    for at in range(0, len(rows), batch_size):
+        some = order[at : at + batch_size]
+        texts = [rows[row] for row in some]
+        tensors = scored_rows(texts, pad_id=pad_id, read_at=read_at)
+        ids, attention_mask, counted = (tensor.to(model.device) for tensor in tensors)
+        with torch.no_grad(), context:
+            packed = PrefixScorer(model)(ids, attention_mask, counted)
+        mask, _ = left_packed(counted, counted)
+        if segment_ends is not None:
+            ends = scored_rows(texts, pad_id=pad_id, read_at=segment_ends)[2].to(model.device)
+            packed = running_segment_means(packed, left_packed(ends, counted)[0], mask)
+        scores[some] = scores_at_fractions(packed, mask, fractions=fractions).cpu()
+    return scores
+
+
+def running_segment_means(
+    prefix_scores: Float[Tensor, "batch time"],
+    ends: Bool[Tensor, "batch time"],
+    mask: Bool[Tensor, "batch time"],
+) -> Float[Tensor, "batch time"]:
+    """For every prefix the mean score at the ends of its segments, of which the last is its own.
+
+    Args:
+        prefix_scores: of each prefix.
+        ends: True where a segment ends.
+        mask: True on tokens that count.
+    """
+    columns = []
+    for t in range(prefix_scores.shape[-1]):
+        read = ends[:, : t + 1] & mask[:, : t + 1]
+        read[:, t] = mask[:, t]
+        columns.append(masked_row_mean(prefix_scores[:, : t + 1].float(), read))
+    return torch.stack(columns, dim=-1)
+
+
+def _beginning(row: EncodedText, fraction: float) -> EncodedText:
+    """The row without the end of its response; what stands behind the response stays."""
+    at = [index for index, counts in enumerate(row.response_mask) if counts]
+    kept = at[: max(1, math.ceil(fraction * len(at) - 1e-9))]
+    keep = [*range(kept[-1] + 1), *range(at[-1] + 1, len(row))]
+    return EncodedText([row.input_ids[i] for i in keep], [row.response_mask[i] for i in keep])

@@ -1,0 +1,129 @@
+"""What a reward model says about its own tokens, carried over to a policy's tokens."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from tokencredit.batch import ResponseBatch, ResponseScores
+from tokencredit.credit.prefixes import prefix_difference_credit
+from tokencredit.masking import last_true_index
+from tokencredit.text.alignment import Span, project_token_scores, spans_of_words
+from tokencredit.text.hf_decoding import DecodedResponse, decoded_response
+
+ScoreTransform = Callable[[Tensor], Tensor]
+
+
+def attended_tokens(batch: ResponseBatch) -> Bool[Tensor, "batch time"]:
+    """True on every response token that a model reads, also on those that do not count."""
+    return batch.attention_mask[:, batch.prompt_ids.shape[1] :].bool()
+
+
+def ending_tokens(
+    tokenizer: PreTrainedTokenizerBase, batch: ResponseBatch
+) -> Bool[Tensor, "batch time"]:
+    """True on the last token of each response that ended itself, by end of sequence."""
+    last = last_true_index(batch.response_mask)[:, None]
+    is_last = torch.arange(batch.response_ids.shape[1], device=last.device) == last
+    eos = tokenizer.eos_token_id
+    return is_last & (last >= 0) & (batch.response_ids == (-1 if eos is None else eos))
+
+
+def decoded_responses(
+    tokenizer: PreTrainedTokenizerBase, batch: ResponseBatch
+) -> list[DecodedResponse]:
+    """Text of every prompt and response, with the characters of each attended token."""
+    return [
+        decoded_response(tokenizer, prompt[prompt_mask].tolist(), ids[mask].tolist())
+        for prompt, prompt_mask, ids, mask in zip(
+            batch.prompt_ids,
+            batch.prompt_mask,
+            batch.response_ids,
+            attended_tokens(batch),
+            strict=True,
+        )
+    ]
+
+
+def projected_scores(
+    scores: ResponseScores,
+    response_mask: Bool[Tensor, "batch source"],
+    spans: list[list[Span]],
+    decoded: list[DecodedResponse],
+    time: int,
+) -> ResponseScores:
+    """The same scores in other tokens of the same responses.
+
+    Attention is shared by characters. The score of a prefix counts from the token that completes
+    it, so that no token is paid for what comes behind it.
+
+    Args:
+        scores: in the reward model's tokens.
+        response_mask: True on those of the response.
+        spans: character span of each of them.
+        decoded: the responses in the policy's tokens.
+        time: columns of the result.
+    """
+    target_spans = [row.spans for row in decoded]
+    attention, prefix_scores = scores.attention, scores.prefix_scores
+    if attention is not None:
+        words = [
+            source if source == row.spans else spans_of_words(source, row.response)
+            for source, row in zip(spans, decoded, strict=True)
+        ]
+        attention = _projected_rows(attention, words, target_spans, time, split="overlap")
+    if prefix_scores is not None:
+        steps = prefix_difference_credit(prefix_scores, response_mask)
+        steps = _projected_rows(steps, spans, target_spans, time, split="last")
+        prefix_scores = torch.cat([prefix_scores[:, :1], steps], dim=-1).cumsum(-1)
+    return ResponseScores(scores.sequence_scores, prefix_scores, attention)
+
+
+def _projected_rows(
+    values: Float[Tensor, "batch source"],
+    source_spans: list[list[Span]],
+    target_spans: list[list[Span]],
+    time: int,
+    *,
+    split: Literal["overlap", "last"],
+) -> Float[Tensor, "batch {time}"]:
+    projected = values.new_zeros(len(values), time)
+    for row, (source, target) in enumerate(zip(source_spans, target_spans, strict=True)):
+        if source:
+            projected[row, : len(target)] = project_token_scores(
+                values[row, : len(source)], source, target, split=split
+            )
+    return projected
+
+
+def ended_scores(
+    scores: ResponseScores, response_mask: Bool[Tensor, "batch time"]
+) -> ResponseScores:
+    """The same, with the sequence score, read behind closing tokens, as last counted prefix score.
+
+    Args:
+        scores: of responses; without prefix scores they stay as they are.
+        response_mask: True on response tokens that count.
+    """
+    if scores.prefix_scores is None:
+        return scores
+    end = last_true_index(response_mask)[:, None] + 1
+    prefix_scores = scores.prefix_scores.scatter(-1, end, scores.sequence_scores[:, None])
+    return replace(scores, prefix_scores=prefix_scores)
+
+
+def transformed_scores(
+    scores: ResponseScores, score_transform: ScoreTransform | None
+) -> ResponseScores:
+    """The same after a function of single scores, sequence scores first; None changes nothing."""
+    if score_transform is None:
+        return scores
+    return ResponseScores(
+        score_transform(scores.sequence_scores),
+        None if scores.prefix_scores is None else score_transform(scores.prefix_scores),
+        scores.attention,
+    )

@@ -1,0 +1,196 @@
+"""Whole responses scored by a classifier or by an implicit reward, in the same way."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from tokencredit.batch import Prompt
+from tokencredit.errors import DataError, NumericError
+from tokencredit.models.hf_loading import context_length, load_model, load_tokenizer, pad_token_id
+from tokencredit.scorers.fractions import fraction_scores
+from tokencredit.scorers.implicit import (
+    implicit_fraction_scores,
+    loaded_reference,
+    stored_reference,
+)
+from tokencredit.scorers.texts import loaded_reward_model
+from tokencredit.text.hf_rendering import Template, reads_eos
+from tokencredit.text.hf_token_rows import EncodedText, Truncation, encoded_texts
+
+Kind = Literal["classification", "implicit"]
+
+
+@dataclass(frozen=True)
+class ResponseScorer:
+    """A model of rewards with everything that it needs to read texts.
+
+    Attributes:
+        kind: what it is.
+        tokenizer: its own.
+        max_length: tokens that it reads; None where it does not say.
+        append_eos: whether it learnt on responses that end with the end of sequence; None where
+            it does not say.
+        reference: of an implicit reward; None for a classifier.
+        dpo_beta: of an implicit reward; None for a classifier.
+        row_scores: rows to the scores of the beginnings `FRACTIONS` of each, in nats.
+    """
+
+    kind: Kind
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int | None
+    append_eos: bool | None
+    reference: str | None
+    dpo_beta: float | None
+    row_scores: Callable[..., Float[Tensor, "rows fractions"]]
+
+
+def loaded_scorer(
+    name_or_path: str,
+    *,
+    kind: Kind | None = None,
+    reference: str | None = None,
+    dpo_beta: float | None = None,
+    pad_token: str | None = None,
+    **loading: Any,
+) -> ResponseScorer:
+    """A classifier, or a model trained by DPO with its reference.
+
+    Args:
+        name_or_path: a folder or a Hub id.
+        kind: None takes `implicit` where a reference is given or the configuration of the model
+            names one.
+        reference: of an implicit reward; None takes what the configuration says.
+        dpo_beta: of an implicit reward; None takes what the configuration says.
+        pad_token: token of the vocabulary to pad with, where the tokenizer names none.
+        **loading: as `load_model` takes it.
+
+    Raises:
+        ConfigError: an implicit reward without reference or dpo_beta.
+        ModelError: a model or tokenizer is not there or lacks what is needed.
+    """
+    trust = bool(loading.get("trust_remote_code", False))
+    if kind is None:
+        implicit = reference is not None or _names_reference(name_or_path, trust)
+        kind = "implicit" if implicit else "classification"
+    if kind == "classification":
+        classifier: Any
+        classifier, tokenizer = loaded_reward_model(name_or_path, pad_token=pad_token, **loading)
+        length, eos = context_length(classifier, tokenizer), reads_eos(classifier)
+        scores = partial(fraction_scores, classifier)
+        return ResponseScorer(kind, tokenizer, length, eos, None, None, scores)
+    tokenizer = load_tokenizer(name_or_path, pad_token=pad_token, trust_remote_code=trust)
+    pad_token_id(tokenizer)
+    model = load_model(AutoModelForCausalLM, name_or_path, **loading)
+    reference, dpo_beta = stored_reference(model.config, reference=reference, dpo_beta=dpo_beta)
+    frozen = loaded_reference(reference, tokenizer, **loading)
+    length, eos = context_length(model, tokenizer), reads_eos(model)
+    scores = partial(implicit_fraction_scores, model, frozen, dpo_beta=dpo_beta)
+    return ResponseScorer(kind, tokenizer, length, eos, reference, dpo_beta, scores)
+
+
+def _names_reference(name_or_path: str, trust_remote_code: bool) -> bool:
+    try:
+        found = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError):
+        return False  # what is wrong is said when the model is loaded
+    return getattr(found, "dpo_reference", None) is not None
+
+
+def scored_responses(
+    scorer: ResponseScorer,
+    prompts: Sequence[Prompt],
+    responses: Sequence[str],
+    *,
+    template: Template,
+    append_eos: bool,
+    max_length: int | None,
+    truncation: Truncation,
+    batch_size: int,
+) -> Iterator[Float[Tensor, "fractions"]]:
+    """Scores of the beginnings `FRACTIONS` of each response, in nats, one response after another.
+
+    Args:
+        scorer: the model.
+        prompts: texts or conversations, one per response.
+        responses: what is scored.
+        template: as in `encoded_prompts`.
+        append_eos: end plain responses with the end of sequence.
+        max_length: of prompt and response, in tokens; None cuts nothing.
+        truncation: what a longer row loses first.
+        batch_size: responses per forward pass; those of like length in the next 16 batches go
+            together.
+
+    Raises:
+        DataError: a conversation where texts are to be joined, or a row does not fit.
+        ModelError: messages and no chat template.
+        NumericError: a score is NaN or infinite.
+    """
+    pad_id = pad_token_id(scorer.tokenizer)
+    for at in range(0, len(responses), 16 * batch_size):
+        rows = encoded_texts(
+            scorer.tokenizer,
+            rendered_prompts(scorer.tokenizer, prompts[at : at + 16 * batch_size], template),
+            responses[at : at + 16 * batch_size],
+            append_eos=append_eos,
+            max_length=max_length,
+            truncation=truncation,
+        )
+        yield from _finite(scorer, rows, pad_id=pad_id, batch_size=batch_size, first=at)
+
+
+def _finite(
+    scorer: ResponseScorer, rows: list[EncodedText], *, pad_id: int, batch_size: int, first: int
+) -> Float[Tensor, "rows fractions"]:
+    scores = scorer.row_scores(rows, pad_id=pad_id, batch_size=batch_size, context=nullcontext())
+    bad = ~torch.isfinite(scores).all(-1)
+    if bool(bad.any()):
+        raise NumericError(
+            f"the model gives NaN or infinite scores to the responses "
+            f"{(bad.nonzero().flatten() + first).tolist()}; expected finite ones: look for NaN "
+            "weights, or load it in float32 or bfloat16 rather than float16"
+        )
+    return scores
+
+
+def reads_chats(tokenizer: PreTrainedTokenizerBase, template: Template) -> bool:
+    """Whether prompts are rendered with the chat template."""
+    return template == "chat" or (template == "auto" and tokenizer.chat_template is not None)
+
+
+def rendered_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], template: Template
+) -> list[Prompt]:
+    """Prompts as the template wants them: all conversations, or all texts.
+
+    Raises:
+        DataError: a conversation where texts are to be joined.
+    """
+    if reads_chats(tokenizer, template):
+        return [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
+    conversations = [prompt for prompt in prompts if not isinstance(prompt, str)]
+    if conversations:
+        raise DataError(
+            f"{len(conversations)} prompts are conversations, but template is {template!r} and the "
+            f"tokenizer {tokenizer.name_or_path!r} has "
+            f"{'no' if tokenizer.chat_template is None else 'a'} chat template; expected texts, or "
+            "template 'chat' and a tokenizer with a chat template"
+        )
+    return list(prompts)
+
+
+def rendered_text(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, template: Template
+) -> str:
+    """Prompt and response as one text, for files that show them."""
+    (rendered,) = rendered_prompts(tokenizer, [prompt], template)
+    if isinstance(rendered, str):
+        return rendered + response
+    messages = [*rendered, {"role": "assistant", "content": response}]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False))

@@ -1,0 +1,192 @@
+"""A reward model that another machine serves, in the place of a local one.
+
+The server says what the model says of its own tokens: sequence scores, prefix scores, attention.
+From there on everything is as with a local model, so that every credit works alike.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from tokencredit.batch import Prompt, ResponseBatch, ResponseScores
+from tokencredit.errors import ConfigError
+from tokencredit.models.hf_vocabularies import vocabulary_fingerprint
+from tokencredit.scorers.policy_tokens import (
+    ScoreTransform,
+    attended_tokens,
+    decoded_responses,
+    ended_scores,
+    ending_tokens,
+    projected_scores,
+    transformed_scores,
+)
+from tokencredit.server.answers import About, ScoredResponse
+from tokencredit.server.client import RewardServer, about, scored
+
+PREFIX_CREDITS = ("prefix-difference", "smoothed-prefix-difference", "segment")
+
+
+@dataclass(frozen=True)
+class ServedRewardModel:
+    """A served reward model as a policy sees it.
+
+    Attributes:
+        server: where it is.
+        about: what it says of itself.
+        policy_tokenizer: of the responses that it will score.
+        shares_vocabulary: whether it reads the policy's own token ids.
+    """
+
+    server: RewardServer
+    about: About
+    policy_tokenizer: PreTrainedTokenizerBase
+    shares_vocabulary: bool
+
+
+def served_reward_model(
+    server: RewardServer,
+    policy_tokenizer: PreTrainedTokenizerBase,
+    *,
+    credit: str,
+    attention_layer: int | None = None,
+) -> ServedRewardModel:
+    """The reward model at an address, asked once whether it has what a credit needs.
+
+    Args:
+        server: where it is.
+        policy_tokenizer: of the responses that it will score.
+        credit: that will be made from its scores.
+        attention_layer: that `attention` should read; None takes the server's.
+
+    Raises:
+        ServerError: it does not answer.
+        ConfigError: it wants another token, does not offer what the credit needs, or reads another
+            layer.
+    """
+    said = about(server)
+    needed = {"prefix-scores"} if credit in PREFIX_CREDITS else set()
+    needed |= {"attention"} if credit == "attention" else set()
+    if not needed <= set(said.details):
+        raise ConfigError(
+            f"credit {credit!r} needs {needed.pop()}, and the reward server at {server.address} "
+            f"offers {', '.join(said.details) or 'none'}; expected a server that offers it: start "
+            "it with other credit_methods, with a causal model for prefix scores, or choose "
+            "another credit"
+        )
+    if credit == "attention" and attention_layer not in (None, said.attention_layer):
+        raise ConfigError(
+            f"attention_layer is {attention_layer} and the reward server at {server.address} reads "
+            f"layer {said.attention_layer}; expected the same: change one of the two settings"
+        )
+    same = said.vocabulary == vocabulary_fingerprint(policy_tokenizer)
+    return ServedRewardModel(server, said, policy_tokenizer, same)
+
+
+def served_scores(
+    model: ServedRewardModel,
+    batch: ResponseBatch,
+    *,
+    attention: bool = False,
+    conversations: Sequence[Prompt] | None = None,
+    score_transform: ScoreTransform | None = None,
+) -> ResponseScores:
+    """What `policy_scores` says of the same responses, with the model in another process.
+
+    Args:
+        model: as `served_reward_model` returns it.
+        batch: responses of the policy.
+        attention: whether to ask for it.
+        conversations: what was asked, for a reward model that renders it itself; None takes the
+            text of the prompt's ids.
+        score_transform: applied to the sequence scores first and then to the prefix scores.
+
+    Raises:
+        ServerError: no answer in time, so often; or it is not what was asked for.
+        DataError: a text is longer than the reward model can read, or has no prompt.
+        NumericError: a score is NaN or infinite.
+    """
+    details = [name for name in model.about.details if attention or name != "attention"]
+    ids = model.about.template == "auto" and conversations is None and model.shares_vocabulary
+    if ids:
+        scores = _scores_of_ids(model, batch, details)
+    else:
+        scores = _scores_of_texts(model, batch, details, conversations)
+    device = batch.response_ids.device
+    scores = ResponseScores(
+        scores.sequence_scores.to(device),
+        None if scores.prefix_scores is None else scores.prefix_scores.to(device),
+        None if scores.attention is None else scores.attention.to(device),
+    )
+    return ended_scores(transformed_scores(scores, score_transform), batch.response_mask)
+
+
+def _scores_of_ids(
+    model: ServedRewardModel, batch: ResponseBatch, details: list[str]
+) -> ResponseScores:
+    """Scores of the policy's own ids, without an end of sequence that the model never saw."""
+    read = attended_tokens(batch)
+    if model.about.reads_eos is False:
+        read = read & ~ending_tokens(model.policy_tokenizer, batch)
+    texts = [
+        {"prompt_ids": prompt[mask].tolist(), "response_ids": response[real].tolist()}
+        for prompt, mask, response, real in zip(
+            batch.prompt_ids, batch.prompt_mask, batch.response_ids, read, strict=True
+        )
+    ]
+    rows = scored(model.server, texts, details=details, about=model.about)
+    scores = _as_tensors(rows, [real.nonzero()[:, 0].tolist() for real in read], read.shape[1])
+    if scores.attention is not None:
+        scores.attention.masked_fill_(~batch.response_mask.cpu(), 0.0)
+    return scores
+
+
+def _scores_of_texts(
+    model: ServedRewardModel,
+    batch: ResponseBatch,
+    details: list[str],
+    conversations: Sequence[Prompt] | None,
+) -> ResponseScores:
+    """Scores in the policy's tokens, made from those in the reward model's."""
+    decoded = decoded_responses(model.policy_tokenizer, batch)
+    prompts = [row.prompt for row in decoded] if conversations is None else conversations
+    ended = ending_tokens(model.policy_tokenizer, batch).any(-1).tolist()
+    texts = [
+        {"prompt": _asked(prompt, model.about), "response": row.response, "ended": end}
+        for prompt, row, end in zip(prompts, decoded, ended, strict=True)
+    ]
+    rows = scored(model.server, texts, details=details, about=model.about)
+    lengths = [len(row.token_ids) for row in rows]
+    time = max(1, *lengths)
+    scores = _as_tensors(rows, [list(range(length)) for length in lengths], time)
+    mask = torch.arange(time) < torch.tensor(lengths)[:, None]
+    spans = [row.spans for row in rows]
+    return projected_scores(scores, mask, spans, decoded, batch.response_mask.shape[1])
+
+
+def _asked(prompt: Prompt, about: About) -> Any:
+    """A prompt as the server takes it; an empty one is a message where there are messages."""
+    if isinstance(prompt, str):
+        return prompt or ([{"role": "user", "content": ""}] if about.renders_chats else "")
+    return [dict(message) for message in prompt]
+
+
+def _as_tensors(
+    rows: Sequence[ScoredResponse], columns: Sequence[Sequence[int]], time: int
+) -> ResponseScores:
+    """The rows of an answer as tensors, each number in the column of its token."""
+    prefix_scores, attention = torch.zeros(len(rows), time + 1), torch.zeros(len(rows), time)
+    for index, (row, places) in enumerate(zip(rows, columns, strict=True)):
+        at = torch.tensor(places, dtype=torch.long)
+        if row.prefix_scores is not None:
+            prefix_scores[index, 0] = row.prefix_scores[0]
+            prefix_scores[index, at + 1] = torch.tensor(row.prefix_scores[1:])
+        if row.attention is not None:
+            attention[index, at] = torch.tensor(row.attention)
+    return ResponseScores(
+        torch.tensor([row.sequence_score for row in rows]),
+        None if any(row.prefix_scores is None for row in rows) else prefix_scores,
+        None if any(row.attention is None for row in rows) else attention,
+    )

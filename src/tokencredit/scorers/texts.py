@@ -1,0 +1,87 @@
+"""Texts as a reward model reads them, and what it says about them."""
+
+from collections.abc import Sequence
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from tokencredit.batch import Prompt, ResponseScores
+from tokencredit.models.hf_loading import context_length, load_tokenizer, pad_token_id
+from tokencredit.reward_model.hf_scores import load_reward_model, score_responses
+from tokencredit.text.hf_encoding import EncodedResponses
+from tokencredit.text.hf_rendering import Template, encoded_prompts, reads_eos
+
+
+def loaded_reward_model(
+    name_or_path: str,
+    *,
+    dtype: str = "float32",
+    attn_implementation: str | None = None,
+    device: str | None = None,
+    pad_token: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """A reward model and its tokenizer, which has a pad token.
+
+    Raises:
+        ModelError: as `load_reward_model` and `load_tokenizer`, or there is no pad token.
+    """
+    model, tokenizer = load_reward_model(
+        name_or_path,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+    if pad_token is not None:
+        tokenizer = load_tokenizer(
+            name_or_path, pad_token=pad_token, trust_remote_code=trust_remote_code
+        )
+    pad_token_id(tokenizer)
+    return model, tokenizer
+
+
+def scored_texts(
+    reward_model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    responses: Sequence[str],
+    *,
+    template: Template = "auto",
+    attention_layer: int | None = None,
+    micro_batch_size: int | None = None,
+) -> tuple[EncodedResponses, ResponseScores]:
+    """Responses in the reward model's own tokens, and what it says about them.
+
+    They are whole responses, and end with the end of sequence if the model learnt on such.
+
+    Args:
+        reward_model: a sequence-classification model.
+        tokenizer: its tokenizer.
+        prompts: texts or conversations; an empty text stands for the start of a sequence.
+        responses: one per prompt.
+        template: as in `encoded_prompts`.
+        attention_layer: whose attention to record; None for none.
+        micro_batch_size: responses per forward pass; None for all at once.
+
+    Raises:
+        DataError, ModelError: as `encoded_prompts`.
+        NumericError: a score is NaN or infinite.
+    """
+    encoded = encoded_prompts(
+        tokenizer,
+        prompts,
+        responses,
+        template=template,
+        append_eos=bool(reads_eos(reward_model)),
+        max_length=context_length(reward_model, tokenizer),
+        device=next(reward_model.parameters()).device,
+    )
+    scores = score_responses(
+        reward_model,
+        encoded.batch,
+        attention_mask=encoded.attention_mask,
+        attention_layer=attention_layer,
+        micro_batch_size=micro_batch_size,
+    )
+    return encoded, scores

@@ -1,0 +1,166 @@
+"""Responses as a reward model over the vocabulary sees them: in reports, and while it guides."""
+
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from tokencredit.batch import ResponseBatch
+from tokencredit.errors import ModelError, TokenCreditWarning
+from tokencredit.evaluation.prefix_accuracy import FRACTIONS, scores_at_fractions
+from tokencredit.masking import last_true_index
+from tokencredit.models.hf_architecture import HEADS
+from tokencredit.models.hf_loading import load_model_and_info, load_tokenizer
+from tokencredit.models.hf_logprobs import response_logprobs, response_statistics
+from tokencredit.models.hf_vocabularies import require_same_vocabulary
+from tokencredit.reward_model.losses.vocabulary import token_values
+from tokencredit.text.hf_rendering import reads_eos
+from tokencredit.text.hf_token_rows import EncodedText, response_batch
+
+VocabularyObjective = Literal["farma", "genarm", "cd-fudge"]
+VocabularyMethod = Literal["farma", "genarm", "cd"]
+VOCABULARY_METHODS: tuple[str, ...] = get_args(VocabularyMethod)
+"""Methods of `generate` whose reward model is a language model."""
+
+
+def load_vocabulary_reward(
+    name_or_path: str, policy_tokenizer: PreTrainedTokenizerBase, *, method: str, **loading: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model that scores every next token of a policy, and its tokenizer.
+
+    Args:
+        name_or_path: a folder or a Hub id.
+        policy_tokenizer: of the model that is guided. Tokens that the reward model alone knows do
+            no harm, nor does a head that is wider than the tokenizer.
+        method: of `VOCABULARY_METHODS`; warns where the model was trained for another.
+        **loading: as `load_model` takes it.
+
+    Raises:
+        ModelError: nothing that can be loaded is there, weights of the language model are missing
+            (of a sequence classifier, say), or a token of the policy has another id there.
+    """
+    tokenizer = load_tokenizer(
+        name_or_path, trust_remote_code=bool(loading.get("trust_remote_code", False))
+    )
+    require_same_vocabulary(policy_tokenizer, tokenizer, argument="reward_model")
+    model, info = load_model_and_info(AutoModelForCausalLM, name_or_path, **loading)
+    scores = [key for key in info["unexpected_keys"] if set(key.split(".")) & HEADS]
+    if info["missing_keys"] or scores:
+        lacking, more = (", ".join(sorted(keys)[:3]) for keys in (info["missing_keys"], scores))
+        raise ModelError(
+            f"the weights of {name_or_path!r} lack {lacking or 'nothing'} and hold "
+            f"{more or 'nothing else'}; method {method!r} expected a causal language model, as "
+            "`train-vocabulary-reward` makes it: for a model with one score take another method, "
+            "such as 'pargs'"
+        )
+    trained = getattr(model.config, "vocabulary_objective", None)
+    if trained is not None and trained.removesuffix("-fudge") != method:
+        warnings.warn(
+            f"method is {method!r} and the reward model was trained by objective {trained!r}, "
+            f"whose logits mean something else; expected method {trained.removesuffix('-fudge')!r}",
+            TokenCreditWarning,
+            stacklevel=2,
+        )
+    return model, tokenizer
+
+
+def guiding_scores(method: str) -> Literal["logits", "logprobs"]:
+    """What a method adds to the log-probabilities of the policy, as `VocabScorer` names it."""
+    return "logprobs" if method == "genarm" else "logits"
+
+
+def vocabulary_prefix_scores(
+    model: PreTrainedModel,
+    batch: ResponseBatch,
+    *,
+    method: str,
+    over_tokens: Literal["sum", "mean"] = "sum",
+    micro_batch_size: int | None = None,
+) -> Float[Tensor, "batch time"]:
+    r"""What the model says of the text up to and with each response token.
+
+    .. math:: z_{y_t}(x, y_{<t}) \quad \text{or} \quad \sum_{i \le t} \log \pi_r(y_i | x, y_{<i})
+
+    Args:
+        model: a causal language model in evaluation mode.
+        batch: in its own tokens.
+        method: `genarm` for the second, anything else for the first.
+        over_tokens: of the second: `mean` divides by the number of tokens so far.
+        micro_batch_size: rows per forward pass; None for all.
+
+    Returns:
+        Float32, zero where `batch.response_mask` is False.
+
+    Raises:
+        DataError, ModelError, NumericError: as `response_statistics`.
+    """
+    if method != "genarm":
+        return response_statistics(model, batch, token_values, micro_batch_size=micro_batch_size)
+    logprobs = response_logprobs(model, batch, micro_batch_size=micro_batch_size)
+    mask = batch.response_mask.to(logprobs.device)
+    sums = logprobs.cumsum(-1)
+    if over_tokens == "mean":
+        sums = sums / mask.cumsum(-1).clamp(min=1)
+    return sums.masked_fill(~mask, 0.0)
+
+
+def vocabulary_sequence_scores(
+    model: PreTrainedModel, batch: ResponseBatch, *, method: str, eos_token_id: int | None
+) -> Float[Tensor, "batch"]:
+    """What the model says of whole responses: the last value, or the sum of log-probabilities.
+
+    An end of sequence is left out where the model was trained without. A response that is nothing
+    else scores 0.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        batch: in its own tokens.
+        method: as of `vocabulary_prefix_scores`.
+        eos_token_id: ends responses; None if nothing does.
+    """
+    mask = batch.response_mask
+    if eos_token_id is not None and reads_eos(model) is False:
+        mask = mask & (batch.response_ids != eos_token_id)
+        batch = ResponseBatch(batch.prompt_ids, batch.prompt_mask, batch.response_ids, mask)
+    scores = vocabulary_prefix_scores(model, batch, method=method)
+    last = last_true_index(mask).to(scores.device)
+    found = scores.gather(-1, last.clamp(min=0)[:, None])[:, 0]
+    return found.masked_fill(last < 0, 0.0)
+
+
+def vocabulary_fraction_scores(
+    model: PreTrainedModel,
+    rows: Sequence[EncodedText],
+    *,
+    method: str,
+    over_tokens: Literal["sum", "mean"],
+    pad_id: int,
+    batch_size: int,
+    context: AbstractContextManager[Any],
+) -> Float[Tensor, "rows fractions"]:
+    """Score of each response when 20, 40, 60, 80 and 100 % of it have been seen.
+
+    Args:
+        model: the trained one.
+        rows: prompts with their responses, which reach to the end of the row.
+        method: as of `vocabulary_prefix_scores`.
+        over_tokens: as there.
+        pad_id: fills padding.
+        batch_size: rows per forward pass, those of like length together.
+        context: autocast, or none.
+    """
+    model.eval()
+    order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
+    scores = torch.empty(len(rows), len(FRACTIONS))
+    for at in range(0, len(rows), batch_size):
+        some = order[at : at + batch_size]
+        batch = response_batch([rows[row] for row in some], pad_id=pad_id)
+        with context:
+            found = vocabulary_prefix_scores(model, batch, method=method, over_tokens=over_tokens)
+        scores[some] = scores_at_fractions(found.cpu(), batch.response_mask)
+    return scores

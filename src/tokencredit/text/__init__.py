@@ -1,0 +1,1 @@
+"""Texts, characters, tokens and segments."""

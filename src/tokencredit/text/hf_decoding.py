@@ -1,0 +1,142 @@
+"""Generated token ids to text, with the characters that each of them stands for.
+
+Ids that a policy generated are never tokenized again: the same text may have other tokens.
+Sentences and clauses are cut in the text and brought back to the tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from tokencredit.batch import ResponseBatch
+from tokencredit.masking import last_true_index
+from tokencredit.text.alignment import Span
+from tokencredit.text.sentences import text_segments
+
+# Ids before a token that its decoded text may depend on: leading-space rules, joined bytes.
+_DECODING_WINDOW = 8
+
+
+@dataclass(frozen=True)
+class DecodedResponse:
+    """The text of generated token ids, special tokens left out.
+
+    Attributes:
+        prompt: text of the prompt.
+        response: what the response's ids add to it.
+        spans: character span in `response` of each response id; empty for special tokens.
+    """
+
+    prompt: str
+    response: str
+    spans: list[Span]
+
+
+def token_spans(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[Span]:
+    """Character span of each of these ids in their decoded text, found by decoding alone.
+
+    Tokens that are parts of one character share its span. Special tokens, which are left out of
+    the text, have empty spans.
+    """
+    return decoded_response(tokenizer, [], ids).spans
+
+
+def decoded_response(
+    tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], response_ids: Sequence[int]
+) -> DecodedResponse:
+    """Text of a prompt and of what its response adds, and the characters of each response token.
+
+    The response is decoded behind its prompt, since many tokenizers drop the leading space of what
+    they decode alone. Bytes that begin a character at the end of the prompt count to the response.
+    """
+    ids = [*prompt_ids, *response_ids]
+    text = _decoded(tokenizer, ids)
+    border = len(_whole_characters(_decoded(tokenizer, ids[: len(prompt_ids)])))
+    positions = range(len(prompt_ids), len(ids))
+    ends = _text_ends(tokenizer, ids, positions, window=_DECODING_WINDOW)
+    if ends and border + ends[-1][0] != len(_whole_characters(text)):
+        ends = _text_ends(tokenizer, ids, positions, window=len(ids))
+    limit, spans, done, reached = len(text) - border, [], 0, 0
+    for end, has_begun in ends:
+        end = max(end, done)
+        stop = min(end + has_begun, limit)
+        # A token without text stands behind all that came before it.
+        spans.append((min(done, limit), stop) if stop > done else (reached, reached))
+        done, reached = end, max(reached, stop)
+    return DecodedResponse(text[:border], text[border:], spans)
+
+
+def _text_ends(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], positions: range, *, window: int
+) -> list[tuple[int, bool]]:
+    """Whole characters up to each position, and whether its token begins another one.
+
+    Where a window holds nothing but bytes of no character, what they count is known behind the last
+    of them alone, from a window that holds all of them.
+    """
+    special = set(tokenizer.all_special_ids)
+    plain = [id_ for id_ in ids if id_ not in special]
+    at = sum(id_ not in special for id_ in ids[: positions.start])
+    ends, total, anchor = [], 0, 0
+    for position in positions:
+        if ids[position] in special:
+            ends.append((total, False))
+            continue
+        first = max(0, at - window)
+        before, now = (_decoded(tokenizer, plain[first:end]) for end in (at, at + 1))
+        if first == 0 or not before or _whole_characters(before):
+            anchor = first
+        elif _whole_characters(now):
+            before, now = (_decoded(tokenizer, plain[anchor:end]) for end in (at, at + 1))
+        total += len(_whole_characters(now)) - len(_whole_characters(before))
+        ends.append((total, now.endswith("\ufffd")))
+        at += 1
+    return ends
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _whole_characters(text: str) -> str:
+    """The text without replacement characters at its end, where bytes are still missing."""
+    return text.rstrip("\ufffd")
+
+
+def response_text_segments(
+    tokenizer: PreTrainedTokenizerBase,
+    batch: ResponseBatch,
+    *,
+    kind: Literal["sentence", "clause"],
+) -> Int[Tensor, "batch time"]:
+    """Segment ids of a batch of responses, by the sentences or clauses of their text.
+
+    Tokens inside a response that the policy did not choose belong to its text, but to no segment;
+    special tokens that it chose, the end of sequence among them, belong to the segment before.
+
+    Args:
+        tokenizer: the policy's.
+        batch: prompts and responses; prompts are decoded too, since a first space depends on them.
+        kind: how finely to cut, as in `text_segments`.
+
+    Returns:
+        Segment ids, -1 outside `batch.response_mask`.
+
+    Raises:
+        ConfigError: `kind` is neither of the two.
+    """
+    segment_ids = torch.full_like(batch.response_ids, -1)
+    for row, end in enumerate((last_true_index(batch.response_mask) + 1).tolist()):
+        prompt = batch.prompt_ids[row][batch.prompt_mask[row]].tolist()
+        decoded = decoded_response(tokenizer, prompt, batch.response_ids[row, :end].tolist())
+        ids = text_segments(decoded.spans, decoded.response, kind=kind)
+        counts = batch.response_mask[row, :end]
+        # A segment that lies wholly outside the mask leaves no gap in the numbers.
+        chosen = torch.unique_consecutive(ids.to(counts.device)[counts], return_inverse=True)[1]
+        segment_ids[row, :end][counts] = chosen.to(segment_ids)
+    return segment_ids

@@ -1,0 +1,196 @@
+"""Prompts and responses as rows of token ids: cut, padded, and where scores are read."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from tokencredit.batch import Prompt, ResponseBatch
+from tokencredit.errors import DataError, ModelError
+from tokencredit.text.hf_encoding import encode_chats, encode_responses
+
+
+def left_padded(
+    rows: list[list[int]], pad_token_id: int
+) -> tuple[Int[Tensor, "batch prompt"], Bool[Tensor, "batch prompt"]]:
+    """Rows of ids as one tensor, padded on the left, and the mask of real tokens.
+
+    >>> left_padded([[5], [6, 7]], 0)
+    (tensor([[0, 5],
+            [6, 7]]), tensor([[False,  True],
+            [ True,  True]]))
+    """
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad_token_id] * (width - len(row)) + row for row in rows])
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids, torch.arange(width) >= width - lengths[:, None]
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """A prompt and its response as one row of token ids.
+
+    Attributes:
+        input_ids: prompt, response, and what the chat template or tokenizer puts behind it.
+        response_mask: True on response tokens.
+    """
+
+    input_ids: list[int]
+    response_mask: list[bool]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def start(self) -> int:
+        """Index of the first response token."""
+        return self.response_mask.index(True)
+
+
+def response_batch(rows: Sequence[EncodedText], *, pad_id: int) -> ResponseBatch:
+    """Rows as a batch whose responses reach to the end of the row."""
+    prompt = max(row.start for row in rows)
+    time = max(len(row) - row.start for row in rows)
+    shape = {"prompt": (len(rows), prompt), "response": (len(rows), time)}
+    ids = {name: torch.full(size, pad_id) for name, size in shape.items()}
+    mask = {name: torch.zeros(size, dtype=torch.bool) for name, size in shape.items()}
+    for index, row in enumerate(rows):
+        start, length = row.start, len(row) - row.start
+        ids["prompt"][index, prompt - start :] = torch.tensor(row.input_ids[:start])
+        mask["prompt"][index, prompt - start :] = True
+        ids["response"][index, :length] = torch.tensor(row.input_ids[start:])
+        mask["response"][index, :length] = True
+    return ResponseBatch(ids["prompt"], mask["prompt"], ids["response"], mask["response"])
+
+
+# For each token of a row: whether the score there is read.
+ReadAt = Callable[[EncodedText], list[bool]]
+
+
+def read_last_token(text: EncodedText) -> list[bool]:
+    """Only at the end of the row, where the whole is scored."""
+    return [False] * (len(text) - 1) + [True]
+
+
+def read_every_token(text: EncodedText) -> list[bool]:
+    """At each token of the response, and at the end of the row."""
+    return [*text.response_mask[:-1], True]
+
+
+def scored_rows(
+    rows: Sequence[EncodedText], *, pad_id: int, read_at: ReadAt
+) -> tuple[
+    Int[Tensor, "batch sequence"], Int[Tensor, "batch sequence"], Bool[Tensor, "batch sequence"]
+]:
+    """Token ids, attention mask, and where scores are read."""
+    ids, attention_mask, _ = right_padded(rows, pad_id=pad_id)
+    counted = torch.zeros_like(ids, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        counted[index, : len(row)] = torch.tensor(read_at(row))
+    return ids, attention_mask, counted
+
+
+Truncation = Literal["response-end", "prompt-start"]
+
+
+def encoded_texts(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    responses: Sequence[str],
+    *,
+    append_eos: bool,
+    max_length: int | None = None,
+    truncation: Truncation = "response-end",
+    chunk: int = 256,
+) -> list[EncodedText]:
+    """Every prompt and response as token ids, cut to `max_length`.
+
+    Args:
+        tokenizer: a fast one; conversations need its chat template.
+        prompts: texts, or all of them lists of messages; an empty text stands for the token that
+            begins a sequence.
+        responses: one text per prompt.
+        append_eos: end each response with the end of sequence; a chat template ends it itself.
+        max_length: in tokens; None cuts nothing.
+        truncation: what goes first: the end of the response, or the start of the prompt (and then,
+            with one token of it left, the end of the response).
+        chunk: texts encoded at a time.
+
+    Raises:
+        DataError: nothing of a response is left, or some prompts are texts and some messages.
+        ModelError: texts stand alone and the tokenizer has no token to begin them.
+    """
+    as_chats = {isinstance(prompt, list) for prompt in prompts}
+    if len(as_chats) > 1:
+        raise DataError("some prompts are texts and some are messages; expected one kind only")
+    rows: list[EncodedText] = []
+    for at in range(0, len(responses), chunk):
+        some, answers = prompts[at : at + chunk], responses[at : at + chunk]
+        if True in as_chats:
+            encoded = encode_chats(tokenizer, some, answers)  # type: ignore[arg-type]
+        else:
+            texts = [str(prompt) or sequence_start(tokenizer) for prompt in some]
+            encoded = encode_responses(tokenizer, texts, answers, append_eos=append_eos)
+        no_prompt = torch.zeros_like(encoded.batch.prompt_mask)
+        counts = torch.cat([no_prompt, encoded.batch.response_mask], dim=-1)
+        for ids, real, mask in zip(
+            encoded.batch.input_ids, encoded.attention_mask.bool(), counts, strict=True
+        ):
+            rows.append(EncodedText(ids[real].tolist(), mask[real].tolist()))
+    if max_length is None:
+        return rows
+    return [_shortened(row, number, max_length, truncation) for number, row in enumerate(rows)]
+
+
+def sequence_start(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of a prompt that is nothing but the token that begins a sequence.
+
+    Empty where the tokenizer adds that token by itself.
+
+    Raises:
+        ModelError: the tokenizer has no such token.
+    """
+    first = tokenizer("a")["input_ids"][0]
+    if first in tokenizer.all_special_ids:
+        return ""
+    if tokenizer.bos_token is None:
+        raise ModelError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no token that begins a sequence; "
+            "expected one for texts without a prompt: set tokenizer.bos_token, or give prompts"
+        )
+    return str(tokenizer.bos_token)
+
+
+def _shortened(row: EncodedText, number: int, length: int, truncation: Truncation) -> EncodedText:
+    ids, mask = row.input_ids, row.response_mask
+    if truncation == "prompt-start":
+        cut = max(0, min(len(ids) - length, row.start - 1))
+        ids, mask = ids[cut:], mask[cut:]
+    if True not in mask[:length]:
+        raise DataError(
+            f"the prompt of row {number} has {row.start} tokens and leaves none of max_length "
+            f"{length} to its response; expected a shorter prompt, a larger max_length, or "
+            "truncation='prompt-start'"
+        )
+    return EncodedText(ids[:length], mask[:length])
+
+
+def right_padded(
+    rows: Sequence[EncodedText], *, pad_id: int
+) -> tuple[
+    Int[Tensor, "batch sequence"], Int[Tensor, "batch sequence"], Bool[Tensor, "batch sequence"]
+]:
+    """Token ids, attention mask and response mask of rows, padded on the right."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad_id)
+    attention_mask = torch.zeros_like(ids)
+    response_mask = torch.zeros_like(ids, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row.input_ids)
+        attention_mask[index, : len(row)] = 1
+        response_mask[index, : len(row)] = torch.tensor(row.response_mask)
+    return ids, attention_mask, response_mask

@@ -1,0 +1,242 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from saved_models import save_reward_model
+from tiny_models import tiny_model
+from tiny_tokenizers import CHAT_TEMPLATE, SlowTokenizer, byte_level
+
+from tokencredit.errors import ConfigError, DataError, ModelError, NumericError, RunFolderError
+from tokencredit.recipes.credit.score_tokens import ScoreTokensConfig, score_tokens
+from tokencredit.reward_model.hf_scores import load_reward_model
+from tokencredit.scorers.texts import loaded_reward_model
+from tokencredit.scorers.token_scores import CREDIT_NAMES
+
+ROWS = [
+    {"prompt": "the film is", "response": " a good café 日本 🙂 plot"},
+    {"prompt": "one slow scene , then", "response": " bad"},
+    {"prompt": "a", "response": " very good film , then a bad one"},
+]
+
+
+def save_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def settings(tmp_path):
+    save_reward_model(tmp_path / "model", byte_level())
+    return {
+        "reward_model": str(tmp_path / "model"),
+        "data": save_rows(tmp_path / "data.jsonl", ROWS),
+        "output": str(tmp_path / "out" / "scores.jsonl"),
+        "progress": False,
+    }
+
+
+def scored(**settings):
+    path = score_tokens(ScoreTokensConfig(**settings))
+    return [json.loads(line) for line in path.open()]
+
+
+def loaded_model(settings):
+    return load_reward_model(settings["reward_model"])
+
+
+@pytest.mark.parametrize("credit", CREDIT_NAMES)
+def test_rows_sum_to_the_models_own_scores(settings, credit):
+    model, tokenizer = loaded_model(settings)
+    rows = scored(**settings, credit=credit)
+    assert len(rows) == len(ROWS)
+    for given, row in zip(ROWS, rows, strict=True):
+        assert (row["prompt"], row["response"]) == (given["prompt"], given["response"])
+        ids = tokenizer(row["prompt"] + row["response"], return_tensors="pt")["input_ids"]
+        start = len(tokenizer(row["prompt"])["input_ids"])
+        score = model(input_ids=ids).logits.item()
+        before = model(input_ids=ids[:, :start]).logits.item()
+        assert row["sequence_score"] == pytest.approx(score, abs=1e-4)
+        paid = score - before if credit == "prefix-difference" else score
+        assert sum(row["token_scores"]) == pytest.approx(paid, abs=1e-4)
+        assert len(row["tokens"]) == len(row["spans"]) == len(row["token_scores"])
+        assert row["tokens"] == [row["response"][a:b] for a, b in row["spans"]]
+
+
+def test_a_model_that_learnt_with_the_end_of_sequence_reads_it(settings, tmp_path):
+    model, tokenizer = loaded_model(settings)
+    model.config.eos_appended = True
+    model.save_pretrained(tmp_path / "model")
+    row = scored(**settings)[1]
+    ids = tokenizer(row["prompt"] + row["response"])["input_ids"] + [tokenizer.eos_token_id]
+    score = model(input_ids=torch.tensor([ids])).logits.item()
+    assert row["sequence_score"] == pytest.approx(score, abs=1e-4)
+    assert row["tokens"][-1] == "<eos>"
+    assert row["spans"][-1] == [len(row["response"])] * 2
+
+
+def test_the_batch_size_changes_nothing(settings):
+    together, alone = scored(**settings), scored(**settings, batch_size=1)
+    for one, other in zip(together, alone, strict=True):
+        assert one["token_scores"] == pytest.approx(other["token_scores"], abs=1e-5)
+
+
+def test_a_limit_takes_the_first_rows(settings):
+    assert [row["prompt"] for row in scored(**settings, limit=2)] == [
+        "the film is",
+        ROWS[1]["prompt"],
+    ]
+
+
+def test_other_columns(settings, tmp_path):
+    rows = [{"question": row["prompt"], "answer": row["response"]} for row in ROWS]
+    settings["data"] = save_rows(tmp_path / "other.jsonl", rows)
+    with pytest.raises(DataError, match=r"no column 'prompt'.*\['question', 'answer'\]"):
+        score_tokens(ScoreTokensConfig(**settings))
+    assert scored(**settings, prompt_column="question", response_column="answer")
+
+
+def test_texts_without_prompts_stand_behind_the_first_token(settings, tmp_path):
+    settings["data"] = save_rows(tmp_path / "texts.jsonl", [{"text": "a good film"}])
+    model, tokenizer = loaded_model(settings)
+    (row,) = scored(**settings, text_column="text", credit="terminal")
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer("a good film")["input_ids"]]])
+    assert row["sequence_score"] == pytest.approx(model(input_ids=ids).logits.item(), abs=1e-4)
+    assert "".join(row["tokens"]) == "a good film"
+
+
+def test_conversations_are_rendered(settings, tmp_path):
+    tokenizer = byte_level(chat_template=CHAT_TEMPLATE)
+    model = save_reward_model(tmp_path / "model", tokenizer)
+    message = {"role": "user", "content": "rate this film"}
+    prompts = ([message], "rate this film")
+    settings["data"] = save_rows(
+        tmp_path / "chats.jsonl", [{"prompt": prompt, "response": "good"} for prompt in prompts]
+    )
+    rows = scored(**settings)
+    messages = [message, {"role": "assistant", "content": "good"}]
+    ids = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=False)
+    for row in rows:
+        assert row["sequence_score"] == pytest.approx(model(input_ids=ids).logits.item(), abs=1e-4)
+        assert row["tokens"][-1].endswith("d")
+    plain = scored(**{**settings, "data": save_rows(tmp_path / "d", ROWS)}, template="plain")
+    ids = tokenizer(ROWS[1]["prompt"] + ROWS[1]["response"], return_tensors="pt")["input_ids"]
+    score = model(input_ids=ids).logits.item()
+    assert plain[1]["sequence_score"] == pytest.approx(score, abs=1e-4)
+
+
+def test_without_output_a_table_is_printed(settings, capsys):
+    settings["output"] = None
+    assert score_tokens(ScoreTokensConfig(**settings)) is None
+    printed = capsys.readouterr().out
+    assert "·good" in printed
+    assert printed.count("whole response") == len(ROWS)
+
+
+def test_markup_in_tokens_is_printed_as_it_is(settings, tmp_path, capsys):
+    settings["data"] = save_rows(tmp_path / "m.jsonl", [{"prompt": "a", "response": "[bold]x[/]"}])
+    score_tokens(ScoreTokensConfig(**{**settings, "output": None}))
+    assert "[" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"reward_model": "./nowhere"}, ModelError, "there is no folder './nowhere'"),
+        ({"reward_model": "no-owner/no-model"}, ModelError, "cannot load a model"),
+        ({"data": "./nowhere.jsonl"}, DataError, "nowhere"),
+        ({"output": "scores.txt"}, ConfigError, r"ends in \.jsonl"),
+        ({"batch_size": 0}, ConfigError, "batch_size is 0"),
+        ({"text_column": "t", "template": "chat"}, ConfigError, "stand alone"),
+        ({"pad_token": "<nowhere>"}, ModelError, "not in the vocabulary"),
+    ],
+)
+def test_settings_that_cannot_be(settings, changes, error, message):
+    with pytest.raises(error, match=message):
+        score_tokens(ScoreTokensConfig(**{**settings, **changes}))
+    assert not Path(settings["output"]).exists()
+
+
+def test_an_unknown_credit(settings, unchecked):
+    with pytest.raises(ConfigError, match="did you mean 'attention'"):
+        ScoreTokensConfig(**settings, credit="atention")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "no rows|empty"),
+        ([{"prompt": "a", "response": ""}], "not empty"),
+        ([{"prompt": "", "response": "a"}], "not empty"),
+        ([*ROWS, {"prompt": "good " * 200, "response": "a"}], "rows 0 to 3.*row 3 has .* at most"),
+    ],
+)
+def test_rows_that_cannot_be_scored(settings, tmp_path, rows, message):
+    settings["data"] = save_rows(tmp_path / "bad.jsonl", rows)
+    with pytest.raises(DataError, match=message):
+        score_tokens(ScoreTokensConfig(**settings))
+    assert list((tmp_path / "out").glob("*")) == []
+
+
+def test_more_than_two_outputs(settings, tmp_path):
+    save_reward_model(tmp_path / "model", byte_level(), num_labels=3)
+    with pytest.raises(ModelError, match="3 outputs"):
+        score_tokens(ScoreTokensConfig(**settings))
+
+
+def test_two_outputs_give_their_difference(settings, tmp_path):
+    model = save_reward_model(tmp_path / "model", byte_level(), num_labels=2)
+    row = scored(**settings)[1]
+    ids = byte_level()(row["prompt"] + row["response"], return_tensors="pt")["input_ids"]
+    logits = model(input_ids=ids).logits[0]
+    assert row["sequence_score"] == pytest.approx((logits[1] - logits[0]).item(), abs=1e-4)
+
+
+def test_a_pad_token_can_be_named(settings, tmp_path):
+    """Which one it is changes no score, the end of sequence included."""
+    usual = scored(**settings)
+    save_reward_model(tmp_path / "model", byte_level(pad_token=None))
+    with pytest.raises(ModelError, match="no pad token"):
+        loaded_reward_model(settings["reward_model"])
+    with pytest.raises(ModelError, match="no pad token"):
+        score_tokens(ScoreTokensConfig(**settings))
+    for token in ("<unk>", "<eos>"):
+        for one, other in zip(usual, scored(**settings, pad_token=token), strict=True):
+            assert one["token_scores"] == pytest.approx(other["token_scores"], abs=1e-5)
+
+
+def test_a_tokenizer_without_offsets(settings, monkeypatch):
+    model, _ = loaded_model(settings)
+    monkeypatch.setattr(
+        "tokencredit.scorers.texts.load_reward_model",
+        lambda *_, **__: (model, SlowTokenizer()),
+    )
+    with pytest.raises(ModelError, match="cannot give character offsets"):
+        score_tokens(ScoreTokensConfig(**settings, text_column=None))
+
+
+def test_scores_that_are_not_numbers_leave_no_file(settings, tmp_path):
+    model = tiny_model("gpt2", vocab_size=len(byte_level()), max_position_embeddings=128)
+    model.score.weight.data.fill_(math.nan)
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(NumericError):
+        score_tokens(ScoreTokensConfig(**settings))
+    assert list((tmp_path / "out").glob("*")) == []
+
+
+def test_an_old_file_stays_whole_until_the_new_one_is(settings, tmp_path):
+    scored(**settings)
+    before = (tmp_path / "out" / "scores.jsonl").read_text()
+    too_long = {"prompt": "a b " * 99, "response": "a"}
+    settings["data"] = save_rows(tmp_path / "b.jsonl", [too_long])
+    with pytest.raises(DataError):
+        score_tokens(ScoreTokensConfig(**settings))
+    assert (tmp_path / "out" / "scores.jsonl").read_text() == before
+
+
+def test_an_output_that_cannot_be_written(settings, tmp_path):
+    (tmp_path / "file").write_text("")
+    settings["output"] = str(tmp_path / "file" / "scores.jsonl")
+    with pytest.raises(RunFolderError, match="cannot be written"):
+        score_tokens(ScoreTokensConfig(**settings))

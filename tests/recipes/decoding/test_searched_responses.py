@@ -1,0 +1,149 @@
+"""`generate` with methods that search: settings, models, and what was read."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from saved_models import save_reward_model
+from tiny_policy import PROMPTS, write_models
+from tiny_tokenizers import byte_level
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tokencredit.cli import _parsed
+from tokencredit.errors import ConfigError, DataError, ModelError
+from tokencredit.recipes.decoding.generate import GenerateConfig, generate
+from tokencredit.recipes.run_folder import read_jsonl
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "cards": {"target_reward": 2.0, "entropy_threshold": 1.0, "max_proposals": 4},
+    "chunk-beam": {"n": 3, "chunk_tokens": 2, "beams": 2},
+    "tree-bon": {"n": 4, "layers": 3},
+    "speculative-rejection": {"n": 4, "chunk_tokens": 2},
+    "implicit-beam": {"beams": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = write_models(tmp_path_factory.mktemp("searched"))
+    policy = AutoModelForCausalLM.from_pretrained(folder / "policy")
+    with torch.no_grad():
+        policy.lm_head.weight *= 1.5
+    policy.save_pretrained(folder / "dpo")
+    AutoTokenizer.from_pretrained(folder / "policy").save_pretrained(folder / "dpo")
+    return folder
+
+
+def config(models: Path, output: Path, method: str, **changes: Any) -> GenerateConfig:
+    settings: dict[str, Any] = {
+        "policy": str(models / "policy"),
+        "reward_model": str(models / "reward"),
+        "prompts": str(models / "prompts.jsonl"),
+        "output": str(output),
+        "method": method,
+        "max_new_tokens": 6,
+        "progress": False,
+    }
+    if method in ("tree-bon", "implicit-beam"):
+        settings["implicit_model"] = str(models / "dpo")
+    return GenerateConfig(**settings | SETTINGS.get(method, {}) | changes)
+
+
+def found(models: Path, output: Path, method: str, **changes: Any) -> tuple[list[dict], dict]:
+    rows = read_jsonl(generate(config(models, output, method, **changes)))
+    return rows, json.loads((output / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize("method", SETTINGS)
+def test_what_was_read_is_reported(models, tmp_path, method):
+    rows, metrics = found(models, tmp_path / "out", method)
+    tokens = sum(len(row["token_ids"]) for row in rows)
+    for name in ("lm_positions", "reward_positions"):
+        assert all(row[name] > len(row["token_ids"]) for row in rows)
+        per_token = sum(row[name] for row in rows) / tokens
+        assert metrics[f"{name}_per_token"] == pytest.approx(per_token)
+    assert "kl" not in metrics
+
+
+def test_what_sampling_reads(models, tmp_path):
+    rows, plain = found(models, tmp_path / "one", "unguided")
+    tokenizer = AutoTokenizer.from_pretrained(models / "policy")
+    for prompt, row in zip(PROMPTS, rows, strict=True):
+        length = len([t for t in tokenizer(prompt)["input_ids"] if t != tokenizer.eos_token_id])
+        assert row["lm_positions"] == length + len(row["token_ids"]) - 1
+        assert row["reward_positions"] == 0
+    _, best = found(models, tmp_path / "best", "best-of-n", n=4)
+    assert best["lm_positions_per_token"] > 2 * plain["lm_positions_per_token"]
+    assert best["reward_positions_per_token"] > best["lm_positions_per_token"]
+
+
+@pytest.mark.parametrize("method", ["cards", "chunk-beam", "tree-bon", "speculative-rejection"])
+def test_searching_finds_better_than_sampling(models, tmp_path, method):
+    _, plain = found(models, tmp_path / "plain", "unguided")
+    rows, metrics = found(models, tmp_path / "out", method)
+    assert metrics["score"] > plain["score"]
+    again, _ = found(models, tmp_path / "again", method)
+    assert [row["token_ids"] for row in again] == [row["token_ids"] for row in rows]
+
+
+def test_a_reward_model_with_another_tokenizer(models, tmp_path):
+    save_reward_model(tmp_path / "other", byte_level(bos=True))
+    other = str(tmp_path / "other")
+    for method in ("cards", "chunk-beam"):
+        rows, metrics = found(models, tmp_path / method, method, reward_model=other)
+        assert len(rows) == len(PROMPTS)
+        assert math.isfinite(metrics["score"])
+
+
+def test_the_command_line_knows_the_settings():
+    words = "--policy p --reward_model r --prompts q --output o --method cards --target_reward 2"
+    parsed = _parsed("generate", GenerateConfig, words.split())
+    assert (parsed.method, parsed.target_reward, parsed.max_proposals) == ("cards", 2.0, 20)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "message"),
+    [
+        ("cards", {"target_reward": None}, "target_reward is not given"),
+        ("cards", {"guidance_beta": 1.0}, "expected a method that is guided"),
+        ("cards", {"max_proposals": 0}, "max_proposals is 0"),
+        ("chunk-beam", {"chunk_tokens": 0}, "chunk_tokens is 0"),
+        ("chunk-beam", {"beams": 0}, "beams is 0"),
+        ("tree-bon", {"implicit_model": None}, "implicit_model is None"),
+        ("tree-bon", {"n": 5}, "n is 5 and children 2"),
+        ("tree-bon", {"children": 0}, "children is 0"),
+        ("tree-bon", {"layers": 7}, "layers is 7"),
+        ("pargs", {"implicit_model": "dpo"}, "implicit_model is 'dpo'"),
+        ("pargs", {"implicit_reference": "sft"}, "without implicit_model"),
+    ],
+)
+def test_settings_that_do_not_fit(models, tmp_path, method, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        config(models, tmp_path, method, **changes)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "message"),
+    [
+        ("cards", {"acceptance_beta": -1.0}, "acceptance_beta is -1.0"),
+        ("cards", {"threshold_start": 2.0}, "threshold_start is 2.0"),
+        ("speculative-rejection", {"rejection_share": 1.0}, "rejection_share is 1.0"),
+    ],
+)
+def test_settings_that_the_search_refuses(models, tmp_path, method, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        found(models, tmp_path / "out", method, **changes)
+
+
+def test_an_implicit_model_that_reads_other_ids(models, tmp_path):
+    save_reward_model(tmp_path / "other", byte_level())
+    with pytest.raises(ModelError, match=r"implicit_model .* has another vocabulary"):
+        found(models, tmp_path / "out", "implicit-beam", implicit_model=str(tmp_path / "other"))
+
+
+def test_responses_that_do_not_fit(models, tmp_path):
+    with pytest.raises(DataError, match="reads at most 64"):
+        found(models, tmp_path / "out", "chunk-beam", max_new_tokens=64)

@@ -1,0 +1,157 @@
+"""Every method gets the same grid and seeds; what is done is not done again."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_policy import write_models
+
+from tokencredit.errors import ConfigError, DataError, RunFolderError
+from tokencredit.recipes.policy.compare_learning import (
+    CompareLearningConfig,
+    LearningRun,
+    best_points,
+    compare_learning,
+)
+from tokencredit.recipes.policy.learning_report import COLUMNS, learning_rows
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return write_models(tmp_path_factory.mktemp("compared"))
+
+
+def settings_file(models: Path, folder: Path, **changes) -> str:
+    settings = {
+        "policy": str(models / "policy"),
+        "reward_model": str(models / "reward"),
+        "held_out_reward_model": str(models / "held-out"),
+        "prompts": str(models / "prompts.jsonl"),
+        "steps": 2,
+        "batch_size": 2,
+        "ppo_epochs": 1,
+        "max_new_tokens": 4,
+        "device": "cpu",
+        **changes,
+    }
+    path = folder / "ppo.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return str(path)
+
+
+def comparison(models: Path, folder: Path, **changes) -> CompareLearningConfig:
+    settings = {
+        "settings": settings_file(models, folder),
+        "output": str(folder / "out"),
+        "methods": {"terminal": {"credit": "terminal"}, "even": {"credit": "uniform"}},
+        "learning_rates": (1e-3,),
+        "gae_lambdas": (0.9, 1.0),
+        "tuning_seeds": 1,
+        "seeds": 2,
+        "progress": False,
+        **changes,
+    }
+    return CompareLearningConfig(**settings)
+
+
+def test_runs_the_grid_then_the_seeds_and_reports_every_method(models, tmp_path):
+    report = compare_learning(comparison(models, tmp_path))
+    names = {file.stem for file in (tmp_path / "out" / "curves").glob("*.json")}
+    assert len(names) == 2 * (2 + 1)
+    assert {"terminal_lr0.001_lam0.9_seed0", "even_lr0.001_lam1_seed0"} <= names
+    rows = json.loads((tmp_path / "out" / "learning.json").read_text())
+    assert [row["method"] for row in rows] == ["terminal", "even"]
+    assert all(row["seeds"] == "2" and row["held-out, last 20"] != "-" for row in rows)
+    assert report.read_text().count("data:image/png") == 2
+    assert (tmp_path / "out" / "learning.md").read_text().startswith("| method | seeds |")
+
+
+def test_a_second_call_runs_nothing_and_a_new_method_only_itself(models, tmp_path):
+    config = comparison(models, tmp_path, gae_lambdas=(0.9,), seeds=1)
+    compare_learning(config)
+    curves = tmp_path / "out" / "curves"
+    marked = curves / "even_lr0.001_lam0.9_seed0.json"
+    curve = json.loads(marked.read_text())
+    marked.write_text(json.dumps({**curve, "score": [50.0, 50.0]}))
+    methods = {**config.methods, "attention": {"credit": "attention"}}
+    compare_learning(comparison(models, tmp_path, gae_lambdas=(0.9,), seeds=1, methods=methods))
+    rows = json.loads((tmp_path / "out" / "learning.json").read_text())
+    assert {row["method"]: row["mean"] for row in rows}["even"] == "50.00"
+    assert len(list(curves.iterdir())) == 3
+
+
+def test_true_reward_of_the_built_in_task_is_a_curve(models, tmp_path):
+    compare_learning(
+        comparison(models, tmp_path, gae_lambdas=(0.9,), seeds=1, judged_by="true_reward")
+    )
+    curve = json.loads((tmp_path / "out" / "curves" / "even_lr0.001_lam0.9_seed0.json").read_text())
+    assert len(curve["true_reward"]) == len(curve["score"]) == 2
+
+
+def test_the_best_point_is_that_of_the_best_mean_over_tuning_seeds(tmp_path):
+    scores = {(0.1, 0.9, 0): 1.0, (0.1, 0.9, 1): 5.0, (0.2, 0.9, 0): 4.0, (0.2, 0.9, 1): 1.0}
+    runs = []
+    for (rate, lam, seed), score in scores.items():
+        run = LearningRun("a", rate, lam, seed)
+        (tmp_path / f"{run.name}.json").write_text(json.dumps({"score": [score - 1, score + 1]}))
+        runs.append(run)
+    assert best_points(runs, tmp_path) == {"a": (0.1, 0.9)}
+
+
+def test_rows_say_when_the_best_of_terminal_is_reached():
+    def curve(values: list[float]) -> dict[str, list[float]]:
+        return {"score": values, "kl": [1.0] * len(values)}
+
+    slow = [curve([0.0] * 10 + [1.0] * 10)]
+    fast = [curve([1.0] * 20)]
+    never = [curve([0.5] * 20)]
+    curves = {"terminal": slow, "fast": fast, "never": never}
+    rows = learning_rows(curves, dict.fromkeys(curves, (1e-3, 0.9)), "score")
+    steps = [dict(zip(COLUMNS, row, strict=True))["terminal's best at step"] for row in rows]
+    shares = [row[-1] for row in rows]
+    assert steps == ["15", "5", "not reached"]
+    assert shares == ["1.00", "0.33", "-"]
+
+
+def test_curves_of_other_settings_are_not_mixed_in(models, tmp_path):
+    config = comparison(models, tmp_path, gae_lambdas=(0.9,), seeds=1)
+    compare_learning(config)
+    settings_file(models, tmp_path, max_new_tokens=3)
+    with pytest.raises(RunFolderError, match="other settings"):
+        compare_learning(config)
+
+
+def test_a_missing_settings_file_is_named(tmp_path):
+    config = CompareLearningConfig(settings=str(tmp_path / "no.yaml"), output=str(tmp_path / "o"))
+    with pytest.raises(DataError, match=r"no\.yaml"):
+        compare_learning(config)
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_misspelt_setting_of_a_method_is_named(models, tmp_path):
+    config = comparison(models, tmp_path, methods={"a": {"credits": "uniform"}})
+    with pytest.raises(ConfigError, match="'a' has the settings credits"):
+        compare_learning(config)
+
+
+def test_settings_that_the_comparison_chooses_may_not_be_set(models, tmp_path):
+    config = comparison(models, tmp_path)
+    settings_file(models, tmp_path, seed=3, learning_rate=1e-3)
+    with pytest.raises(ConfigError, match="sets learning_rate, seed"):
+        compare_learning(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"seeds": 0}, "seeds is 0"), ({"learning_rates": ()}, "at least one of each")],
+)
+def test_sizes_are_positive(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        CompareLearningConfig(settings="s", output="o", **changes)
+
+
+@pytest.mark.parametrize("name", ["../away", "/away", "a/b", "a\x00"])
+def test_names_of_methods_do_not_lead_out_of_the_folder(name):
+    with pytest.raises(ConfigError, match="without slashes"):
+        CompareLearningConfig("settings.yaml", output="out", methods={name: {}})

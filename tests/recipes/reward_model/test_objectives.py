@@ -1,0 +1,105 @@
+from contextlib import nullcontext
+
+import pytest
+import torch
+from tiny_models import tiny_model
+from tiny_reward_training import config, loss_of
+from tiny_tokenizers import byte_level
+
+from tokencredit.recipes.reward_model.examples import Judged, read_segment_ends
+from tokencredit.recipes.reward_model.objectives import reward_loss
+from tokencredit.reward_model.losses.pairs import (
+    prefix_bradley_terry_loss,
+    prefix_classification_loss,
+    prefix_regression_loss,
+    segment_bradley_terry_loss,
+)
+from tokencredit.reward_model.losses.values import q_classification_loss, q_value_loss
+from tokencredit.scorers.fractions import fraction_scores, running_segment_means
+from tokencredit.text.hf_token_rows import EncodedText, read_every_token
+
+
+def row(length: int, first: int = 3) -> EncodedText:
+    return EncodedText([2, *range(first, first + length)], [False] + [True] * length)
+
+
+def test_objective_and_positions_name_the_loss():
+    scores, targets = torch.randn(2, 3), torch.tensor([1.0, 0.0])
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    for objective, positions, expected in (
+        ("classification", "every", prefix_classification_loss(scores, targets, mask)),
+        ("regression", "every", prefix_regression_loss(scores, targets, mask)),
+        ("classification", "bootstrapped", q_classification_loss(scores, targets, mask)),
+        ("regression", "bootstrapped", q_value_loss(scores, targets, mask)),
+    ):
+        loss = reward_loss(scores, mask, targets, objective=objective, positions=positions)
+        torch.testing.assert_close(loss, expected)
+    looks_ahead = reward_loss(scores, mask, targets, objective="regression",
+                              positions="bootstrapped", bootstrap_lambda=1.0)  # fmt: skip
+    torch.testing.assert_close(looks_ahead, prefix_regression_loss(scores, targets, mask))
+
+
+def test_strengths_and_margins_reach_every_loss_of_pairs():
+    scores, margin, strength = torch.randn(4, 3), torch.rand(2), torch.tensor([3.0, 0.5])
+    mask = torch.ones(4, 3, dtype=torch.bool)
+    for positions, loss in (
+        ("every", prefix_bradley_terry_loss), ("segments", segment_bradley_terry_loss)
+    ):  # fmt: skip
+        expected = loss(
+            scores[:2], scores[2:], mask[:2], mask[2:], margin=margin, strength=strength
+        )
+        found = reward_loss(
+            scores, mask, margin, strength, objective="bradley-terry", positions=positions
+        )
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_segment_per_token_is_the_mean_of_all_prefixes(tmp_path):
+    """The scores are averaged before they are compared, not the losses afterwards."""
+    model, tokenizer = tiny_model("llama").eval(), byte_level()
+    settings = config(tmp_path, tmp_path / "rm", positions="segments", segment_length=1)
+    pair = Judged((row(4), row(2, first=9)), 0.0)
+    read_at = read_segment_ends(settings, tokenizer)
+    options = {"objective": "bradley-terry", "positions": "segments"}
+    means = []
+    for text in pair.responses:
+        ids = torch.tensor([text.input_ids])
+        scores = [model(ids[:, : end + 1]).logits[0, 0] for end in range(1, len(text))]
+        means.append(torch.stack(scores).mean())
+    expected = torch.nn.functional.softplus(means[1] - means[0])
+    loss = loss_of(model, [pair], tokenizer, read_at, **options)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    per_prefix = loss_of(model, [pair], tokenizer, read_every_token, objective="bradley-terry")
+    assert abs(loss - per_prefix) > 1e-3
+
+
+def test_running_means_literal():
+    scores = torch.tensor([[1.0, 3.0, 8.0, 5.0], [2.0, 4.0, float("nan"), float("nan")]])
+    mask = torch.tensor([[True] * 4, [True, True, False, False]])
+    ends = torch.tensor([[False, True, False, True], [True, True, False, False]])
+    means = running_segment_means(scores, ends, mask)
+    assert means[0].tolist() == [1.0, 3.0, (3 + 8) / 2, (3 + 5) / 2]
+    assert means[1, :2].tolist() == [2.0, 3.0]
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_a_beginning_of_segments_scores_what_a_response_cut_there_would(tmp_path, batch_size):
+    model, tokenizer = tiny_model("llama"), byte_level()
+    settings = config(tmp_path, tmp_path / "rm", positions="segments", segment_length=2)
+    rows = [row(10), row(5, first=7)]
+    options = {
+        "pad_id": 0,
+        "batch_size": batch_size,
+        "context": nullcontext(),
+        "segment_ends": read_segment_ends(settings, tokenizer),
+    }
+    scores = fraction_scores(model, rows, **options)
+    for text, found in zip(rows, scores, strict=True):
+        seen = 3 * (len(text) - 1) // 5  # 60 %
+        cut = EncodedText(text.input_ids[: seen + 1], text.response_mask[: seen + 1])
+        ids, ends = torch.tensor([cut.input_ids]), options["segment_ends"](cut)
+        at_ends = [model(ids[:, : at + 1]).logits[0, 0] for at, end in enumerate(ends) if end]
+        torch.testing.assert_close(found[2], torch.stack(at_ends).mean(), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(
+        scores, fraction_scores(model, rows, **(options | {"segment_ends": None}))
+    )

@@ -1,0 +1,250 @@
+"""The command: its settings, and a server of its own process on the machine's loopback."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.client import HTTPConnection
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import pytest
+from saved_models import save_reward_model
+from tiny_tokenizers import byte_level, wordpiece
+
+pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
+
+from tiny_server import break_model, tiny_served
+
+from tokencredit.errors import ConfigError, ModelError, NumericError, TokenCreditWarning
+from tokencredit.recipes.run_folder import resolved_yaml
+from tokencredit.recipes.serving.serve import ServeConfig, application_of, bearer_token, serve
+from tokencredit.scorers.token_scores import CREDIT_NAMES
+
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "serve.md").read_text()
+TOKEN = "open-sesame-42"
+WAIT_MS = 700
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served") / "model"
+    save_reward_model(folder, byte_level(bos=True))
+    return str(folder)
+
+
+class Server:
+    """`tokencredit serve` in a process of its own."""
+
+    def __init__(self, model: str, *settings: str) -> None:
+        command = [sys.executable, "-m", "tokencredit.cli", "serve", "--reward_model", model]
+        self.process = subprocess.Popen(
+            [*command, "--port", "0", *settings],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "REWARD_TOKEN": TOKEN},
+        )
+        self.said = ""
+        while not (found := re.search(r"at (http://\S+)\n", self.said)):
+            line = self.process.stdout.readline()
+            assert line, self.said
+            self.said += line
+        self.address = found[1]
+
+    def stop(self) -> str:
+        """Everything it said, once it has stopped."""
+        self.process.send_signal(signal.SIGTERM)
+        said, _ = self.process.communicate(timeout=60)
+        return self.said + said
+
+
+@pytest.fixture(scope="module")
+def server(model):
+    settings = ("--token_variable", "REWARD_TOKEN", "--access_log", "true")
+    running = Server(model, *settings, "--max_wait_ms", str(WAIT_MS))
+    yield running
+    if running.process.poll() is None:
+        running.stop()
+
+
+def posted(server, path, body):
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    with urlopen(Request(server.address + path, json.dumps(body).encode(), headers)) as answer:
+        return json.load(answer)
+
+
+def documented(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.M | re.S)
+
+
+def test_the_curl_lines_of_the_page_are_answered(server):
+    lines = [line for block in documented("bash") for line in block.splitlines()]
+    commands = [shlex.split(line) for line in lines if line.startswith("curl ")]
+    assert len(commands) == 8
+    answers = []
+    for command in commands:
+        here = [part.replace("http://127.0.0.1:8000", server.address) for part in command]
+        here += ["--header", f"Authorization: Bearer {TOKEN}"]
+        run = subprocess.run(here, capture_output=True, text=True, timeout=60)
+        assert run.returncode == 0, run.stdout
+        answers.append(run.stdout)
+    ready, texts, ids, details, about, rewards, health, numbers = answers
+    assert json.loads(ready) == {"ready": True}
+    assert [list(row["token_scores"]) for row in json.loads(texts)["scores"]] == [
+        ["prefix-difference"]
+    ] * 2
+    assert len(json.loads(ids)["scores"][0]["token_scores"]["attention"]) == 3
+    (row,) = json.loads(details)["scores"]
+    assert len(row["prefix_scores"]) == len(row["attention"]) + 1
+    assert json.loads(about)["details"] == ["prefix-scores", "attention"]
+    assert len(json.loads(rewards)["rewards"]) == 1
+    assert json.loads(health) == {"alive": True}
+    assert "tokencredit_requests_total" in numbers
+
+
+def test_the_functions_of_the_page_reach_the_server(server, monkeypatch):
+    """Its client, and the file that OpenRLHF loads."""
+    monkeypatch.setenv("REWARD_ADDRESS", server.address)
+    monkeypatch.setenv("REWARD_TOKEN", TOKEN)
+    names: dict = {}
+    for block in documented("python"):
+        exec(block, names)
+    (paid,) = names["token_scores"](server.address, ["the film"], [" is good"], token=TOKEN)
+    text = {"prompt": "the film", "response": " is good"}
+    (row,) = posted(server, "/score", {"texts": [text], "credit": ["prefix-difference"]})["scores"]
+    assert paid == pytest.approx(row["token_scores"]["prefix-difference"], abs=1e-5)
+    answer = names["reward_func"](["the film is good<eos>"], ["the film"], [None])
+    assert set(answer) == {"rewards", "scores", "extra_logs"}
+    assert answer["rewards"].tolist() == pytest.approx([row["sequence_score"]], abs=1e-5)
+
+
+def test_a_connection_may_be_idle_for_a_while(server):
+    """Uvicorn closes it after five seconds unless told otherwise."""
+    connection = HTTPConnection(server.address.removeprefix("http://"))
+    connection.request("GET", "/health")
+    assert connection.getresponse().read()
+    same = connection.sock
+    time.sleep(6)
+    connection.request("GET", "/health")
+    assert connection.getresponse().status == 200
+    assert connection.sock is same
+    connection.close()
+
+
+def test_told_to_stop_it_finishes_what_it_accepted(server):
+    """The last test of this process: a request waits for others while it is told to stop."""
+    answers = []
+    body = {"texts": [{"prompt": "a secret", "response": " text"}]}
+    request = threading.Thread(target=lambda: answers.append(posted(server, "/score", body)))
+    request.start()
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        with urlopen(f"{server.address}/metrics") as numbers:
+            if "tokencredit_waiting_rows 1.0" in numbers.read().decode():
+                break
+    said = server.stop()
+    request.join(30)
+    assert len(answers[0]["scores"]) == 1
+    assert server.process.returncode == 0
+    assert said.endswith("stopped\n")
+    assert "POST /score" in said
+    assert "token_variable: REWARD_TOKEN" in said
+    assert TOKEN not in said
+    assert "secret" not in said
+    assert "Traceback" not in said
+
+
+def test_all_methods_are_offered_unless_some_are_named(model):
+    assert _offered(ServeConfig(model)) == CREDIT_NAMES
+    assert _offered(ServeConfig(model, credit_methods=("uniform",))) == ("uniform",)
+
+
+def _offered(config):
+    app = application_of(config)
+    app.state.intake.close()
+    return app.state.intake.scorer.credit_methods
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"credit_methods": ("atention",)}, "did you mean 'attention'"),
+        ({"max_batch_tokens": 0}, "max_batch_tokens is 0"),
+        ({"queue_size": 0}, "queue_size is 0"),
+        ({"max_body_bytes": 0}, "max_body_bytes is 0"),
+        ({"max_wait_ms": -1.0}, "max_wait_ms is -1"),
+        ({"request_timeout": 0.0}, "request_timeout is 0"),
+        ({"port": 65536}, "port is 65536"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_settings_that_cannot_be(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        ServeConfig(**{"reward_model": "m", **changes})
+
+
+def test_the_token_comes_from_the_environment_and_is_not_printed(monkeypatch):
+    config = ServeConfig("m", host="0.0.0.0", token_variable="MY_TOKEN")
+    monkeypatch.setenv("MY_TOKEN", f" {TOKEN}\n")
+    assert bearer_token(config) == TOKEN
+    assert TOKEN not in resolved_yaml(config)
+    for value in (None, " "):
+        monkeypatch.delenv("MY_TOKEN", raising=False)
+        if value is not None:
+            monkeypatch.setenv("MY_TOKEN", value)
+        with pytest.raises(ConfigError, match="'MY_TOKEN', which is not set or empty"):
+            bearer_token(config)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_this_machine_alone_needs_no_token(host):
+    assert bearer_token(ServeConfig("m", host=host)) is None
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "rewards.example"])
+def test_a_server_for_everyone_without_a_token_is_warned_about(host):
+    with pytest.warns(TokenCreditWarning, match="asks for no token"):
+        assert bearer_token(ServeConfig("m", host=host)) is None
+
+
+def test_a_port_that_is_taken(model):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ConfigError, match="nothing can listen at 127"):
+            serve(ServeConfig(model, port=taken.getsockname()[1]))
+
+
+def test_without_the_extra_it_says_what_to_install(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    monkeypatch.delitem(sys.modules, "tokencredit.server.app", raising=False)
+    with pytest.raises(ConfigError, match=r"fastapi is not installed.*tokencredit\[serve\]"):
+        serve(ServeConfig(model))
+
+
+def test_a_model_that_gives_nan_is_not_served(tmp_path):
+    served = tiny_served()
+    break_model(served, " a")
+    served.model.save_pretrained(tmp_path)
+    served.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(NumericError, match="NaN"):
+        serve(ServeConfig(str(tmp_path)))
+
+
+def test_a_model_that_lacks_what_a_method_needs_is_not_served(tmp_path):
+    save_reward_model(tmp_path, wordpiece(), "bert")
+    with pytest.raises(ModelError, match="leave it out of credit_methods"):
+        serve(ServeConfig(str(tmp_path), credit_methods=("prefix-difference",)))
+    assert _offered(ServeConfig(str(tmp_path))) == ("terminal", "uniform", "attention")
+
+
+def test_no_model(tmp_path):
+    with pytest.raises(ModelError, match="there is no folder"):
+        serve(ServeConfig(str(tmp_path / "nowhere")))
