@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
@@ -94,8 +93,7 @@ def configuration_input(draws: Draws) -> tuple[str, list[str], bytes | None]:
 
 @cache
 def _config_class(command: str) -> Any:
-    module = import_module(f"tokencredit.recipes.{command.replace('-', '_')}")
-    return getattr(module, "".join(map(str.capitalize, command.split("-"))) + "Config")
+    return cli.recipe_of(command)[1]
 
 
 @cache
