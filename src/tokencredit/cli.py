@@ -4,6 +4,7 @@ Nothing heavy is imported before a command is known, so that help comes at once.
 """
 
 import difflib
+import re
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -128,17 +129,18 @@ def _run(name: str, arguments: list[str]) -> int:
 
 
 def _parsed(name: str, config_class: type, arguments: list[str]) -> Any:
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
     from tokencredit.errors import ConfigError, TokenCreditError
 
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog=f"tokencredit {name}", exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the settings")
     parser.add_class_arguments(config_class)
     try:
         parsed = parser.parse_args(arguments)
         parsed.pop("config", None)
-        return config_class(**vars(parsed))
+        return config_class(**vars(parser.instantiate(parsed)))
     except (ArgumentError, TypeError) as error:
         raise ConfigError(f"{error}{_nearest(str(error), config_class)}") from error
     except TokenCreditError:
@@ -151,15 +153,23 @@ def _parsed(name: str, config_class: type, arguments: list[str]) -> Any:
 
 
 def _nearest(message: str, config_class: type) -> str:
-    from dataclasses import fields
+    """What a setting that is not known was meant to be: its name today, or a near one."""
+    from tokencredit.recipes.settings import all_settings, moved_settings
 
-    if not any(word in message for word in ("nrecognized", "not accepted")):
-        return ""
-    names = [field.name for field in fields(config_class)]
-    words = message.replace("'", " ").replace('"', " ").replace("-", "_").split()
+    names = [name for name, _ in all_settings(config_class)]
+    moved = moved_settings(config_class)
+    inside = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
+    if inside:
+        message = f"not accepted {inside[1]}.{inside[2]}"
+    words = [word.strip("_.,:") for word in re.split(r"[\s'\"=]+", message.replace("-", "_"))]
     for word in words:
-        near = difflib.get_close_matches(word.strip("_.,:"), names, n=1, cutoff=0.75)
-        if near and word.strip("_.,:") not in names:
+        if word in moved:
+            return f". The setting {word!r} is now {moved[word]!r}"
+    if not any(word in message for word in ("nrecognized", "not accepted", "not expected")):
+        return ""
+    for word in words:
+        near = difflib.get_close_matches(word, names, n=1, cutoff=0.75)
+        if near and word not in names:
             return f". Did you mean {near[0]!r}?"
     return ""
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -15,6 +14,7 @@ class RunningMoments:
 
     Source: Chan, Golub and LeVeque 1979, the parallel update of sums of squares.
 
+    >>> import torch
     >>> moments = RunningMoments().updated(torch.tensor([1.0, 3.0])).updated(torch.tensor([5.0]))
     >>> moments.mean, round(moments.std, 4)
     (3.0, 1.633)
