@@ -1,11 +1,28 @@
 """Scores brought to a common scale: normalised by running moments, and clipped."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
 from tokencredit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """What is done to the score of a reward model before it is spread."""
+
+    normalization: Literal["none", "running"] = field(
+        default="none", metadata={"was": "score_normalization"}
+    )
+    """`running` divides scores by the standard deviation seen so far and subtracts their mean."""
+    clip: float | None = field(default=None, metadata={"was": "score_clip"})
+    """Largest absolute sequence score, in nats, after normalisation; None for none."""
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and not self.clip > 0:
+            raise ConfigError(f"clip is {self.clip}; expected a positive number of nats")
 
 
 @dataclass(frozen=True)
@@ -70,6 +87,7 @@ def normalised_scores(
     Raises:
         ConfigError: `std` or `clip` is not positive.
 
+    >>> import torch
     >>> normalised_scores(torch.tensor([1.0, 9.0]), mean=1.0, std=2.0, clip=3.0)
     tensor([0., 3.])
     """

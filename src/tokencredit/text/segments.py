@@ -7,12 +7,43 @@ scores to segments and back.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tokencredit.errors import ConfigError, DataError, NumericError, ShapeError
+
+SegmentKind = Literal[
+    "none", "ngram", "random-ngram", "sentence", "clause", "entropy", "perplexity"
+]
+
+
+@dataclass(frozen=True)
+class SegmentSettings:
+    """How responses are cut into segments, and what segments are for."""
+
+    kind: SegmentKind = field(default="none", metadata={"was": "segments"})
+    """`ngram` of `length` tokens, `random-ngram` of 1 to 10, `sentence` and `clause` of the text,
+    `entropy` before tokens where that of the reference exceeds `entropy`, `perplexity` where the
+    reference is more surprised than before."""
+    length: int = field(default=5, metadata={"was": "segment_length"})
+    """Of an `ngram`, in tokens."""
+    entropy: float = field(default=2.0, metadata={"was": "segment_entropy"})
+    """In nats."""
+    use: Literal["pay-at-end", "macro-actions"] = field(
+        default="pay-at-end", metadata={"was": "segment_use"}
+    )
+    """`pay-at-end` sums the token scores of a segment and pays them at its last token,
+    `macro-actions` leaves them and estimates one advantage per segment."""
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ConfigError(f"length is {self.length}; expected segments of at least 1 token")
+        if self.use == "macro-actions" and self.kind == "none":
+            raise ConfigError("use is 'macro-actions' and kind 'none'; expected a kind of segments")
 
 
 def ngram_segments(
