@@ -4,6 +4,7 @@ Prompts are padded on the left and responses on the right, so that column `promp
 sequence is response token 0 in every row. Padding is known by mask alone, never by token id.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -160,3 +161,23 @@ Message = dict[str, str]
 
 
 Prompt = str | list[Message]
+
+
+@runtime_checkable
+class RewardScorer(Protocol):
+    """Anything that scores a policy's responses in the policy's own tokens, whoever computes it."""
+
+    @property
+    def gives(self) -> frozenset[str]:
+        """What credit methods can be made from: names of `tokencredit.credit.methods.NEEDS`."""
+        ...
+
+    def __call__(
+        self,
+        batch: ResponseBatch,
+        *,
+        attention: bool = False,
+        conversations: Sequence[Prompt] | None = None,
+    ) -> ResponseScores:
+        """Return scores in nats; the last counted prefix score is the sequence score."""
+        ...

@@ -6,7 +6,7 @@ function, one row here, and what CONTRIBUTING names besides.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -182,12 +182,7 @@ class CreditSettings:
                 f"terminal_share is {self.terminal_share} and decay {self.decay}; expected numbers "
                 "from 0 to 1, the second below it"
             )
-        method = credit_method(self.method)
-        if self.model is not None and not method.model_kind:
-            raise ConfigError(
-                f"model is {self.model!r} with credit method {self.method!r}; expected none: this "
-                "method needs no second model"
-            )
+        credit_method(self.method)
 
 
 @dataclass(frozen=True)
@@ -640,6 +635,16 @@ def credit_method(name: str) -> CreditMethod:
     True
     """
     return named("credit method", name, CREDIT_METHODS)
+
+
+def with_method(settings: CreditSettings, name: str) -> CreditSettings:
+    """The options of the settings with another method, which takes the model only if it needs one.
+
+    >>> with_method(CreditSettings("log-ratio", model="dpo"), "uniform").model is None
+    True
+    """
+    method = credit_method(name)
+    return replace(settings, method=name, model=settings.model if method.model_kind else None)
 
 
 def token_credit(evidence: Evidence, settings: CreditSettings) -> Float[Tensor, "batch time"]:

@@ -9,9 +9,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from tokencredit.batch import Prompt, ResponseBatch
+from tokencredit.credit.methods import CreditSettings
+from tokencredit.scorers.credit_models import loaded_credit_models
+from tokencredit.scorers.evidence import require_evidence
+from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.texts import loaded_reward_model
-from tokencredit.scorers.token_scores import require_credit_name, score_for_policy
+from tokencredit.scorers.token_scores import score_for_policy
 from tokencredit.text.hf_rendering import Template
+from tokencredit.text.segments import SegmentSettings
 
 
 @runtime_checkable
@@ -38,14 +43,13 @@ def reward_model_token_rewards(
     policy_tokenizer: PreTrainedTokenizerBase,
     *,
     reward_tokenizer: PreTrainedTokenizerBase | None = None,
-    credit: str = "prefix-difference",
-    credit_beta: float = 1.0,
-    attention_layer: int = -1,
+    credit: CreditSettings | str = "prefix-difference",
+    segments: SegmentSettings | None = None,
     micro_batch_size: int | None = None,
     template: Template = "auto",
     dtype: str = "float32",
 ) -> TokenRewards:
-    """Token rewards from a reward model, by any credit that takes one pass of it.
+    """Token rewards from a reward model, by any credit method that does not read the policy.
 
     A reward model with another tokenizer than the policy's reads the text instead of the ids, and
     what it says is carried over to the policy's tokens by characters. Prompts that are messages
@@ -56,9 +60,8 @@ def reward_model_token_rewards(
         policy_tokenizer: that of the generated ids.
         reward_tokenizer: of the reward model; None takes the one beside it, for a folder or id, or
             else the policy's.
-        credit: "terminal", "uniform", "attention" or "prefix-difference".
-        credit_beta: the share of a score that "attention" spreads.
-        attention_layer: layer that "attention" reads; -1 is the last.
+        credit: a method of `CREDIT_METHODS` by its name, or with its options.
+        segments: how completions are cut, for methods that need it or to pay at their ends.
         micro_batch_size: completions per forward pass; None for all at once.
         template: how to render for the reward model, as in `score_for_policy`.
         dtype: of the weights, for a folder or id.
@@ -67,14 +70,17 @@ def reward_model_token_rewards(
         The callable. It also takes the prompts, to render those that are messages.
 
     Raises:
-        ConfigError: there is no such credit.
-        ModelError: the reward model cannot be loaded.
+        ConfigError: there is no such credit, or it needs a model and none is named.
+        ModelError: a model cannot be loaded, or the reward model lacks what the credit needs.
     """
-    require_credit_name(credit)
+    settings = CreditSettings(credit) if isinstance(credit, str) else credit
     if isinstance(reward_model, str):
         reward_model, stored = loaded_reward_model(reward_model, dtype=dtype)
         reward_tokenizer = reward_tokenizer or stored
     model = reward_model.eval().requires_grad_(False)
+    scorer = LocalScorer(model, reward_tokenizer or policy_tokenizer, policy_tokenizer)
+    require_evidence(settings, scorer, where="the reward model")
+    others = loaded_credit_models(settings, policy_tokenizer, loading={"dtype": dtype})
 
     @torch.no_grad()
     def token_rewards(
@@ -92,9 +98,9 @@ def reward_model_token_rewards(
             reward_tokenizer or policy_tokenizer,
             policy_tokenizer,
             batch,
-            credit=credit,
-            credit_beta=credit_beta,
-            attention_layer=attention_layer,
+            credit=settings,
+            segments=segments,
+            models=others.to(prompt_ids.device),
             micro_batch_size=micro_batch_size,
             template=template,
             conversations=prompts if prompts and not isinstance(prompts[0], str) else None,

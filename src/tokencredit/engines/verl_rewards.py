@@ -164,8 +164,7 @@ def _loaded(settings: RewardSettings, tokenizer: Any) -> tuple[TokenRewards, boo
         tokenizer,
         reward_tokenizer=reward_tokenizer,
         credit=settings.credit,
-        credit_beta=settings.credit_beta,
-        attention_layer=settings.attention_layer,
+        segments=settings.segments,
         template=settings.template,
     )
     return token_rewards, settings.template == "chat" or (

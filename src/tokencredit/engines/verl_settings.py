@@ -1,13 +1,13 @@
 """What verl's configuration says to the reward manager, and what it may not say."""
 
-import difflib
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, fields
-from typing import Any, get_args
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from typing import Any, get_args, get_type_hints
 
-from tokencredit.errors import ConfigError
-from tokencredit.scorers.token_scores import require_credit_name
+from tokencredit.credit.methods import CreditSettings
+from tokencredit.errors import ConfigError, nearest
 from tokencredit.text.hf_rendering import Template
+from tokencredit.text.segments import SegmentSettings
 
 VERLS_OWN_LOOPS = ("single_turn_agent", "tool_agent")
 
@@ -18,9 +18,9 @@ class RewardSettings:
 
     Attributes:
         reward_model: a sequence-classification model, folder or Hub id.
-        credit: "terminal", "uniform", "attention" or "prefix-difference".
-        credit_beta: the share of a score that "attention" spreads.
-        attention_layer: layer that "attention" reads; -1 is the last.
+        credit: name of a credit method, or a mapping of `method` and its options as in
+            `CreditSettings`.
+        segments: a mapping as in `SegmentSettings`, for methods that need segments.
         template: "chat" renders the messages of the data with the reward model's chat template,
             "plain" gives it the policy's text, "auto" is "chat" where there is such a template.
         dtype: of the reward model's weights.
@@ -31,9 +31,8 @@ class RewardSettings:
     """
 
     reward_model: str
-    credit: str = "prefix-difference"
-    credit_beta: float = 1.0
-    attention_layer: int = -1
+    credit: CreditSettings = field(default_factory=CreditSettings)
+    segments: SegmentSettings = field(default_factory=SegmentSettings)
     template: Template = "auto"
     dtype: str = "float32"
     device: str = "auto"
@@ -47,16 +46,15 @@ def reward_settings(given: Mapping[str, Any]) -> RewardSettings:
     Raises:
         ConfigError: a name is unknown or missing, or a value cannot be.
     """
-    known = {field.name: field for field in fields(RewardSettings)}
+    known = {one.name: one for one in fields(RewardSettings)}
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(
-                f"reward.reward_kwargs has {name!r}; expected names out of {', '.join(known)}{hint}"
+                f"reward.reward_kwargs has {name!r}; expected names out of {', '.join(known)}"
+                f"{_moved(str(name)) or nearest(str(name), known)}"
             )
-    for name, field in known.items():
-        if field.default is MISSING and given.get(name) is None:
+    for name, one in known.items():
+        if one.default is MISSING and one.default_factory is MISSING and given.get(name) is None:
             raise ConfigError(
                 f"reward.reward_kwargs.{name} is missing; expected a folder or Hub id"
             )
@@ -67,7 +65,6 @@ def reward_settings(given: Mapping[str, Any]) -> RewardSettings:
             f"reward.reward_kwargs.template is {template!r}; expected 'auto', 'plain' or 'chat'"
         )
     settings = RewardSettings(**values)
-    require_credit_name(settings.credit)
     if settings.micro_batch_size < 1:
         raise ConfigError(
             f"reward.reward_kwargs.micro_batch_size is {settings.micro_batch_size}; expected at "
@@ -76,8 +73,43 @@ def reward_settings(given: Mapping[str, Any]) -> RewardSettings:
     return settings
 
 
+_GROUPS: dict[str, type[Any]] = {"credit": CreditSettings, "segments": SegmentSettings}
+
+
+def _moved(name: str) -> str:
+    """Where a name of version 0.1.0 stands now."""
+    now = {"credit_beta": "credit.beta", "attention_layer": "credit.layer"}
+    return f"; {name!r} is now {now[name]!r}" if name in now else ""
+
+
+def _group(name: str, value: Any, kind: type[Any]) -> Any:
+    """A group of settings from a mapping; of credit also from the name of a method alone."""
+    if isinstance(value, kind):
+        return value
+    if kind is CreditSettings and isinstance(value, str):
+        return CreditSettings(value)
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"reward.reward_kwargs.{name} is {value!r}; expected a mapping of settings"
+        )
+    kinds = get_type_hints(kind)
+    for key in value:
+        if key not in kinds:
+            raise ConfigError(
+                f"reward.reward_kwargs.{name} has {key!r}; expected names out of "
+                f"{', '.join(kinds)}{nearest(str(key), kinds)}"
+            )
+    inner = {
+        key: _group(f"{name}.{key}", one, kinds[key]) if is_dataclass(kinds[key]) else one
+        for key, one in value.items()
+    }
+    return kind(**inner)
+
+
 def _of_its_type(name: str, value: Any, known: Mapping[str, Field[Any]]) -> Any:
-    """As the default is: text, a whole number, or a number."""
+    """A value of the type that its setting has: text, a whole number, a number, or a group."""
+    if name in _GROUPS:
+        return _group(name, value, _GROUPS[name])
     default = known[name].default
     wanted = str if default is MISSING else type(default)
     if wanted is float and type(value) is int:

@@ -49,7 +49,7 @@ def scores_without_tokens(
     real = (batch.attention_mask if attention_mask is None else attention_mask).bool()
 
     def scores(keep: Bool[Tensor, "batch subsets time"]) -> Float[Tensor, "batch subsets"]:
-        rows, kept, asked = _distinct(keep)
+        rows, kept, asked = distinct_subsets(keep)
         part, present = batch[rows], real[rows]
         gone = part.response_mask & ~kept
         if replacement_id is None:
@@ -132,7 +132,7 @@ def score_of_embeddings(
     return scores
 
 
-def _distinct(
+def distinct_subsets(
     keep: Bool[Tensor, "batch subsets time"],
 ) -> tuple[Int[Tensor, "distinct"], Bool[Tensor, "distinct time"], Int[Tensor, "asked"]]:
     """Every response with every subset of it once, and where each that was asked for is found."""

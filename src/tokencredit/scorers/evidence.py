@@ -1,43 +1,285 @@
-"""Token scores of whole texts by every method that needs the reward model alone.
+"""What a credit method is made from, gathered for a batch of responses."""
 
-Those of `tokencredit.scorers.local` cost one forward pass. The others ask the reward model
-again and again, or for gradients: they are there to look at it, and no policy trains on them.
-"""
-
-import difflib
-from dataclasses import replace
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from tokencredit.batch import ResponseBatch, ResponseScores
-from tokencredit.credit.gradients import gradient_times_input_credit, integrated_gradients_credit
-from tokencredit.credit.perturbation import leave_one_out_credit, shapley_credit, window_credit
-from tokencredit.credit.prefixes import smoothed_prefix_scores
-from tokencredit.credit.redistribution import last_attention_received, mean_attention_received
-from tokencredit.errors import ConfigError
+from tokencredit.batch import Prompt, ResponseBatch, ResponseScores, RewardScorer
+from tokencredit.credit.implicit import implicit_values
+from tokencredit.credit.methods import NEEDS, CreditSettings, Evidence, credit_method
+from tokencredit.errors import ConfigError, ModelError
+from tokencredit.kept_tokens import ScoresOfKept
+from tokencredit.masking import left_packed
 from tokencredit.models.hf_attention import recorded_attention
+from tokencredit.models.hf_logprobs import response_logprobs, response_statistics
 from tokencredit.policy.hf_models import positions_of
 from tokencredit.reward_model.hf_perturbed import (
+    distinct_subsets,
     response_embeddings,
     score_of_embeddings,
     scores_without_tokens,
 )
-from tokencredit.scorers.token_scores import CREDIT_NAMES, credited, required_prefix_scores
+from tokencredit.reward_model.hf_token_classifier import token_classifier_logits
+from tokencredit.scorers.credit_models import CreditModels
+from tokencredit.scorers.local import LocalScorer
+from tokencredit.scorers.policy_tokens import attended_tokens
+from tokencredit.text.hf_token_rows import left_padded
+
+AskPolicy = Callable[[Callable[[Any], Tensor]], Tensor]
+"""Calls a function with the policy; what shards the policy gathers it around the call."""
 
 
-def generator_attention(
-    policy: Any, batch: ResponseBatch, *, layer: int, kind: Literal["mean", "last"]
-) -> Float[Tensor, "batch time"]:
-    """Credit weights from the policy's own attention (ABC-D, ABC-D2).
+@dataclass(frozen=True)
+class Responses:
+    """Responses that are to be paid, as their reader finds them.
+
+    Attributes:
+        batch: token ids and masks.
+        conversations: what was asked, for a reward model that renders it itself; None takes the
+            text of the prompt's ids.
+        attention_mask: the tokens that the reward model reads, closing ones included, where the
+            batch was encoded for this very model.
+        segment_ids: of each response token, where the settings cut segments.
+    """
+
+    batch: ResponseBatch
+    conversations: Sequence[Prompt] | None = None
+    attention_mask: Bool[Tensor, "batch sequence"] | None = None
+    segment_ids: Int[Tensor, "batch time"] | None = None
+
+
+def response_scores(
+    scorer: RewardScorer, responses: Responses, *, attention: bool = False
+) -> ResponseScores:
+    """What a scorer says of responses, closing tokens included where they are known."""
+    keywords: dict[str, Any] = {"attention": attention, "conversations": responses.conversations}
+    if responses.attention_mask is not None and isinstance(scorer, LocalScorer):
+        keywords["attention_mask"] = responses.attention_mask
+    return scorer(responses.batch, **keywords)
+
+
+def require_evidence(settings: CreditSettings, scorer: RewardScorer, *, where: str) -> None:
+    """Raise an error where a scorer cannot give what a credit method needs.
+
+    Args:
+        settings: name the method.
+        scorer: of the responses.
+        where: what the scorer is, for the message: "the reward model", for example.
+
+    Raises:
+        ConfigError: there is no such method.
+        ModelError: the scorer lacks something; the message names it.
+    """
+    method = credit_method(settings.method)
+    of_scorer = ("sequence_scores", "prefix_scores", "attention", "kept_tokens", "embeddings")
+    lacking = [need for need in method.needs if need in of_scorer and need not in scorer.gives]
+    if lacking:
+        given = ", ".join(need.replace("_", " ") for need in of_scorer if need in scorer.gives)
+        raise ModelError(
+            f"credit method {settings.method!r} needs {NEEDS[lacking[0]]}, and {where} gives "
+            f"{given}; expected {_INSTEAD.get(lacking[0], 'another method')}"
+        )
+
+
+_INSTEAD = {
+    "prefix_scores": "a causal reward model, which scores prefixes, or credit method 'attention'",
+    "attention": "one that offers attention, or another method",
+    "embeddings": "a reward model in this process, or another method",
+}
+
+
+def gathered_evidence(
+    settings: CreditSettings,
+    scorer: RewardScorer,
+    responses: Responses,
+    *,
+    models: CreditModels | None = None,
+    scores: ResponseScores | None = None,
+    ask_policy: AskPolicy | None = None,
+    micro_batch_size: int | None = None,
+) -> Evidence:
+    """All that the method of the settings needs to know about responses, and nothing else.
+
+    Args:
+        settings: the method and its options.
+        scorer: of the responses.
+        responses: what is paid.
+        models: that the method needs besides the scorer.
+        scores: what the scorer said of the responses, with attention if the method needs it; None
+            asks it.
+        ask_policy: of the policy that wrote the responses, where there is one.
+        micro_batch_size: rows per forward pass of the other models.
+
+    Raises:
+        ConfigError: there is no such method, or it needs segments and there are none.
+        ModelError: the scorer lacks what the method needs.
+        DataError, NumericError: as the models that are asked.
+    """
+    method, batch = credit_method(settings.method), responses.batch
+    models = models or CreditModels()
+    needs = set(method.needs)
+    require_evidence(settings, scorer, where="the reward model")
+    if "segments" in needs and responses.segment_ids is None:
+        raise ConfigError(
+            f"credit method {settings.method!r} needs {NEEDS['segments']}; expected a kind of "
+            "them: set segments.kind"
+        )
+    evidence = Evidence(
+        batch.response_mask,
+        segment_ids=responses.segment_ids,
+        length_means=models.fitted.length_means,
+        location=models.fitted.location if "length_means" in needs else None,
+        dpo_beta=models.dpo_beta,
+    )
+    if needs & {"sequence_scores", "prefix_scores", "attention"}:
+        if scores is None:
+            scores = response_scores(scorer, responses, attention="attention" in needs)
+        evidence = replace(evidence, **vars(scores))
+    if needs & {"kept_tokens", "embeddings"}:
+        evidence = replace(evidence, **_asked_again(needs, scorer, responses, micro_batch_size))
+    if "policy_attention" in needs:
+        ask = ask_policy or (lambda call: call(models.model))
+        attention = ask(lambda policy: policy_attention(policy, batch, layer=settings.layer))
+        evidence = replace(evidence, policy_attention=attention)
+    if needs & {"log_ratio", "implicit_values", "token_classes", "two_prompts"}:
+        found = _of_other_models(needs, settings, models, responses, micro_batch_size)
+        evidence = replace(evidence, **found)
+    return evidence
+
+
+def _of_other_models(
+    needs: set[Any],
+    settings: CreditSettings,
+    models: CreditModels,
+    responses: Responses,
+    size: int | None,
+) -> dict[str, Any]:
+    """What models besides the reward model say, by the names of `Evidence`."""
+    batch = responses.batch
+    if "log_ratio" in needs:
+        pair = (models.model, models.reference)
+        own, reference = (response_logprobs(some, batch, micro_batch_size=size) for some in pair)
+        return {"policy_logprobs": own, "ref_logprobs": reference}
+    if "implicit_values" in needs:
+        return {"token_values": _token_values(models, batch, size)}
+    if "token_classes" in needs:
+        logits = token_classifier_logits(
+            models.model,
+            batch,
+            attention_mask=responses.attention_mask,
+            micro_batch_size=size,
+        )
+        return {"token_logits": logits}
+    better, worse = (
+        response_logprobs(models.model, _instructed(models, batch, text), micro_batch_size=size)
+        for text in (settings.better_prompt, settings.worse_prompt)
+    )
+    return {"policy_logprobs": better, "ref_logprobs": worse}
+
+
+def _token_values(
+    models: CreditModels, batch: ResponseBatch, size: int | None
+) -> dict[str, Float[Tensor, "batch time"]]:
+    """Q of each token and V before it, as the logits of a policy trained by DPO imply them."""
+
+    def values(
+        logits: Float[Tensor, "tokens vocab"], token_ids: Int[Tensor, "tokens"]
+    ) -> Float[Tensor, "tokens two"]:
+        own = models.dpo_beta * logits.gather(-1, token_ids[:, None])[:, 0].float()
+        return torch.stack([own, implicit_values(logits, dpo_beta=models.dpo_beta)], dim=-1)
+
+    q, v = response_statistics(models.model, batch, values, micro_batch_size=size).unbind(-1)
+    return {"q": q, "v": v}
+
+
+def _instructed(models: CreditModels, batch: ResponseBatch, text: str) -> ResponseBatch:
+    """Responses to prompts that begin with an instruction."""
+    tokenizer: Any = models.tokenizer
+    instruction = tokenizer(text, add_special_tokens=False)["input_ids"]
+    rows = []
+    for ids, real in zip(batch.prompt_ids, batch.prompt_mask, strict=True):
+        row = ids[real].tolist()
+        first = 1 if row[:1] == [tokenizer.bos_token_id] else 0  # what begins a sequence stays so
+        rows.append([*row[:first], *instruction, *row[first:]])
+    prompt_ids, prompt_mask = left_padded(rows, pad_token_id=0)
+    device = batch.prompt_ids.device
+    return replace(batch, prompt_ids=prompt_ids.to(device), prompt_mask=prompt_mask.to(device))
+
+
+def _asked_again(
+    needs: set[Any], scorer: RewardScorer, responses: Responses, size: int | None
+) -> dict[str, Any]:
+    """Functions that ask the reward model as often as they are called."""
+    batch = responses.batch
+    local, real = scorer if isinstance(scorer, LocalScorer) else None, None
+    if local is not None:
+        real = local.read_tokens(batch, responses.conversations, responses.attention_mask)
+    if local is None or real is None:
+        if "embeddings" in needs:
+            raise ModelError(
+                "gradients with respect to embeddings, of a reward model that reads other tokens "
+                "than it is asked about; expected one with the vocabulary of the responses"
+            )
+        return {"kept": scores_of_kept_tokens(scorer, responses, micro_batch_size=size)}
+    if "kept_tokens" in needs:
+        kept = scores_without_tokens(
+            local.model, batch, attention_mask=real, micro_batch_size=size or 32
+        )
+        return {"kept": kept}
+    embeddings = response_embeddings(local.model, batch)
+    table = local.model.get_input_embeddings().weight.detach()  # type: ignore[operator]
+    return {
+        "score_of_embeddings": score_of_embeddings(local.model, batch, attention_mask=real),
+        "embeddings": embeddings,
+        # The mean embedding of the vocabulary: no token, but as long as one.
+        "baseline": table.mean(0).expand_as(embeddings),
+    }
+
+
+def scores_of_kept_tokens(
+    scorer: RewardScorer, responses: Responses, *, micro_batch_size: int | None = None
+) -> ScoresOfKept:
+    """A function that scores responses when only some of their tokens stay, by any scorer.
+
+    Args:
+        scorer: of responses, whatever tokens its own model reads.
+        responses: whole ones.
+        micro_batch_size: responses per call of the scorer; None for 32.
+    """
+    batch, size = responses.batch, micro_batch_size or 32
+    attended = attended_tokens(batch)
+
+    def scores(keep: Bool[Tensor, "batch subsets time"]) -> Float[Tensor, "batch subsets"]:
+        rows, kept, asked = distinct_subsets(keep)
+        found = []
+        for some in torch.split(torch.arange(len(rows), device=rows.device), size):
+            part, of = batch[rows[some]], rows[some].tolist()
+            stays = attended[rows[some]] & (kept[some] | ~part.response_mask)
+            ids, real = left_packed(part.response_ids, stays)
+            if not ids.shape[1]:  # nothing stays of any of them
+                ids, real = part.response_ids[:, :1], part.response_mask[:, :1] & False
+            shorter = ResponseBatch(part.prompt_ids, part.prompt_mask, ids, real)
+            asked_of = responses.conversations
+            chats = None if asked_of is None else [asked_of[row] for row in of]
+            found.append(scorer(shorter, conversations=chats).sequence_scores)
+        return torch.cat(found)[asked].view(keep.shape[:2])
+
+    return scores
+
+
+def policy_attention(
+    policy: Any, batch: ResponseBatch, *, layer: int
+) -> Float[Tensor, "batch time time"]:
+    """Attention of a language model's response tokens to each other.
 
     Args:
         policy: a causal language model.
-        batch: its responses.
+        batch: responses in its tokens.
         layer: whose attention is read; -1 is the last.
-        kind: what later tokens give on average ("mean"), or what the last token gives ("last").
     """
     start, time = batch.prompt_ids.shape[1], batch.response_ids.shape[1]
     rows = (start + torch.arange(time, device=batch.response_ids.device)).expand(len(batch), -1)
@@ -50,144 +292,4 @@ def generator_attention(
             logits_to_keep=1,
             use_cache=False,
         )
-    attention = record.rows[:, :, start:]
-    if kind == "mean":
-        return mean_attention_received(attention, batch.response_mask)
-    return last_attention_received(attention, batch.response_mask)
-
-
-TextCredit = Literal[
-    "terminal",
-    "uniform",
-    "attention",
-    "prefix-difference",
-    "smoothed-prefix-difference",
-    "gradient-times-input",
-    "integrated-gradients",
-    "leave-one-out",
-    "window",
-    "shapley",
-]
-
-
-TEXT_CREDITS: tuple[TextCredit, ...] = get_args(TextCredit)
-
-
-ONE_PASS: tuple[str, ...] = (*CREDIT_NAMES, "smoothed-prefix-difference")
-
-
-def text_credit(
-    name: str,
-    model: nn.Module,
-    responses: ResponseBatch,
-    scores: ResponseScores | None,
-    *,
-    attention_mask: Bool[Tensor, "batch sequence"] | Int[Tensor, "batch sequence"] | None = None,
-    segment_ids: Int[Tensor, "batch time"] | None = None,
-    credit_beta: float = 1.0,
-    credit_decay: float = 0.5,
-    gradient_steps: int = 16,
-    window_width: int = 3,
-    shapley_samples: int = 20,
-    seed: int = 0,
-    micro_batch_size: int = 32,
-) -> Float[Tensor, "batch time"]:
-    """Token scores of responses by the method of this name.
-
-    Args:
-        name: one of `TEXT_CREDITS`.
-        model: the reward model.
-        responses: in its own tokens.
-        scores: what it said about them, with attention for "attention"; only the methods of
-            `ONE_PASS` need it.
-        attention_mask: real tokens of prompt and response, as in `score_responses`.
-        segment_ids: what "leave-one-out", "window" and "shapley" take together, words for example;
-            None takes token by token.
-        credit_beta: the share of a score that "attention" spreads.
-        credit_decay: share of the potential that "smoothed-prefix-difference" keeps per token.
-        gradient_steps: gradients of "integrated-gradients", from the mean embedding of the
-            vocabulary: no token, but as long as one.
-        window_width: most tokens or segments that "window" reads at once.
-        shapley_samples: orders of the segments that "shapley" tries out; even.
-        seed: of the orders.
-        micro_batch_size: texts per forward pass of "leave-one-out", "window" and "shapley".
-
-    Returns:
-        Token scores in nats; what they sum to stands with each method.
-
-    Raises:
-        ConfigError: there is no such method, or the scores were made without what it needs.
-        ModelError: the method needs prefix scores and the model has none.
-    """
-    require_text_credit(name)
-    mask = responses.response_mask
-    match name:
-        case "gradient-times-input" | "integrated-gradients":
-            return _by_gradients(name, model, responses, attention_mask, gradient_steps)
-        case "leave-one-out" | "window" | "shapley":
-            kept = scores_without_tokens(
-                model,
-                responses,
-                attention_mask=attention_mask,
-                micro_batch_size=micro_batch_size,
-            )
-            if name == "leave-one-out":
-                return leave_one_out_credit(kept, mask, segment_ids=segment_ids)
-            if name == "window":
-                return window_credit(kept, mask, width=window_width, segment_ids=segment_ids)
-            return shapley_credit(
-                kept,
-                mask,
-                samples=shapley_samples,
-                generator=torch.Generator().manual_seed(seed),
-                segment_ids=segment_ids,
-            )
-    if scores is None:
-        raise ConfigError(f"credit {name!r} without scores; expected those of the responses")
-    if name == "smoothed-prefix-difference":
-        prefixes = required_prefix_scores(name, scores)
-        smoothed = smoothed_prefix_scores(prefixes, mask, decay=credit_decay)
-        scores = replace(scores, prefix_scores=smoothed)
-        name = "prefix-difference"
-    return credited(name, scores, mask, credit_beta=credit_beta)
-
-
-def _by_gradients(
-    name: str,
-    model: nn.Module,
-    responses: ResponseBatch,
-    attention_mask: Bool[Tensor, "batch sequence"] | Int[Tensor, "batch sequence"] | None,
-    steps: int,
-) -> Float[Tensor, "batch time"]:
-    score = score_of_embeddings(model, responses, attention_mask=attention_mask)
-    embeddings = response_embeddings(model, responses)
-    if name == "gradient-times-input":
-        return gradient_times_input_credit(score, embeddings, responses.response_mask)
-    table = model.get_input_embeddings().weight.detach()  # type: ignore[operator]
-    baseline = table.mean(0).expand_as(embeddings)
-    return integrated_gradients_credit(
-        score, embeddings, baseline, responses.response_mask, steps=steps
-    )
-
-
-def credit_numbers(config: Any) -> dict[str, Any]:
-    """The numbers of `text_credit` that `score-tokens` and `explain` have as settings."""
-    names = (
-        "credit_beta",
-        "credit_decay",
-        "gradient_steps",
-        "window_width",
-        "shapley_samples",
-        "seed",
-    )
-    return {name: getattr(config, name) for name in names}
-
-
-def require_text_credit(name: str, *, setting: str = "credit") -> None:
-    """Raise ConfigError, with the nearest name, if no method of texts has this one."""
-    if name not in TEXT_CREDITS:
-        near = difflib.get_close_matches(name, TEXT_CREDITS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(
-            f"{setting} is {name!r}; expected one of {', '.join(map(repr, TEXT_CREDITS))}{hint}"
-        )
+    return record.rows[:, :, start:]

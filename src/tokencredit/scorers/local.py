@@ -6,6 +6,7 @@ what it says about its tokens is carried over to the policy's tokens of the same
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool
@@ -13,78 +14,133 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores
+from tokencredit.credit.methods import Need
+from tokencredit.models.hf_architecture import is_causal
 from tokencredit.models.hf_loading import context_length
 from tokencredit.models.hf_vocabularies import shares_vocabulary
 from tokencredit.reward_model.hf_scores import score_responses
 from tokencredit.scorers.policy_tokens import (
-    ScoreTransform,
     decoded_responses,
     ended_scores,
     ending_tokens,
     projected_scores,
-    transformed_scores,
 )
 from tokencredit.text.hf_rendering import Template, encoded_prompts, reads_eos
 
 
-def policy_scores(
-    reward_model: nn.Module,
-    rm_tokenizer: PreTrainedTokenizerBase,
-    policy_tokenizer: PreTrainedTokenizerBase,
-    batch: ResponseBatch,
-    *,
-    attention_layer: int | None = None,
-    micro_batch_size: int | None = None,
-    template: Template = "auto",
-    conversations: Sequence[Prompt] | None = None,
-    score_transform: ScoreTransform | None = None,
-) -> ResponseScores:
-    """What a reward model says about responses of a policy, in the policy's own tokens.
+@dataclass(frozen=True)
+class LocalScorer:
+    """A reward model of this process, which scores responses in the tokens of their writer.
 
-    Args:
-        reward_model: a sequence-classification model.
-        rm_tokenizer: its tokenizer.
-        policy_tokenizer: that of the ids in `batch`.
-        batch: generated responses.
-        attention_layer: of which layer to record the attention; None records none.
-        micro_batch_size: responses per forward pass; None for all at once.
+    Attributes:
+        model: a sequence-classification model.
+        tokenizer: its tokenizer.
+        policy_tokenizer: that of the ids in the batches.
         template: how to render for the reward model, as in `encoded_prompts`. With "auto", ids of
             a vocabulary that both share are scored as they are.
-        conversations: what was asked, for a reward model that renders it itself; None takes the
-            text of the prompt's ids.
-        score_transform: applied to the sequence scores first and then to the prefix scores, number
-            by number (to normalise or clip), before any of them is spread.
-
-    Returns:
-        The scores. The last counted prefix score of a response is its sequence score, also where
-        the reward model reads closing tokens behind it.
-
-    Raises:
-        DataError: a text is longer than the reward model can read, or has no prompt.
-        ModelError: the reward model or its tokenizer lacks what is needed.
-        NumericError: a score is NaN or infinite.
+        attention_layer: whose attention is recorded where it is asked for; -1 is the last.
+        micro_batch_size: responses per forward pass; None for all at once.
     """
-    as_they_are = template == "auto" and conversations is None
-    if as_they_are and shares_vocabulary(rm_tokenizer, policy_tokenizer):
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    policy_tokenizer: PreTrainedTokenizerBase
+    template: Template = "auto"
+    attention_layer: int = -1
+    micro_batch_size: int | None = None
+
+    @property
+    def gives(self) -> frozenset[Need]:
+        """What methods can be made from."""
+        found: set[Need] = {"sequence_scores", "attention", "kept_tokens", "embeddings"}
+        return frozenset(found | ({"prefix_scores"} if is_causal(self.model) else set()))
+
+    def __call__(
+        self,
+        batch: ResponseBatch,
+        *,
+        attention: bool = False,
+        conversations: Sequence[Prompt] | None = None,
+        attention_mask: Bool[Tensor, "batch sequence"] | None = None,
+    ) -> ResponseScores:
+        """What the reward model says about responses, in the policy's own tokens.
+
+        Args:
+            batch: responses of the policy.
+            attention: whether to record it.
+            conversations: what was asked, for a reward model that renders it itself; None takes
+                the text of the prompt's ids.
+            attention_mask: the tokens that the reward model reads, closing ones included; given
+                where the batch was encoded for this very model.
+
+        Returns:
+            The scores. The last counted prefix score of a response is its sequence score, also
+            where the reward model reads closing tokens after it.
+
+        Raises:
+            DataError: a text is longer than the reward model can read, or has no prompt.
+            ModelError: the reward model or its tokenizer lacks what is needed.
+            NumericError: a score is NaN or infinite.
+        """
+        layer = self.attention_layer if attention else None
+        real = self.read_tokens(batch, conversations, attention_mask)
+        if real is None:
+            scores = self._through_text(batch, conversations, layer)
+        else:
+            scores = score_responses(
+                self.model,
+                batch,
+                attention_mask=real,
+                attention_layer=layer,
+                micro_batch_size=self.micro_batch_size,
+            )
+        return ended_scores(scores, batch.response_mask)
+
+    def read_tokens(
+        self,
+        batch: ResponseBatch,
+        conversations: Sequence[Prompt] | None = None,
+        attention_mask: Bool[Tensor, "batch sequence"] | None = None,
+    ) -> Bool[Tensor, "batch sequence"] | None:
+        """The tokens of the batch that the reward model reads; None where it reads other tokens."""
+        if attention_mask is not None:
+            return attention_mask.bool()
+        if self.template != "auto" or conversations is not None:
+            return None
+        if not shares_vocabulary(self.tokenizer, self.policy_tokenizer):
+            return None
+        return _readable(self.model, self.policy_tokenizer, batch)
+
+    def _through_text(
+        self, batch: ResponseBatch, conversations: Sequence[Prompt] | None, layer: int | None
+    ) -> ResponseScores:
+        """Scores in the policy's tokens, made from those in the reward model's."""
+        decoded = decoded_responses(self.policy_tokenizer, batch)
+        ended = ending_tokens(self.policy_tokenizer, batch).any(-1) & bool(reads_eos(self.model))
+        encoded = encoded_prompts(
+            self.tokenizer,
+            [row.prompt for row in decoded] if conversations is None else conversations,
+            [row.response for row in decoded],
+            template=self.template,
+            append_eos=ended.tolist(),
+            max_length=context_length(self.model, self.tokenizer),
+            empty="keep",
+            device=batch.prompt_ids.device,
+        )
         scores = score_responses(
-            reward_model,
-            batch,
-            attention_mask=_readable(reward_model, policy_tokenizer, batch),
-            attention_layer=attention_layer,
-            micro_batch_size=micro_batch_size,
+            self.model,
+            encoded.batch,
+            attention_mask=encoded.attention_mask,
+            attention_layer=layer,
+            micro_batch_size=self.micro_batch_size,
         )
-    else:
-        scores = _scores_through_text(
-            reward_model,
-            rm_tokenizer,
-            policy_tokenizer,
-            batch,
-            template=template,
-            conversations=conversations,
-            attention_layer=attention_layer,
-            micro_batch_size=micro_batch_size,
+        return projected_scores(
+            scores,
+            encoded.batch.response_mask,
+            encoded.response_spans,
+            decoded,
+            batch.response_mask.shape[1],
         )
-    return ended_scores(transformed_scores(scores, score_transform), batch.response_mask)
 
 
 def _readable(
@@ -96,43 +152,3 @@ def _readable(
         return real
     no_prompt = torch.zeros_like(batch.prompt_mask)
     return real & ~torch.cat([no_prompt, ending_tokens(tokenizer, batch)], dim=-1)
-
-
-def _scores_through_text(
-    reward_model: nn.Module,
-    rm_tokenizer: PreTrainedTokenizerBase,
-    policy_tokenizer: PreTrainedTokenizerBase,
-    batch: ResponseBatch,
-    *,
-    template: Template,
-    conversations: Sequence[Prompt] | None,
-    attention_layer: int | None,
-    micro_batch_size: int | None,
-) -> ResponseScores:
-    """Scores in the policy's tokens, made from those in the reward model's."""
-    decoded = decoded_responses(policy_tokenizer, batch)
-    ended = ending_tokens(policy_tokenizer, batch).any(-1) & bool(reads_eos(reward_model))
-    encoded = encoded_prompts(
-        rm_tokenizer,
-        [row.prompt for row in decoded] if conversations is None else conversations,
-        [row.response for row in decoded],
-        template=template,
-        append_eos=ended.tolist(),
-        max_length=context_length(reward_model, rm_tokenizer),
-        empty="keep",
-        device=batch.prompt_ids.device,
-    )
-    scores = score_responses(
-        reward_model,
-        encoded.batch,
-        attention_mask=encoded.attention_mask,
-        attention_layer=attention_layer,
-        micro_batch_size=micro_batch_size,
-    )
-    return projected_scores(
-        scores,
-        encoded.batch.response_mask,
-        encoded.response_spans,
-        decoded,
-        batch.response_mask.shape[1],
-    )

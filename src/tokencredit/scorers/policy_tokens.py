@@ -1,6 +1,5 @@
 """What a reward model says about its own tokens, carried over to a policy's tokens."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
@@ -14,8 +13,6 @@ from tokencredit.credit.prefixes import prefix_difference_credit
 from tokencredit.masking import last_true_index
 from tokencredit.text.alignment import Span, project_token_scores, spans_of_words
 from tokencredit.text.hf_decoding import DecodedResponse, decoded_response
-
-ScoreTransform = Callable[[Tensor], Tensor]
 
 
 def attended_tokens(batch: ResponseBatch) -> Bool[Tensor, "batch time"]:
@@ -56,10 +53,10 @@ def projected_scores(
     decoded: list[DecodedResponse],
     time: int,
 ) -> ResponseScores:
-    """The same scores in other tokens of the same responses.
+    """Carry the scores of responses over to other tokens of the same responses.
 
     Attention is shared by characters. The score of a prefix counts from the token that completes
-    it, so that no token is paid for what comes behind it.
+    it, so that no token is paid for what comes after it.
 
     Args:
         scores: in the reward model's tokens.
@@ -75,15 +72,15 @@ def projected_scores(
             source if source == row.spans else spans_of_words(source, row.response)
             for source, row in zip(spans, decoded, strict=True)
         ]
-        attention = _projected_rows(attention, words, target_spans, time, split="overlap")
+        attention = projected_rows(attention, words, target_spans, time, split="overlap")
     if prefix_scores is not None:
         steps = prefix_difference_credit(prefix_scores, response_mask)
-        steps = _projected_rows(steps, spans, target_spans, time, split="last")
+        steps = projected_rows(steps, spans, target_spans, time, split="last")
         prefix_scores = torch.cat([prefix_scores[:, :1], steps], dim=-1).cumsum(-1)
     return ResponseScores(scores.sequence_scores, prefix_scores, attention)
 
 
-def _projected_rows(
+def projected_rows(
     values: Float[Tensor, "batch source"],
     source_spans: list[list[Span]],
     target_spans: list[list[Span]],
@@ -91,6 +88,15 @@ def _projected_rows(
     *,
     split: Literal["overlap", "last"],
 ) -> Float[Tensor, "batch {time}"]:
+    """Numbers of the tokens of one tokenizer, carried over to those of another, row by row.
+
+    Args:
+        values: of the source tokens.
+        source_spans: characters of each of them.
+        target_spans: characters of each target token.
+        time: columns of the result.
+        split: as in `project_token_scores`.
+    """
     projected = values.new_zeros(len(values), time)
     for row, (source, target) in enumerate(zip(source_spans, target_spans, strict=True)):
         if source:
@@ -103,7 +109,9 @@ def _projected_rows(
 def ended_scores(
     scores: ResponseScores, response_mask: Bool[Tensor, "batch time"]
 ) -> ResponseScores:
-    """The same, with the sequence score, read behind closing tokens, as last counted prefix score.
+    """Put the sequence score in place of the last counted prefix score.
+
+    They differ where the reward model reads closing tokens after the response.
 
     Args:
         scores: of responses; without prefix scores they stay as they are.
@@ -114,16 +122,3 @@ def ended_scores(
     end = last_true_index(response_mask)[:, None] + 1
     prefix_scores = scores.prefix_scores.scatter(-1, end, scores.sequence_scores[:, None])
     return replace(scores, prefix_scores=prefix_scores)
-
-
-def transformed_scores(
-    scores: ResponseScores, score_transform: ScoreTransform | None
-) -> ResponseScores:
-    """The same after a function of single scores, sequence scores first; None changes nothing."""
-    if score_transform is None:
-        return scores
-    return ResponseScores(
-        score_transform(scores.sequence_scores),
-        None if scores.prefix_scores is None else score_transform(scores.prefix_scores),
-        scores.attention,
-    )

@@ -12,21 +12,18 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores
+from tokencredit.credit.methods import CreditSettings, Need, credit_method
 from tokencredit.errors import ConfigError
 from tokencredit.models.hf_vocabularies import vocabulary_fingerprint
 from tokencredit.scorers.policy_tokens import (
-    ScoreTransform,
     attended_tokens,
     decoded_responses,
     ended_scores,
     ending_tokens,
     projected_scores,
-    transformed_scores,
 )
 from tokencredit.server.answers import About, ScoredResponse
 from tokencredit.server.client import RewardServer, about, scored
-
-PREFIX_CREDITS = ("prefix-difference", "smoothed-prefix-difference", "segment")
 
 
 @dataclass(frozen=True)
@@ -45,21 +42,63 @@ class ServedRewardModel:
     policy_tokenizer: PreTrainedTokenizerBase
     shares_vocabulary: bool
 
+    @property
+    def gives(self) -> frozenset[Need]:
+        """What methods can be made from."""
+        found: set[Need] = {"sequence_scores", "kept_tokens"}
+        if "prefix-scores" in self.about.details:
+            found.add("prefix_scores")
+        if "attention" in self.about.details:
+            found.add("attention")
+        return frozenset(found)
+
+    def __call__(
+        self,
+        batch: ResponseBatch,
+        *,
+        attention: bool = False,
+        conversations: Sequence[Prompt] | None = None,
+    ) -> ResponseScores:
+        """What a `LocalScorer` says of the same responses, with the model in another process.
+
+        Args:
+            batch: responses of the policy.
+            attention: whether to ask for it.
+            conversations: what was asked, for a reward model that renders it itself; None takes
+                the text of the prompt's ids.
+
+        Raises:
+            ServerError: no answer in time, so often; or it is not what was asked for.
+            DataError: a text is longer than the reward model can read, or has no prompt.
+            NumericError: a score is NaN or infinite.
+        """
+        details = [name for name in self.about.details if attention or name != "attention"]
+        ids = self.about.template == "auto" and conversations is None and self.shares_vocabulary
+        if ids:
+            scores = _scores_of_ids(self, batch, details)
+        else:
+            scores = _scores_of_texts(self, batch, details, conversations)
+        device = batch.response_ids.device
+        scores = ResponseScores(
+            scores.sequence_scores.to(device),
+            None if scores.prefix_scores is None else scores.prefix_scores.to(device),
+            None if scores.attention is None else scores.attention.to(device),
+        )
+        return ended_scores(scores, batch.response_mask)
+
 
 def served_reward_model(
     server: RewardServer,
     policy_tokenizer: PreTrainedTokenizerBase,
     *,
-    credit: str,
-    attention_layer: int | None = None,
+    credit: CreditSettings | None = None,
 ) -> ServedRewardModel:
     """The reward model at an address, asked once whether it has what a credit needs.
 
     Args:
         server: where it is.
         policy_tokenizer: of the responses that it will score.
-        credit: that will be made from its scores.
-        attention_layer: that `attention` should read; None takes the server's.
+        credit: that will be made from its scores; None where only scores are asked for.
 
     Raises:
         ServerError: it does not answer.
@@ -67,60 +106,30 @@ def served_reward_model(
             layer.
     """
     said = about(server)
-    needed = {"prefix-scores"} if credit in PREFIX_CREDITS else set()
-    needed |= {"attention"} if credit == "attention" else set()
-    if not needed <= set(said.details):
-        raise ConfigError(
-            f"credit {credit!r} needs {needed.pop()}, and the reward server at {server.address} "
-            f"offers {', '.join(said.details) or 'none'}; expected a server that offers it: start "
-            "it with other credit_methods, with a causal model for prefix scores, or choose "
-            "another credit"
-        )
-    if credit == "attention" and attention_layer not in (None, said.attention_layer):
-        raise ConfigError(
-            f"attention_layer is {attention_layer} and the reward server at {server.address} reads "
-            f"layer {said.attention_layer}; expected the same: change one of the two settings"
-        )
     same = said.vocabulary == vocabulary_fingerprint(policy_tokenizer)
-    return ServedRewardModel(server, said, policy_tokenizer, same)
+    model = ServedRewardModel(server, said, policy_tokenizer, same)
+    if credit is not None:
+        _require_offer(model, credit)
+    return model
 
 
-def served_scores(
-    model: ServedRewardModel,
-    batch: ResponseBatch,
-    *,
-    attention: bool = False,
-    conversations: Sequence[Prompt] | None = None,
-    score_transform: ScoreTransform | None = None,
-) -> ResponseScores:
-    """What `policy_scores` says of the same responses, with the model in another process.
-
-    Args:
-        model: as `served_reward_model` returns it.
-        batch: responses of the policy.
-        attention: whether to ask for it.
-        conversations: what was asked, for a reward model that renders it itself; None takes the
-            text of the prompt's ids.
-        score_transform: applied to the sequence scores first and then to the prefix scores.
-
-    Raises:
-        ServerError: no answer in time, so often; or it is not what was asked for.
-        DataError: a text is longer than the reward model can read, or has no prompt.
-        NumericError: a score is NaN or infinite.
-    """
-    details = [name for name in model.about.details if attention or name != "attention"]
-    ids = model.about.template == "auto" and conversations is None and model.shares_vocabulary
-    if ids:
-        scores = _scores_of_ids(model, batch, details)
-    else:
-        scores = _scores_of_texts(model, batch, details, conversations)
-    device = batch.response_ids.device
-    scores = ResponseScores(
-        scores.sequence_scores.to(device),
-        None if scores.prefix_scores is None else scores.prefix_scores.to(device),
-        None if scores.attention is None else scores.attention.to(device),
-    )
-    return ended_scores(transformed_scores(scores, score_transform), batch.response_mask)
+def _require_offer(model: ServedRewardModel, credit: CreditSettings) -> None:
+    """Raise ConfigError where the server does not offer what a credit method is made from."""
+    method, said, address = credit_method(credit.method), model.about, model.server.address
+    of_scorer = {"prefix_scores", "attention", "kept_tokens", "embeddings"}
+    lacking = [need for need in method.needs if need in of_scorer and need not in model.gives]
+    if lacking:
+        raise ConfigError(
+            f"credit {credit.method!r} needs {lacking[0].replace('_', '-')}, and the reward server "
+            f"at {address} offers {', '.join(said.details) or 'none'}; expected a server that "
+            "offers it: start it with other credit_methods, with a causal model for prefix "
+            "scores, or choose another credit"
+        )
+    if "attention" in method.needs and credit.layer != said.attention_layer:
+        raise ConfigError(
+            f"credit.layer is {credit.layer} and the reward server at {address} reads layer "
+            f"{said.attention_layer}; expected the same: change one of the two settings"
+        )
 
 
 def _scores_of_ids(

@@ -1,127 +1,129 @@
-"""Token scores of a policy's responses by the name of a credit method."""
+"""Token scores of responses by the name of a credit method, whoever scores the responses."""
 
-import difflib
 from collections.abc import Sequence
-from typing import Literal, get_args
+from dataclasses import dataclass, field
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from tokencredit.batch import Prompt, ResponseBatch, ResponseScores, TokenScorer
-from tokencredit.credit.prefixes import prefix_difference_credit
-from tokencredit.credit.redistribution import attention_credit, terminal_credit, uniform_credit
-from tokencredit.errors import ConfigError, ModelError
-from tokencredit.scorers.local import policy_scores
-from tokencredit.scorers.policy_tokens import ScoreTransform, ended_scores
-from tokencredit.scorers.served import served_reward_model, served_scores
+from tokencredit.batch import Prompt, ResponseBatch, ResponseScores, RewardScorer, TokenScorer
+from tokencredit.credit.methods import CreditSettings, Evidence, credit_method, token_credit
+from tokencredit.credit.redistribution import terminal_credit
+from tokencredit.reward_model.hf_rewriter import rewriter_logprobs
+from tokencredit.scorers.credit_models import CreditModels, loaded_credit_models
+from tokencredit.scorers.evidence import AskPolicy, Responses, gathered_evidence, response_scores
+from tokencredit.scorers.local import LocalScorer
+from tokencredit.scorers.policy_tokens import decoded_responses, ending_tokens, projected_rows
+from tokencredit.scorers.segmentation import response_segments
+from tokencredit.scorers.served import served_reward_model
 from tokencredit.server.client import RewardServer
+from tokencredit.shaping import blended_scores
 from tokencredit.text.hf_rendering import Template
+from tokencredit.text.pooling import scores_at_segment_ends
+from tokencredit.text.segments import SegmentSettings
 
 
-def served_token_scorer(
-    server: RewardServer,
-    policy_tokenizer: PreTrainedTokenizerBase,
-    *,
-    credit: str = "prefix-difference",
-    credit_beta: float = 0.8,
-) -> TokenScorer:
-    """Token scores of a policy's responses from a served reward model, as a callable.
+@dataclass(frozen=True)
+class CreditedScorer:
+    """A scorer of responses with the credit that is made from it: a `TokenScorer`.
 
-    Args:
-        server: where it is.
-        policy_tokenizer: of the responses.
-        credit: one of `CREDIT_NAMES`.
-        credit_beta: the share of a score that "attention" spreads.
-
-    Returns:
-        What `score_for_policy` gives for the same model in this process. It raises as
-        `served_scores` does.
-
-    Raises:
-        ServerError, ConfigError: as `served_reward_model`, or there is no such credit method.
+    Attributes:
+        scorer: of responses in the policy's tokens.
+        tokenizer: of the policy.
+        credit: the method and its options.
+        models: that the method needs besides the scorer.
+        segments: how responses are cut, for methods that need it or where `use` says so.
+        micro_batch_size: rows per forward pass of the other models.
     """
-    require_credit_name(credit)
-    model = served_reward_model(server, policy_tokenizer, credit=credit)
 
-    def token_scorer(batch: ResponseBatch) -> Float[Tensor, "batch time"]:
-        scores = served_scores(model, batch, attention=credit == "attention")
-        return credited(credit, scores, batch.response_mask, credit_beta=credit_beta)
+    scorer: RewardScorer
+    tokenizer: PreTrainedTokenizerBase
+    credit: CreditSettings
+    models: CreditModels = field(default_factory=CreditModels)
+    segments: SegmentSettings = field(default_factory=SegmentSettings)
+    micro_batch_size: int | None = None
 
-    return token_scorer
+    def __call__(
+        self, batch: ResponseBatch, conversations: Sequence[Prompt] | None = None
+    ) -> Float[Tensor, "batch time"]:
+        """Token scores of responses.
 
+        Args:
+            batch: in the policy's tokens.
+            conversations: what was asked, for a reward model that renders it itself.
+        """
+        ids = response_segments(self.segments, self.tokenizer, batch)
+        return self.paid(Responses(batch, conversations, segment_ids=ids))
 
-CreditName = Literal["terminal", "uniform", "attention", "prefix-difference"]
+    def paid(
+        self,
+        responses: Responses,
+        *,
+        scores: ResponseScores | None = None,
+        ask_policy: AskPolicy | None = None,
+    ) -> Float[Tensor, "batch time"]:
+        """Token scores by the credit method, with the share of the end and segments paid at theirs.
 
+        Args:
+            responses: with segment ids where the settings cut segments.
+            scores: what the scorer said of them; None asks it where the method needs it.
+            ask_policy: of the policy that wrote the responses, where there is one.
 
-CREDIT_NAMES: tuple[str, ...] = get_args(CreditName)
-
-
-def credited(
-    name: str,
-    scores: ResponseScores,
-    response_mask: Bool[Tensor, "batch time"],
-    *,
-    credit_beta: float = 1.0,
-) -> Float[Tensor, "batch time"]:
-    """Token scores by the credit method of this name.
-
-    Args:
-        name: one of `CREDIT_NAMES`.
-        scores: what the reward model said about the same tokens.
-        response_mask: True on response tokens that count.
-        credit_beta: the share of a score that "attention" spreads; others ignore it.
-
-    Returns:
-        Token scores in nats; each row sums to its sequence score, for "prefix-difference" to the
-        sequence score less the score of the prompt.
-
-    Raises:
-        ConfigError: there is no such method, or the scores were made without what it needs.
-        ModelError: "prefix-difference" of a model that scores no prefixes.
-    """
-    require_credit_name(name)
-    match name:
-        case "terminal":
-            return terminal_credit(scores.sequence_scores, response_mask)
-        case "uniform":
-            return uniform_credit(scores.sequence_scores, response_mask)
-        case "attention":
-            if scores.attention is None:
-                raise ConfigError(
-                    "credit 'attention' of scores without attention; expected scores made with an "
-                    "attention_layer"
-                )
-            return attention_credit(
-                scores.sequence_scores, scores.attention, response_mask, credit_beta=credit_beta
+        Raises:
+            ConfigError, DataError, ModelError, NumericError: as `gathered_evidence`.
+        """
+        settings, mask = self.credit, responses.batch.response_mask
+        if "rewriter" in credit_method(settings.method).needs:
+            token_scores = self._rewritten(responses)
+        else:
+            evidence = gathered_evidence(
+                settings,
+                self.scorer,
+                responses,
+                models=self.models,
+                scores=scores,
+                ask_policy=ask_policy,
+                micro_batch_size=self.micro_batch_size,
             )
-    ended = ended_scores(scores, response_mask)
-    return prefix_difference_credit(required_prefix_scores(name, ended), response_mask)
+            token_scores = token_credit(evidence, settings)
+        if responses.segment_ids is not None and self._pays_at_end:
+            token_scores = scores_at_segment_ends(token_scores, responses.segment_ids)
+        if settings.terminal_share:
+            found = scores or response_scores(self.scorer, responses)
+            at_the_end = terminal_credit(found.sequence_scores, mask)
+            token_scores = blended_scores(
+                token_scores, at_the_end, share=1 - settings.terminal_share
+            )
+        return token_scores
 
+    @property
+    def _pays_at_end(self) -> bool:
+        return self.segments.use == "pay-at-end"
 
-def required_prefix_scores(
-    credit: str, scores: ResponseScores
-) -> Float[Tensor, "batch time_plus_1"]:
-    """The prefix scores, or the error that says why there are none.
-
-    Raises:
-        ModelError: the reward model scores no prefixes.
-    """
-    if scores.prefix_scores is None:
-        raise ModelError(
-            f"credit {credit!r} of a reward model that reads in both directions; expected a "
-            "causal one, which scores prefixes: choose credit 'attention'"
+    def _rewritten(self, responses: Responses) -> Float[Tensor, "batch time"]:
+        """Credit in the tokens of a rewriter, which reads text, carried over to these tokens."""
+        batch, models = responses.batch, self.models
+        decoded = decoded_responses(self.tokenizer, batch)
+        asked = responses.conversations
+        found = rewriter_logprobs(
+            models.model,
+            models.tokenizer,
+            [row.prompt for row in decoded] if asked is None else asked,
+            [row.response for row in decoded],
+            append_eos=ending_tokens(self.tokenizer, batch).any(-1).tolist(),
+            micro_batch_size=self.micro_batch_size,
         )
-    return scores.prefix_scores
-
-
-def require_credit_name(name: str) -> None:
-    """Raise ConfigError, with the nearest name, if no credit method has this one."""
-    if name not in CREDIT_NAMES:
-        near = difflib.get_close_matches(name, CREDIT_NAMES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(
-            f"credit is {name!r}; expected one of {', '.join(map(repr, CREDIT_NAMES))}{hint}"
+        evidence = Evidence(
+            found.encoded.batch.response_mask,
+            rewriter_logprobs=found.logprobs,
+            likeliest_logprobs=found.likeliest_logprobs,
+        )
+        scores = token_credit(evidence, self.credit)
+        spans = [row.spans for row in decoded]
+        time = batch.response_mask.shape[1]
+        return projected_rows(scores, found.encoded.response_spans, spans, time, split="last").to(
+            batch.response_mask.device
         )
 
 
@@ -131,13 +133,12 @@ def score_for_policy(
     policy_tokenizer: PreTrainedTokenizerBase,
     batch: ResponseBatch,
     *,
-    credit: str = "terminal",
-    credit_beta: float = 1.0,
-    attention_layer: int = -1,
+    credit: CreditSettings | str = "prefix-difference",
+    segments: SegmentSettings | None = None,
+    models: CreditModels | None = None,
     micro_batch_size: int | None = None,
     template: Template = "auto",
     conversations: Sequence[Prompt] | None = None,
-    score_transform: ScoreTransform | None = None,
 ) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch"]]:
     """Score responses of a policy with a reward model that may have another tokenizer.
 
@@ -146,17 +147,15 @@ def score_for_policy(
         rm_tokenizer: its tokenizer.
         policy_tokenizer: that of the ids in `batch`.
         batch: generated responses.
-        credit: one of `CREDIT_NAMES`.
-        credit_beta: the share of a score that "attention" spreads.
-        attention_layer: layer that "attention" reads; -1 is the last.
+        credit: a credit method by its name, or with its options.
+        segments: how responses are cut, for methods that need it.
+        models: that the method needs besides the reward model.
         micro_batch_size: responses per forward pass; None for all at once.
-        template: as in `policy_scores`.
-        conversations: as in `policy_scores`.
-        score_transform: as in `policy_scores`.
+        template: how to render for the reward model, as in `encoded_prompts`.
+        conversations: what was asked, for a reward model that renders it itself.
 
     Returns:
-        Token scores, and transformed sequence scores. Each row of the first sums to its entry of
-        the second, for "prefix-difference" less the transformed score of the prompt.
+        Token scores, and sequence scores. What rows of the first sum to stands with each method.
 
     Raises:
         ConfigError: there is no such credit method.
@@ -164,17 +163,49 @@ def score_for_policy(
         ModelError: the reward model or its tokenizer lacks what is needed.
         NumericError: a score is NaN or infinite.
     """
-    require_credit_name(credit)
-    scores = policy_scores(
-        reward_model,
-        rm_tokenizer,
-        policy_tokenizer,
-        batch,
-        attention_layer=attention_layer if credit == "attention" else None,
-        micro_batch_size=micro_batch_size,
-        template=template,
-        conversations=conversations,
-        score_transform=score_transform,
+    settings = CreditSettings(credit) if isinstance(credit, str) else credit
+    scorer = LocalScorer(
+        reward_model, rm_tokenizer, policy_tokenizer, template, settings.layer, micro_batch_size
     )
-    token_scores = credited(credit, scores, batch.response_mask, credit_beta=credit_beta)
-    return token_scores, scores.sequence_scores
+    credited = CreditedScorer(
+        scorer,
+        policy_tokenizer,
+        settings,
+        models or CreditModels(),
+        segments or SegmentSettings(),
+        micro_batch_size,
+    )
+    ids = response_segments(credited.segments, policy_tokenizer, batch)
+    responses = Responses(batch, conversations, segment_ids=ids)
+    attention = "attention" in credit_method(settings.method).needs
+    scores = response_scores(scorer, responses, attention=attention)
+    return credited.paid(responses, scores=scores), scores.sequence_scores
+
+
+def served_token_scorer(
+    server: RewardServer,
+    policy_tokenizer: PreTrainedTokenizerBase,
+    *,
+    credit: CreditSettings | str = "prefix-difference",
+    segments: SegmentSettings | None = None,
+    models: CreditModels | None = None,
+) -> TokenScorer:
+    """Token scores of a policy's responses from a served reward model, as a callable.
+
+    Args:
+        server: where it is.
+        policy_tokenizer: of the responses.
+        credit: a credit method by its name, or with its options.
+        segments: how responses are cut, for methods that need it.
+        models: that the method needs besides the reward model; None loads what the settings name.
+
+    Returns:
+        What `score_for_policy` gives for the same model in this process.
+
+    Raises:
+        ServerError, ConfigError: as `served_reward_model`, or there is no such credit method.
+    """
+    settings = CreditSettings(credit) if isinstance(credit, str) else credit
+    scorer = served_reward_model(server, policy_tokenizer, credit=settings)
+    found = models or loaded_credit_models(settings, policy_tokenizer)
+    return CreditedScorer(scorer, policy_tokenizer, settings, found, segments or SegmentSettings())

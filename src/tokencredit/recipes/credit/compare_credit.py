@@ -23,7 +23,6 @@ from transformers import PreTrainedTokenizerBase
 from tokencredit.batch import TokenScorer
 from tokencredit.errors import DataError
 from tokencredit.evaluation.baselines import lexicon_weights, naive_bayes_weights
-from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.preference.hf_marked_texts import load_marked_texts
 from tokencredit.preference.hf_rows import dataset_rows
 from tokencredit.preference.marked_texts import MarkedText
@@ -46,17 +45,14 @@ from tokencredit.recipes.run_folder import (
     require_same_run,
     write_atomically,
 )
+from tokencredit.recipes.settings import free_settings
 from tokencredit.scorers.texts import loaded_reward_model
 from tokencredit.text.hf_rendering import Template
 
 Weights = Mapping[str, Mapping[str, float]]
-_FREE_SETTINGS = (
-    "output", "direction", "methods", "baseline_texts", "lexicons", "faithfulness_documents",
-    "resamples", "heatmaps", "batch_size", "device", "progress",
-)  # fmt: skip
+_FREE_SETTINGS = free_settings(CompareCreditConfig)
 
 
-@quiet_transformers()
 def compare_credit(config: CompareCreditConfig) -> Path:
     """Score the words of marked texts by every method, compare, and write a report.
 
@@ -77,14 +73,12 @@ def compare_credit(config: CompareCreditConfig) -> Path:
     weights = _weights(config)
     require_same_run(config.output, config, free=_FREE_SETTINGS)
     model, tokenizer = loaded_reward_model(
-        config.reward_model,
-        dtype=config.dtype,
-        attn_implementation=config.attn_implementation,
-        device=config.device,
-        pad_token=config.pad_token,
-        trust_remote_code=config.trust_remote_code,
+        config.reward_model, device=config.device, **vars(config.loading)
     )
-    passes = [*reward_model_passes(config, model, tokenizer), *other_passes(config)]
+    passes = [
+        *reward_model_passes(config, model, tokenizer),
+        *other_passes(config, model, tokenizer),
+    ]
     folder = open_run_folder(config.output, config, free=_FREE_SETTINGS)
     credit: dict[str, WordScores] = {}
     with _progress(config) as progress:
@@ -272,9 +266,9 @@ def _sample(
 def _weights(config: CompareCreditConfig) -> dict[str, dict[str, float]]:
     """Weights of words by the name of their baseline."""
     weights = {}
-    if config.baseline_texts is not None:
-        weights["naive Bayes"] = naive_bayes_weights(*_labelled_texts(config.baseline_texts))
-    for lexicon in config.lexicons:
+    if config.baselines.texts is not None:
+        weights["naive Bayes"] = naive_bayes_weights(*_labelled_texts(config.baselines.texts))
+    for lexicon in config.baselines.lexicons:
         path = Path(lexicon)
         if not path.is_file():
             raise DataError(f"there is no lexicon {lexicon!r}; expected a file")

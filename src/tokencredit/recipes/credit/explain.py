@@ -8,79 +8,56 @@ gradients, leave-one-out and Shapley values.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Console
 
+from tokencredit.credit.methods import CreditSettings, credit_method, with_method
 from tokencredit.errors import ConfigError, RunFolderError
 from tokencredit.evaluation.heatmap import heatmap_html, heatmap_png, heatmap_terminal
 from tokencredit.evaluation.report import report_html
 from tokencredit.evaluation.token_display import text_pieces, visible
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.recipes.run_folder import write_atomically
-from tokencredit.scorers.evidence import (
-    TextCredit,
-    credit_numbers,
-    require_text_credit,
-    text_credit,
-)
-from tokencredit.scorers.texts import loaded_reward_model, scored_texts
+from tokencredit.recipes.settings import LoadingSettings, group, setting
+from tokencredit.scorers.texts import loaded_credited_scorer, other_credit, paid_texts
+from tokencredit.scorers.token_scores import CreditedScorer
 from tokencredit.text.hf_rendering import Template, token_texts
+from tokencredit.text.segments import SegmentSettings
 
 
 @dataclass(frozen=True)
 class ExplainConfig:
-    """Settings of one explanation.
-
-    Attributes:
-        reward_model: Hub id or folder of a sequence-classification model with one or two outputs.
-        response: the text to explain, with its leading space if it has one.
-        prompt: the text that it answers; none for a text that stands alone.
-        credit_methods: ways from the score to token scores, one row of the heat map each. Models
-            that read in both directions, such as BERT, score no prefixes: leave
-            `prefix-difference` out for them.
-        output: file that ends in .html or .png; None prints to the terminal.
-        credit_beta: share of the score that `attention` spreads; the rest stays on the last token.
-        attention_layer: layer that `attention` reads; -1 is the last.
-        credit_decay: share of the potential that `smoothed-prefix-difference` keeps per token.
-        gradient_steps: gradients of `integrated-gradients`.
-        window_width: most tokens that `window` reads at once.
-        shapley_samples: orders of the tokens that `shapley` tries out; even.
-        seed: of these orders.
-        template: `chat` renders with the reward model's chat template, the prompt as a message of
-            the user; `plain` joins prompt and response; `auto` is `chat` where the reward model
-            has a chat template and there is a prompt.
-        dtype: of the weights.
-        attn_implementation: of transformers; None for its default.
-        device: to compute on; None for the CPU.
-        pad_token: token to pad with, where the tokenizer names none.
-        trust_remote_code: run code that comes with the model; off unless you trust its author.
-    """
+    """Settings of one explanation."""
 
     reward_model: str
+    """Hub id or folder of a sequence-classification model with one or two outputs."""
     response: str
+    """The text to explain, with its leading space if it has one."""
     prompt: str = ""
-    credit_methods: tuple[TextCredit, ...] = ("attention", "prefix-difference")
+    """The text that it answers; none for a text that stands alone."""
+    methods: tuple[str, ...] = setting(("attention", "prefix-difference"), was="credit_methods")
+    """Credit methods, one row of the heat map each. Models that read in both directions, such as
+    BERT, score no prefixes: leave `prefix-difference` out for them."""
     output: str | None = None
-    credit_beta: float = 0.8
-    attention_layer: int = -1
-    credit_decay: float = 0.5
-    gradient_steps: int = 16
-    window_width: int = 3
-    shapley_samples: int = 20
-    seed: int = 0
+    """File that ends in .html or .png; None prints to the terminal."""
+    credit: CreditSettings = group(CreditSettings)
+    """Options of the methods; `credit.method` is not read."""
+    segments: SegmentSettings = group(SegmentSettings)
+    """How the response is cut, for methods that need segments or to pay at their ends."""
     template: Template = "auto"
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
-    attn_implementation: str | None = None
+    """`chat` renders with the reward model's chat template, the prompt as a message of the user;
+    `plain` joins prompt and response; `auto` is `chat` where the reward model has a chat template
+    and there is a prompt."""
+    loading: LoadingSettings = group(LoadingSettings)
+    """How models are loaded."""
     device: str | None = None
-    pad_token: str | None = None
-    trust_remote_code: bool = False
+    """To compute on; None for the CPU."""
 
     def __post_init__(self) -> None:
-        for name in self.credit_methods:
-            require_text_credit(name, setting="one of credit_methods")
-        if not self.credit_methods:
-            raise ConfigError("credit_methods is empty; expected at least one")
+        for name in self.methods:
+            credit_method(name)
+        if not self.methods:
+            raise ConfigError("methods is empty; expected at least one")
         if self.output is not None and Path(self.output).suffix not in (".html", ".png"):
             raise ConfigError(
                 f"output is {self.output!r}; expected a file name that ends in .html or .png, or "
@@ -147,40 +124,41 @@ def explain(config: ExplainConfig) -> Path | None:
 
 
 def _explained(config: ExplainConfig) -> _Explanation:
-    model, tokenizer = loaded_reward_model(
-        config.reward_model,
-        dtype=config.dtype,
-        attn_implementation=config.attn_implementation,
-        device=config.device,
-        pad_token=config.pad_token,
-        trust_remote_code=config.trust_remote_code,
-    )
-    encoded, scores = scored_texts(
-        model,
-        tokenizer,
-        [config.prompt],
-        [config.response],
-        template=config.template if config.prompt else "plain",
-        attention_layer=config.attention_layer if "attention" in config.credit_methods else None,
-    )
-    (names,), (spans,) = token_texts(tokenizer, encoded, [config.response]), encoded.response_spans
-    paid = {}
-    for method in config.credit_methods:
-        token_scores = text_credit(
-            method,
-            model,
-            encoded.batch,
-            scores,
-            attention_mask=encoded.attention_mask,
-            **credit_numbers(config),
-        )
-        paid[method] = token_scores[0, : len(spans)].tolist()
+    credited = _credited(config)
+    found = paid_texts(credited, [config.prompt], [config.response])
+    (spans,) = found.encoded.response_spans
+    (names,) = token_texts(credited[0].tokenizer, found.encoded, [config.response])
     pieces, groups = text_pieces(config.response, spans, names)
+    paid = {
+        name: scores[0].tolist()
+        for name, scores in zip(config.methods, found.token_scores, strict=True)
+    }
     return _Explanation(
-        scores.sequence_scores.item(),
+        found.sequence_scores.item(),
         pieces,
         {method: [sum(row[i] for i in group) for group in groups] for method, row in paid.items()},
     )
+
+
+def _credited(config: ExplainConfig) -> list[CreditedScorer]:
+    """The reward model with the credit of each method."""
+    first, *others = [with_method(config.credit, name) for name in config.methods]
+    loaded = loaded_credited_scorer(
+        config.reward_model,
+        first,
+        config.segments,
+        template=config.template if config.prompt else "plain",
+        micro_batch_size=32,
+        loading=config.loading,
+        device=config.device,
+    )
+    return [
+        loaded,
+        *(
+            other_credit(loaded, credit, loading=config.loading, device=config.device)
+            for credit in others
+        ),
+    ]
 
 
 def _print(explanation: _Explanation, caption: str) -> None:

@@ -61,7 +61,7 @@ def asked_texts(
 
     Args:
         scored: the reward model and its tokenizer.
-        texts: a sample; every word costs `shapley_samples` scores.
+        texts: a sample; every word costs `credit.probe.samples` scores.
         config: the settings.
     """
     for rows, batch in scored.batches(texts, config):
@@ -123,5 +123,5 @@ def _asked(
 
     # Other orders than those of the method `shapley`, whose row then shows the error of sampling.
     generator = torch.Generator().manual_seed(config.seed + 1)
-    shapley = shapley_credit(gains, mask, samples=config.shapley_samples, generator=generator)
+    shapley = shapley_credit(gains, mask, samples=config.credit.probe.samples, generator=generator)
     return AskedTexts(rows, batch.texts, mask, side, gains, shapley)

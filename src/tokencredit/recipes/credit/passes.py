@@ -4,31 +4,24 @@ Some bring models of their own.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from tokencredit.credit.implicit import log_ratio_credit
-from tokencredit.credit.token_judges import discriminator_credit
-from tokencredit.errors import ModelError
-from tokencredit.models.hf_loading import context_length, load_model, load_tokenizer
-from tokencredit.models.hf_logprobs import response_logprobs
+from tokencredit.credit.methods import CreditSettings, credit_method, token_credit, with_method
+from tokencredit.models.hf_loading import context_length
 from tokencredit.preference.marked_texts import MarkedText
 from tokencredit.recipes.credit.compare_settings import CompareCreditConfig
 from tokencredit.recipes.credit.words import EncodedWords, Scorer, encoded_words
-from tokencredit.reward_model.hf_scores import score_responses
-from tokencredit.reward_model.hf_token_classifier import (
-    load_token_classifier,
-    token_classifier_logits,
-)
-from tokencredit.scorers.evidence import ONE_PASS, text_credit
-from tokencredit.scorers.implicit import loaded_reference, stored_reference
-from tokencredit.scorers.token_scores import credited
+from tokencredit.scorers.credit_models import CreditModels, FittedCredit, loaded_credit_models
+from tokencredit.scorers.evidence import Responses, gathered_evidence, response_scores
+from tokencredit.scorers.local import LocalScorer
+from tokencredit.scorers.segmentation import response_segments
+from tokencredit.scorers.token_scores import CreditedScorer
 from tokencredit.text.hf_rendering import reads_eos
 
 
@@ -73,148 +66,125 @@ def reward_model_passes(
         model: the reward model.
         tokenizer: its tokenizer.
     """
-    cheap = _names_of_scored(config)
-    passes = [Pass(cheap, partial(_scored, model, config=config), model, tokenizer)]
-    passes += [
-        Pass((name,), partial(_asked_again, model, name=name, config=config), model, tokenizer)
-        for name in config.methods
-        if name not in ONE_PASS
-    ]
-    return passes if cheap else passes[1:]
-
-
-def _names_of_scored(config: CompareCreditConfig) -> tuple[str, ...]:
-    """Names of the rows that need nothing but forward passes over the whole texts."""
-    rows = {name: [name] for name in ONE_PASS}
-    rows["attention"] = _attention_names(config)
-    return tuple(row for method in config.methods for row in rows.get(method, []))
-
-
-def _attention_names(config: CompareCreditConfig) -> list[str]:
-    names = [f"attention, layer {layer}" for layer in config.attention_layers]
-    return [*names, "attention, mean of layers"] if len(names) > 1 else names
-
-
-def _scored(
-    model: nn.Module, batch: EncodedWords, *, config: CompareCreditConfig
-) -> dict[str, Float[Tensor, "batch time"]]:
-    """What one forward pass says, or one per layer of attention."""
-    mask = batch.encoded.batch.response_mask
-    layers = config.attention_layers if "attention" in config.methods else (None,)
-    by_layer = [
-        score_responses(
-            model,
-            batch.encoded.batch,
-            attention_mask=batch.encoded.attention_mask,
-            attention_layer=layer,
-        )
-        for layer in layers
-    ]
-    found: dict[str, Tensor] = {}
+    scorer = LocalScorer(model, tokenizer, tokenizer, config.template)
+    cheap = [name for name in config.methods if credit_method(name).one_pass]
+    passes = []
+    if cheap:
+        names = [row for name in cheap for row in _rows_of(name, config)]
+        pay = partial(_scores_of_one_pass, scorer, cheap, config=config)
+        passes = [Pass(tuple(names), pay, model, tokenizer)]
     for name in config.methods:
-        if name == "attention":
-            spread = [credited(name, scores, mask) for scores in by_layer]
-            spread.append(torch.stack(spread).mean(0))
-            found |= dict(zip(_attention_names(config), spread, strict=False))
-        elif name in ONE_PASS:
-            found[name] = text_credit(
-                name,
-                model,
-                batch.encoded.batch,
-                by_layer[0],
-                credit_decay=config.smoothing_decay,
+        if name not in cheap:
+            credited = _credited(scorer, with_method(config.credit, name), config)
+            passes.append(
+                Pass((name,), partial(_scores_of_words, credited, config), model, tokenizer)
             )
-    return found
+    return passes
 
 
-def _asked_again(
-    model: nn.Module, batch: EncodedWords, *, name: str, config: CompareCreditConfig
-) -> dict[str, Float[Tensor, "batch time"]]:
-    """Methods that need more than the scores of the whole texts."""
-    responses = batch.encoded.batch
-    credit = text_credit(
-        name,
-        model,
-        responses,
-        None,
-        attention_mask=batch.encoded.attention_mask,
-        segment_ids=batch.token_words.to(responses.response_mask.device),
-        gradient_steps=config.gradient_steps,
-        window_width=config.window_width,
-        shapley_samples=config.shapley_samples,
-        seed=config.seed,
-        micro_batch_size=4 * config.batch_size,
-    )
-    return {name: credit}
-
-
-def other_passes(config: CompareCreditConfig) -> list[Pass]:
+def other_passes(
+    config: CompareCreditConfig, model: nn.Module, tokenizer: PreTrainedTokenizerBase
+) -> list[Pass]:
     """The methods of the settings that have models of their own, which are loaded.
 
     Args:
         config: the settings.
+        model: the reward model, for methods that need its score besides.
+        tokenizer: its tokenizer.
 
     Raises:
         ModelError: a model is not there or lacks what is needed.
         ConfigError: the implicit reward has no known reference.
     """
-    return [*_implicit_reward_pass(config), *_token_classifier_pass(config)]
+    loading = {name: value for name, value in vars(config.loading).items() if name != "pad_token"}
+    passes = []
+    for settings in config.others:
+        models = loaded_credit_models(settings, None, loading={**loading, "device": config.device})
+        if config.loading.pad_token is not None:
+            models.tokenizer.pad_token = config.loading.pad_token
+        scorer = LocalScorer(model, tokenizer, models.tokenizer, config.template)
+        credited = replace(_credited(scorer, settings, config), models=models)
+        pay = partial(_scores_of_words, credited, config)
+        passes.append(Pass((settings.method,), pay, models.model, models.tokenizer))
+    return passes
 
 
-def _implicit_reward_pass(config: CompareCreditConfig) -> Iterator[Pass]:
-    if config.implicit_reward is None:
-        return
-    loading = _loading(config)
-    model = load_model(AutoModelForCausalLM, config.implicit_reward, **loading)
-    tokenizer = _tokenizer(config, config.implicit_reward)
-    reference_name, dpo_beta = stored_reference(
-        model.config, reference=config.implicit_reference, dpo_beta=None
-    )
-    reference = loaded_reference(reference_name, tokenizer, **loading)
-
-    def log_ratio(batch: EncodedWords) -> dict[str, Float[Tensor, "batch time"]]:
-        responses = batch.encoded.batch
-        credit = log_ratio_credit(
-            response_logprobs(model, responses),
-            response_logprobs(reference, responses),
-            responses.response_mask,
-            dpo_beta=dpo_beta,
-        )
-        return {"implicit-reward": credit}
-
-    yield Pass(("implicit-reward",), log_ratio, model, tokenizer)
-
-
-def _token_classifier_pass(config: CompareCreditConfig) -> Iterator[Pass]:
-    if config.token_classifier is None:
-        return
-    model, tokenizer = load_token_classifier(config.token_classifier, **_loading(config))
-    if model.config.num_labels != 2:
-        raise ModelError(
-            f"the token classifier {config.token_classifier!r} has {model.config.num_labels} "
-            "classes; expected two, a bad and a good token"
-        )
-
-    def judged(batch: EncodedWords) -> dict[str, Float[Tensor, "batch time"]]:
-        logits = token_classifier_logits(
-            model, batch.encoded.batch, attention_mask=batch.encoded.attention_mask
-        )
-        mask = batch.encoded.batch.response_mask
-        return {"token-classifier": discriminator_credit(logits, mask)}
-
-    yield Pass(("token-classifier",), judged, model, tokenizer)
-
-
-def _tokenizer(config: CompareCreditConfig, name: str) -> PreTrainedTokenizerBase:
-    return load_tokenizer(
-        name, pad_token=config.pad_token, trust_remote_code=config.trust_remote_code
+def _credited(
+    scorer: LocalScorer, settings: CreditSettings, config: CompareCreditConfig
+) -> CreditedScorer:
+    models = CreditModels()
+    if settings.fitted is not None:
+        models = CreditModels(fitted=FittedCredit.read(settings.fitted))
+    return CreditedScorer(
+        scorer,
+        scorer.policy_tokenizer,
+        settings,
+        models,
+        segments=config.segments,
+        micro_batch_size=4 * config.batch_size,
     )
 
 
-def _loading(config: CompareCreditConfig) -> dict[str, Any]:
-    return {
-        "dtype": config.dtype,
-        "attn_implementation": config.attn_implementation,
-        "device": config.device,
-        "trust_remote_code": config.trust_remote_code,
-    }
+def _rows_of(name: str, config: CompareCreditConfig) -> list[str]:
+    """Names of the rows that a method of one pass has in the table."""
+    if name != "attention":
+        return [name]
+    names = [f"attention, layer {layer}" for layer in config.attention_layers]
+    return [*names, "attention, mean of layers"] if len(names) > 1 else names
+
+
+def _scores_of_one_pass(
+    scorer: LocalScorer, methods: Sequence[str], batch: EncodedWords, *, config: CompareCreditConfig
+) -> dict[str, Float[Tensor, "batch time"]]:
+    """What one forward pass says, or one per layer of attention."""
+    layers = config.attention_layers if "attention" in methods else (-1,)
+    by_layer = [
+        response_scores(
+            replace(scorer, attention_layer=layer),
+            _responses(batch),
+            attention="attention" in methods,
+        )
+        for layer in layers
+    ]
+    found: dict[str, Tensor] = {}
+    for name in methods:
+        credited = _credited(scorer, with_method(config.credit, name), config)
+        ids = response_segments(config.segments, scorer.tokenizer, batch.encoded.batch)
+        asked = replace(_responses(batch), segment_ids=ids)
+        taken = by_layer if name == "attention" else by_layer[:1]
+        paid = [credited.paid(asked, scores=scores) for scores in taken]
+        if len(paid) > 1:
+            paid.append(torch.stack(paid).mean(0))
+        found |= dict(zip(_rows_of(name, config), paid, strict=True))
+    return found
+
+
+def _scores_of_words(
+    credited: CreditedScorer, config: CompareCreditConfig, batch: EncodedWords
+) -> dict[str, Float[Tensor, "batch time"]]:
+    """Methods that ask more than once, of whole words; or that ask other models."""
+    settings, responses = credited.credit, batch.encoded.batch
+    needs = credit_method(settings.method).needs
+    asked = _responses(batch)
+    if "kept_tokens" in needs:
+        words = batch.token_words.to(responses.response_mask.device)
+        evidence = gathered_evidence(
+            settings,
+            credited.scorer,
+            replace(asked, segment_ids=words),
+            models=credited.models,
+            micro_batch_size=credited.micro_batch_size,
+        )
+        return {settings.method: token_credit(evidence, settings)}
+    ids = response_segments(config.segments, credited.tokenizer, responses)
+    asked = replace(asked, segment_ids=ids)
+    if settings.model is not None:  # the reward model reads the text, if it is asked at all
+        own = None if "token_classes" not in needs else asked.attention_mask
+        prompts = [text.prompt for text in batch.texts]
+        told = prompts if any(prompts) else None
+        asked = replace(asked, attention_mask=own, conversations=told)
+    return {settings.method: credited.paid(asked)}
+
+
+def _responses(batch: EncodedWords) -> Responses:
+    return Responses(batch.encoded.batch, attention_mask=batch.encoded.attention_mask.bool())

@@ -174,10 +174,11 @@ def _summary(comparison: Comparison) -> dict[str, object]:
         "texts": len(texts),
         "direction": config.direction,
         "faithfulness_documents": min(config.faithfulness_documents, len(texts)),
-        "shapley_samples": config.shapley_samples,
-        "smoothing_decay": config.smoothing_decay,
-        "gradient_steps": config.gradient_steps,
-        "window_width": config.window_width,
+        "shapley_samples": config.credit.probe.samples,
+        "credit_beta": config.credit.beta,
+        "smoothing_decay": config.credit.decay,
+        "gradient_steps": config.credit.probe.steps,
+        "window_width": config.credit.probe.width,
         "seed": config.seed,
     }
     uniform = comparison.credit.get("uniform")

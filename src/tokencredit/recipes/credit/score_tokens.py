@@ -11,30 +11,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from rich.text import Text
-from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from tokencredit.batch import Prompt
+from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError, DataError, RunFolderError
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.preference.hf_datasets import load_prompted_responses, load_texts
 from tokencredit.preference.pairs import PromptedResponse
-from tokencredit.scorers.evidence import (
-    ONE_PASS,
-    TextCredit,
-    credit_numbers,
-    require_text_credit,
-    text_credit,
-)
-from tokencredit.scorers.texts import loaded_reward_model, scored_texts
+from tokencredit.recipes.settings import LoadingSettings, group, require_at_least
+from tokencredit.scorers.texts import loaded_credited_scorer, paid_texts
+from tokencredit.scorers.token_scores import CreditedScorer
 from tokencredit.text.alignment import Span
 from tokencredit.text.hf_rendering import Template, token_texts
+from tokencredit.text.segments import SegmentSettings
 
 # Forward passes per chunk of data: within a chunk, responses of like length go together. What asks
 # the reward model again and again takes a chunk of one batch, which bounds its memory.
@@ -42,76 +37,60 @@ _PASSES_PER_CHUNK = 16
 
 
 @dataclass(frozen=True)
-class ScoreTokensConfig:
-    """Settings of one scoring job.
+class ResponseColumns:
+    """Where prompts and responses stand in the data."""
 
-    Attributes:
-        reward_model: Hub id or folder of a sequence-classification model with one or two outputs.
-        data: dataset id, dataset folder, or JSON-lines file.
-        output: JSON-lines file to write; None prints a table.
-        split: of a dataset id or folder.
-        prompt_column: of the prompts, texts or lists of chat messages.
-        response_column: of the responses.
-        text_column: score the texts of this column, which have no prompt, instead.
-        limit: use only this many first rows; None uses all.
-        credit: how a score becomes token scores. Gradients, `leave-one-out`, `window` and `shapley`
-            ask the reward model many times per response.
-        credit_beta: share of the score that `attention` spreads; the rest stays on the last token.
-        attention_layer: layer that `attention` reads; -1 is the last.
-        credit_decay: share of the potential that `smoothed-prefix-difference` keeps per token.
-        gradient_steps: gradients per response of `integrated-gradients`.
-        window_width: most tokens that `window` reads at once.
-        shapley_samples: orders of the tokens of a response that `shapley` tries out; even.
-        template: `chat` renders with the reward model's chat template, a plain prompt as one
-            message of the user; `plain` joins prompt and response; `auto` is `chat` where the
-            reward model has a chat template and the data are not texts alone.
-        batch_size: responses per forward pass.
-        dtype: of the weights.
-        attn_implementation: of transformers; None for its default.
-        device: to compute on; None for the CPU.
-        pad_token: token to pad with, where the tokenizer names none.
-        seed: of the orders of `shapley`.
-        trust_remote_code: run code that comes with the model; off unless you trust its author.
-        progress: show a progress bar.
-    """
+    prompt: str = "prompt"
+    """Column of the prompts, texts or lists of chat messages."""
+    response: str = "response"
+    """Column of the responses."""
+    text: str | None = None
+    """Score the texts of this column, which have no prompt, instead."""
+
+
+@dataclass(frozen=True)
+class ScoreTokensConfig:
+    """Settings of one scoring job."""
 
     reward_model: str
+    """Hub id or folder of a sequence-classification model with one or two outputs."""
     data: str
+    """Dataset id, dataset folder, or JSON-lines file."""
     output: str | None = None
+    """JSON-lines file to write; None prints a table."""
     split: str = "train"
-    prompt_column: str = "prompt"
-    response_column: str = "response"
-    text_column: str | None = None
+    """Of a dataset id or folder."""
     limit: int | None = None
-    credit: TextCredit = "prefix-difference"
-    credit_beta: float = 0.8
-    attention_layer: int = -1
-    credit_decay: float = 0.5
-    gradient_steps: int = 16
-    window_width: int = 3
-    shapley_samples: int = 20
+    """Use only this many first rows; None uses all."""
+    columns: ResponseColumns = group(ResponseColumns)
+    """Where prompts and responses stand."""
+    credit: CreditSettings = group(CreditSettings)
+    """How a score becomes token scores. Some methods ask the reward model many times."""
+    segments: SegmentSettings = group(SegmentSettings)
+    """How responses are cut, for methods that need segments or to pay at their ends."""
     template: Template = "auto"
+    """`chat` renders with the reward model's chat template, a plain prompt as one message of the
+    user; `plain` joins prompt and response; `auto` is `chat` where the reward model has a chat
+    template and the data are not texts alone."""
     batch_size: int = 16
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
-    attn_implementation: str | None = None
+    """Responses per forward pass."""
+    loading: LoadingSettings = group(LoadingSettings)
+    """How models are loaded."""
     device: str | None = None
-    pad_token: str | None = None
-    seed: int = 0
-    trust_remote_code: bool = False
+    """To compute on; None for the CPU."""
     progress: bool = True
+    """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        require_text_credit(self.credit)
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size is {self.batch_size}; expected at least 1")
+        require_at_least(self, 1, "batch_size")
         if self.output is not None and Path(self.output).suffix != ".jsonl":
             raise ConfigError(
                 f"output is {self.output!r}; expected a file name that ends in .jsonl, or none "
                 "for a table"
             )
-        if self.text_column is not None and self.template == "chat":
+        if self.columns.text is not None and self.template == "chat":
             raise ConfigError(
-                f"text_column is {self.text_column!r} and template 'chat'; expected texts that "
+                f"columns.text is {self.columns.text!r} and template 'chat'; expected texts that "
                 "stand alone to be read as they are: choose template 'plain', or give prompts"
             )
 
@@ -154,16 +133,17 @@ def score_tokens(config: ScoreTokensConfig) -> Path | None:
         RunFolderError: the output cannot be written.
     """
     rows = _rows(config)
-    model, tokenizer = loaded_reward_model(
+    credited = loaded_credited_scorer(
         config.reward_model,
-        dtype=config.dtype,
-        attn_implementation=config.attn_implementation,
+        config.credit,
+        config.segments,
+        template="plain" if config.columns.text is not None else config.template,
+        micro_batch_size=config.batch_size,
+        loading=config.loading,
         device=config.device,
-        pad_token=config.pad_token,
-        trust_remote_code=config.trust_remote_code,
     )
     scored = track(
-        _scored(config, model, tokenizer, rows),
+        _scored(config, credited, rows),
         description="scoring",
         total=len(rows),
         console=Console(stderr=True),
@@ -181,31 +161,28 @@ def score_tokens(config: ScoreTokensConfig) -> Path | None:
 
 
 def _rows(config: ScoreTokensConfig) -> list[PromptedResponse]:
-    if config.text_column is not None:
-        texts = load_texts(
-            config.data, split=config.split, column=config.text_column, limit=config.limit
-        )
+    columns = config.columns
+    if columns.text is not None:
+        texts = load_texts(config.data, split=config.split, column=columns.text, limit=config.limit)
         return [PromptedResponse("", text) for text in texts]
     return load_prompted_responses(
         config.data,
         split=config.split,
-        prompt_column=config.prompt_column,
-        response_column=config.response_column,
+        prompt_column=columns.prompt,
+        response_column=columns.response,
         limit=config.limit,
     )
 
 
 def _scored(
-    config: ScoreTokensConfig,
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: list[PromptedResponse],
+    config: ScoreTokensConfig, credited: CreditedScorer, rows: list[PromptedResponse]
 ) -> Iterator[ScoredResponse]:
-    size = config.batch_size * (_PASSES_PER_CHUNK if config.credit in ONE_PASS else 1)
+    one_pass = credit_method(config.credit.method).one_pass
+    size = config.batch_size * (_PASSES_PER_CHUNK if one_pass else 1)
     for first in range(0, len(rows), size):
         chunk = rows[first : first + size]
         try:
-            yield from _scored_chunk(config, model, tokenizer, chunk)
+            yield from _scored_chunk(credited, chunk)
         except DataError as error:
             raise DataError(
                 f"{config.data}, rows {first} to {first + len(chunk) - 1}, counted from the first "
@@ -214,36 +191,16 @@ def _scored(
 
 
 def _scored_chunk(
-    config: ScoreTokensConfig,
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: list[PromptedResponse],
+    credited: CreditedScorer, rows: list[PromptedResponse]
 ) -> Iterator[ScoredResponse]:
     responses = [row.response for row in rows]
-    encoded, scores = scored_texts(
-        model,
-        tokenizer,
-        [row.prompt for row in rows],
-        responses,
-        template="plain" if config.text_column is not None else config.template,
-        attention_layer=config.attention_layer if config.credit == "attention" else None,
-        micro_batch_size=config.batch_size,
-    )
-    token_scores = text_credit(
-        config.credit,
-        model,
-        encoded.batch,
-        scores,
-        attention_mask=encoded.attention_mask,
-        **credit_numbers(config),
-        micro_batch_size=config.batch_size,
-    )
+    found = paid_texts([credited], [row.prompt for row in rows], responses)
     for row, tokens, spans, score, paid in zip(
         rows,
-        token_texts(tokenizer, encoded, responses),
-        encoded.response_spans,
-        scores.sequence_scores.tolist(),
-        token_scores.tolist(),
+        token_texts(credited.tokenizer, found.encoded, responses),
+        found.encoded.response_spans,
+        found.sequence_scores.tolist(),
+        found.token_scores[0].tolist(),
         strict=True,
     ):
         yield ScoredResponse(row.prompt, row.response, score, tokens, spans, paid[: len(spans)])

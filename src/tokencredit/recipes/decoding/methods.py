@@ -25,7 +25,7 @@ from tokencredit.errors import ConfigError
 from tokencredit.models.hf_loading import load_model, load_tokenizer
 from tokencredit.models.hf_vocabularies import require_same_vocabulary
 from tokencredit.sampling import TextSampling
-from tokencredit.scorers.local import policy_scores
+from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.vocabulary import VOCABULARY_METHODS, vocabulary_sequence_scores
 from tokencredit.text.hf_token_rows import left_padded
 
@@ -134,9 +134,8 @@ def _batch(
 
 def _best(models: Models, batch: ResponseBatch, copies: int) -> ResponseBatch:
     """The best of every `copies` responses by the guiding reward model."""
-    scores = policy_scores(
-        models.reward_model, models.reward_tokenizer, models.tokenizer, batch
-    ).sequence_scores
+    scorer = LocalScorer(models.reward_model, models.reward_tokenizer, models.tokenizer)
+    scores = scorer(batch).sequence_scores
     best = scores.view(-1, copies).argmax(-1)
     return batch[torch.arange(len(best), device=best.device) * copies + best]
 
@@ -149,7 +148,7 @@ def judged(config: Any, models: Models, batch: ResponseBatch, chats: Any) -> dic
     """
 
     def by(judge: tuple[Any, Any]) -> Tensor:
-        return policy_scores(*judge, models.tokenizer, batch, conversations=chats).sequence_scores
+        return LocalScorer(*judge, models.tokenizer)(batch, conversations=chats).sequence_scores
 
     found: dict[str, Tensor] = {}
     if config.method in VOCABULARY_METHODS:

@@ -12,79 +12,85 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Any, Literal
+from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
+from tokencredit.credit.methods import CreditSettings, credit_method, with_method
 from tokencredit.errors import ConfigError, TokenCreditWarning
 from tokencredit.models.hf_loading import quiet_transformers
+from tokencredit.recipes.settings import LoadingSettings, group, require_at_least, setting
+from tokencredit.scorers.credit_models import loaded_credit_models
+from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.texts import loaded_reward_model
-from tokencredit.scorers.token_scores import CreditName, require_credit_name
+from tokencredit.scorers.token_scores import CreditedScorer
 from tokencredit.text.hf_rendering import Template
+from tokencredit.text.segments import SegmentSettings
 
 _IDLE_SECONDS = 75
 
 
 @dataclass(frozen=True)
-class ServeConfig:
-    """Settings of one server.
+class LimitSettings:
+    """What a request may ask of the server, and how long it may take."""
 
-    Attributes:
-        reward_model: Hub id or folder of a sequence-classification model with one or two outputs.
-        credit_methods: ways from the score to token scores that are on offer; None offers all that
-            the model allows.
-        credit_beta: share of the score that `attention` spreads; the rest stays on the last token.
-        attention_layer: layer that `attention` reads; -1 is the last.
-        template: `chat` renders with the reward model's chat template, a plain prompt as one
-            message of the user; `plain` joins prompt and response; `auto` is `chat` where the
-            reward model has a chat template. A text without a prompt stands alone in any case.
-        host: address to listen at; the default is reached from this machine alone.
-        port: to listen at; 0 takes a free one.
-        token_variable: name of the environment variable that holds the bearer token which requests
-            must send; None lets everyone ask who reaches the port.
-        max_batch_tokens: of one forward pass, padding included; also the longest row.
-        max_wait_ms: milliseconds that a text waits for others to be scored with.
-        queue_size: texts that may wait; beyond them a request is answered 429.
-        max_body_bytes: of a request; beyond it is answered 413.
-        request_timeout: seconds from request to answer; beyond it is answered 504.
-        access_log: log every request: its address, path and status.
-        dtype: of the weights.
-        attn_implementation: of transformers; None for its default.
-        device: to compute on; None for the CPU.
-        pad_token: token to pad with, where the tokenizer names none.
-        trust_remote_code: run code that comes with the model; off unless you trust its author.
-    """
-
-    reward_model: str
-    credit_methods: tuple[CreditName, ...] | None = None
-    credit_beta: float = 0.8
-    attention_layer: int = -1
-    template: Template = "auto"
-    host: str = "127.0.0.1"
-    port: int = 8000
-    token_variable: str | None = None
-    max_batch_tokens: int = 16384
+    max_batch_tokens: int = setting(16384, was="max_batch_tokens")
+    """Of one forward pass, padding included; also the longest row."""
     max_wait_ms: float = 5.0
+    """Milliseconds that a text waits for others to be scored with."""
     queue_size: int = 1024
+    """Texts that may wait; beyond them a request is answered 429."""
     max_body_bytes: int = 4 * 2**20
+    """Of a request; beyond it is answered 413."""
     request_timeout: float = 60.0
-    access_log: bool = False
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
-    attn_implementation: str | None = None
-    device: str | None = None
-    pad_token: str | None = None
-    trust_remote_code: bool = False
+    """Seconds from request to answer; beyond it is answered 504."""
 
     def __post_init__(self) -> None:
-        for name in self.credit_methods or ():
-            require_credit_name(name)
-        for setting in ("max_batch_tokens", "queue_size", "max_body_bytes"):
-            if getattr(self, setting) < 1:
-                raise ConfigError(f"{setting} is {getattr(self, setting)}; expected at least 1")
+        require_at_least(self, 1, "max_batch_tokens", "queue_size", "max_body_bytes")
         if not 0 <= self.max_wait_ms < float("inf"):
             raise ConfigError(f"max_wait_ms is {self.max_wait_ms}; expected 0 or more")
         if not 0 < self.request_timeout < float("inf"):
             raise ConfigError(
                 f"request_timeout is {self.request_timeout}; expected a number of seconds above 0"
             )
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Settings of one server."""
+
+    reward_model: str
+    """Hub id or folder of a sequence-classification model with one or two outputs."""
+    methods: tuple[str, ...] | None = setting(None, was="credit_methods")
+    """Credit methods that are on offer; None offers all of one pass that the model allows and that
+    need nothing besides."""
+    credit: CreditSettings = group(CreditSettings)
+    """Options of the methods; `credit.method` is not read."""
+    segments: SegmentSettings = group(SegmentSettings)
+    """How responses are cut, for methods that need segments."""
+    template: Template = "auto"
+    """`chat` renders with the reward model's chat template, a plain prompt as one message of the
+    user; `plain` joins prompt and response; `auto` is `chat` where the reward model has a chat
+    template. A text without a prompt stands alone in any case."""
+    host: str = "127.0.0.1"
+    """Address to listen at; the default is reached from this machine alone."""
+    port: int = 8000
+    """To listen at; 0 takes a free one."""
+    token_variable: str | None = None
+    """Name of the environment variable that holds the bearer token which requests must send; None
+    lets everyone ask who reaches the port."""
+    limits: LimitSettings = group(LimitSettings)
+    """What a request may ask, and how long it may take."""
+    access_log: bool = False
+    """Log every request: its address, path and status."""
+    loading: LoadingSettings = group(LoadingSettings)
+    """How models are loaded."""
+    device: str | None = None
+    """To compute on; None for the CPU."""
+
+    def __post_init__(self) -> None:
+        for name in self.methods or ():
+            credit_method(name)
         if not 0 <= self.port < 2**16:
             raise ConfigError(f"port is {self.port}; expected 0 to 65535")
 
@@ -115,7 +121,7 @@ def serve(config: ServeConfig) -> None:
         server_header=False,
         # A connection that is closed while its client sends again loses the request.
         timeout_keep_alive=_IDLE_SECONDS,
-        timeout_graceful_shutdown=int(config.request_timeout) + 5,
+        timeout_graceful_shutdown=int(config.limits.request_timeout) + 5,
     )
     with _signals_that_only_stop():
         server = uvicorn.Server(settings)
@@ -156,33 +162,35 @@ def application_of(config: ServeConfig, *, token: str | None = None) -> Any:
             "pip install 'tokencredit[serve]'"
         ) from error
     model, tokenizer = loaded_reward_model(
-        config.reward_model,
-        dtype=config.dtype,
-        attn_implementation=config.attn_implementation,
-        device=config.device,
-        pad_token=config.pad_token,
-        trust_remote_code=config.trust_remote_code,
+        config.reward_model, device=config.device, **vars(config.loading)
     )
     served = ServedModel(
         model,
         tokenizer,
-        offered_credit(model, config.credit_methods),
-        credit_beta=config.credit_beta,
-        attention_layer=config.attention_layer,
+        {
+            name: _credited(config, model, tokenizer, name)
+            for name in offered_credit(model, config.methods, config.credit, config.segments)
+        },
+        layer=config.credit.layer,
         template=config.template,
-        max_tokens=config.max_batch_tokens,
+        max_tokens=config.limits.max_batch_tokens,
     )
     # What is wrong with the model shows now and not with the first request.
     trial = [PromptAndResponse(prompt="a", response=" a")]
     served.scores(served.text_rows(trial, served.credit_methods))
-    limits = Limits(
-        max_batch_tokens=config.max_batch_tokens,
-        max_wait_ms=config.max_wait_ms,
-        queue_size=config.queue_size,
-        max_body_bytes=config.max_body_bytes,
-        request_timeout=config.request_timeout,
-    )
+    limits = Limits(**vars(config.limits))
     return reward_app(served, limits, token=token)
+
+
+def _credited(
+    config: ServeConfig, model: Any, tokenizer: PreTrainedTokenizerBase, name: str
+) -> CreditedScorer:
+    """The model with the credit of one method, whose own model is loaded if it needs one."""
+    settings = with_method(config.credit, name)
+    loading = {key: value for key, value in vars(config.loading).items() if key != "pad_token"}
+    models = loaded_credit_models(settings, tokenizer, loading={**loading, "device": config.device})
+    scorer = LocalScorer(model, tokenizer, tokenizer, config.template, settings.layer)
+    return CreditedScorer(scorer, tokenizer, settings, models, config.segments)
 
 
 def bearer_token(config: ServeConfig) -> str | None:

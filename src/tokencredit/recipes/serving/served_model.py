@@ -3,48 +3,86 @@
 A client that has the prefix scores or the attention of a text makes every credit from them itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores
-from tokencredit.errors import DataError, ModelError, NumericError
+from tokencredit.credit.methods import (
+    CREDIT_METHODS,
+    NEEDS,
+    CreditSettings,
+    Need,
+    credit_method,
+)
+from tokencredit.errors import ConfigError, DataError, ModelError, NumericError
 from tokencredit.models.hf_architecture import is_causal
 from tokencredit.models.hf_loading import context_length, pad_token_id
 from tokencredit.models.hf_vocabularies import vocabulary_fingerprint
 from tokencredit.reward_model.hf_scores import score_responses
-from tokencredit.scorers.token_scores import CREDIT_NAMES, credited
+from tokencredit.scorers.evidence import Responses
+from tokencredit.scorers.policy_tokens import ended_scores
+from tokencredit.scorers.segmentation import response_segments
+from tokencredit.scorers.token_scores import CreditedScorer
 from tokencredit.server.messages import PromptAndResponse, PromptAndResponseIds, Served
 from tokencredit.server.rows import RowScores, TokenRow
 from tokencredit.text.hf_decoding import decoded_response
 from tokencredit.text.hf_encoding import EncodedResponses
 from tokencredit.text.hf_rendering import Template, encoded_prompts, reads_eos, token_texts
+from tokencredit.text.segments import SegmentSettings
 
 
-def offered_credit(model: nn.Module, asked: Sequence[str] | None) -> tuple[str, ...]:
-    """The credit methods that a model is served with.
+def offered_credit(
+    model: nn.Module,
+    asked: Sequence[str] | None,
+    credit: CreditSettings,
+    segments: SegmentSettings,
+) -> tuple[str, ...]:
+    """Names of the credit methods that a model is served with.
 
     Args:
         model: a sequence-classification model.
-        asked: names of them; None for all that the model allows.
+        asked: names of them; None for all of one pass that the model allows and that need nothing
+            besides.
+        credit: their options.
+        segments: how responses are cut.
 
     Raises:
-        ModelError: "prefix-difference" of a model that scores no prefixes.
+        ModelError: one that is named needs prefix scores and the model gives none.
+        ConfigError: one that is named needs what a server does not have.
     """
-    causal = is_causal(model)
+    gives = {"sequence_scores", "attention", "kept_tokens", "embeddings"}
+    gives |= {"prefix_scores"} if is_causal(model) else set()
+    gives |= {"segments"} if segments.kind != "none" else set()
+    gives |= {"length_means"} if credit.fitted is not None else set()
     if asked is None:
-        return tuple(name for name in CREDIT_NAMES if causal or name != "prefix-difference")
-    if "prefix-difference" in asked and not causal:
-        raise ModelError(
-            "credit 'prefix-difference' of a reward model that reads in both directions; expected "
-            "a causal one, which scores prefixes: leave it out of credit_methods"
+        return tuple(
+            name
+            for name, method in CREDIT_METHODS.items()
+            if method.one_pass and set(method.needs) <= gives
         )
+    for name in asked:
+        method = credit_method(name)
+        if method.model_kind and credit.model is not None:
+            continue
+        lacking = [need for need in method.needs if need not in gives]
+        if lacking == ["prefix_scores"] and not is_causal(model):
+            raise ModelError(
+                f"credit {name!r} of a reward model that reads in both directions; expected "
+                "a causal one, which scores prefixes: leave it out of methods"
+            )
+        if lacking:
+            raise ConfigError(
+                f"credit {name!r} needs {NEEDS[lacking[0]]}, which this server does not have; "
+                "expected another method, or settings that give it: segments.kind, credit.fitted "
+                "or credit.model"
+            )
     return tuple(asked)
 
 
@@ -55,20 +93,23 @@ class ServedModel:
     Attributes:
         model: a sequence-classification model.
         tokenizer: its tokenizer.
-        credit_methods: on offer.
-        credit_beta: share of the score that `attention` spreads.
-        attention_layer: layer that `attention` reads.
+        credits: the credit methods on offer, with what they need.
+        layer: whose attention is recorded.
         template: as in `encoded_prompts`; a text without a prompt stands alone.
         max_tokens: of one row, if that is less than the model can read.
     """
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
-    credit_methods: tuple[str, ...]
-    credit_beta: float = 0.8
-    attention_layer: int = -1
+    credits: Mapping[str, CreditedScorer]
+    layer: int = -1
     template: Template = "auto"
     max_tokens: int = 16384
+
+    @property
+    def credit_methods(self) -> tuple[str, ...]:
+        """Names of the methods on offer."""
+        return tuple(self.credits)
 
     @cached_property
     def row_tokens(self) -> int:
@@ -91,7 +132,7 @@ class ServedModel:
         return Served(
             credit=list(self.credit_methods),
             details=list(offered_details(self.credit_methods)),
-            attention_layer=self.attention_layer,
+            attention_layer=self.layer,
             template=self.template,
             renders_chats=chats,
             reads_eos=reads_eos(self.model),
@@ -179,17 +220,15 @@ class ServedModel:
         """
         batch, attention_mask = self._padded(rows)
         asked = {name for row in rows for name in row.credit}
-        attends = "attention" in asked or any("attention" in row.details for row in rows)
+        attends = any("attention" in row.details for row in rows)
+        attends = attends or any("attention" in credit_method(name).needs for name in asked)
         scores = score_responses(
             self.model,
             batch,
             attention_mask=attention_mask,
-            attention_layer=self.attention_layer if attends else None,
+            attention_layer=self.layer if attends else None,
         )
-        paid = {
-            name: credited(name, scores, batch.response_mask, credit_beta=self.credit_beta)
-            for name in asked
-        }
+        paid = {name: self._paid(name, scores, batch, attention_mask) for name in asked}
         for name, token_scores in paid.items():
             if not bool(token_scores.isfinite().all()):
                 raise NumericError(
@@ -207,6 +246,21 @@ class ServedModel:
                 zip(rows, scores.sequence_scores.tolist(), row_details(rows, scores), strict=True)
             )
         ]
+
+    def _paid(
+        self,
+        name: str,
+        scores: ResponseScores,
+        batch: ResponseBatch,
+        attention_mask: Bool[Tensor, "batch sequence"],
+    ) -> Float[Tensor, "batch time"]:
+        credited = self.credits[name]
+        asked = Responses(
+            batch,
+            attention_mask=attention_mask,
+            segment_ids=response_segments(credited.segments, self.tokenizer, batch),
+        )
+        return credited.paid(asked, scores=ended_scores(scores, batch.response_mask))
 
     def _encoded(
         self,
@@ -317,17 +371,18 @@ def _first(lengths: Sequence[int], width: int) -> Bool[Tensor, "batch {width}"]:
     return torch.arange(width) < torch.tensor(lengths)[:, None]
 
 
-# The credit method that is made from each; where it is on offer, the detail is.
-DETAILS = {"prefix-scores": "prefix-difference", "attention": "attention"}
+# What a client makes credit from, by its name in requests.
+DETAILS: dict[str, Need] = {"prefix-scores": "prefix_scores", "attention": "attention"}
 
 
 def offered_details(credit_methods: Sequence[str]) -> tuple[str, ...]:
-    """Names of what is told besides token scores.
+    """Names of what is told besides token scores: what the methods on offer are made from.
 
     >>> offered_details(("terminal", "attention"))
     ('attention',)
     """
-    return tuple(name for name, credit in DETAILS.items() if credit in credit_methods)
+    needs = {need for name in credit_methods for need in credit_method(name).needs}
+    return tuple(name for name, need in DETAILS.items() if need in needs)
 
 
 def row_details(rows: Sequence[TokenRow], scores: ResponseScores) -> list[dict[str, list[float]]]:

@@ -1,0 +1,74 @@
+"""Responses cut into segments, by settings."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from tokencredit.batch import ResponseBatch
+from tokencredit.errors import ConfigError
+from tokencredit.text.hf_decoding import response_text_segments
+from tokencredit.text.segments import (
+    SegmentSettings,
+    entropy_segments,
+    ngram_segments,
+    perplexity_segments,
+    random_ngram_segments,
+)
+
+Asked = Callable[[], Float[Tensor, "batch time"]]
+
+
+def response_segments(
+    settings: SegmentSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: ResponseBatch,
+    *,
+    ref_logprobs: Asked | None = None,
+    ref_entropies: Asked | None = None,
+) -> Int[Tensor, "batch time"] | None:
+    """Segment ids of responses; None where the settings cut none.
+
+    Args:
+        settings: the kind of segments.
+        tokenizer: of the ids in `batch`.
+        batch: the responses.
+        ref_logprobs: gives the log-prob of each response token under a reference, for
+            "perplexity".
+        ref_entropies: gives the entropy of the reference where each response token is drawn, for
+            "entropy".
+
+    Raises:
+        ConfigError: the kind needs a reference and there is none.
+    """
+    mask = batch.response_mask
+    match settings.kind:
+        case "none":
+            return None
+        case "ngram":
+            return ngram_segments(mask, n=settings.length)
+        case "random-ngram":
+            return random_ngram_segments(mask, generator=torch.default_generator)
+        case "sentence" | "clause":
+            return response_text_segments(tokenizer, batch, kind=settings.kind)
+        case "perplexity":
+            return perplexity_segments(_asked(ref_logprobs, settings), mask)
+        case "entropy":
+            eos = tokenizer.eos_token_id
+            return entropy_segments(
+                _asked(ref_entropies, settings),
+                mask,
+                threshold=settings.entropy,
+                is_eos=batch.response_ids == (-1 if eos is None else eos),
+            )
+
+
+def _asked(ask: Asked | None, settings: SegmentSettings) -> Float[Tensor, "batch time"]:
+    if ask is None:
+        raise ConfigError(
+            f"segments.kind is {settings.kind!r}, and there is no reference that could say where "
+            "it is unsure; expected 'ngram', 'random-ngram', 'sentence' or 'clause' here"
+        )
+    return ask()
