@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from tiny_models import tiny_model
 from tiny_tokenizers import byte_level
 
-from tokencredit.recipes.serving.served_model import ServedModel, offered_credit
+from tokencredit.recipes.serving.served_model import ServedModel, credits_on_offer
 from tokencredit.server.app import reward_app
 from tokencredit.server.intake import Limits
 
@@ -23,15 +23,14 @@ def tiny_served(tokenizer: Any = None, architecture: str = "gpt2", **changes: An
     """A random model and its tokenizer, with all credit methods that it allows."""
     tokenizer = tokenizer or byte_level(bos=True)
     model = tiny_model(architecture, vocab_size=len(tokenizer), max_position_embeddings=128)
-    credit = offered_credit(model, None)
-    return ServedModel(model, tokenizer, credit, **changes)
+    return ServedModel(model, tokenizer, credits_on_offer(model, tokenizer), **changes)
 
 
 class GatedModel(ServedModel):
     """Scores nothing before the gate opens; says when it has begun."""
 
     def __init__(self, served: ServedModel) -> None:
-        super().__init__(served.model, served.tokenizer, served.credit_methods)
+        super().__init__(served.model, served.tokenizer, served.credits)
         self.__dict__.update(gate=threading.Event(), begun=threading.Event())
 
     def scores(self, rows: Any) -> Any:

@@ -2,16 +2,17 @@ import json
 
 import pytest
 import torch
+from credit_names import ALONE
 from saved_models import save_reward_model
 from tiny_tokenizers import byte_level
 
-from tokencredit.batch import ResponseBatch
-from tokencredit.errors import ConfigError, TokenCreditError
+from tokencredit.credit.methods import CreditSettings, ProbeSettings
+from tokencredit.errors import ConfigError
 from tokencredit.recipes.credit.explain import ExplainConfig, explain
 from tokencredit.recipes.credit.score_tokens import ScoreTokensConfig, score_tokens
 from tokencredit.reward_model.hf_scores import load_reward_model
-from tokencredit.scorers.evidence import ONE_PASS, TEXT_CREDITS, text_credit
 
+SHAPLEY = ("shapley", "exact-shapley")
 PROMPT, RESPONSE = "the film is", " a good plot"
 
 
@@ -29,8 +30,9 @@ def settings(tmp_path):
     }
 
 
-def scored(settings, **more):
-    path = score_tokens(ScoreTokensConfig(**settings, **more))
+def scored(settings, *, batch_size=16, probe=None, **credit):
+    chosen = CreditSettings(**credit, probe=ProbeSettings(**(probe or {})))
+    path = score_tokens(ScoreTokensConfig(**settings, batch_size=batch_size, credit=chosen))
     return [json.loads(line) for line in path.open()]
 
 
@@ -48,7 +50,7 @@ def test_leave_one_out_is_the_loss_of_each_token(settings):
     model, ids, start = model_and_ids(settings)
     whole = score(model, ids)
     lost = [whole - score(model, ids[:t] + ids[t + 1 :]) for t in range(start, len(ids))]
-    paid = scored(settings, credit="leave-one-out")[0]["token_scores"]
+    paid = scored(settings, method="leave-one-out")[0]["token_scores"]
     assert paid == pytest.approx(lost, abs=1e-4)
 
 
@@ -56,7 +58,7 @@ def test_leave_one_out_is_the_loss_of_each_token(settings):
 def test_what_is_shared_is_what_the_response_changed(settings, credit):
     """Against the response without tokens, or with the mean embedding in the place of each."""
     model, ids, start = model_and_ids(settings)
-    row = scored(settings, credit=credit, gradient_steps=128)[0]
+    row = scored(settings, method=credit, probe={"steps": 128})[0]
     if credit == "shapley":
         before = score(model, ids[:start])
     else:
@@ -79,7 +81,7 @@ def test_windows_are_read_without_the_rest(settings):
         ]
         for t in range(start, len(ids))
     ]
-    paid = scored(settings, credit="window", window_width=2)[0]["token_scores"]
+    paid = scored(settings, method="window", probe={"width": 2})[0]["token_scores"]
     assert paid == pytest.approx([sum(row) / len(row) for row in said], abs=1e-4)
 
 
@@ -88,22 +90,22 @@ def test_the_gradient_is_taken_at_the_embeddings(settings):
     embedded = model.get_input_embeddings().weight[torch.tensor([ids])].detach().requires_grad_()
     model(inputs_embeds=embedded).logits.sum().backward()
     expected = (embedded * embedded.grad).sum(-1)[0, start:].tolist()
-    paid = scored(settings, credit="gradient-times-input")[0]["token_scores"]
+    paid = scored(settings, method="gradient-times-input")[0]["token_scores"]
     assert paid == pytest.approx(expected, abs=1e-4)
 
 
 def test_smoothing_by_nothing_is_the_plain_difference(settings):
     plain = scored(settings)[0]["token_scores"]
-    none = scored(settings, credit="smoothed-prefix-difference", credit_decay=0.0)
-    some = scored(settings, credit="smoothed-prefix-difference", credit_decay=0.5)
+    none = scored(settings, method="smoothed-prefix-difference", decay=0.0)
+    some = scored(settings, method="smoothed-prefix-difference", decay=0.5)
     assert none[0]["token_scores"] == pytest.approx(plain, abs=1e-5)
     assert some[0]["token_scores"] != pytest.approx(plain, abs=1e-3)
     assert sum(some[0]["token_scores"]) == pytest.approx(sum(plain), abs=1e-4)
 
 
-@pytest.mark.parametrize("credit", [name for name in TEXT_CREDITS if name != "shapley"])
+@pytest.mark.parametrize("credit", [name for name in ALONE if name not in SHAPLEY])
 def test_the_batch_changes_nothing(settings, credit):
-    together, alone = scored(settings, credit=credit), scored(settings, credit=credit, batch_size=1)
+    together, alone = scored(settings, method=credit), scored(settings, method=credit, batch_size=1)
     for first, second in zip(together, alone, strict=True):
         assert first["token_scores"] == pytest.approx(second["token_scores"], abs=1e-4)
 
@@ -114,33 +116,22 @@ def test_explain_draws_all_of_them(settings, capsys):
             reward_model=settings["reward_model"],
             prompt=PROMPT,
             response=RESPONSE,
-            credit_methods=TEXT_CREDITS,
+            methods=ALONE,
         )
     )
     printed = capsys.readouterr().out
-    assert all(f"{name}, sum" in printed for name in TEXT_CREDITS)
+    assert all(f"{name}, sum" in printed for name in ALONE)
 
 
-def test_a_wrong_name_is_told_the_right_one(settings, unchecked):
+def test_a_wrong_name_is_told_the_right_one(settings):
     with pytest.raises(ConfigError, match="did you mean 'leave-one-out'"):
-        ScoreTokensConfig(**settings, credit="leave-one-in")
-    with pytest.raises(ConfigError, match="credit_methods is 'shaply'"):
-        ExplainConfig(reward_model="m", response="r", credit_methods=("shaply",))
+        CreditSettings("leave-one-in")
+    with pytest.raises(ConfigError, match="credit method is 'shaply'"):
+        ExplainConfig(reward_model="m", response="r", methods=("shaply",))
 
 
 def test_numbers_that_do_not_fit_are_refused_without_a_file(settings, tmp_path):
-    with pytest.raises(TokenCreditError, match="samples is 3"):
-        scored(settings, credit="shapley", shapley_samples=3)
-    with pytest.raises(TokenCreditError, match="width is 0"):
-        scored(settings, credit="window", window_width=0)
-    with pytest.raises(TokenCreditError, match="steps is 0"):
-        scored(settings, credit="integrated-gradients", gradient_steps=0)
+    for name, value in (("samples", 3), ("width", 0), ("steps", 0)):
+        with pytest.raises(ConfigError, match=f"{name} is {value}"):
+            scored(settings, probe={name: value})
     assert not (tmp_path / "scores.jsonl").exists()
-
-
-@pytest.mark.parametrize("credit", ONE_PASS)
-def test_what_needs_scores_says_so(credit):
-    ids, mask = torch.ones(1, 2, dtype=torch.long), torch.ones(1, 2, dtype=torch.bool)
-    batch = ResponseBatch(ids, mask, ids, mask)
-    with pytest.raises(ConfigError, match="without scores"):
-        text_credit(credit, torch.nn.Identity(), batch, None)

@@ -2,15 +2,19 @@ import math
 
 import pytest
 import torch
+from credit_names import SCORES
 from tiny_models import tiny_model
 from tiny_tokenizers import CHAT_TEMPLATE, byte_level, unigram, word_level, wordpiece
 
 from tokencredit.batch import ResponseBatch, ResponseScores
+from tokencredit.credit.methods import CreditSettings
 from tokencredit.credit.redistribution import terminal_credit
 from tokencredit.errors import ConfigError, DataError, ModelError, NumericError
 from tokencredit.reward_model.hf_scores import score_responses
 from tokencredit.scorers import local as token_scorer
-from tokencredit.scorers.token_scores import CREDIT_NAMES, credited, score_for_policy
+from tokencredit.scorers.evidence import Responses
+from tokencredit.scorers.local import LocalScorer
+from tokencredit.scorers.token_scores import CreditedScorer, score_for_policy
 from tokencredit.text.hf_decoding import decoded_response
 from tokencredit.text.hf_encoding import encode_chats, encode_responses
 from tokencredit.text.hf_rendering import encoded_prompts
@@ -83,7 +87,7 @@ def test_a_scorer_that_pays_the_word_good_pays_exactly_those_tokens(monkeypatch,
     model, batch = model_for(scorer), generated(policy)
     for credit in ("prefix-difference", "attention"):
         token_scores, sequence_scores = score_for_policy(
-            model, scorer, policy, batch, credit=credit
+            model, scorer, policy, batch, credit=CreditSettings(credit, beta=1.0)
         )
         assert sequence_scores.tolist() == [2.0, 0.0]
         assert token_scores.sum(-1).tolist() == pytest.approx([2.0, 0.0], abs=1e-5)
@@ -103,7 +107,7 @@ def test_a_scorer_that_pays_the_word_good_pays_exactly_those_tokens(monkeypatch,
 
 @every_policy
 @every_scorer
-@pytest.mark.parametrize("credit", CREDIT_NAMES)
+@pytest.mark.parametrize("credit", SCORES)
 def test_rows_sum_to_their_sequence_scores(policy, scorer, credit):
     """Nothing is lost on the way; and the score is that of the text, whatever the batch."""
     model, batch = model_for(scorer), generated(policy)
@@ -150,7 +154,7 @@ def test_sequence_scores_are_the_models_own(scorer):
         torch.testing.assert_close(sequence_scores[row], expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("credit", CREDIT_NAMES)
+@pytest.mark.parametrize("credit", SCORES)
 def test_through_text_equals_by_ids_where_the_tokens_are_the_same(credit):
     tokenizer = byte_level()
     model, batch = model_for(tokenizer), generated(tokenizer, append_eos=False)
@@ -162,17 +166,17 @@ def test_through_text_equals_by_ids_where_the_tokens_are_the_same(credit):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("credit", CREDIT_NAMES)
+@pytest.mark.parametrize("credit", SCORES)
 @pytest.mark.parametrize("scorer", [byte_level(), word_level()], ids=["by ids", "through text"])
 def test_a_batch_equals_its_rows(credit, scorer):
     policy = POLICIES["byte-level"]
     model, batch = model_for(scorer), generated(policy)
     together, _ = score_for_policy(
-        model, scorer, policy, batch, credit=credit, micro_batch_size=1, credit_beta=0.7
+        model, scorer, policy, batch, credit=CreditSettings(credit, beta=0.7), micro_batch_size=1
     )
     for row in range(len(batch)):
         alone, _ = score_for_policy(
-            model, scorer, policy, batch[row : row + 1], credit=credit, credit_beta=0.7
+            model, scorer, policy, batch[row : row + 1], credit=CreditSettings(credit, beta=0.7)
         )
         torch.testing.assert_close(alone, together[row : row + 1], atol=1e-5, rtol=1e-4)
 
@@ -190,7 +194,7 @@ def test_ids_under_the_mask_change_nothing(scorer):
         torch.where(batch.response_mask, batch.response_ids, noise[:, start:]),
         batch.response_mask,
     )
-    for credit in CREDIT_NAMES:
+    for credit in SCORES:
         clean, _ = score_for_policy(model, scorer, policy, batch, credit=credit)
         dirty, _ = score_for_policy(model, scorer, policy, noisy, credit=credit)
         torch.testing.assert_close(clean, dirty)
@@ -200,14 +204,16 @@ def test_the_end_of_sequence_is_the_last_token_that_counts():
     """The reward model's text has no such token; terminal credit falls on it all the same."""
     policy, scorer = POLICIES["byte-level"], word_level()
     batch = generated(policy)
-    token_scores, sequence_scores = score_for_policy(model_for(scorer), scorer, policy, batch)
+    token_scores, sequence_scores = score_for_policy(
+        model_for(scorer), scorer, policy, batch, credit="terminal"
+    )
     assert bool((batch.response_ids == policy.eos_token_id).any(-1).all())
     torch.testing.assert_close(
         token_scores[batch.response_ids == policy.eos_token_id], sequence_scores
     )
 
 
-@pytest.mark.parametrize("credit", CREDIT_NAMES)
+@pytest.mark.parametrize("credit", SCORES)
 @pytest.mark.parametrize("scorer", [byte_level(), word_level()], ids=["by ids", "through text"])
 def test_the_end_of_sequence_is_read_where_the_reward_model_learnt_with_it(scorer, credit):
     """One response ended, the other was cut off: only the first is read with its end."""
@@ -248,7 +254,7 @@ def test_the_end_of_a_turn_pays_the_end_of_sequence():
     torch.testing.assert_close(ended[1, last : last + 2].sum(), cut[1, last])
 
 
-@pytest.mark.parametrize("credit", CREDIT_NAMES)
+@pytest.mark.parametrize("credit", SCORES)
 @pytest.mark.parametrize("scorer", [word_level(bos=True), SCORERS["chat"]], ids=["plain", "chat"])
 def test_an_empty_response_is_scored_by_its_prompt(scorer, credit):
     """The policy ended at once: a response of one token without text."""
@@ -263,7 +269,7 @@ def test_an_empty_response_is_scored_by_its_prompt(scorer, credit):
         assert token_scores.tolist() == [[0.0], [0.0]]
 
 
-@pytest.mark.parametrize("credit", CREDIT_NAMES)
+@pytest.mark.parametrize("credit", SCORES)
 def test_tokens_that_the_policy_did_not_choose_are_read_but_not_paid(credit):
     policy, scorer = POLICIES["byte-level"], word_level()
     model, batch = model_for(scorer), generated(policy)
@@ -277,27 +283,21 @@ def test_tokens_that_the_policy_did_not_choose_are_read_but_not_paid(credit):
     assert token_scores[0, 2:4].tolist() == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("credit", CREDIT_NAMES)
+@pytest.mark.parametrize("credit", SCORES)
 @pytest.mark.parametrize("scorer", [byte_level(), word_level()], ids=["by ids", "through text"])
-def test_scores_are_transformed_before_they_are_spread(scorer, credit):
+def test_scores_that_were_changed_before_are_spread(scorer, credit):
     policy = POLICIES["byte-level"]
-    model, batch = model_for(scorer), generated(policy)
-    _, raw = score_for_policy(model, scorer, policy, batch)
-    seen = []
-
-    def clipped(scores):
-        seen.append(scores)
-        return (10 * scores + 3).clamp(-1.0, 1.0)
-
-    token_scores, scores = score_for_policy(
-        model, scorer, policy, batch, credit=credit, score_transform=clipped
+    batch = generated(policy)
+    local = LocalScorer(model_for(scorer), scorer, policy)
+    raw = local(batch, attention=True)
+    sequences, prefixes = (
+        (10 * numbers + 3).clamp(-1.0, 1.0) for numbers in (raw.sequence_scores, raw.prefix_scores)
     )
-    torch.testing.assert_close(seen[0], raw)
-    torch.testing.assert_close(scores, clipped(raw))
-    prompt_scores = torch.zeros(2)
-    if credit == "prefix-difference":
-        prompt_scores = clipped(seen[1][:, 0])
-    torch.testing.assert_close(token_scores.sum(-1), scores - prompt_scores, atol=1e-4, rtol=1e-4)
+    changed = ResponseScores(sequences, prefixes, raw.attention)
+    credited = CreditedScorer(local, policy, CreditSettings(credit))
+    paid = credited.paid(Responses(batch), scores=changed)
+    before = prefixes[:, 0] if credit == "prefix-difference" else torch.zeros(2)
+    torch.testing.assert_close(paid.sum(-1), sequences - before, atol=1e-4, rtol=1e-4)
 
 
 def test_conversations_are_rendered_by_the_reward_model():
@@ -318,33 +318,14 @@ def test_encoders_spread_by_attention_but_score_no_prefixes():
     model, batch = model_for(scorer, "bert"), generated(policy)
     token_scores, scores = score_for_policy(model, scorer, policy, batch, credit="attention")
     torch.testing.assert_close(token_scores.sum(-1), scores)
-    with pytest.raises(ModelError, match="reads in both directions"):
+    with pytest.raises(ModelError, match="needs the score of every prefix"):
         score_for_policy(model, scorer, policy, batch, credit="prefix-difference")
-
-
-def test_credited_is_the_pure_functions():
-    mask = torch.tensor([[True, True, False]])
-    scores = ResponseScores(
-        torch.tensor([4.0]), torch.tensor([[1.0, 3.0, 2.0, 9.0]]), torch.tensor([[0.1, 0.3, 0.0]])
-    )
-    assert credited("terminal", scores, mask).tolist() == [[0, 4, 0]]
-    assert credited("uniform", scores, mask).tolist() == [[2, 2, 0]]
-    expected = torch.tensor([[0.5, 3.5, 0]])
-    torch.testing.assert_close(credited("attention", scores, mask, credit_beta=0.5), expected)
-    # The last prefix has the score read behind closing tokens, 4, not its own, 2.
-    assert credited("prefix-difference", scores, mask).tolist() == [[2, 1, 0]]
 
 
 def test_an_unknown_credit():
     policy = POLICIES["byte-level"]
     with pytest.raises(ConfigError, match=r"'atention'.*did you mean 'attention'"):
         score_for_policy(model_for(policy), policy, policy, generated(policy), credit="atention")
-
-
-def test_attention_that_was_not_recorded():
-    scores = ResponseScores(torch.ones(1), None, None)
-    with pytest.raises(ConfigError, match="without attention"):
-        credited("attention", scores, torch.ones(1, 2, dtype=torch.bool))
 
 
 def test_conversations_for_a_tokenizer_without_a_template():
@@ -382,5 +363,7 @@ def test_a_score_that_is_not_a_number():
 def test_terminal_credit_is_what_it_always_was():
     policy = POLICIES["byte-level"]
     batch = generated(policy)
-    token_scores, scores = score_for_policy(model_for(policy), policy, policy, batch)
+    token_scores, scores = score_for_policy(
+        model_for(policy), policy, policy, batch, credit="terminal"
+    )
     torch.testing.assert_close(token_scores, terminal_credit(scores, batch.response_mask))

@@ -15,11 +15,12 @@ pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 from tiny_server import break_model, listening, posted, tiny_app
 
 from tokencredit.batch import ResponseBatch, TokenScorer
+from tokencredit.credit.methods import CreditSettings
 from tokencredit.errors import ConfigError, DataError, NumericError, ServerError
 from tokencredit.models.hf_vocabularies import shares_vocabulary, vocabulary_fingerprint
-from tokencredit.recipes.serving.served_model import ServedModel, offered_credit
-from tokencredit.scorers.local import policy_scores
-from tokencredit.scorers.served import served_reward_model, served_scores
+from tokencredit.recipes.serving.served_model import ServedModel, credits_on_offer
+from tokencredit.scorers.local import LocalScorer
+from tokencredit.scorers.served import served_reward_model
 from tokencredit.scorers.token_scores import score_for_policy, served_token_scorer
 from tokencredit.server.client import RewardServer
 from tokencredit.text.hf_encoding import encode_responses
@@ -44,7 +45,7 @@ def served_by(tokenizer, architecture="gpt2", *, eos_appended=None, **settings):
     size = {"vocab_size": len(tokenizer), "max_position_embeddings": 256}
     model = tiny_model(architecture, **size)
     model.config.eos_appended = eos_appended
-    return ServedModel(model, tokenizer, offered_credit(model, None), **settings)
+    return ServedModel(model, tokenizer, credits_on_offer(model, tokenizer), **settings)
 
 
 @contextmanager
@@ -76,13 +77,12 @@ def test_scores_are_those_of_the_model_in_this_process(tokenizer, eos_appended):
     served, batch = served_by(tokenizer, eos_appended=eos_appended), generated()
     conversations = [None] if tokenizer.chat_template is None else [None, CHATS]
     with at_address(served) as server:
-        model = served_reward_model(server, POLICY, credit="attention")
+        model = served_reward_model(server, POLICY, credit=CreditSettings("attention"))
         assert model.shares_vocabulary == shares_vocabulary(tokenizer, POLICY)
         for chats in conversations:
-            settings = {"conversations": chats, "score_transform": lambda x: 3 * x - 1}
-            found = served_scores(model, batch, attention=True, **settings)
-            expected = policy_scores(
-                served.model, tokenizer, POLICY, batch, attention_layer=-1, **settings
+            local = LocalScorer(served.model, tokenizer, POLICY)
+            found, expected = (
+                scorer(batch, attention=True, conversations=chats) for scorer in (model, local)
             )
             assert_same(found, expected)
 
@@ -91,8 +91,8 @@ def test_the_end_of_a_response_is_seen():
     """The comparison above could not fail if no score depended on it."""
     batch, tokenizer = generated(), TOKENIZERS["bytes"]
     scores = [
-        policy_scores(
-            served_by(tokenizer, eos_appended=eos).model, tokenizer, POLICY, batch
+        LocalScorer(served_by(tokenizer, eos_appended=eos).model, tokenizer, POLICY)(
+            batch
         ).sequence_scores
         for eos in (True, False)
     ]
@@ -104,11 +104,11 @@ def test_the_end_of_a_response_is_seen():
 def test_the_callable_pays_as_the_model_in_this_process(credit):
     served, batch = served_by(TOKENIZERS["unigram"], eos_appended=True), generated()
     with at_address(served, queue_size=2) as server:
-        scorer = served_token_scorer(server, POLICY, credit=credit, credit_beta=0.7)
+        scorer = served_token_scorer(server, POLICY, credit=CreditSettings(credit, beta=0.7))
         assert isinstance(scorer, TokenScorer)
         found = scorer(batch)
     expected, _ = score_for_policy(
-        served.model, served.tokenizer, POLICY, batch, credit=credit, credit_beta=0.7
+        served.model, served.tokenizer, POLICY, batch, credit=CreditSettings(credit, beta=0.7)
     )
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
     assert found.dtype == torch.float32
@@ -124,18 +124,18 @@ def test_a_prompt_without_text_is_a_message_where_there_are_messages():
     for tokenizer in (CHAT, TOKENIZERS["first token"]):
         served = served_by(tokenizer)
         with at_address(served) as server:
-            model = served_reward_model(server, POLICY, credit="terminal")
-            found = served_scores(model, batch)
-        assert_same(found, policy_scores(served.model, tokenizer, POLICY, batch))
+            model = served_reward_model(server, POLICY, credit=CreditSettings("terminal"))
+            found = model(batch)
+        assert_same(found, LocalScorer(served.model, tokenizer, POLICY)(batch))
 
 
 @pytest.mark.parametrize("template", ["plain", "chat"])
 def test_the_template_is_the_servers(template):
     served, batch = served_by(CHAT, template=template), generated()
     with at_address(served) as server:
-        model = served_reward_model(server, CHAT, credit="terminal")
-        found = served_scores(model, batch)
-    expected = policy_scores(served.model, CHAT, CHAT, batch, template=template)
+        model = served_reward_model(server, CHAT, credit=CreditSettings("terminal"))
+        found = model(batch)
+    expected = LocalScorer(served.model, CHAT, CHAT, template)(batch)
     assert_same(found, expected)
 
 
@@ -144,19 +144,20 @@ def test_a_model_that_reads_in_both_directions_has_attention_alone():
     with at_address(served) as server:
         with pytest.raises(ConfigError, match="'prefix-difference' needs prefix-scores"):
             served_token_scorer(server, POLICY)
-        model = served_reward_model(server, POLICY, credit="attention")
-        found = served_scores(model, batch, attention=True)
-    expected = policy_scores(served.model, served.tokenizer, POLICY, batch, attention_layer=-1)
+        model = served_reward_model(server, POLICY, credit=CreditSettings("attention"))
+        found = model(batch, attention=True)
+    expected = LocalScorer(served.model, served.tokenizer, POLICY)(batch, attention=True)
     assert expected.prefix_scores is None
     assert_same(found, expected)
 
 
 def test_what_the_server_does_not_offer_is_refused_at_once():
-    served = dataclasses.replace(served_by(POLICY), credit_methods=("terminal",))
+    served = served_by(POLICY)
+    served = dataclasses.replace(served, credits={"terminal": served.credits["terminal"]})
     with at_address(served) as server:
         with pytest.raises(ConfigError, match=r"'attention' needs attention.*offers none"):
             served_token_scorer(server, POLICY, credit="attention")
-        with pytest.raises(ConfigError, match="credit is 'atention'"):
+        with pytest.raises(ConfigError, match="credit method is 'atention'"):
             served_token_scorer(server, POLICY, credit="atention")
         assert served_token_scorer(server, POLICY, credit="terminal")(generated()).any()
     answer = posted(
@@ -167,20 +168,20 @@ def test_what_the_server_does_not_offer_is_refused_at_once():
 
 
 def test_another_layer_is_refused():
-    with at_address(served_by(POLICY, attention_layer=0)) as server:
-        with pytest.raises(ConfigError, match="attention_layer is -1 and the reward server"):
-            served_reward_model(server, POLICY, credit="attention", attention_layer=-1)
-        assert served_reward_model(server, POLICY, credit="terminal", attention_layer=-1)
-        assert served_reward_model(server, POLICY, credit="attention", attention_layer=0)
+    with at_address(served_by(POLICY, layer=0)) as server:
+        with pytest.raises(ConfigError, match=r"credit\.layer is -1 and the reward server"):
+            served_reward_model(server, POLICY, credit=CreditSettings("attention"))
+        assert served_reward_model(server, POLICY, credit=CreditSettings("terminal"))
+        assert served_reward_model(server, POLICY, credit=CreditSettings("attention", layer=0))
 
 
 def test_a_model_that_gives_nan_and_a_text_that_is_too_long():
     served = served_by(POLICY)
     break_model(served, " good")
     with at_address(served, max_batch_tokens=64) as server:
-        model = served_reward_model(server, POLICY, credit="terminal")
+        model = served_reward_model(server, POLICY, credit=CreditSettings("terminal"))
         with pytest.raises(NumericError, match="NaN or infinite"):
-            served_scores(model, generated())
+            model(generated())
     with (
         at_address(dataclasses.replace(served_by(POLICY), max_tokens=8)) as server,
         pytest.raises(DataError, match="expected at most 8"),

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from credit_names import ONE_PASS_ALONE
 from tiny_tokenizers import CHAT_TEMPLATE, byte_level, wordpiece
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
@@ -13,8 +14,7 @@ pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 from tiny_server import GatedModel, asked, break_model, posted, tiny_app, tiny_served
 
 from tokencredit.reward_model.hf_scores import reward_model_output
-from tokencredit.scorers.texts import scored_texts
-from tokencredit.scorers.token_scores import CREDIT_NAMES, credited
+from tokencredit.scorers.texts import paid_texts
 from tokencredit.text.hf_rendering import token_texts
 
 PROMPTS = ["the film is", "one slow scene , then", "a", ""]
@@ -49,17 +49,15 @@ def refused(answer, status, error):
     return told["message"]
 
 
-@pytest.mark.parametrize("credit", CREDIT_NAMES)
+@pytest.mark.parametrize("credit", ONE_PASS_ALONE)
 def test_scores_are_those_of_the_model_itself(served, credit):
     """One by one, as `score-tokens` would do it."""
     rows = score(tiny_app(served), texts=TEXTS, credit=[credit])
     for text, row in zip(TEXTS[:2], rows[:2], strict=True):
         responses = [text["response"]]
-        encoded, scores = scored_texts(
-            served.model, served.tokenizer, [text["prompt"]], responses, attention_layer=-1
-        )
-        paid = credited(credit, scores, encoded.batch.response_mask, credit_beta=0.8)
-        assert row["sequence_score"] == pytest.approx(scores.sequence_scores.item(), abs=1e-5)
+        found = paid_texts([served.credits[credit]], [text["prompt"]], responses)
+        encoded, (paid,) = found.encoded, found.token_scores
+        assert row["sequence_score"] == pytest.approx(found.sequence_scores.item(), abs=1e-5)
         assert row["token_scores"] == {credit: pytest.approx(paid[0].tolist(), abs=1e-5)}
         assert [row["tokens"]] == token_texts(served.tokenizer, encoded, responses)
         assert [list(span) for span in encoded.response_spans[0]] == row["spans"]
@@ -84,7 +82,7 @@ def test_batching_changes_nothing(served):
     for text, row in zip(texts, together, strict=True):
         (alone,) = score(tiny_app(served), texts=[text])
         assert row["sequence_score"] == pytest.approx(alone["sequence_score"], abs=1e-5)
-        for name in CREDIT_NAMES:
+        for name in ONE_PASS_ALONE:
             assert row["token_scores"][name] == pytest.approx(alone["token_scores"][name], abs=1e-5)
 
 
@@ -102,7 +100,7 @@ def test_an_empty_response_has_a_score_and_no_tokens(served):
     ids = served.tokenizer("the film", return_tensors="pt")["input_ids"]
     assert row["sequence_score"] == pytest.approx(served.model(ids).logits.item(), abs=1e-5)
     assert row["tokens"] == row["token_ids"] == []
-    assert row["token_scores"] == {name: [] for name in CREDIT_NAMES}
+    assert row["token_scores"] == {name: [] for name in ONE_PASS_ALONE}
 
 
 def test_token_ids_are_scored_as_they_are(served):

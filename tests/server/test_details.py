@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from credit_names import ONE_PASS_ALONE
 from tiny_tokenizers import CHAT_TEMPLATE, byte_level, wordpiece
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
@@ -37,7 +38,7 @@ def said_by(served, **settings):
 def test_a_server_says_what_it_serves(served):
     said = said_by(served, queue_size=7, max_body_bytes=900, token="x").json()
     assert said == {
-        "credit": ["terminal", "uniform", "attention", "prefix-difference"],
+        "credit": list(ONE_PASS_ALONE),
         "details": DETAILS,
         "attention_layer": -1,
         "template": "auto",

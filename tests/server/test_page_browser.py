@@ -8,9 +8,8 @@ from tiny_tokenizers import CORPUS, byte_level
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
+from credit_names import ONE_PASS_ALONE
 from tiny_server import listening, tiny_app, tiny_served
-
-from tokencredit.scorers.token_scores import CREDIT_NAMES
 
 EVIL = '</textarea><script>window.obeyed = 1</script><img src=x onerror="window.obeyed = 1">'
 ROWS = "[...document.querySelectorAll('.tokencredit-heatmap .row')]"
@@ -49,7 +48,7 @@ def test_a_heat_map_by_method_of_what_was_typed(browser, address):
     response = " a good café 🙂 film"
     score(browser, address, response=response)
     names = browser.value(f"{ROWS}.map(row => row.querySelector('.name').firstChild.data)")
-    assert names == list(CREDIT_NAMES)
+    assert names == list(ONE_PASS_ALONE)
     for shown in browser.value(f"{ROWS}.map(row => row.querySelector('.tokens').textContent)"):
         assert shown.strip() == response.strip()
     colours = browser.value(

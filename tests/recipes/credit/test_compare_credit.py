@@ -4,21 +4,26 @@ from dataclasses import replace
 
 import pytest
 import torch
+from credit_names import ALONE
 from saved_models import save_reward_model
 from tiny_models import tiny_model
 from tiny_tokenizers import byte_level, wordpiece
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from tokencredit.cli import main
+from tokencredit.credit.methods import CreditSettings, ProbeSettings
 from tokencredit.errors import ConfigError, DataError, ModelError, NumericError, RunFolderError
 from tokencredit.preference.hf_marked_texts import load_marked_texts
 from tokencredit.recipes.credit import compare_credit as recipe
 from tokencredit.recipes.credit import report as compare_report
 from tokencredit.recipes.credit.agreement import PEOPLE
 from tokencredit.recipes.credit.compare_credit import compare_credit, compared
-from tokencredit.recipes.credit.compare_settings import CompareCreditConfig
-from tokencredit.recipes.credit.score_tokens import ScoreTokensConfig, score_tokens
-from tokencredit.scorers.evidence import TEXT_CREDITS
+from tokencredit.recipes.credit.compare_settings import BaselineSettings, CompareCreditConfig
+from tokencredit.recipes.credit.score_tokens import (
+    ResponseColumns,
+    ScoreTokensConfig,
+    score_tokens,
+)
 
 ROWS = [
     {"text": "a very good film", "annotators": [[[2, 11]], [[7, 11]]], "label": 1},
@@ -26,6 +31,8 @@ ROWS = [
     {"text": "the plot is bad", "annotators": [[[12, 15]], [[0, 3], [12, 15]]], "label": 0},
 ]
 _FIGURES = compare_report._figures
+METHODS = tuple(name for name in ALONE if name != "exact-shapley")
+PROBES = ProbeSettings(steps=2, samples=2)
 BASELINES = ["word length", "position, late", "position, early", "random"]
 
 
@@ -43,8 +50,7 @@ def config(tmp_path):
         marked=save_rows(tmp_path / "marked.jsonl", ROWS),
         output=str(tmp_path / "out"),
         methods=("uniform",),
-        gradient_steps=2,
-        shapley_samples=2,
+        credit=CreditSettings(probe=PROBES),
         faithfulness_documents=0,
         resamples=20,
         heatmaps=0,
@@ -72,12 +78,12 @@ def everything(tmp_path_factory):
                 reward_model=str(folder / "model"),
                 marked=save_rows(folder / "marked.jsonl", ROWS),
                 output=str(folder / "out"),
-                methods=TEXT_CREDITS,
+                methods=METHODS,
                 attention_layers=(0, -1),
-                gradient_steps=2,
-                shapley_samples=2,
-                lexicons=(str(folder / "mine.tsv"),),
-                baseline_texts=save_rows(folder / "labelled.jsonl", labelled),
+                credit=CreditSettings(probe=PROBES),
+                baselines=BaselineSettings(
+                    save_rows(folder / "labelled.jsonl", labelled), (str(folder / "mine.tsv"),)
+                ),
                 faithfulness_documents=2,
                 resamples=20,
                 heatmaps=1,
@@ -99,7 +105,7 @@ def words_of_method(folder, name):
 def test_every_method_and_baseline_has_its_row(everything):
     rows = table(everything)
     attention = ["attention, layer 0", "attention, layer -1", "attention, mean of layers"]
-    credit = [name for name in TEXT_CREDITS if name != "attention"] + attention
+    credit = [name for name in METHODS if name != "attention"] + attention
     assert set(rows) == {*credit, *BASELINES, "naive Bayes", "lexicon mine", PEOPLE}
     for name in set(rows) - {PEOPLE}:
         assert rows[name]["documents"] == 3
@@ -132,9 +138,8 @@ def test_words_are_paid_what_score_tokens_pays_their_tokens(everything, tmp_path
     settings = ScoreTokensConfig(
         reward_model=str(everything.parent / "model"),
         data=str(everything.parent / "marked.jsonl"),
-        text_column="text",
-        credit=credit,
-        credit_beta=1.0,
+        columns=ResponseColumns(text="text"),
+        credit=CreditSettings(credit),
         output=str(tmp_path / "scores.jsonl"),
         progress=False,
     )
@@ -180,7 +185,9 @@ def test_what_has_a_sign_is_turned_with_the_model(config, tmp_path, monkeypatch)
         lambda *_, signed, seed: signs.append(signed) or ({}, {"deletion": [], "insertion": []}),
     )
     lexicons = (str(tmp_path / "mine.tsv"),)
-    compare_credit(replace(config, lexicons=lexicons, faithfulness_documents=1))
+    compare_credit(
+        replace(config, baselines=BaselineSettings(None, lexicons), faithfulness_documents=1)
+    )
     assert signs == [True, True, False, False, False, False]  # uniform, the lexicon, the surface
 
 
@@ -215,8 +222,8 @@ def test_other_texts_are_scored_anew(config, tmp_path):
 
 def test_another_setting_needs_another_folder(config):
     compare_credit(config)
-    with pytest.raises(RunFolderError, match="gradient_steps"):
-        compare_credit(replace(config, gradient_steps=3))
+    with pytest.raises(RunFolderError, match="decay"):
+        compare_credit(replace(config, credit=CreditSettings(decay=0.7)))
 
 
 def test_the_batch_size_changes_nothing(config, tmp_path):
@@ -243,7 +250,7 @@ def test_an_encoder_has_no_prefixes(config, tmp_path):
     save_reward_model(tmp_path / "bert", wordpiece(), "bert")
     config = replace(config, reward_model=str(tmp_path / "bert"))
     for method in ("prefix-difference", "smoothed-prefix-difference"):
-        with pytest.raises(ModelError, match="both directions"):
+        with pytest.raises(ModelError, match="needs the score of every prefix"):
             compare_credit(replace(config, methods=(method,)))
     some = ("attention", "gradient-times-input", "leave-one-out")
     assert {"attention, layer -1", *some[1:]} <= set(
@@ -264,22 +271,23 @@ def test_models_of_their_own(config, tmp_path):
         model.config.dpo_beta = 0.1
         model.save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
-    settings = {
-        "methods": ("uniform",),
-        "implicit_reward": str(tmp_path / "dpo"),
-        "token_classifier": str(tmp_path / "judge"),
-    }
+    judge = CreditSettings("discriminator", model=str(tmp_path / "judge"))
+    implicit = CreditSettings("log-ratio", model=str(tmp_path / "dpo"))
     with pytest.raises(ConfigError, match="reference not given"):
-        compare_credit(replace(config, **settings))
-    settings["implicit_reference"] = str(tmp_path / "reference")
-    folder = compare_credit(replace(config, **settings))
-    assert {"implicit-reward", "token-classifier", "uniform"} <= set(table(folder))
-    judged = [score for row in words_of_method(folder, "token-classifier") for score in row]
-    assert any(judged)
-    assert any(score for row in words_of_method(folder, "implicit-reward") for score in row)
-    settings |= {"token_classifier": str(tmp_path / "three"), "output": str(tmp_path / "o3")}
+        compare_credit(replace(config, others=(implicit, judge)))
+    implicit = replace(implicit, reference=str(tmp_path / "reference"))
+    both = replace(implicit, method="rto")
+    folder = compare_credit(replace(config, others=(implicit, judge, both)))
+    assert {"log-ratio", "discriminator", "rto", "uniform"} <= set(table(folder))
+    assert any(score for row in words_of_method(folder, "discriminator") for score in row)
+    ratios, with_scores = (words_of_method(folder, name) for name in ("log-ratio", "rto"))
+    assert any(score for row in ratios for score in row)
+    whole = [sum(row) for row in words_of_method(folder, "uniform")]
+    for ratio, paid, score in zip(ratios, with_scores, whole, strict=True):
+        assert sum(paid) - sum(ratio) == pytest.approx(score, abs=1e-3)
+    three = replace(judge, model=str(tmp_path / "three"))
     with pytest.raises(ModelError, match="3 classes"):
-        compare_credit(replace(config, **settings))
+        compare_credit(replace(config, others=(three,), output=str(tmp_path / "o3")))
 
 
 def test_scorers_of_ones_own(config):
@@ -312,12 +320,13 @@ def test_the_command(config, capsys):
 
 
 def test_no_baseline_files(config, tmp_path):
+    missing = BaselineSettings(None, (str(tmp_path / "none.tsv"),))
     with pytest.raises(DataError, match="no lexicon"):
-        compare_credit(replace(config, lexicons=(str(tmp_path / "none.tsv"),)))
+        compare_credit(replace(config, baselines=missing))
     chats = [{"chosen": [{"role": "user", "content": "a"}], "rejected": "b"}]
     path = save_rows(tmp_path / "chats.jsonl", chats)
     with pytest.raises(DataError, match="holds chats"):
-        compare_credit(replace(config, baseline_texts=path))
+        compare_credit(replace(config, baselines=BaselineSettings(path)))
 
 
 @pytest.mark.parametrize(
@@ -325,12 +334,10 @@ def test_no_baseline_files(config, tmp_path):
     [
         ({"methods": ("terminal", "terminal")}, "each of them once"),
         ({"methods": ("attention",), "attention_layers": ()}, "attention_layers is empty"),
-        ({"shapley_samples": 3}, "even"),
-        ({"shapley_samples": 0}, "shapley_samples is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"resamples": 0}, "resamples is 0"),
-        ({"smoothing_decay": 1.5}, "smoothing_decay is 1.5"),
-        ({"implicit_reference": "x"}, "implicit_reference without"),
+        ({"methods": ("discriminator",)}, "needs a model of its own"),
+        ({"others": (CreditSettings("uniform"),)}, "each of them once"),
     ],
 )
 def test_settings_that_cannot_be(config, changes, message):

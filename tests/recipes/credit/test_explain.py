@@ -3,6 +3,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from credit_names import SCORES
 from saved_models import save_reward_model
 from tiny_models import tiny_model
 from tiny_tokenizers import CHAT_TEMPLATE, byte_level, word_level, wordpiece
@@ -10,7 +11,7 @@ from tiny_tokenizers import CHAT_TEMPLATE, byte_level, word_level, wordpiece
 from tokencredit.errors import ConfigError, DataError, ModelError, NumericError, RunFolderError
 from tokencredit.evaluation.token_display import text_pieces
 from tokencredit.recipes.credit.explain import ExplainConfig, _explained, explain
-from tokencredit.scorers.token_scores import CREDIT_NAMES
+from tokencredit.recipes.settings import LoadingSettings
 
 RESPONSE = " a good café 日本 🙂 <b>plot</b>"
 
@@ -22,7 +23,7 @@ def settings(tmp_path):
         "reward_model": str(tmp_path / "model"),
         "prompt": "the film is",
         "response": RESPONSE,
-        "credit_methods": CREDIT_NAMES,
+        "methods": SCORES,
     }
 
 
@@ -47,9 +48,9 @@ def test_tokens_of_one_character_are_one_piece():
 def test_the_terminal_shows_every_method(settings, capsys):
     assert explain(ExplainConfig(**settings)) is None
     printed = capsys.readouterr().out
-    for name in CREDIT_NAMES:
+    for name in SCORES:
         assert f"{name}, sum" in printed
-    assert printed.count("café 日本 🙂 <b>plot</b>") == len(CREDIT_NAMES)
+    assert printed.count("café 日本 🙂 <b>plot</b>") == len(SCORES)
 
 
 def test_html_is_one_page_with_escaped_text(settings, tmp_path):
@@ -59,7 +60,7 @@ def test_html_is_one_page_with_escaped_text(settings, tmp_path):
     assert page.startswith("<!DOCTYPE html>")
     assert "<script" not in page
     assert "<b>" not in page
-    for name in CREDIT_NAMES:
+    for name in SCORES:
         assert name in page
 
 
@@ -89,9 +90,9 @@ def test_the_chat_template_of_the_reward_model_is_used(settings, tmp_path):
 def test_encoders_can_be_explained_by_attention(settings, tmp_path):
     tokenizer = wordpiece()
     model = save_reward_model(tmp_path / "model", tokenizer, "bert")
-    with pytest.raises(ModelError, match="reads in both directions"):
+    with pytest.raises(ModelError, match="needs the score of every prefix"):
         explain(ExplainConfig(**settings))
-    explanation = _explained(ExplainConfig(**{**settings, "credit_methods": ("attention",)}))
+    explanation = _explained(ExplainConfig(**{**settings, "methods": ("attention",)}))
     ids = tokenizer("the film is" + RESPONSE, return_tensors="pt")["input_ids"]
     expected = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.item()
     assert explanation.sequence_score == pytest.approx(expected, abs=1e-4)
@@ -104,9 +105,9 @@ def test_encoders_can_be_explained_by_attention(settings, tmp_path):
         ({"response": ""}, DataError, "response 0 is empty"),
         ({"response": "good " * 200}, DataError, "at most 128"),
         ({"output": "heat.gif"}, ConfigError, r"\.html or \.png"),
-        ({"credit_methods": ()}, ConfigError, "credit_methods is empty"),
+        ({"methods": ()}, ConfigError, "methods is empty"),
         ({"prompt": "", "template": "chat"}, ConfigError, "there is no prompt"),
-        ({"pad_token": "<nowhere>"}, ModelError, "not in the vocabulary"),
+        ({"loading": LoadingSettings(pad_token="<nowhere>")}, ModelError, "not in the vocabulary"),
     ],
 )
 def test_settings_that_cannot_be(settings, changes, error, message):
@@ -114,9 +115,9 @@ def test_settings_that_cannot_be(settings, changes, error, message):
         explain(ExplainConfig(**{**settings, **changes}))
 
 
-def test_an_unknown_method(settings, unchecked):
+def test_an_unknown_method(settings):
     with pytest.raises(ConfigError, match="did you mean 'uniform'"):
-        ExplainConfig(**{**settings, "credit_methods": ("unifrom",)})
+        ExplainConfig(**{**settings, "methods": ("unifrom",)})
 
 
 def test_a_text_without_prompt_and_without_first_token(settings, tmp_path):

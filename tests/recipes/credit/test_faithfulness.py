@@ -3,6 +3,7 @@ import torch
 from saved_models import save_reward_model
 from tiny_tokenizers import byte_level
 
+from tokencredit.credit.methods import CreditSettings, ProbeSettings
 from tokencredit.preference.marked_texts import MarkedText
 from tokencredit.recipes.credit.compare_settings import CompareCreditConfig
 from tokencredit.recipes.credit.faithfulness import AskedTexts, asked_texts, faithfulness_numbers
@@ -19,7 +20,9 @@ TEXTS = [
 def asked(tmp_path):
     tokenizer = byte_level()
     model = save_reward_model(tmp_path, tokenizer)
-    config = CompareCreditConfig("", "", "", batch_size=2, shapley_samples=4)
+    config = CompareCreditConfig(
+        "", "", "", batch_size=2, credit=CreditSettings(probe=ProbeSettings(samples=4))
+    )
     return list(asked_texts(Pass((), lambda _: {}, model, tokenizer), TEXTS, config))
 
 

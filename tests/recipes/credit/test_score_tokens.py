@@ -4,15 +4,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from credit_names import SCORES
 from saved_models import save_reward_model
 from tiny_models import tiny_model
 from tiny_tokenizers import CHAT_TEMPLATE, SlowTokenizer, byte_level
 
+from tokencredit.cli import main
+from tokencredit.credit.methods import CreditSettings
 from tokencredit.errors import ConfigError, DataError, ModelError, NumericError, RunFolderError
-from tokencredit.recipes.credit.score_tokens import ScoreTokensConfig, score_tokens
+from tokencredit.recipes.credit.score_tokens import (
+    ResponseColumns,
+    ScoreTokensConfig,
+    score_tokens,
+)
+from tokencredit.recipes.settings import LoadingSettings
 from tokencredit.reward_model.hf_scores import load_reward_model
 from tokencredit.scorers.texts import loaded_reward_model
-from tokencredit.scorers.token_scores import CREDIT_NAMES
 
 ROWS = [
     {"prompt": "the film is", "response": " a good café 日本 🙂 plot"},
@@ -46,10 +53,10 @@ def loaded_model(settings):
     return load_reward_model(settings["reward_model"])
 
 
-@pytest.mark.parametrize("credit", CREDIT_NAMES)
+@pytest.mark.parametrize("credit", SCORES)
 def test_rows_sum_to_the_models_own_scores(settings, credit):
     model, tokenizer = loaded_model(settings)
-    rows = scored(**settings, credit=credit)
+    rows = scored(**settings, credit=CreditSettings(credit))
     assert len(rows) == len(ROWS)
     for given, row in zip(ROWS, rows, strict=True):
         assert (row["prompt"], row["response"]) == (given["prompt"], given["response"])
@@ -94,13 +101,15 @@ def test_other_columns(settings, tmp_path):
     settings["data"] = save_rows(tmp_path / "other.jsonl", rows)
     with pytest.raises(DataError, match=r"no column 'prompt'.*\['question', 'answer'\]"):
         score_tokens(ScoreTokensConfig(**settings))
-    assert scored(**settings, prompt_column="question", response_column="answer")
+    assert scored(**settings, columns=ResponseColumns("question", "answer"))
 
 
 def test_texts_without_prompts_stand_behind_the_first_token(settings, tmp_path):
     settings["data"] = save_rows(tmp_path / "texts.jsonl", [{"text": "a good film"}])
     model, tokenizer = loaded_model(settings)
-    (row,) = scored(**settings, text_column="text", credit="terminal")
+    (row,) = scored(
+        **settings, columns=ResponseColumns(text="text"), credit=CreditSettings("terminal")
+    )
     ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer("a good film")["input_ids"]]])
     assert row["sequence_score"] == pytest.approx(model(input_ids=ids).logits.item(), abs=1e-4)
     assert "".join(row["tokens"]) == "a good film"
@@ -148,8 +157,8 @@ def test_markup_in_tokens_is_printed_as_it_is(settings, tmp_path, capsys):
         ({"data": "./nowhere.jsonl"}, DataError, "nowhere"),
         ({"output": "scores.txt"}, ConfigError, r"ends in \.jsonl"),
         ({"batch_size": 0}, ConfigError, "batch_size is 0"),
-        ({"text_column": "t", "template": "chat"}, ConfigError, "stand alone"),
-        ({"pad_token": "<nowhere>"}, ModelError, "not in the vocabulary"),
+        ({"columns": ResponseColumns(text="t"), "template": "chat"}, ConfigError, "stand alone"),
+        ({"loading": LoadingSettings(pad_token="<nowhere>")}, ModelError, "not in the vocabulary"),
     ],
 )
 def test_settings_that_cannot_be(settings, changes, error, message):
@@ -158,9 +167,23 @@ def test_settings_that_cannot_be(settings, changes, error, message):
     assert not Path(settings["output"]).exists()
 
 
-def test_an_unknown_credit(settings, unchecked):
-    with pytest.raises(ConfigError, match="did you mean 'attention'"):
-        ScoreTokensConfig(**settings, credit="atention")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--credit.method", "atention"], "did you mean 'attention'"),
+        (["--credit", "attention"], "'credit' is now 'credit.method'"),
+        (["--credit_beta", "0.5"], "'credit_beta' is now 'credit.beta'"),
+        (["--attention_layer", "0"], "'attention_layer' is now 'credit.layer'"),
+        (["--shapley_samples", "4"], "'shapley_samples' is now 'credit.probe.samples'"),
+        (["--prompt_column", "question"], "'prompt_column' is now 'columns.prompt'"),
+    ],
+)
+def test_settings_of_the_old_layout_are_told_where_they_are_now(
+    settings, capsys, arguments, message
+):
+    needed = ["--reward_model", settings["reward_model"], "--data", settings["data"]]
+    assert main(["score-tokens", *needed, *arguments]) == 1
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -202,7 +225,9 @@ def test_a_pad_token_can_be_named(settings, tmp_path):
     with pytest.raises(ModelError, match="no pad token"):
         score_tokens(ScoreTokensConfig(**settings))
     for token in ("<unk>", "<eos>"):
-        for one, other in zip(usual, scored(**settings, pad_token=token), strict=True):
+        for one, other in zip(
+            usual, scored(**settings, loading=LoadingSettings(pad_token=token)), strict=True
+        ):
             assert one["token_scores"] == pytest.approx(other["token_scores"], abs=1e-5)
 
 
@@ -213,7 +238,7 @@ def test_a_tokenizer_without_offsets(settings, monkeypatch):
         lambda *_, **__: (model, SlowTokenizer()),
     )
     with pytest.raises(ModelError, match="cannot give character offsets"):
-        score_tokens(ScoreTokensConfig(**settings, text_column=None))
+        score_tokens(ScoreTokensConfig(**settings))
 
 
 def test_scores_that_are_not_numbers_leave_no_file(settings, tmp_path):

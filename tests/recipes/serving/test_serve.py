@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
+from credit_names import ONE_PASS_ALONE
 from saved_models import save_reward_model
 from tiny_tokenizers import byte_level, wordpiece
 
@@ -24,8 +25,13 @@ from tiny_server import break_model, tiny_served
 
 from tokencredit.errors import ConfigError, ModelError, NumericError, TokenCreditWarning
 from tokencredit.recipes.run_folder import resolved_yaml
-from tokencredit.recipes.serving.serve import ServeConfig, application_of, bearer_token, serve
-from tokencredit.scorers.token_scores import CREDIT_NAMES
+from tokencredit.recipes.serving.serve import (
+    LimitSettings,
+    ServeConfig,
+    application_of,
+    bearer_token,
+    serve,
+)
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "serve.md").read_text()
 TOKEN = "open-sesame-42"
@@ -68,7 +74,7 @@ class Server:
 @pytest.fixture(scope="module")
 def server(model):
     settings = ("--token_variable", "REWARD_TOKEN", "--access_log", "true")
-    running = Server(model, *settings, "--max_wait_ms", str(WAIT_MS))
+    running = Server(model, *settings, "--limits.max_wait_ms", str(WAIT_MS))
     yield running
     if running.process.poll() is None:
         running.stop()
@@ -162,8 +168,8 @@ def test_told_to_stop_it_finishes_what_it_accepted(server):
 
 
 def test_all_methods_are_offered_unless_some_are_named(model):
-    assert _offered(ServeConfig(model)) == CREDIT_NAMES
-    assert _offered(ServeConfig(model, credit_methods=("uniform",))) == ("uniform",)
+    assert _offered(ServeConfig(model)) == ONE_PASS_ALONE
+    assert _offered(ServeConfig(model, methods=("uniform",))) == ("uniform",)
 
 
 def _offered(config):
@@ -175,19 +181,21 @@ def _offered(config):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"credit_methods": ("atention",)}, "did you mean 'attention'"),
-        ({"max_batch_tokens": 0}, "max_batch_tokens is 0"),
-        ({"queue_size": 0}, "queue_size is 0"),
-        ({"max_body_bytes": 0}, "max_body_bytes is 0"),
-        ({"max_wait_ms": -1.0}, "max_wait_ms is -1"),
-        ({"request_timeout": 0.0}, "request_timeout is 0"),
+        ({"methods": ("atention",)}, "did you mean 'attention'"),
+        ({"limits": {"max_batch_tokens": 0}}, "max_batch_tokens is 0"),
+        ({"limits": {"queue_size": 0}}, "queue_size is 0"),
+        ({"limits": {"max_body_bytes": 0}}, "max_body_bytes is 0"),
+        ({"limits": {"max_wait_ms": -1.0}}, "max_wait_ms is -1"),
+        ({"limits": {"request_timeout": 0.0}}, "request_timeout is 0"),
         ({"port": 65536}, "port is 65536"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
 def test_settings_that_cannot_be(changes, message):
+    kind, values = (LimitSettings, changes["limits"]) if "limits" in changes else (ServeConfig, {})
+    values = values or {"reward_model": "m", **changes}
     with pytest.raises(ConfigError, match=message):
-        ServeConfig(**{"reward_model": "m", **changes})
+        kind(**values)
 
 
 def test_the_token_comes_from_the_environment_and_is_not_printed(monkeypatch):
@@ -240,8 +248,8 @@ def test_a_model_that_gives_nan_is_not_served(tmp_path):
 
 def test_a_model_that_lacks_what_a_method_needs_is_not_served(tmp_path):
     save_reward_model(tmp_path, wordpiece(), "bert")
-    with pytest.raises(ModelError, match="leave it out of credit_methods"):
-        serve(ServeConfig(str(tmp_path), credit_methods=("prefix-difference",)))
+    with pytest.raises(ModelError, match="leave it out of methods"):
+        serve(ServeConfig(str(tmp_path), methods=("prefix-difference",)))
     assert _offered(ServeConfig(str(tmp_path))) == ("terminal", "uniform", "attention")
 
 

@@ -24,7 +24,7 @@ from tokencredit.errors import ConfigError, DataError, RunFolderError
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.preference.hf_datasets import load_prompted_responses, load_texts
 from tokencredit.preference.pairs import PromptedResponse
-from tokencredit.recipes.settings import LoadingSettings, group, require_at_least
+from tokencredit.recipes.settings import LoadingSettings, group, require_at_least, setting
 from tokencredit.scorers.texts import loaded_credited_scorer, paid_texts
 from tokencredit.scorers.token_scores import CreditedScorer
 from tokencredit.text.alignment import Span
@@ -40,11 +40,11 @@ _PASSES_PER_CHUNK = 16
 class ResponseColumns:
     """Where prompts and responses stand in the data."""
 
-    prompt: str = "prompt"
+    prompt: str = setting("prompt", was="prompt_column")
     """Column of the prompts, texts or lists of chat messages."""
-    response: str = "response"
+    response: str = setting("response", was="response_column")
     """Column of the responses."""
-    text: str | None = None
+    text: str | None = setting(None, was="text_column")
     """Score the texts of this column, which have no prompt, instead."""
 
 

@@ -14,16 +14,11 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
-from tokencredit.credit.methods import CreditSettings, credit_method, with_method
+from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError, TokenCreditWarning
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.recipes.settings import LoadingSettings, group, require_at_least, setting
-from tokencredit.scorers.credit_models import loaded_credit_models
-from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.texts import loaded_reward_model
-from tokencredit.scorers.token_scores import CreditedScorer
 from tokencredit.text.hf_rendering import Template
 from tokencredit.text.segments import SegmentSettings
 
@@ -152,7 +147,7 @@ def application_of(config: ServeConfig, *, token: str | None = None) -> Any:
         ConfigError, ModelError, NumericError: as `serve`.
     """
     try:
-        from tokencredit.recipes.serving.served_model import ServedModel, offered_credit
+        from tokencredit.recipes.serving.served_model import ServedModel, credits_on_offer
         from tokencredit.server.app import reward_app
         from tokencredit.server.intake import Limits
         from tokencredit.server.messages import PromptAndResponse
@@ -164,13 +159,19 @@ def application_of(config: ServeConfig, *, token: str | None = None) -> Any:
     model, tokenizer = loaded_reward_model(
         config.reward_model, device=config.device, **vars(config.loading)
     )
+    loading = {name: value for name, value in vars(config.loading).items() if name != "pad_token"}
     served = ServedModel(
         model,
         tokenizer,
-        {
-            name: _credited(config, model, tokenizer, name)
-            for name in offered_credit(model, config.methods, config.credit, config.segments)
-        },
+        credits_on_offer(
+            model,
+            tokenizer,
+            config.methods,
+            credit=config.credit,
+            segments=config.segments,
+            template=config.template,
+            loading={**loading, "device": config.device},
+        ),
         layer=config.credit.layer,
         template=config.template,
         max_tokens=config.limits.max_batch_tokens,
@@ -180,17 +181,6 @@ def application_of(config: ServeConfig, *, token: str | None = None) -> Any:
     served.scores(served.text_rows(trial, served.credit_methods))
     limits = Limits(**vars(config.limits))
     return reward_app(served, limits, token=token)
-
-
-def _credited(
-    config: ServeConfig, model: Any, tokenizer: PreTrainedTokenizerBase, name: str
-) -> CreditedScorer:
-    """The model with the credit of one method, whose own model is loaded if it needs one."""
-    settings = with_method(config.credit, name)
-    loading = {key: value for key, value in vars(config.loading).items() if key != "pad_token"}
-    models = loaded_credit_models(settings, tokenizer, loading={**loading, "device": config.device})
-    scorer = LocalScorer(model, tokenizer, tokenizer, config.template, settings.layer)
-    return CreditedScorer(scorer, tokenizer, settings, models, config.segments)
 
 
 def bearer_token(config: ServeConfig) -> str | None:

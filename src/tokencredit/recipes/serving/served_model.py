@@ -20,13 +20,16 @@ from tokencredit.credit.methods import (
     CreditSettings,
     Need,
     credit_method,
+    with_method,
 )
 from tokencredit.errors import ConfigError, DataError, ModelError, NumericError
 from tokencredit.models.hf_architecture import is_causal
 from tokencredit.models.hf_loading import context_length, pad_token_id
 from tokencredit.models.hf_vocabularies import vocabulary_fingerprint
 from tokencredit.reward_model.hf_scores import score_responses
+from tokencredit.scorers.credit_models import loaded_credit_models
 from tokencredit.scorers.evidence import Responses
+from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.policy_tokens import ended_scores
 from tokencredit.scorers.segmentation import response_segments
 from tokencredit.scorers.token_scores import CreditedScorer
@@ -84,6 +87,40 @@ def offered_credit(
                 "or credit.model"
             )
     return tuple(asked)
+
+
+def credits_on_offer(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[str] | None = None,
+    *,
+    credit: CreditSettings | None = None,
+    segments: SegmentSettings | None = None,
+    template: Template = "auto",
+    loading: dict[str, Any] | None = None,
+) -> dict[str, CreditedScorer]:
+    """The credit methods that a model is served with, each with what it needs.
+
+    Args:
+        model: a sequence-classification model.
+        tokenizer: its tokenizer.
+        asked: names of methods; None for all that need nothing besides.
+        credit: their options.
+        segments: how responses are cut, for methods that need it.
+        template: as in `encoded_prompts`.
+        loading: of models that methods need, as `load_model` takes it.
+
+    Raises:
+        ConfigError, DataError, ModelError: as `offered_credit` and `loaded_credit_models`.
+    """
+    credit, segments = credit or CreditSettings(), segments or SegmentSettings()
+    scorer = LocalScorer(model, tokenizer, tokenizer, template, credit.layer)
+    offered = {}
+    for name in offered_credit(model, asked, credit, segments):
+        settings = with_method(credit, name)
+        models = loaded_credit_models(settings, tokenizer, loading=loading)
+        offered[name] = CreditedScorer(scorer, tokenizer, settings, models, segments)
+    return offered
 
 
 @dataclass(frozen=True)
