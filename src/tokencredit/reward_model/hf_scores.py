@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from tokencredit.batch import ResponseBatch, ResponseScores
+from tokencredit.batch import ResponseBatch, ResponseScores, rows_of_like_length
 from tokencredit.errors import DataError, ModelError, NumericError
 from tokencredit.masking import left_packed
 from tokencredit.models.heads import at_last_token, last_positions, scalar_scores
@@ -175,15 +175,15 @@ def score_responses(
             "right end of prompt_ids, such as a beginning-of-sequence token: it is where the "
             "score of the prompt alone is read"
         )
-    order = real.sum(-1).argsort(descending=True, stable=True)
+    batches = rows_of_like_length(real.sum(-1), micro_batch_size)
     with torch.no_grad(), evaluating(model):
         outputs = [
             reward_model_output(
                 model, batch.input_ids[rows], real[rows], attention_layer=attention_layer
             )
-            for rows in torch.split(order, micro_batch_size or len(batch))
+            for rows in batches
         ]
-    back = order.argsort()
+    back = torch.cat(batches).argsort()
     sequence_scores = torch.cat([output.sequence_scores for output in outputs])[back]
     positions = _joined([output.position_scores for output in outputs], back)
     attention = _joined([output.attention for output in outputs], back)

@@ -282,18 +282,17 @@ def _padded(
     pad = pad_token_id(tokenizer)
     for number, row in enumerate(rows):
         _check_row(number, row, max_length=max_length, empty=empty)
-    prompt = max(len(row.prompt) for row in rows)
+    lengths = torch.tensor([len(row.response) + len(row.tail) for row in rows])
     # One column at least, so that a batch of empty responses has a last token to look for.
-    time = max(1, *(len(row.response) + len(row.tail) for row in rows))
-    prompts = [_filled(row.prompt, prompt, pad, side="left") for row in rows]
-    responses = [_filled(row.response + row.tail, time, pad, side="right") for row in rows]
-    prompt_mask = torch.tensor([_counts(len(row.prompt), prompt)[::-1] for row in rows])
-    response_mask = torch.tensor([_counts(len(row.response), time) for row in rows])
-    behind = torch.tensor([_counts(len(row.response) + len(row.tail), time) for row in rows])
-    batch = ResponseBatch(
-        torch.tensor(prompts), prompt_mask, torch.tensor(responses), response_mask
+    filler = [] if lengths.any() else [pad]
+    batch = ResponseBatch.of_rows(
+        [row.prompt for row in rows],
+        [row.response + row.tail + filler for row in rows],
+        masks=[[True] * len(row.response) + [False] * len(row.tail + filler) for row in rows],
+        pad_token_id=pad,
     )
-    attention_mask = torch.cat([prompt_mask, behind], dim=-1).long()
+    to_the_end = torch.arange(batch.response_ids.shape[1]) < lengths[:, None]
+    attention_mask = torch.cat([batch.prompt_mask, to_the_end], dim=-1).long()
     if device is not None:
         batch, attention_mask = batch.to(device), attention_mask.to(device)
     return EncodedResponses(batch, attention_mask, [row.spans for row in rows])
@@ -315,12 +314,3 @@ def _check_row(
             f"row {number} has {length} tokens, {len(row.prompt)} of them in the prompt; expected "
             f"at most {max_length}, what the model can read: shorten or drop the row"
         )
-
-
-def _filled(ids: list[int], width: int, pad: int, *, side: Literal["left", "right"]) -> list[int]:
-    padding = [pad] * (width - len(ids))
-    return padding + ids if side == "left" else ids + padding
-
-
-def _counts(length: int, width: int) -> list[bool]:
-    return [True] * length + [False] * (width - length)
