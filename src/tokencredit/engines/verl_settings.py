@@ -1,11 +1,11 @@
 """What verl's configuration says to the reward manager, and what it may not say."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, get_args
 
 from tokencredit.errors import ConfigError
+from tokencredit.names import nearest
 from tokencredit.scorers.token_scores import require_credit_name
 from tokencredit.text.hf_rendering import Template
 
@@ -50,8 +50,8 @@ def reward_settings(given: Mapping[str, Any]) -> RewardSettings:
     known = {field.name: field for field in fields(RewardSettings)}
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            near = nearest(str(name), known)
+            hint = f"; did you mean {near!r}?" if near else ""
             raise ConfigError(
                 f"reward.reward_kwargs has {name!r}; expected names out of {', '.join(known)}{hint}"
             )

@@ -4,7 +4,7 @@ Prompt and response are tokenized as one text: two texts tokenized apart and joi
 tokens at the border. The way back, from generated ids to text, is `hf_decoding`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from tokencredit.batch import ResponseBatch
+from tokencredit.batch import Message, ResponseBatch
 from tokencredit.errors import DataError, ModelError
 from tokencredit.models.hf_loading import pad_token_id
 from tokencredit.text.alignment import Span
@@ -22,17 +22,15 @@ from tokencredit.text.alignment import Span
 # template looks for.
 _PLACEHOLDER = "\ue000response\ue001"
 
-Message = Mapping[str, Any]
-
 
 @dataclass(frozen=True)
 class EncodedResponses:
     """Prompts and responses as token ids, and where each response token stands in its text.
 
     Attributes:
-        batch: response tokens count; tokens behind the response (the end of a chat turn, a closing
+        batch: response tokens count; tokens after the response (the end of a chat turn, a closing
             token of the tokenizer) lie in `response_ids` outside `response_mask`.
-        attention_mask: 1 on every real token, those behind the response included. Score with this
+        attention_mask: 1 on every real token, those after the response included. Score with this
             one: `batch.attention_mask` ends with the response.
         response_spans: for each row, the character span in the response text of each response
             token. Together they cover the text from its start to its last visible character. A
@@ -110,7 +108,7 @@ def encode_chats(
     """Conversations and the assistant's next turn, rendered by the tokenizer's chat template.
 
     The template writes all special tokens itself, so the tokenizer adds none. What the template
-    puts behind the response is attended to but is no response token.
+    puts after the response is attended to but is no response token.
 
     Args:
         tokenizer: a fast one with a chat template.
@@ -236,7 +234,7 @@ def _require_unicode(texts: Sequence[str]) -> None:
 
 
 def _covering(spans: list[Span], is_text: list[bool]) -> list[Span]:
-    """The spans with the spaces that tokenizers cut off given to the token behind them."""
+    """The spans with the spaces that tokenizers cut off given to the token after them."""
     covering, done = [], 0
     for (start, end), counts in zip(spans, is_text, strict=True):
         covering.append((min(start, done), end) if counts else (start, end))
@@ -246,9 +244,9 @@ def _covering(spans: list[Span], is_text: list[bool]) -> list[Span]:
 
 def _cut(ids: list[int], spans: list[Span], is_text: list[bool], start: int, stop: int) -> _Row:
     text_at = [index for index, counts in enumerate(is_text) if counts]
-    behind_text = text_at[-1] + 1 if text_at else len(ids)
-    first = next((i for i in text_at if spans[i][1] > start or spans[i][0] >= start), behind_text)
-    last = next((i for i in text_at if i >= first and spans[i][0] >= stop), behind_text)
+    after_text = text_at[-1] + 1 if text_at else len(ids)
+    first = next((i for i in text_at if spans[i][1] > start or spans[i][0] >= start), after_text)
+    last = next((i for i in text_at if i >= first and spans[i][0] >= stop), after_text)
     clipped = [
         (min(max(a, start), stop) - start, min(max(b, start), stop) - start)
         for a, b in spans[first:last]

@@ -32,7 +32,7 @@ class EncodedText:
     """A prompt and its response as one row of token ids.
 
     Attributes:
-        input_ids: prompt, response, and what the chat template or tokenizer puts behind it.
+        input_ids: prompt, response, and what the chat template or tokenizer puts after it.
         response_mask: True on response tokens.
     """
 
