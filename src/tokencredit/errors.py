@@ -7,7 +7,7 @@ TokenCreditError
 ├── ShapeError           tensors do not fit each other (also a ValueError)
 ├── NumericError         a score, loss or gradient is NaN or infinite
 ├── ProcessError         another process of a training died or fell silent
-├── ServerError          a reward or vLLM server is not there, or does not answer as it should
+├── ServerError          a server of rewards or of responses is not there, or answers wrongly
 └── RunFolderError       a run folder holds another run, or cannot be written
 
 TokenCreditWarning       something works, but probably not as hoped
@@ -45,7 +45,7 @@ class ProcessError(TokenCreditError, RuntimeError):
 
 
 class ServerError(TokenCreditError, ConnectionError):
-    """A server of rewards or of responses is not there, or does not answer as it should."""
+    """A server of rewards or of responses is not there, or answers wrongly."""
 
 
 class RunFolderError(TokenCreditError, OSError):
