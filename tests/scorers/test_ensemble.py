@@ -119,3 +119,18 @@ def test_only_linear_combinations_take_token_scores(name):
     else:
         with pytest.raises(ConfigError, match=f"'{name}'.*expected 'sum'"):
             ensemble_token_scores(scores, [1.0, 1.0], settings)
+
+
+def test_two_rewards_of_the_same_name():
+    with pytest.raises(ConfigError, match="several rewards have the name 'a'; expected"):
+        ensemble_scores([causal()] * 3, [1.0] * 3, SUM, names=["a", "b", "a"])
+
+
+def test_as_many_names_as_sources():
+    with pytest.raises(ShapeError, match="1 names for 2 rewards"):
+        ensemble_scores([causal()] * 2, [1.0] * 2, SUM, names=["a"])
+
+
+def test_what_reward_models_do_not_give_is_not_asked_of_them():
+    combined = ensemble_scores([causal()], [1.0], SUM, needs=["logprobs", "segment_ids"])
+    assert torch.equal(combined.sequence_scores, causal().sequence_scores)

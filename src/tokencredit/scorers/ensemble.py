@@ -40,21 +40,25 @@ def ensemble_scores(
         weights: of the sources; each multiplies the scores of its source.
         settings: how weighted scores are combined.
         names: of the sources, for messages; their numbers by default.
-        needs: what credit reads besides sequence scores: "prefix_scores", "attention".
+        needs: what credit reads. Of that, "prefix_scores" and "attention" must be there; anything
+            else is no matter of reward models and is not looked at.
 
     Returns:
         Scores in nats. Prefix scores are None where a source has none. Attention is that of the
         source that alone carries weight; of several there is none.
 
     Raises:
-        ConfigError: a weight is NaN or infinite; too few sources carry weight; attention is
-            needed, and several do.
+        ConfigError: two sources have the same name; a weight is NaN or infinite; too few sources
+            carry weight; attention is needed, and several do.
         ModelError: a source lacks prefix scores or attention that are needed.
-        ShapeError: there is not one weight per source, or the sources scored other responses.
+        ShapeError: there is not one weight and one name per source, or the sources scored other
+            responses.
     """
     _require_weights(len(scores), weights, settings)
-    named_scores = zip(names or map(str, range(len(scores))), scores, strict=True)
-    used = {name: one for (name, one), w in zip(named_scores, weights, strict=True) if w != 0}
+    names = list(map(str, range(len(scores)))) if names is None else names
+    _require_names(names, len(scores))
+    sources = zip(names, scores, weights, strict=True)
+    used = {name: one for name, one, weight in sources if weight != 0}
     _require_evidence(used, needs)
     combined = partial(_combined, weights=[w for w in weights if w != 0], settings=settings)
     sequences = [one.sequence_scores for one in used.values()]
@@ -121,6 +125,17 @@ def _require_weights(sources: int, weights: Sequence[float], settings: Combinati
     require_weights(weights, settings)
 
 
+def _require_names(names: Sequence[str], sources: int) -> None:
+    if len(names) != sources:
+        raise ShapeError(f"{len(names)} names for {sources} rewards; expected one name per reward")
+    twice = sorted({name for name in names if list(names).count(name) > 1})
+    if twice:
+        raise ConfigError(
+            f"several rewards have the name {', '.join(map(repr, twice))}; expected a name of its "
+            "own for each"
+        )
+
+
 def _require_evidence(used: Mapping[str, ResponseScores], needs: Collection[str]) -> None:
     """Everything that is needed can be had of the sources that carry weight."""
     if "attention" in needs and len(used) > 1:
@@ -129,7 +144,7 @@ def _require_evidence(used: Mapping[str, ResponseScores], needs: Collection[str]
             "expected one of them alone, or a credit for each: attention says of one model where "
             "its score came from"
         )
-    for evidence in needs:
+    for evidence in {"prefix_scores", "attention"}.intersection(needs):
         lacking = [name for name, one in used.items() if getattr(one, evidence) is None]
         if lacking:
             raise ModelError(
