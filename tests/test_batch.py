@@ -2,9 +2,18 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tokencredit.batch import PreferenceBatch, ResponseBatch
+from tokencredit.batch import (
+    PreferenceBatch,
+    ResponseBatch,
+    padded_rows,
+    rows_of_like_length,
+)
 from tokencredit.errors import ShapeError
+
+SIDES = ("left", "right")
 
 
 def bools(*rows: str) -> torch.Tensor:
@@ -76,6 +85,67 @@ def test_a_batch_without_response_columns():
     assert batch.lengths.tolist() == [0, 0]
 
 
+def test_rows_are_padded_towards_the_border_of_prompt_and_response():
+    batch = ResponseBatch.of_rows([[5], [6, 7, 8]], [[9, 8], [1]], pad_token_id=2)
+    assert batch.prompt_ids.tolist() == [[2, 2, 5], [6, 7, 8]]
+    assert batch.prompt_mask.equal(bools("001", "111"))
+    assert batch.response_ids.tolist() == [[9, 8], [1, 2]]
+    assert batch.response_mask.equal(bools("11", "10"))
+    assert {t.dtype for t in (batch.prompt_ids, batch.response_ids)} == {torch.int64}
+
+
+def test_padding_of_rows_is_known_by_mask_where_the_pad_token_is_a_word():
+    batch = ResponseBatch.of_rows([[2]], [[2, 2]], pad_token_id=2)
+    assert batch.attention_mask.tolist() == [[1, 1, 1]]
+    assert batch.lengths.tolist() == [2]
+
+
+def test_masks_of_rows_say_which_tokens_count():
+    batch = ResponseBatch.of_rows(
+        [[5], [6]], [[9, 8, 7], [1]], masks=[[True, False, True], [False]], pad_token_id=0
+    )
+    assert batch.response_mask.equal(bools("101", "000"))
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 0, 0, 0]]
+
+
+def test_rows_may_be_empty():
+    batch = ResponseBatch.of_rows([[], [6]], [[9], []], masks=[[True], []], pad_token_id=0)
+    assert batch.prompt_mask.equal(bools("0", "1"))
+    assert batch.response_mask.equal(bools("1", "0"))
+    nothing = ResponseBatch.of_rows([[5]], [[]], pad_token_id=0)
+    assert nothing.response_ids.shape == (1, 0)
+
+
+def test_a_batch_of_no_rows():
+    batch = ResponseBatch.of_rows([], [], pad_token_id=0)
+    assert len(batch) == 0
+    assert batch.input_ids.shape == batch.attention_mask.shape == (0, 0)
+    assert batch.lengths.tolist() == []
+
+
+def test_rows_on_a_device():
+    batch = ResponseBatch.of_rows([[5]], [[9]], pad_token_id=0, device="meta")
+    assert {getattr(batch, f.name).device.type for f in dataclasses.fields(batch)} == {"meta"}
+
+
+@given(st.lists(st.lists(st.integers(0, 99), max_size=5), max_size=5), st.sampled_from(SIDES))
+def test_padded_rows_hold_their_rows(rows, side):
+    values, real = padded_rows(rows, fill=-1, side=side)
+    assert [row[own].tolist() for row, own in zip(values, real, strict=True)] == rows
+    assert values[~real].eq(-1).all()
+    border = real if side == "right" else real.flip(-1)
+    assert border.equal(border.long().cummin(-1).values.bool()) if rows else len(real) == 0
+
+
+@given(st.lists(st.integers(0, 9), max_size=9), st.one_of(st.none(), st.integers(1, 4)))
+def test_rows_of_like_length_are_all_rows_the_longest_first(lengths, size):
+    batches = rows_of_like_length(torch.tensor(lengths, dtype=torch.long), size)
+    order = [row for batch in batches for row in batch.tolist()]
+    assert order == sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    assert [len(batch) for batch in batches[:-1]] == [size] * (len(batches) - 1)
+    assert all(0 < len(batch) <= (size or len(lengths)) for batch in batches)
+
+
 @pytest.mark.usefixtures("unchecked")
 class TestErrors:
     ids, mask = torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 3, dtype=torch.bool)
@@ -106,3 +176,12 @@ class TestErrors:
         with pytest.raises(ShapeError, match=r"margin.*\(3,\).*2 pairs"):
             PreferenceBatch(two, two, torch.zeros(3))
         assert PreferenceBatch(two, two, torch.zeros(2)).margin is not None
+
+    def test_rows_in_another_number(self):
+        with pytest.raises(ShapeError, match="2 prompts and 1 responses"):
+            ResponseBatch.of_rows([[5], [6]], [[9]], pad_token_id=0)
+
+    @pytest.mark.parametrize("masks", [[[True]], [[True], [True]], [[True, False], []]])
+    def test_masks_of_another_length_than_their_rows(self, masks):
+        with pytest.raises(ShapeError, match=r"masks have .* responses of \[2, 1\] tokens"):
+            ResponseBatch.of_rows([[5], [6]], [[9, 8], [7]], masks=masks, pad_token_id=0)

@@ -15,6 +15,7 @@ from tiny_policy import tiny_config, write_models
 
 import tokencredit
 from tokencredit import errors
+from tokencredit.aggregation.methods import AGGREGATIONS
 from tokencredit.cli import COMMANDS, _parsed, recipe_of
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.recipes.policy.train_policy import train_policy
@@ -175,6 +176,15 @@ def test_methods_say_of_themselves_what_the_table_says(row):
     authors = re.search(r"Source: (\w+)", docstring)[1]
     assert row[1].startswith(authors)
     assert set(re.findall(r"\d{4}\.\d{5}", row[1])) <= set(papers)
+
+
+def test_every_combination_of_rewards_has_its_row():
+    rows = table("docs/methods.md", "combination")
+    listed = {quoted(row[0])[0]: (row[3], int(row[4])) for row in rows}
+    assert listed == {name: (one.acts, one.models) for name, one in AGGREGATIONS.items()}
+    for row in rows:
+        assert set(quoted(row[2])) <= set(tokencredit.__all__)
+        assert all((PROJECT / path).is_file() for path in quoted(row[6]))
 
 
 def test_method_names_are_those_of_the_command_line():

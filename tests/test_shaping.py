@@ -6,9 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import shaping as reference
 
-from tokencredit.aggregation.transforms import RunningMoments, normalised_scores
 from tokencredit.credit.prefixes import prefix_difference_credit
-from tokencredit.credit.redistribution import attention_credit, uniform_credit
 from tokencredit.errors import ConfigError
 from tokencredit.shaping import (
     adapted_kl_coef,
@@ -130,59 +128,6 @@ def test_no_coefficient_reduces_to_the_scores():
 def test_adapted_coefficient(observed, expected):
     adapted = adapted_kl_coef(0.2, observed, kl_target=6.0, responses=100, horizon=1000)
     assert adapted == pytest.approx(expected)
-
-
-@given(st.lists(st.lists(st.floats(-100, 100), min_size=1, max_size=5), min_size=1, max_size=4))
-def test_running_moments_equal_those_of_everything_at_once(batches):
-    moments = RunningMoments()
-    for scores in batches:
-        moments = moments.updated(torch.tensor(scores, dtype=torch.float64))
-    everything = [score for scores in batches for score in scores]
-    mean, std = reference.moments(everything)
-    assert moments.count == len(everything)
-    assert moments.mean == pytest.approx(mean, abs=1e-9)
-    if std > 1e-6:
-        assert moments.std == pytest.approx(std, rel=1e-6)
-
-
-def test_moments_without_variance_scale_by_one():
-    assert RunningMoments().std == 1.0
-    assert RunningMoments().updated(torch.tensor([2.0, 2.0])).std == 1.0
-
-
-def test_normalised_scores_literal():
-    scores = torch.tensor([[1.0, 9.0], [-9.0, 3.0]])
-    normal = normalised_scores(scores, mean=1.0, std=2.0, clip=3.0)
-    assert normal.tolist() == [[0.0, 3.0], [-3.0, 1.0]]
-    assert normalised_scores(scores).equal(scores)
-
-
-def test_clipping_before_spreading_does_not_depend_on_the_length():
-    """Two responses with the same score, short and long, are worth the same after the clip."""
-    mask = torch.arange(8) < torch.tensor([[2], [8]])
-    clipped = normalised_scores(torch.tensor([9.0, 9.0]), clip=4.0)
-    totals = uniform_credit(clipped, mask).sum(-1)
-    torch.testing.assert_close(totals, torch.tensor([4.0, 4.0]))
-    totals = attention_credit(clipped, torch.rand(2, 8), mask).sum(-1)
-    torch.testing.assert_close(totals, torch.tensor([4.0, 4.0]))
-
-
-def test_normalised_prefix_scores_telescope_to_the_normalised_score():
-    prefix_scores, mask = torch.randn(3, 6) * 4, torch.ones(3, 5, dtype=torch.bool)
-    normal = normalised_scores(prefix_scores, mean=0.3, std=1.7, clip=1.5)
-    credit = prefix_difference_credit(normal, mask)
-    torch.testing.assert_close(credit.sum(-1), normal[:, -1] - normal[:, 0])
-
-
-def test_normalised_scores_gradient():
-    scores = torch.tensor([0.2, 5.0, -5.0], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda s: normalised_scores(s, std=2.0, clip=1.0), scores)
-
-
-@pytest.mark.parametrize("options", [{"std": 0.0}, {"std": -1.0}, {"clip": 0.0}, {"clip": -2.0}])
-def test_scales_are_positive(options):
-    with pytest.raises(ConfigError, match="expected positive numbers"):
-        normalised_scores(torch.zeros(2), **options)
 
 
 def test_potential_shaping_literal():

@@ -1,4 +1,9 @@
-from .aggregation.combining import combined_scores
+from .aggregation.combining import (
+    mean_less_deviation_scores,
+    mean_less_variance_scores,
+    weighted_sum_scores,
+    worst_case_scores,
+)
 from .aggregation.transforms import RunningMoments, normalised_scores
 from .batch import PreferenceBatch, ResponseBatch, TokenScorer
 from .credit.gradients import gradient_times_input_credit, integrated_gradients_credit
@@ -162,7 +167,6 @@ __all__ = [
     "clipped_step_scores",
     "clipped_tokens",
     "clipped_value_losses",
-    "combined_scores",
     "contrastive_prompt_credit",
     "delta_step_scores",
     "discriminator_credit",
@@ -201,6 +205,8 @@ __all__ = [
     "macro_gae_advantages",
     "maximum_constraint_loss",
     "mean_attention_received",
+    "mean_less_deviation_scores",
+    "mean_less_variance_scores",
     "ngram_segments",
     "normalised_scores",
     "perplexity_segments",
@@ -257,5 +263,7 @@ __all__ = [
     "updated_spread",
     "utterance_credit",
     "weighted_implicit_rewards",
+    "weighted_sum_scores",
     "window_credit",
+    "worst_case_scores",
 ]

@@ -6,7 +6,7 @@ sequence is response token 0 in every row. Padding is known by mask alone, never
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,7 +24,7 @@ class ResponseBatch:
         prompt_mask: True on real prompt tokens.
         response_ids: token ids, padded on the right.
         response_mask: True on response tokens that count. Tokens inside a response that the policy
-            did not choose (tool output, say) are False and stay visible to attention.
+            did not choose (tool output, for example) are False and stay visible to attention.
 
     Raises:
         ShapeError: ids and masks differ in shape, or prompts and responses in number.
@@ -62,6 +62,41 @@ class ResponseBatch:
                 "expected one response per prompt: repeat prompts that have several"
             )
 
+    @classmethod
+    def of_rows(
+        cls,
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Sequence[int]],
+        *,
+        pad_token_id: int,
+        masks: Sequence[Sequence[bool]] | None = None,
+        device: torch.device | str | None = None,
+    ) -> "ResponseBatch":
+        """Rows of token ids as one batch: prompts padded on the left, responses on the right.
+
+        Args:
+            prompts: token ids of each prompt; a row may be empty.
+            responses: token ids of each response; a row may be empty.
+            pad_token_id: fills padding.
+            masks: for each response, True on the tokens that count; None counts all.
+            device: to put the tensors on; None leaves them on the CPU.
+
+        Raises:
+            ShapeError: prompts, responses and masks differ in number, or a mask in length from its
+                response.
+
+        >>> ResponseBatch.of_rows([[5], [6, 7]], [[8, 9], [8]], pad_token_id=0).input_ids
+        tensor([[0, 5, 8, 9],
+                [6, 7, 8, 0]])
+        """
+        prompt_ids, prompt_mask = padded_rows(prompts, fill=pad_token_id, side="left")
+        response_ids, response_mask = padded_rows(responses, fill=pad_token_id, side="right")
+        if masks is not None:
+            _require_as_long(masks, responses)
+            response_mask = padded_rows(masks, fill=False, side="right")[0].bool()
+        batch = cls(prompt_ids, prompt_mask, response_ids, response_mask)
+        return batch if device is None else batch.to(device)
+
     def __len__(self) -> int:
         return len(self.prompt_ids)
 
@@ -97,6 +132,62 @@ class ResponseBatch:
             self.prompt_mask.to(device),
             self.response_ids.to(device),
             self.response_mask.to(device),
+        )
+
+
+def padded_rows(
+    rows: Sequence[Sequence[int]], *, fill: int, side: Literal["left", "right"]
+) -> tuple[Int[Tensor, "rows columns"], Bool[Tensor, "rows columns"]]:
+    """Rows of different lengths as one tensor, and True where it holds them.
+
+    Args:
+        rows: token ids, or other whole numbers; a row may be empty.
+        fill: stands where a row is shorter than the longest.
+        side: where that is.
+
+    >>> padded_rows([[5], [6, 7]], fill=0, side="left")
+    (tensor([[0, 5],
+            [6, 7]]), tensor([[False,  True],
+            [ True,  True]]))
+    """
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)[:, None]
+    width = max(map(len, rows), default=0)
+    columns = torch.arange(width)
+    real = columns >= width - lengths if side == "left" else columns < lengths
+    values = torch.full(real.shape, fill, dtype=torch.long)
+    values[real] = torch.tensor([value for row in rows for value in row], dtype=torch.long)
+    return values, real
+
+
+def rows_of_like_length(
+    lengths: Int[Tensor, "rows"], size: int | None = None
+) -> list[Int[Tensor, "some"]]:
+    """Indices of all rows in batches of like length, the longest rows first.
+
+    Together the batches are the order of the rows: `torch.cat(batches).argsort()` is the way back.
+
+    Args:
+        lengths: of the rows, in tokens.
+        size: rows per batch; None puts all rows into one.
+
+    Returns:
+        Indices; rows of the same length keep their order. Without rows there is no batch.
+
+    >>> rows_of_like_length(torch.tensor([3, 9, 4]), 2)
+    [tensor([1, 2]), tensor([0])]
+    """
+    if len(lengths) == 0:
+        return []
+    order = lengths.argsort(descending=True, stable=True)
+    return list(torch.split(order, size or len(order)))
+
+
+def _require_as_long(masks: Sequence[Sequence[bool]], responses: Sequence[Sequence[int]]) -> None:
+    found, expected = ([len(row) for row in rows] for rows in (masks, responses))
+    if found != expected:
+        raise ShapeError(
+            f"masks have {found} entries for responses of {expected} tokens; expected one entry "
+            "per token"
         )
 
 
@@ -141,12 +232,12 @@ class TokenScorer(Protocol):
 
 @dataclass(frozen=True)
 class ResponseScores:
-    """What credit needs to know about responses.
+    """What a reward model says about responses, of which credit is made.
 
     Attributes:
         sequence_scores: the score of each prompt with its response, in nats, float32.
         prefix_scores: column 0 is the score of the prompt alone, column t + 1 of the prefix that
-            ends with response token t; zero behind the last real token. None for models that read
+            ends with response token t; zero after the last real token. None for models that read
             in both directions.
         attention: as in `RewardModelOutput`, of the response tokens alone: what the prompt
             receives is left out and nothing is rescaled. Zero outside the response mask.
@@ -158,9 +249,10 @@ class ResponseScores:
 
 
 Message = dict[str, str]
-
+"""One turn of a conversation: who speaks, under "role", and what is said, under "content"."""
 
 Prompt = str | list[Message]
+"""What a response answers: a text that it goes on from, or a conversation up to its turn."""
 
 
 @runtime_checkable

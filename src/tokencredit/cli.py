@@ -3,13 +3,14 @@
 Nothing heavy is imported before a command is known, so that help comes at once.
 """
 
-import difflib
 import re
 import sys
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
+
+from tokencredit.names import nearest
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": (
@@ -87,8 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        near = nearest(name, COMMANDS)
+        hint = f" Did you mean {near!r}?" if near else ""
         print(f"tokencredit: unknown command {name!r}.{hint}\n\n{_overview()}", file=sys.stderr)
         return 2
     return _run(name, rest)
@@ -168,9 +169,9 @@ def _nearest(message: str, config_class: type) -> str:
     if not any(word in message for word in ("nrecognized", "not accepted", "not expected")):
         return ""
     for word in words:
-        near = difflib.get_close_matches(word, names, n=1, cutoff=0.75)
+        near = nearest(word, names, cutoff=0.75)
         if near and word not in names:
-            return f". Did you mean {near[0]!r}?"
+            return f". Did you mean {near!r}?"
     return ""
 
 

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from reference import segments as reference
 from torch.autograd import gradcheck
 
-from tokencredit.aggregation.combining import combined_scores
 from tokencredit.credit.redistribution import terminal_credit
 from tokencredit.errors import ConfigError, ShapeError
 from tokencredit.shaping import blended_scores
@@ -187,22 +186,6 @@ def test_blended_between_the_two(share):
     assert blended.sum() == 4.0
 
 
-def test_combined_literal():
-    scores = torch.tensor([[1.0, 3.0, 5.0], [2.0, 2.0, 2.0]])
-    assert combined_scores(scores, how="mean").tolist() == [3.0, 2.0]
-    assert combined_scores(scores, how="min").tolist() == [1.0, 2.0]
-    penalised = combined_scores(scores, how="mean-minus-variance", variance_coef=0.3)
-    assert penalised.tolist() == pytest.approx([3.0 - 0.3 * (4 + 0 + 4) / 3, 2.0])
-
-
-def test_one_model_alone_is_that_model():
-    scores = torch.randn(4, 1, dtype=torch.bfloat16)
-    for how in ("mean", "min", "mean-minus-variance"):
-        combined = combined_scores(scores, how=how)
-        assert combined.dtype == torch.float32
-        torch.testing.assert_close(combined, scores[:, 0].float())
-
-
 @pytest.mark.usefixtures("unchecked")
 def test_shapes_must_fit():
     ids = torch.zeros(2, 3, dtype=torch.long)
@@ -229,9 +212,5 @@ def test_options_must_be_known():
         pooled_by_segment(scores, ids, how="max")
     with pytest.raises(ConfigError, match="how is 'start'"):
         spread_over_segments(scores, ids, how="start")
-    with pytest.raises(ConfigError, match="how is 'max'"):
-        combined_scores(scores, how="max")
-    with pytest.raises(ConfigError, match="variance_coef is -1"):
-        combined_scores(scores, how="mean", variance_coef=-1.0)
     with pytest.raises(ConfigError, match=r"share is 1\.5"):
         blended_scores(scores, scores, share=1.5)

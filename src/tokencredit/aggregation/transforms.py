@@ -1,11 +1,13 @@
 """Scores brought to a common scale: normalised by running moments, and clipped."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
+from tokencredit.batch import ResponseScores
 from tokencredit.errors import ConfigError
 
 
@@ -71,9 +73,9 @@ def normalised_scores(
     std: float = 1.0,
     clip: float | None = None,
 ) -> Float[Tensor, "*axes"]:
-    r"""Scores centred, scaled and then clipped, before they are spread over tokens.
+    """Scores centred, scaled and then clipped, before they are spread over tokens.
 
-    .. math:: s' = \mathrm{clip}((s - \mu) / \sigma, \pm c)
+    s' = clip((s − μ) / σ, ±c)
 
     Apply the same call to sequence scores and prefix scores: their differences then telescope to
     the transformed score, and a clipped potential is still a potential.
@@ -95,3 +97,51 @@ def normalised_scores(
         raise ConfigError(f"std is {std} and clip {clip}; expected positive numbers")
     normal = (scores - mean) / std
     return normal if clip is None else normal.clamp(-clip, clip)
+
+
+@dataclass(frozen=True)
+class TransformedScores:
+    """Scores of responses before and after their transform."""
+
+    raw: ResponseScores
+    """As the reward model gave them: what is reported."""
+    transformed: ResponseScores
+    """On the common scale: what is spread over tokens. The attention is that of `raw`."""
+
+
+def transformed_scores(
+    scores: ResponseScores, settings: ScoreSettings, moments: RunningMoments
+) -> TransformedScores:
+    """Sequence scores and prefix scores under one transform, with what they were before.
+
+    Both are changed number by number and in the same way, so that differences of transformed
+    prefix scores sum to the transformed score above that of the prompt. What stands after the end
+    of a response is changed too, and means nothing.
+
+    Args:
+        scores: of responses, in nats.
+        settings: which transform.
+        moments: read where scores are normalised. Count the scores of this batch in before
+            (`moments.updated(scores.sequence_scores)`), and those of prefixes never.
+
+    Raises:
+        ConfigError: the moments hold no scores, and scores are to be normalised.
+
+    >>> import torch
+    >>> scores = ResponseScores(torch.tensor([5.0]), torch.tensor([[1.0, 5.0]]), None)
+    >>> both = transformed_scores(scores, ScoreSettings(clip=3.0), RunningMoments())
+    >>> both.transformed.sequence_scores, both.transformed.prefix_scores
+    (tensor([3.]), tensor([[1., 3.]]))
+    """
+    mean, std = 0.0, 1.0
+    if settings.normalization == "running":
+        if moments.count == 0:
+            raise ConfigError(
+                "normalization is 'running' and no score has been seen; expected moments that "
+                "count the scores of this batch"
+            )
+        mean, std = moments.mean, moments.std
+    normal = partial(normalised_scores, mean=mean, std=std, clip=settings.clip)
+    prefix_scores = None if scores.prefix_scores is None else normal(scores.prefix_scores)
+    transformed = ResponseScores(normal(scores.sequence_scores), prefix_scores, scores.attention)
+    return TransformedScores(scores, transformed)

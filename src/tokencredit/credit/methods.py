@@ -56,8 +56,9 @@ from tokencredit.credit.token_judges import (
     likelihood_credit,
     severity_credit,
 )
-from tokencredit.errors import ConfigError, named
+from tokencredit.errors import ConfigError
 from tokencredit.kept_tokens import ScoresOfKept
+from tokencredit.names import named
 from tokencredit.text.pooling import Spreading, pooled_by_segment, segment_end_scores
 
 Need = Literal[
@@ -340,7 +341,7 @@ def _steps(evidence: Evidence, settings: CreditSettings) -> Float[Tensor, "batch
     return step_score_credit(scores, evidence.segment_ids, evidence.response_mask)
 
 
-def _spans(evidence: Evidence, _: CreditSettings) -> Float[Tensor, "batch time"]:
+def _spans(evidence: Evidence, _settings: CreditSettings) -> Float[Tensor, "batch time"]:
     """Log-odds of the better class at the end of every span."""
     logits = evidence.token_logits.float()
     odds, _ = pooled_by_segment(logits[..., -1] - logits[..., 0], evidence.segment_ids, how="last")

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.nn.utils.rnn import pad_sequence
 
+from tokencredit.batch import ResponseBatch
 from tokencredit.credit.redistribution import terminal_credit
 from tokencredit.engines.versions import require_version
 from tokencredit.errors import ConfigError, NumericError, ShapeError
@@ -111,14 +111,19 @@ class TokenCreditGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             ShapeError: there is not one reward per token.
             NumericError: a reward is NaN or infinite.
         """
-        device, pad_id = self.accelerator.device, self._tokenizer.pad_token_id
-        tools = self._tool_mask_list or [[1] * len(ids) for ids in completion_ids]
-        ids, is_token = _padded(completion_ids, "right", pad_id, device)
-        chosen = _padded(tools, "right", 0, device)[0]
-        mask = is_token & chosen.bool()
-        prompt_ids, prompt_mask = _padded(self._prompt_ids_list, "left", pad_id, device)
+        tools = self._tool_mask_list
+        batch = ResponseBatch.of_rows(
+            self._prompt_ids_list,
+            completion_ids,
+            masks=[[bool(chosen) for chosen in row] for row in tools] if tools else None,
+            pad_token_id=self._tokenizer.pad_token_id,
+            device=self.accelerator.device,
+        )
+        mask = batch.response_mask
         extra = {"prompts": prompts} if self._takes_prompts else {}
-        rewards = self.token_rewards(prompt_ids, prompt_mask.long(), ids, mask.long(), **extra)
+        rewards = self.token_rewards(
+            batch.prompt_ids, batch.prompt_mask.long(), batch.response_ids, mask.long(), **extra
+        )
         self._token_rewards = _checked(rewards, mask)
         for name, value in _statistics(self._token_rewards, mask).items():
             log_metric(f"token_credit/{name}", value)
@@ -172,17 +177,6 @@ def _listed(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _padded(
-    rows: list[list[int]], side: str, value: int, device: torch.device
-) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]:
-    """Rows of ids as one tensor, and True where they are."""
-    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
-    ids = pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
-    real = [torch.ones_like(row, dtype=torch.bool) for row in tensors]
-    mask = pad_sequence(real, batch_first=True, padding_value=False, padding_side=side)
-    return ids.to(device), mask.to(device)
 
 
 def _checked(rewards: Tensor, mask: Bool[Tensor, "batch time"]) -> Float[Tensor, "batch time"]:

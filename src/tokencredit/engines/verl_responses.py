@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from tokencredit.batch import ResponseBatch
 from tokencredit.engines.versions import require_version
@@ -133,18 +132,12 @@ def _messages(last: DataProto) -> list[dict[str, Any]] | None:
 
 
 def joined_responses(responses: Sequence[PolicyResponse]) -> ResponseBatch:
-    """As one batch: prompts padded on the left, responses on the right."""
-
-    def padded(rows: list[Tensor], side: str) -> Tensor:
-        return pad_sequence(rows, batch_first=True, padding_side=side)
-
-    prompts = [row.prompt_ids for row in responses]
-    real = [torch.ones_like(ids, dtype=torch.bool) for ids in prompts]
-    return ResponseBatch(
-        prompt_ids=padded(prompts, "left"),
-        prompt_mask=padded(real, "left"),
-        response_ids=padded([row.response_ids for row in responses], "right"),
-        response_mask=padded([row.response_mask for row in responses], "right"),
+    """Responses as one batch: prompts padded on the left, responses on the right."""
+    return ResponseBatch.of_rows(
+        [row.prompt_ids.tolist() for row in responses],
+        [row.response_ids.tolist() for row in responses],
+        masks=[row.response_mask.tolist() for row in responses],
+        pad_token_id=0,
     )
 
 

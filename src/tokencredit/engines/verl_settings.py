@@ -5,7 +5,8 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
 from tokencredit.credit.methods import CreditSettings
-from tokencredit.errors import ConfigError, nearest
+from tokencredit.errors import ConfigError
+from tokencredit.names import nearest
 from tokencredit.text.hf_rendering import Template
 from tokencredit.text.segments import SegmentSettings
 
@@ -49,9 +50,11 @@ def reward_settings(given: Mapping[str, Any]) -> RewardSettings:
     known = {one.name: one for one in fields(RewardSettings)}
     for name in given:
         if name not in known:
+            near = nearest(str(name), known)
+            hint = f"; did you mean {near!r}?" if near else ""
             raise ConfigError(
                 f"reward.reward_kwargs has {name!r}; expected names out of {', '.join(known)}"
-                f"{_moved(str(name)) or nearest(str(name), known)}"
+                f"{_moved(str(name)) or hint}"
             )
     for name, one in known.items():
         if one.default is MISSING and one.default_factory is MISSING and given.get(name) is None:
@@ -95,9 +98,11 @@ def _group(name: str, value: Any, kind: type[Any]) -> Any:
     kinds = get_type_hints(kind)
     for key in value:
         if key not in kinds:
+            near = nearest(str(key), kinds)
+            hint = f"; did you mean {near!r}?" if near else ""
             raise ConfigError(
                 f"reward.reward_kwargs.{name} has {key!r}; expected names out of "
-                f"{', '.join(kinds)}{nearest(str(key), kinds)}"
+                f"{', '.join(kinds)}{hint}"
             )
     inner = {
         key: _group(f"{name}.{key}", one, kinds[key]) if is_dataclass(kinds[key]) else one

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from tokencredit.errors import ConfigError, ModelError, TokenCreditWarning
+from tokencredit.names import require_named
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
@@ -88,7 +89,7 @@ def load_model_and_info(
     trust_remote_code: bool = False,
     **kwargs: Any,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """As `load_model`, and what transformers says about the weights it found.
+    """The model that `load_model` gives, and what transformers says about the weights it found.
 
     Returns:
         The model, and a dictionary whose "missing_keys" are weights that were not in the file and
@@ -98,8 +99,7 @@ def load_model_and_info(
         ConfigError: `dtype` is not one of those named.
         ModelError: nothing that can be loaded is there.
     """
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    require_named("dtype", dtype, DTYPES)
     if attn_implementation is not None:
         kwargs["attn_implementation"] = attn_implementation
     model, info = _from_pretrained(
@@ -211,7 +211,7 @@ def lora_model(model: PreTrainedModel, *, rank: int, alpha: int) -> Any:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No bars and remarks of transformers, about weights it loads or masks it misses, say."""
+    """Silence transformers: no bars, and no remarks about weights it loads or masks it misses."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

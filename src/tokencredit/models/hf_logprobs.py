@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from tokencredit.batch import ResponseBatch
+from tokencredit.batch import ResponseBatch, rows_of_like_length
 from tokencredit.errors import ConfigError, DataError, ModelError, NumericError, TokenCreditWarning
 from tokencredit.logprobs import sampled_logits, token_entropies, token_logprobs
 from tokencredit.masking import left_packed
@@ -157,17 +157,18 @@ def response_statistics(
         )
     _require_readable(model, batch)
     batch = batch.to(next(model.parameters()).device)
-    order = batch.attention_mask.sum(-1).argsort(descending=True, stable=True)
-    ordered, found = batch[order], [torch.zeros(0, device=order.device)]
-    for start in range(0, len(batch), rows_at_once):
-        ids, predicting, token_ids = _packed(ordered[start : start + rows_at_once])
+    lengths, found = batch.attention_mask.sum(-1), [torch.zeros(0, device=batch.prompt_ids.device)]
+    batches = rows_of_like_length(lengths, rows_at_once)
+    for rows in batches:
+        ids, predicting, token_ids = _packed(batch[rows])
         for logits in _logits_at(model, ids, predicting, chunk_size):
             here, token_ids = token_ids[: len(logits)], token_ids[len(logits) :]
             scaled = sampled_logits(logits, temperature=temperature)
             found.append(statistic(scaled, here.to(logits.device)).float().to(ids.device))
     values = torch.cat(found[1:] or found)
     result = values.new_zeros(*batch.response_mask.shape, *values.shape[1:])
-    result[ordered.response_mask] = values
+    order = torch.cat([lengths[:0], *batches])
+    result[batch.response_mask[order]] = values
     _require_finite(result)
     return result[order.argsort()]
 

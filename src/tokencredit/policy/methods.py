@@ -1,12 +1,12 @@
 """Estimators of advantages by the names that adapters take."""
 
-import difflib
 from typing import Literal, get_args
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tokencredit.errors import ConfigError
+from tokencredit.names import require_named
 from tokencredit.policy.dense_estimators import (
     group_mean_to_go_advantages,
     index_baseline_to_go_advantages,
@@ -81,12 +81,7 @@ def named_advantages(
 
 def require_estimator(name: str, *, gamma: float = 1.0) -> None:
     """Raise ConfigError if no estimator has this name, or this one has no discount."""
-    if name not in ESTIMATOR_NAMES:
-        near = difflib.get_close_matches(name, ESTIMATOR_NAMES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(
-            f"estimator is {name!r}; expected one of {', '.join(map(repr, ESTIMATOR_NAMES))}{hint}"
-        )
+    require_named("estimator", name, ESTIMATOR_NAMES)
     if not 0 <= gamma <= 1:
         raise ConfigError(f"gamma is {gamma}; expected a discount from 0 to 1")
     if gamma != 1.0 and name in ("rloo", "grpo"):

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from tokencredit.batch import ResponseBatch, ResponseScores
+from tokencredit.batch import ResponseBatch, ResponseScores, rows_of_like_length
 from tokencredit.errors import DataError, ModelError, NumericError
 from tokencredit.masking import left_packed
 from tokencredit.models.heads import at_last_token, last_positions, scalar_scores
@@ -59,6 +59,7 @@ def load_reward_model(
     dtype: str = "float32",
     attn_implementation: str | None = None,
     device: str | None = None,
+    pad_token: str | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A sequence-classification model and its tokenizer, ready to score.
@@ -68,11 +69,13 @@ def load_reward_model(
         dtype: of the weights; scores are float32 in any case.
         attn_implementation: None for the model's default, which is the fast one.
         device: to put the model on.
+        pad_token: a token of the vocabulary to pad with, for tokenizers that name none.
         trust_remote_code: let Python code that comes with the model run.
 
     Raises:
-        ModelError: nothing that can be loaded is there, the head's weights are missing (a language
-            model, say), or it has more than two outputs.
+        ModelError: nothing that can be loaded is there, the head's weights are missing (of a
+            language model, for example), it has more than two outputs, or `pad_token` is not in
+            the vocabulary.
     """
     model, info = load_model_and_info(
         AutoModelForSequenceClassification,
@@ -88,7 +91,9 @@ def load_reward_model(
             "reward model with one score, or with two classes of which the second is the better"
         )
     require_trained_head(info, str(name_or_path))
-    tokenizer = load_tokenizer(name_or_path, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(
+        name_or_path, pad_token=pad_token, trust_remote_code=trust_remote_code
+    )
     return model, tokenizer
 
 
@@ -175,15 +180,15 @@ def score_responses(
             "right end of prompt_ids, such as a beginning-of-sequence token: it is where the "
             "score of the prompt alone is read"
         )
-    order = real.sum(-1).argsort(descending=True, stable=True)
+    batches = rows_of_like_length(real.sum(-1), micro_batch_size)
     with torch.no_grad(), evaluating(model):
         outputs = [
             reward_model_output(
                 model, batch.input_ids[rows], real[rows], attention_layer=attention_layer
             )
-            for rows in torch.split(order, micro_batch_size or len(batch))
+            for rows in batches
         ]
-    back = order.argsort()
+    back = torch.cat(batches).argsort()
     sequence_scores = torch.cat([output.sequence_scores for output in outputs])[back]
     positions = _joined([output.position_scores for output in outputs], back)
     attention = _joined([output.attention for output in outputs], back)

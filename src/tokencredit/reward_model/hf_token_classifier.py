@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from tokencredit.batch import ResponseBatch
+from tokencredit.batch import ResponseBatch, rows_of_like_length
 from tokencredit.errors import ModelError, NumericError
 from tokencredit.masking import left_packed
 from tokencredit.models.hf_architecture import require_readable, require_trained_head
@@ -89,19 +89,16 @@ def token_classifier_logits(
         NumericError: a logit is NaN or infinite.
     """
     real = (batch.attention_mask if attention_mask is None else attention_mask).bool()
-    order = real.sum(-1).argsort(descending=True, stable=True)
+    batches = rows_of_like_length(real.sum(-1), micro_batch_size)
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         with torch.no_grad():
-            parts = [
-                _sequence_logits(model, batch.input_ids[rows], real[rows])
-                for rows in torch.split(order, micro_batch_size or len(batch))
-            ]
+            parts = [_sequence_logits(model, batch.input_ids[rows], real[rows]) for rows in batches]
     finally:
         for module in training:
             module.training = True
-    logits = torch.cat(parts)[order.argsort()][:, batch.prompt_ids.shape[1] :]
+    logits = torch.cat(parts)[torch.cat(batches).argsort()][:, batch.prompt_ids.shape[1] :]
     logits = logits.masked_fill(~batch.response_mask[:, :, None], 0.0)
     if not bool(logits.isfinite().all()):
         rows = (~logits.isfinite()).any(-1).any(-1).nonzero().flatten().tolist()

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tokencredit.batch import rows_of_like_length
 from tokencredit.evaluation.prefix_accuracy import FRACTIONS, scores_at_fractions
 from tokencredit.masking import left_packed, masked_row_mean
 from tokencredit.models.hf_architecture import is_causal
@@ -93,10 +94,8 @@ def _scores(
     context: AbstractContextManager[Any],
     segment_ends: ReadAt | None = None,
 ) -> Float[Tensor, "rows fractions"]:
-    order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
     scores = torch.empty(len(rows), len(fractions))
-    for at in range(0, len(rows), batch_size):
-        some = order[at : at + batch_size]
+    for some in rows_of_like_length(torch.tensor([len(row) for row in rows]), batch_size):
         texts = [rows[row] for row in some]
         tensors = scored_rows(texts, pad_id=pad_id, read_at=read_at)
         ids, attention_mask, counted = (tensor.to(model.device) for tensor in tensors)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from tokencredit.batch import rows_of_like_length
 from tokencredit.errors import ConfigError
 from tokencredit.evaluation.prefix_accuracy import FRACTIONS, scores_at_fractions
 from tokencredit.models.hf_loading import load_model, load_tokenizer, quiet_transformers
@@ -51,10 +52,8 @@ def implicit_fraction_scores(
     alone, which cancels in pairs.
     """
     model.eval()
-    order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
     scores = torch.empty(len(rows), len(FRACTIONS))
-    for at in range(0, len(rows), batch_size):
-        some = order[at : at + batch_size]
+    for some in rows_of_like_length(torch.tensor([len(row) for row in rows]), batch_size):
         batch = response_batch([rows[row] for row in some], pad_id=pad_id)
         with context:
             ratios = response_logprobs(model, batch) - response_logprobs(reference, batch)

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tokencredit.batch import Prompt, ResponseScores
 from tokencredit.credit.methods import CreditSettings, credit_method
-from tokencredit.models.hf_loading import context_length, load_tokenizer, pad_token_id
+from tokencredit.models.hf_loading import context_length, pad_token_id
 from tokencredit.reward_model.hf_scores import load_reward_model, score_responses
 from tokencredit.scorers.credit_models import loaded_credit_models
 from tokencredit.scorers.evidence import Responses
@@ -24,30 +24,19 @@ from tokencredit.text.segments import SegmentSettings
 
 
 def loaded_reward_model(
-    name_or_path: str,
-    *,
-    dtype: str = "float32",
-    attn_implementation: str | None = None,
-    device: str | None = None,
-    pad_token: str | None = None,
-    trust_remote_code: bool = False,
+    name_or_path: str, **loading: Any
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """A reward model and its tokenizer, which has a pad token.
 
+    Args:
+        name_or_path: a folder or a Hub id.
+        **loading: as `load_reward_model` takes it.
+
     Raises:
-        ModelError: as `load_reward_model` and `load_tokenizer`, or there is no pad token.
+        ConfigError: the dtype is none of those that `load_model` knows.
+        ModelError: as `load_reward_model`, or there is no pad token.
     """
-    model, tokenizer = load_reward_model(
-        name_or_path,
-        dtype=dtype,
-        attn_implementation=attn_implementation,
-        device=device,
-        trust_remote_code=trust_remote_code,
-    )
-    if pad_token is not None:
-        tokenizer = load_tokenizer(
-            name_or_path, pad_token=pad_token, trust_remote_code=trust_remote_code
-        )
+    model, tokenizer = load_reward_model(name_or_path, **loading)
     pad_token_id(tokenizer)
     return model, tokenizer
 

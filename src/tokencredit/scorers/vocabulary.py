@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from tokencredit.batch import ResponseBatch
+from tokencredit.batch import ResponseBatch, rows_of_like_length
 from tokencredit.errors import ModelError, TokenCreditWarning
 from tokencredit.evaluation.prefix_accuracy import FRACTIONS, scores_at_fractions
 from tokencredit.masking import last_true_index
@@ -155,10 +155,8 @@ def vocabulary_fraction_scores(
         context: autocast, or none.
     """
     model.eval()
-    order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
     scores = torch.empty(len(rows), len(FRACTIONS))
-    for at in range(0, len(rows), batch_size):
-        some = order[at : at + batch_size]
+    for some in rows_of_like_length(torch.tensor([len(row) for row in rows]), batch_size):
         batch = response_batch([rows[row] for row in some], pad_id=pad_id)
         with context:
             found = vocabulary_prefix_scores(model, batch, method=method, over_tokens=over_tokens)

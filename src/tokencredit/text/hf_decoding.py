@@ -51,7 +51,7 @@ def decoded_response(
 ) -> DecodedResponse:
     """Text of a prompt and of what its response adds, and the characters of each response token.
 
-    The response is decoded behind its prompt, since many tokenizers drop the leading space of what
+    The response is decoded after its prompt, since many tokenizers drop the leading space of what
     they decode alone. Bytes that begin a character at the end of the prompt count to the response.
     """
     ids = [*prompt_ids, *response_ids]
@@ -65,7 +65,7 @@ def decoded_response(
     for end, has_begun in ends:
         end = max(end, done)
         stop = min(end + has_begun, limit)
-        # A token without text stands behind all that came before it.
+        # A token without text stands after all that came before it.
         spans.append((min(done, limit), stop) if stop > done else (reached, reached))
         done, reached = end, max(reached, stop)
     return DecodedResponse(text[:border], text[border:], spans)
@@ -76,7 +76,7 @@ def _text_ends(
 ) -> list[tuple[int, bool]]:
     """Whole characters up to each position, and whether its token begins another one.
 
-    Where a window holds nothing but bytes of no character, what they count is known behind the last
+    Where a window holds nothing but bytes of no character, what they count is known after the last
     of them alone, from a window that holds all of them.
     """
     special = set(tokenizer.all_special_ids)

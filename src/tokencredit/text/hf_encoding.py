@@ -4,7 +4,7 @@ Prompt and response are tokenized as one text: two texts tokenized apart and joi
 tokens at the border. The way back, from generated ids to text, is `hf_decoding`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from tokencredit.batch import ResponseBatch
+from tokencredit.batch import Message, ResponseBatch
 from tokencredit.errors import DataError, ModelError
 from tokencredit.models.hf_loading import pad_token_id
 from tokencredit.text.alignment import Span
@@ -22,17 +22,15 @@ from tokencredit.text.alignment import Span
 # template looks for.
 _PLACEHOLDER = "\ue000response\ue001"
 
-Message = Mapping[str, Any]
-
 
 @dataclass(frozen=True)
 class EncodedResponses:
     """Prompts and responses as token ids, and where each response token stands in its text.
 
     Attributes:
-        batch: response tokens count; tokens behind the response (the end of a chat turn, a closing
+        batch: response tokens count; tokens after the response (the end of a chat turn, a closing
             token of the tokenizer) lie in `response_ids` outside `response_mask`.
-        attention_mask: 1 on every real token, those behind the response included. Score with this
+        attention_mask: 1 on every real token, those after the response included. Score with this
             one: `batch.attention_mask` ends with the response.
         response_spans: for each row, the character span in the response text of each response
             token. Together they cover the text from its start to its last visible character. A
@@ -110,7 +108,7 @@ def encode_chats(
     """Conversations and the assistant's next turn, rendered by the tokenizer's chat template.
 
     The template writes all special tokens itself, so the tokenizer adds none. What the template
-    puts behind the response is attended to but is no response token.
+    puts after the response is attended to but is no response token.
 
     Args:
         tokenizer: a fast one with a chat template.
@@ -236,7 +234,7 @@ def _require_unicode(texts: Sequence[str]) -> None:
 
 
 def _covering(spans: list[Span], is_text: list[bool]) -> list[Span]:
-    """The spans with the spaces that tokenizers cut off given to the token behind them."""
+    """The spans with the spaces that tokenizers cut off given to the token after them."""
     covering, done = [], 0
     for (start, end), counts in zip(spans, is_text, strict=True):
         covering.append((min(start, done), end) if counts else (start, end))
@@ -246,9 +244,9 @@ def _covering(spans: list[Span], is_text: list[bool]) -> list[Span]:
 
 def _cut(ids: list[int], spans: list[Span], is_text: list[bool], start: int, stop: int) -> _Row:
     text_at = [index for index, counts in enumerate(is_text) if counts]
-    behind_text = text_at[-1] + 1 if text_at else len(ids)
-    first = next((i for i in text_at if spans[i][1] > start or spans[i][0] >= start), behind_text)
-    last = next((i for i in text_at if i >= first and spans[i][0] >= stop), behind_text)
+    after_text = text_at[-1] + 1 if text_at else len(ids)
+    first = next((i for i in text_at if spans[i][1] > start or spans[i][0] >= start), after_text)
+    last = next((i for i in text_at if i >= first and spans[i][0] >= stop), after_text)
     clipped = [
         (min(max(a, start), stop) - start, min(max(b, start), stop) - start)
         for a, b in spans[first:last]
@@ -282,18 +280,17 @@ def _padded(
     pad = pad_token_id(tokenizer)
     for number, row in enumerate(rows):
         _check_row(number, row, max_length=max_length, empty=empty)
-    prompt = max(len(row.prompt) for row in rows)
+    lengths = torch.tensor([len(row.response) + len(row.tail) for row in rows])
     # One column at least, so that a batch of empty responses has a last token to look for.
-    time = max(1, *(len(row.response) + len(row.tail) for row in rows))
-    prompts = [_filled(row.prompt, prompt, pad, side="left") for row in rows]
-    responses = [_filled(row.response + row.tail, time, pad, side="right") for row in rows]
-    prompt_mask = torch.tensor([_counts(len(row.prompt), prompt)[::-1] for row in rows])
-    response_mask = torch.tensor([_counts(len(row.response), time) for row in rows])
-    behind = torch.tensor([_counts(len(row.response) + len(row.tail), time) for row in rows])
-    batch = ResponseBatch(
-        torch.tensor(prompts), prompt_mask, torch.tensor(responses), response_mask
+    filler = [] if lengths.any() else [pad]
+    batch = ResponseBatch.of_rows(
+        [row.prompt for row in rows],
+        [row.response + row.tail + filler for row in rows],
+        masks=[[True] * len(row.response) + [False] * len(row.tail + filler) for row in rows],
+        pad_token_id=pad,
     )
-    attention_mask = torch.cat([prompt_mask, behind], dim=-1).long()
+    to_the_end = torch.arange(batch.response_ids.shape[1]) < lengths[:, None]
+    attention_mask = torch.cat([batch.prompt_mask, to_the_end], dim=-1).long()
     if device is not None:
         batch, attention_mask = batch.to(device), attention_mask.to(device)
     return EncodedResponses(batch, attention_mask, [row.spans for row in rows])
@@ -315,12 +312,3 @@ def _check_row(
             f"row {number} has {length} tokens, {len(row.prompt)} of them in the prompt; expected "
             f"at most {max_length}, what the model can read: shorten or drop the row"
         )
-
-
-def _filled(ids: list[int], width: int, pad: int, *, side: Literal["left", "right"]) -> list[int]:
-    padding = [pad] * (width - len(ids))
-    return padding + ids if side == "left" else ids + padding
-
-
-def _counts(length: int, width: int) -> list[bool]:
-    return [True] * length + [False] * (width - length)

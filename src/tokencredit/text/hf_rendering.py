@@ -75,8 +75,8 @@ def encoded_prompts(
         device: to put the tensors on.
 
     Raises:
-        DataError: a conversation where plain texts are to be joined, or as in `hf_text`.
-        ModelError: as in `hf_text`.
+        DataError: a conversation where plain texts are to be joined, or as in `encode_responses`.
+        ModelError: as in `encode_chats`.
     """
     chat = template == "chat" or (template == "auto" and tokenizer.chat_template is not None)
     if chat:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from tokencredit.batch import Prompt, ResponseBatch
+from tokencredit.batch import Prompt, ResponseBatch, padded_rows
 from tokencredit.errors import DataError, ModelError
 from tokencredit.text.hf_encoding import encode_chats, encode_responses
 
@@ -24,10 +24,7 @@ def left_padded(
             [6, 7]]), tensor([[False,  True],
             [ True,  True]]))
     """
-    width = max(map(len, rows))
-    ids = torch.tensor([[pad_token_id] * (width - len(row)) + row for row in rows])
-    lengths = torch.tensor([len(row) for row in rows])
-    return ids, torch.arange(width) >= width - lengths[:, None]
+    return padded_rows(rows, fill=pad_token_id, side="left")
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class EncodedText:
     """A prompt and its response as one row of token ids.
 
     Attributes:
-        input_ids: prompt, response, and what the chat template or tokenizer puts behind it.
+        input_ids: prompt, response, and what the chat template or tokenizer puts after it.
         response_mask: True on response tokens.
     """
 
@@ -53,18 +50,11 @@ class EncodedText:
 
 def response_batch(rows: Sequence[EncodedText], *, pad_id: int) -> ResponseBatch:
     """Rows as a batch whose responses reach to the end of the row."""
-    prompt = max(row.start for row in rows)
-    time = max(len(row) - row.start for row in rows)
-    shape = {"prompt": (len(rows), prompt), "response": (len(rows), time)}
-    ids = {name: torch.full(size, pad_id) for name, size in shape.items()}
-    mask = {name: torch.zeros(size, dtype=torch.bool) for name, size in shape.items()}
-    for index, row in enumerate(rows):
-        start, length = row.start, len(row) - row.start
-        ids["prompt"][index, prompt - start :] = torch.tensor(row.input_ids[:start])
-        mask["prompt"][index, prompt - start :] = True
-        ids["response"][index, :length] = torch.tensor(row.input_ids[start:])
-        mask["response"][index, :length] = True
-    return ResponseBatch(ids["prompt"], mask["prompt"], ids["response"], mask["response"])
+    return ResponseBatch.of_rows(
+        [row.input_ids[: row.start] for row in rows],
+        [row.input_ids[row.start :] for row in rows],
+        pad_token_id=pad_id,
+    )
 
 
 # For each token of a row: whether the score there is read.
@@ -88,10 +78,8 @@ def scored_rows(
 ]:
     """Token ids, attention mask, and where scores are read."""
     ids, attention_mask, _ = right_padded(rows, pad_id=pad_id)
-    counted = torch.zeros_like(ids, dtype=torch.bool)
-    for index, row in enumerate(rows):
-        counted[index, : len(row)] = torch.tensor(read_at(row))
-    return ids, attention_mask, counted
+    counted, _ = padded_rows([read_at(row) for row in rows], fill=False, side="right")
+    return ids, attention_mask, counted.bool()
 
 
 Truncation = Literal["response-end", "prompt-start"]
@@ -185,12 +173,6 @@ def right_padded(
     Int[Tensor, "batch sequence"], Int[Tensor, "batch sequence"], Bool[Tensor, "batch sequence"]
 ]:
     """Token ids, attention mask and response mask of rows, padded on the right."""
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), pad_id)
-    attention_mask = torch.zeros_like(ids)
-    response_mask = torch.zeros_like(ids, dtype=torch.bool)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = torch.tensor(row.input_ids)
-        attention_mask[index, : len(row)] = 1
-        response_mask[index, : len(row)] = torch.tensor(row.response_mask)
-    return ids, attention_mask, response_mask
+    ids, real = padded_rows([row.input_ids for row in rows], fill=pad_id, side="right")
+    response_mask, _ = padded_rows([row.response_mask for row in rows], fill=False, side="right")
+    return ids, real.long(), response_mask.bool()

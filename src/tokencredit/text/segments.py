@@ -2,7 +2,7 @@
 
 Segments are given by `segment_ids`: on the tokens that count 0, 0, 1, 1, 1, 2, ... in the order of
 the row, everywhere else -1. Tokens outside the mask are skipped as if they were not there, so a
-segment may go on behind one. `sentences` cuts by what the text says, `aggregation` brings token
+segment may go on after one. `sentences` cuts by what the text says, `pooling` brings token
 scores to segments and back.
 """
 

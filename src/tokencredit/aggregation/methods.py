@@ -1,0 +1,137 @@
+"""Every way to combine several rewards by its name: how it acts, and how many models it needs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from tokencredit.aggregation.combining import (
+    mean_less_deviation_scores,
+    mean_less_variance_scores,
+    require_coefficient,
+    require_finite_weights,
+    require_models,
+    weighted_sum_scores,
+    worst_case_scores,
+)
+from tokencredit.errors import ConfigError
+from tokencredit.names import named
+
+
+@dataclass(frozen=True)
+class CombinationSettings:
+    """How the scores of several reward models become one."""
+
+    method: str = "sum"
+    """How scores are combined once each is multiplied by its weight: `sum`, `worst-case`,
+    `mean-less-variance` or `mean-less-deviation`."""
+    variance_coef: float = 0.1
+    """Of `mean-less-variance`: what a variance of one squared nat takes off, in nats."""
+    deviation_coef: float = 1.0
+    """Of `mean-less-deviation`: how many standard deviations are taken off the mean."""
+
+    def __post_init__(self) -> None:
+        named("combination method", self.method, AGGREGATIONS)
+        require_coefficient("variance_coef", self.variance_coef)
+        require_coefficient("deviation_coef", self.deviation_coef)
+
+
+Combination = Callable[
+    [Float[Tensor, "*batch models"], Float[Tensor, "models"], CombinationSettings],
+    Float[Tensor, "*batch"],
+]
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """One way to combine scores."""
+
+    combined: Combination
+    """From scores, the weights of their models, and the settings to combined scores."""
+    acts: Literal["linear", "elementwise"]
+    """Elementwise combinations act on each prefix alone, so that combined prefix scores are still
+    a potential. Linear ones do so too, and token scores may be combined in their place."""
+    models: int
+    """How many it needs at least to say anything."""
+    text: str
+    """What it is, with its source, in one line."""
+
+
+AGGREGATIONS: dict[str, Aggregation] = {
+    "sum": Aggregation(
+        lambda scores, weights, _: weighted_sum_scores(scores, weights),
+        acts="linear",
+        models=1,
+        text="the weighted sum (Fine-Grained RLHF, arXiv 2306.01693)",
+    ),
+    "worst-case": Aggregation(
+        lambda scores, weights, _: worst_case_scores(scores * weights),
+        acts="elementwise",
+        models=2,
+        text="the least weighted score (WCO, arXiv 2310.02743)",
+    ),
+    "mean-less-variance": Aggregation(
+        lambda scores, weights, settings: mean_less_variance_scores(
+            scores * weights, variance_coef=settings.variance_coef
+        ),
+        acts="elementwise",
+        models=2,
+        text="the mean less a multiple of the variance (UWO, arXiv 2310.02743)",
+    ),
+    "mean-less-deviation": Aggregation(
+        lambda scores, weights, settings: mean_less_deviation_scores(
+            scores * weights, deviation_coef=settings.deviation_coef
+        ),
+        acts="elementwise",
+        models=2,
+        text="the mean less a multiple of the standard deviation (arXiv 2401.16635)",
+    ),
+}
+
+
+def combined_scores(
+    scores: Float[Tensor, "*batch models"],
+    weights: Float[Tensor, "models"],
+    settings: CombinationSettings,
+) -> Float[Tensor, "*batch"]:
+    """Scores of several models combined by the method that the settings name.
+
+    A model of weight 0 takes no part: its scores are not read, and may be anything.
+
+    Args:
+        scores: in nats, each brought to a common scale before. Sequence scores or prefix scores.
+        weights: of the models.
+        settings: the method and its options.
+
+    Returns:
+        Float32, in nats.
+
+    Raises:
+        ConfigError: a weight is NaN or infinite, or fewer models carry weight than the method
+            needs.
+        ShapeError: there is not one weight per model.
+
+    >>> import torch
+    >>> scores, settings = torch.tensor([[1.0, 3.0, 9.0]]), CombinationSettings("worst-case")
+    >>> combined_scores(scores, torch.tensor([1.0, 0.1, 0.0]), settings)
+    tensor([0.3000])
+    """
+    require_models(scores, weights)
+    require_weights(weights.tolist(), settings)
+    counts = weights != 0
+    weights = weights[counts].to(scores.device)
+    return AGGREGATIONS[settings.method].combined(scores[..., counts], weights, settings)
+
+
+def require_weights(weights: Sequence[float], settings: CombinationSettings) -> None:
+    """Raise ConfigError unless these weights are finite and as many as needed are not 0."""
+    require_finite_weights(weights)
+    least = AGGREGATIONS[settings.method].models
+    count = sum(weight != 0 for weight in weights)
+    if count < least:
+        raise ConfigError(
+            f"{count} of {len(weights)} rewards carry weight; expected at least {least} for the "
+            f"combination method {settings.method!r}"
+        )
