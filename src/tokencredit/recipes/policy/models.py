@@ -22,7 +22,7 @@ from tokencredit.models.hf_loading import (
 )
 from tokencredit.models.hf_vocabularies import require_same_vocabulary
 from tokencredit.policy.hf_models import ActorCritic, Result, load_value_head
-from tokencredit.recipes.policy.settings import TrainPolicyConfig
+from tokencredit.recipes.policy.settings import ServerSettings, TrainPolicyConfig
 from tokencredit.recipes.policy.sharding import on_device
 from tokencredit.recipes.policy.vllm import VLLMServer
 from tokencredit.reward_model.hf_scores import load_reward_model
@@ -98,23 +98,25 @@ def loaded_models(
         ServerError, ConfigError: a reward server does not answer, or lacks what the credit needs.
     """
     tokenizer = load_tokenizer(
-        config.policy, trust_remote_code=config.trust_remote_code, pad_token=config.pad_token
+        config.policy,
+        trust_remote_code=config.loading.trust_remote_code,
+        pad_token=config.loading.pad_token,
     )
     require_pad_token(tokenizer)
-    if config.response_lengths == "eos" and tokenizer.eos_token_id is None:
+    if config.sampling.response_lengths == "eos" and tokenizer.eos_token_id is None:
         raise ModelError(
             f"the tokenizer of {config.policy} has no end-of-sequence token; expected one, or "
-            "response_lengths='uniform'"
+            "sampling.response_lengths='uniform'"
         )
     shared: dict[str, Any] = {
-        "attn_implementation": config.attn_implementation,
+        "attn_implementation": config.loading.attn_implementation,
         "device": "cpu" if sharded else str(device),
-        "trust_remote_code": config.trust_remote_code,
+        "trust_remote_code": config.loading.trust_remote_code,
     }
     frozen: dict[str, Any] = {
         **shared,
-        "dtype": config.dtype,
-        "device": "cpu" if config.offload_frozen else str(device),
+        "dtype": config.loading.dtype,
+        "device": "cpu" if config.machine.offload_frozen else str(device),
     }
     reward_model, reward_tokenizer = reward_model_of(config, tokenizer, **frozen)
     held_out = (None, None)
@@ -122,11 +124,11 @@ def loaded_models(
         held_out = load_reward_model(config.held_out_reward_model, **frozen)
     policy = _policy(config, checkpoint, shared)
     actor_critic = ActorCritic(policy, _critic(config, checkpoint, shared))
-    if checkpoint is not None and config.critic == "shared":
+    if checkpoint is not None and config.algorithm.critic == "shared":
         load_value_head(actor_critic, checkpoint)
     disable_dropout(actor_critic)
     reference = None
-    if not config.lora_rank:
+    if not config.lora.rank:
         reference = load_model(AutoModelForCausalLM, config.policy, **frozen).requires_grad_(False)
     return PolicyModels(
         actor_critic=actor_critic,
@@ -137,26 +139,26 @@ def loaded_models(
         held_out_reward_model=held_out[0],
         held_out_tokenizer=held_out[1],
         credit=credit_models(config, tokenizer, frozen),
-        visits=device if config.offload_frozen else None,
+        visits=device if config.machine.offload_frozen else None,
     )
 
 
 def _policy(config: TrainPolicyConfig, checkpoint: Path | None, shared: dict[str, Any]) -> Any:
     trained = None if checkpoint is None else str(checkpoint / "policy")
-    if not config.lora_rank:
+    if not config.lora.rank:
         return load_model(AutoModelForCausalLM, trained or config.policy, **shared)
     try:
         from peft import LoraConfig, PeftModel, get_peft_model
     except ImportError as error:
         raise ConfigError(
-            f"lora_rank is {config.lora_rank} but peft is not installed; run "
-            "`pip install tokencredit[peft]`, or set lora_rank to 0"
+            f"lora.rank is {config.lora.rank} but peft is not installed; run "
+            "`pip install tokencredit[peft]`, or set lora.rank to 0"
         ) from error
     base = load_model(AutoModelForCausalLM, config.policy, **shared)
     if trained is not None:
         return PeftModel.from_pretrained(base, trained, is_trainable=True)
     torch.manual_seed(config.seed)
-    lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, task_type="CAUSAL_LM")
+    lora = LoraConfig(r=config.lora.rank, lora_alpha=config.lora.alpha, task_type="CAUSAL_LM")
     return get_peft_model(base, lora)
 
 
@@ -164,11 +166,11 @@ def _critic(
     config: TrainPolicyConfig, checkpoint: Path | None, shared: dict[str, Any]
 ) -> Any | None:
     """A model apart for the values: a copy of the policy or of the reward model."""
-    if config.critic == "shared":
+    if config.algorithm.critic == "shared":
         return None
     if checkpoint is not None:
         return load_model(AutoModelForSequenceClassification, str(checkpoint / "critic"), **shared)
-    if config.critic == "reward-model":
+    if config.algorithm.critic == "reward-model":
         critic, _ = load_reward_model(config.reward_model, **{**shared, "dtype": "float32"})
         return critic.requires_grad_(True)
     critic = load_model(AutoModelForSequenceClassification, config.policy, num_labels=1, **shared)
@@ -185,30 +187,31 @@ def credit_models(
         ModelError: it is not there, has another vocabulary than the policy, or another head.
         ConfigError: no reference of the log-ratio is known.
     """
-    if config.credit_model is None:
+    credit = config.credit
+    if credit.model is None:
         return CreditModels()
-    if config.credit == "discriminator":
-        model, tokenizer = load_token_classifier(config.credit_model, **frozen)
-        require_same_vocabulary(policy_tokenizer, tokenizer, argument="credit_model")
+    if credit.method == "discriminator":
+        model, tokenizer = load_token_classifier(credit.model, **frozen)
+        require_same_vocabulary(policy_tokenizer, tokenizer, argument="credit.model")
         if model.config.num_labels != 2:
             raise ModelError(
-                f"credit_model {config.credit_model} has {model.config.num_labels} classes; "
+                f"credit.model {credit.model} has {model.config.num_labels} classes; "
                 "expected two, worse and better: train it with `--labels edits`"
             )
         return CreditModels(model.requires_grad_(False))
-    for name in filter(None, (config.credit_model, config.credit_reference)):
-        tokenizer = load_tokenizer(name, trust_remote_code=config.trust_remote_code)
-        require_same_vocabulary(policy_tokenizer, tokenizer, argument="credit_model")
-    model = load_model(AutoModelForCausalLM, config.credit_model, **frozen)
+    for name in filter(None, (credit.model, credit.reference)):
+        tokenizer = load_tokenizer(name, trust_remote_code=config.loading.trust_remote_code)
+        require_same_vocabulary(policy_tokenizer, tokenizer, argument="credit.model")
+    model = load_model(AutoModelForCausalLM, credit.model, **frozen)
     reference_name, dpo_beta = stored_reference(
-        model.config, reference=config.credit_reference, dpo_beta=config.credit_dpo_beta
+        model.config, reference=credit.reference, dpo_beta=credit.dpo_beta
     )
     reference = load_model(AutoModelForCausalLM, reference_name, **frozen)
     return CreditModels(model.requires_grad_(False), reference.requires_grad_(False), dpo_beta)
 
 
 def reward_model_of(
-    config: Any, policy_tokenizer: PreTrainedTokenizerBase, **loading: Any
+    config: TrainPolicyConfig, policy_tokenizer: PreTrainedTokenizerBase, **loading: Any
 ) -> tuple[Any, Any]:
     """The reward model of a `TrainPolicyConfig`, and its tokenizer if it is here.
 
@@ -224,32 +227,34 @@ def reward_model_of(
     if not is_address(config.reward_model):
         reward_model, tokenizer = load_reward_model(config.reward_model, **loading)
         return reward_model.requires_grad_(False), tokenizer
-    server = reward_server_of(config)
-    layer = config.attention_layer
+    server = reward_server_of(config.reward_model, config.server)
     model = served_reward_model(
-        server, policy_tokenizer, credit=config.credit, attention_layer=layer
+        server,
+        policy_tokenizer,
+        credit=config.credit.method,
+        attention_layer=config.credit.layer,
     )
     return model, None
 
 
-def reward_server_of(config: Any) -> RewardServer:
-    """The reward server that settings name, with its token.
+def reward_server_of(address: str, settings: ServerSettings) -> RewardServer:
+    """The reward server at an address, with its token.
 
     Raises:
         ConfigError: the variable of the token is not set, or as `RewardServer`.
     """
     token = None
-    if config.reward_token_variable is not None:
-        token = os.environ.get(config.reward_token_variable, "").strip()
+    if settings.token_variable is not None:
+        token = os.environ.get(settings.token_variable, "").strip()
         if not token:
             raise ConfigError(
-                f"reward_token_variable names {config.reward_token_variable!r}, which is not set "
+                f"server.token_variable names {settings.token_variable!r}, which is not set "
                 "or empty; expected the name of an environment variable that holds the token, not "
                 "the token itself"
             )
     return RewardServer(
-        config.reward_model,
+        address,
         token,
-        timeout=config.reward_server_timeout,
-        retries=config.reward_server_retries,
+        timeout=settings.timeout,
+        retries=settings.retries,
     )
