@@ -21,7 +21,16 @@ import torch
 import transformers
 from ppo_settings import PPOSettings, answer, settings_from_command_line
 
+from tokencredit.credit.methods import CreditSettings
 from tokencredit.recipes.policy import train_policy as recipe
+from tokencredit.recipes.policy.settings import (
+    AlgorithmSettings,
+    KLSettings,
+    MachineSettings,
+    OptimizerSettings,
+    RecordSettings,
+    SamplingSettings,
+)
 
 
 def our_config(settings: PPOSettings, output: str) -> recipe.TrainPolicyConfig:
@@ -32,30 +41,32 @@ def our_config(settings: PPOSettings, output: str) -> recipe.TrainPolicyConfig:
         reward_model=str(models / "reward_model"),
         prompts=str(models / "prompts.jsonl"),
         output=output,
-        credit=settings.credit,
-        critic=settings.critic,
         steps=steps,
         batch_size=settings.batch_size,
-        ppo_epochs=settings.ppo_epochs,
-        min_new_tokens=settings.new_tokens,
-        max_new_tokens=settings.new_tokens,
-        response_lengths="uniform",
-        temperature=1.0,
-        learning_rate=settings.learning_rate,
-        lr_schedule="linear",
-        gamma=1.0,
-        gae_lambda=settings.gae_lambda,
-        clip_eps=0.2,
-        value_clip_eps=0.2,
-        value_coef=0.1,
-        kl_coef=settings.kl_coef,
-        kl_estimator="k1",
-        mixed_precision="bf16" if settings.dtype == "bfloat16" else "no",
-        device="cpu" if settings.device == "cpu" else None,
         seed=settings.seed,
-        checkpoint_every=steps,
-        sample_every=steps,
-        progress=False,
+        credit=CreditSettings(method=settings.credit),
+        sampling=SamplingSettings(
+            min_new_tokens=settings.new_tokens,
+            max_new_tokens=settings.new_tokens,
+            response_lengths="uniform",
+            temperature=1.0,
+        ),
+        algorithm=AlgorithmSettings(
+            epochs=settings.ppo_epochs,
+            clip_eps=0.2,
+            value_clip_eps=0.2,
+            value_coef=0.1,
+            gamma=1.0,
+            gae_lambda=settings.gae_lambda,
+            critic=settings.critic,
+        ),
+        optimizer=OptimizerSettings(learning_rate=settings.learning_rate, lr_schedule="linear"),
+        kl=KLSettings(coef=settings.kl_coef, estimator="k1"),
+        machine=MachineSettings(
+            mixed_precision="bf16" if settings.dtype == "bfloat16" else "no",
+            device="cpu" if settings.device == "cpu" else None,
+        ),
+        record=RecordSettings(checkpoint_every=steps, sample_every=steps, progress=False),
     )
 
 

@@ -33,10 +33,10 @@ def seconds_of_steps(models: Path, *, processes: int, steps: int) -> dict[str, f
             "output": output,
             "batch_size": 16 * processes,
             "steps": steps,
-            "min_new_tokens": 48,
-            "max_new_tokens": 48,
-            "response_lengths": "uniform",
-            "progress": "false",
+            "sampling.min_new_tokens": 48,
+            "sampling.max_new_tokens": 48,
+            "sampling.response_lengths": "uniform",
+            "record.progress": "false",
         }
         arguments = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
         subprocess.run(

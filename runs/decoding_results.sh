@@ -94,11 +94,12 @@ methods_of_pairs() { # task
 ppo() { # task, more settings
   local task=$1
   shift
-  [ -d "output/$task/ppo/policy" ] || "$tokencredit" train-policy "${device[@]}" \
+  [ -d "output/$task/ppo/policy" ] || "$tokencredit" train-policy \
+    --machine.device cpu --record.progress false \
     --policy "output/$task/language-model" --reward_model "output/$task/reward-model" \
     --held_out_reward_model "output/$task/held-out-reward-model" \
-    --prompts "output/$task/prompts.jsonl" --credit prefix-difference --steps 100 \
-    --batch_size 16 --learning_rate 3e-4 --gae_lambda 0.8 --kl_coef 0.05 \
+    --prompts "output/$task/prompts.jsonl" --credit.method prefix-difference --steps 100 \
+    --batch_size 16 --optimizer.learning_rate 3e-4 --algorithm.gae_lambda 0.8 --kl.coef 0.05 \
     --output "output/$task/ppo" "$@"
 }
 
@@ -108,8 +109,8 @@ imdb() {
   imdb_models
   vocabulary_model imdb cd-fudge labels-first.jsonl --rating_column label --max_length 128 \
     --append_eos false --limit 5000
-  ppo imdb --prompt_tokens '[2, 8]' --min_new_tokens 48 --max_new_tokens 48 \
-    --response_lengths uniform
+  ppo imdb --data.tokens '[2, 8]' --sampling.min_new_tokens 48 --sampling.max_new_tokens 48 \
+    --sampling.response_lengths uniform
   methods imdb 2
 }
 

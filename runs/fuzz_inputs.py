@@ -9,10 +9,12 @@ import json
 import lzma
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import MISSING, fields
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import MISSING
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
+
+from tokencredit.recipes.settings import all_settings
 
 T = TypeVar("T")
 
@@ -153,11 +155,11 @@ def setting(draws: Draws, hint: Any) -> Any:
 
 def settings_of(draws: Draws, config_class: Any) -> tuple[list[str], bytes | None]:
     """Arguments of a command, or its YAML file."""
-    hints, known = get_type_hints(config_class), fields(config_class)
-    values: dict[str, Any] = {f.name: "a" for f in known if f.default is MISSING}
-    for field in draws.some(lambda draws: draws.one(known), 3):
+    known = list(all_settings(config_class))
+    values: dict[str, Any] = {name: "a" for name, field in known if field.default is MISSING}
+    for name, field in draws.some(lambda draws: draws.one(known), 3):
         spoil = draws.rarely(6)
-        values[field.name] = junk(draws) if spoil else setting(draws, hints[field.name])
+        values[name] = junk(draws) if spoil else setting(draws, field.type)
     if draws.rarely(8):
         values[draws.one(("lr", "step", "polcy", "", "a.b", "config", "\x00"))] = 1
     if draws.below(2) == 0:

@@ -167,6 +167,16 @@ def trained(job: tuple[Run, dict[str, str], Path, str]) -> str:
     run, models, curves, commit = job
     import torch
 
+    from tokencredit.credit.methods import CreditSettings
+    from tokencredit.recipes.policy.settings import (
+        AlgorithmSettings,
+        KLSettings,
+        MachineSettings,
+        OptimizerSettings,
+        PromptSettings,
+        RecordSettings,
+        SamplingSettings,
+    )
     from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
     from tokencredit.recipes.run_folder import read_jsonl, write_atomically
 
@@ -175,24 +185,24 @@ def trained(job: tuple[Run, dict[str, str], Path, str]) -> str:
     config = TrainPolicyConfig(
         **models,
         output=output,
-        prompt_tokens=[2, 8],
         steps=run.steps,
         batch_size=16,
-        response_lengths="uniform",
-        min_new_tokens=run.lengths[0],
-        max_new_tokens=run.lengths[1],
-        learning_rate=run.learning_rate,
-        gae_lambda=run.gae_lambda,
-        credit_beta=run.credit_beta,
-        logprobs_of=run.logprobs_of,
-        kl_coef=0.2,
-        kl_target=KL_TARGET,
         seed=run.seed,
-        checkpoint_every=run.steps,
-        sample_every=run.steps,
-        progress=False,
-        device="cpu",
-        **METHODS[run.method],
+        data=PromptSettings(tokens=[2, 8]),
+        credit=CreditSettings(method=METHODS[run.method]["credit"], beta=run.credit_beta),
+        sampling=SamplingSettings(
+            response_lengths="uniform",
+            min_new_tokens=run.lengths[0],
+            max_new_tokens=run.lengths[1],
+            logprobs_of=run.logprobs_of,
+        ),
+        algorithm=AlgorithmSettings(
+            gae_lambda=run.gae_lambda, critic=METHODS[run.method].get("critic", "shared")
+        ),
+        optimizer=OptimizerSettings(learning_rate=run.learning_rate),
+        kl=KLSettings(coef=0.2, target=KL_TARGET),
+        machine=MachineSettings(device="cpu"),
+        record=RecordSettings(checkpoint_every=run.steps, sample_every=run.steps, progress=False),
     )
     try:
         train_policy(config)

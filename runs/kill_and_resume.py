@@ -27,7 +27,15 @@ from rich.progress import track
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
+from tokencredit.aggregation.transforms import ScoreSettings
 from tokencredit.recipes.policy import train_policy as recipe
+from tokencredit.recipes.policy.settings import (
+    KLSettings,
+    MachineSettings,
+    OptimizerSettings,
+    RecordSettings,
+    SamplingSettings,
+)
 from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
 from tokencredit.recipes.run_folder import read_jsonl
 from tokencredit.toy.hf_tokenizer import toy_tokenizer
@@ -70,13 +78,12 @@ def run_config(folder: Path, output: str, steps: int) -> TrainPolicyConfig:
         output=str(folder / output),
         steps=steps,
         batch_size=8,
-        max_new_tokens=12,
-        learning_rate=1e-3,
-        kl_target=6.0,
-        score_normalization="running",
-        checkpoint_every=1,
-        device="cpu",
-        progress=False,
+        sampling=SamplingSettings(max_new_tokens=12),
+        optimizer=OptimizerSettings(learning_rate=1e-3),
+        kl=KLSettings(target=6.0),
+        score=ScoreSettings(normalization="running"),
+        machine=MachineSettings(device="cpu"),
+        record=RecordSettings(checkpoint_every=1, progress=False),
     )
 
 

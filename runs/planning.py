@@ -21,6 +21,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
 
 from tokencredit.logprobs import token_logprobs
+from tokencredit.recipes.policy.settings import (
+    MachineSettings,
+    RecordSettings,
+    SamplingSettings,
+)
 from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
 from tokencredit.recipes.run_folder import write_atomically
 from tokencredit.toy.hf_tokenizer import toy_tokenizer
@@ -178,11 +183,13 @@ def run(name: str, folder: Path) -> None:
             output=str(folder / "run"),
             steps=2,
             batch_size=MEASURED_BATCH,
-            response_lengths="uniform",
-            min_new_tokens=MEASURED_NEW,
-            max_new_tokens=MEASURED_NEW,
-            progress=False,
-            device="cpu",
+            sampling=SamplingSettings(
+                response_lengths="uniform",
+                min_new_tokens=MEASURED_NEW,
+                max_new_tokens=MEASURED_NEW,
+            ),
+            machine=MachineSettings(device="cpu"),
+            record=RecordSettings(progress=False),
         )
     )
 

@@ -50,11 +50,15 @@ def environment_of(configuration: str, **arguments: str) -> dict[str, str]:
 # number of processes must not matter. Their log-probs are those of all tokens, or there would be
 # nothing to learn. A large epsilon keeps Adam from magnifying the noise of gradients near zero.
 CERTAIN: dict[str, Any] = {
-    "top_k": 1, "logprobs_of": "unmasked", "response_lengths": "uniform", "min_new_tokens": 5,
-    "adam_epsilon": 1e-3, "credit": "attention",
-}  # fmt: skip
+    "sampling.top_k": 1,
+    "sampling.logprobs_of": "unmasked",
+    "sampling.response_lengths": "uniform",
+    "sampling.min_new_tokens": 5,
+    "optimizer.adam_epsilon": 1e-3,
+    "credit.method": "attention",
+}
 # Responses that end where they will, one on each process.
-DRAWN = {"steps": 3, "batch_size": 2, "max_new_tokens": 40, "temperature": 5.0}
+DRAWN = {"steps": 3, "batch_size": 2, "sampling.max_new_tokens": 40, "sampling.temperature": 5.0}
 
 
 def write_tied_models(folder: Path) -> None:
@@ -134,14 +138,14 @@ def tell_what_is_sharded(path: Path) -> None:
             settings = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
             settings["stage3_param_persistence_threshold"] = 0  # part small tensors as well
         total = sum(p.numel() for p in actor_critic.parameters())
-        result = sharding.prepared(accelerator, actor_critic, optimizer)
+        result = sharding.prepare(accelerator, actor_critic, optimizer)
         names = [n for n, part in actor_critic.named_modules() if isinstance(part, FSDPModule)]
         held = sum(part_of(p).numel() for p in actor_critic.parameters())
         if accelerator.is_main_process:
             path.write_text(json.dumps({"modules": names, "held": held / total}))
         return result
 
-    recipe.prepared = told
+    recipe.prepare = told
 
 
 def part_of(parameter: Any) -> Any:
@@ -158,10 +162,10 @@ def run(job: dict[str, Any]) -> None:
     os.environ.pop("ACCELERATE_USE_CPU", None)
     if environment.get("ACCELERATE_USE_DEEPSPEED") == "true":
         use_deepspeed_on_the_cpu()
-        job["device"] = None  # `cpu` would keep Accelerate from DeepSpeed
+        job["machine.device"] = None  # `cpu` would keep Accelerate from DeepSpeed
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
     tell_what_is_sharded(Path(f"{output}.json"))
-    if "vllm_server" in job:
+    if "machine.vllm_server" in job:
         from tiny_vllm import installed, vllm_client
 
         vllm_client.VLLMClient = installed(Path(models) / "policy")

@@ -43,8 +43,9 @@ def test_unknown_command_suggests_the_near_one(capsys):
 
 
 def test_settings_file_with_overrides_on_the_command_line(models, tmp_path, capsys):
-    settings = {"steps": 5, "batch_size": 2, "max_new_tokens": 3, "progress": False}
-    (tmp_path / "run.yaml").write_text(json.dumps({**settings, "device": "cpu"}))
+    settings = {"steps": 5, "batch_size": 2, "sampling": {"max_new_tokens": 3}}
+    settings |= {"machine": {"device": "cpu"}, "record": {"progress": False}}
+    (tmp_path / "run.yaml").write_text(json.dumps(settings))
     arguments = policy_arguments(models, tmp_path / "run")
     status = main([*arguments, "--config", str(tmp_path / "run.yaml"), "--steps", "1"])
     assert status == 0
@@ -57,7 +58,7 @@ def test_settings_file_with_overrides_on_the_command_line(models, tmp_path, caps
 def test_misspelt_setting_is_named_with_the_right_one(models, tmp_path, capsys):
     arguments = policy_arguments(models, tmp_path / "run")
     assert main([*arguments, "--learning_rte", "1"]) == 1
-    assert "Did you mean 'learning_rate'?" in capsys.readouterr().err
+    assert "Did you mean 'optimizer.learning_rate'?" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -71,7 +72,7 @@ def test_misspelt_setting_in_the_file_is_named(models, tmp_path, capsys):
 
 def test_contradictory_settings_write_nothing(models, tmp_path, capsys):
     arguments = policy_arguments(models, tmp_path / "run")
-    assert main([*arguments, "--kl_loss_coef", "0.1"]) == 1
+    assert main([*arguments, "--kl.loss_coef", "0.1"]) == 1
     assert "not both" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 

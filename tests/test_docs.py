@@ -4,9 +4,9 @@ import importlib
 import inspect
 import re
 import shlex
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -17,9 +17,10 @@ import tokencredit
 from tokencredit import errors
 from tokencredit.aggregation.methods import AGGREGATIONS
 from tokencredit.cli import COMMANDS, _parsed, recipe_of
-from tokencredit.recipes.policy.settings import TrainPolicyConfig
-from tokencredit.recipes.policy.train_policy import train_policy
+from tokencredit.recipes.policy.settings import PolicyCredit
+from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
 from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.settings import all_settings
 
 PROJECT = Path(__file__).resolve().parents[1]
 DOCS = PROJECT / "docs"
@@ -188,10 +189,9 @@ def test_every_combination_of_rewards_has_its_row():
 
 
 def test_method_names_are_those_of_the_command_line():
-    rows = table("docs/methods.md", "method | `train-policy --credit`")
+    rows = table("docs/methods.md", "method | `train-policy --credit.method`")
     policy_names = [name for row in rows for name in quoted(row[1])]
-    annotation = next(f.type for f in fields(TrainPolicyConfig) if f.name == "credit")
-    assert tuple(policy_names) == annotation.__args__
+    assert tuple(policy_names) == get_args(PolicyCredit)
     texts = importlib.import_module("tokencredit.scorers.evidence")
     assert tuple(name for row in rows for name in quoted(row[2])) == texts.TEXT_CREDITS
 
@@ -205,8 +205,9 @@ def test_every_setting_of_train_policy_is_listed_with_its_default():
         return "empty" if default is None or default == () else str(default)
 
     text = pages["docs/train-policy.md"].split("## The run folder")[0]
-    listed = re.findall(r"^\| `(\w+)` \| (\S+) \| \S", text, flags=re.M)
-    assert sorted(listed) == sorted((f.name, shown(f.default)) for f in fields(TrainPolicyConfig))
+    listed = re.findall(r"^\| `([\w.]+)` \| (\S+) \| \S", text, flags=re.M)
+    settings = [(name, shown(one.default)) for name, one in all_settings(TrainPolicyConfig)]
+    assert listed == settings
 
 
 def test_every_metric_is_explained(models, tmp_path):
@@ -227,7 +228,7 @@ def test_every_error_is_explained():
 
 def test_settings_for_those_who_come_from_trl_exist():
     named = {name for row in table("docs/coming-from.md", "TRL") for name in quoted(row[1])}
-    assert named <= {field.name for field in fields(TrainPolicyConfig)}
+    assert named <= {name for name, _ in all_settings(TrainPolicyConfig)}
 
 
 def test_the_tree_is_that_of_the_package():

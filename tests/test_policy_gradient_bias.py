@@ -14,11 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from tokencredit.credit.methods import CreditSettings
 from tokencredit.credit.prefixes import prefix_difference_credit
 from tokencredit.credit.redistribution import attention_credit, terminal_credit, uniform_credit
 from tokencredit.errors import TokenCreditWarning
 from tokencredit.policy.advantages import gae_advantages, rewards_to_go
-from tokencredit.recipes.policy.settings import TrainPolicyConfig
+from tokencredit.recipes.policy.settings import AlgorithmSettings, TrainPolicyConfig
 from tokencredit.shaping import potential_shaping
 
 END, WORDS, LONGEST = 0, (1, 2), 3
@@ -197,15 +198,23 @@ def test_potential_shaping_moves_no_objective_at_any_discount(gamma, world):
     assert difference(world.objective_gradient(shaped, gamma=gamma), expected) < EQUAL
 
 
-PATHS = {"policy": "p", "reward_model": "r", "prompts": "d", "output": "o"}
+def _settings(credit: str, gamma: float) -> TrainPolicyConfig:
+    return TrainPolicyConfig(
+        policy="p",
+        reward_model="r",
+        prompts="d",
+        output="o",
+        credit=CreditSettings(method=credit),
+        algorithm=AlgorithmSettings(gamma=gamma),
+    )
 
 
 @pytest.mark.parametrize("credit", ["uniform", "attention", "prefix-difference"])
 def test_dense_credit_with_a_discount_warns(credit):
     with pytest.warns(TokenCreditWarning, match=r"gamma is 0\.9 .*conserved only undiscounted"):
-        TrainPolicyConfig(**PATHS, credit=credit, gamma=0.9)
+        _settings(credit, 0.9)
 
 
 @pytest.mark.parametrize(("credit", "gamma"), [("terminal", 0.9), ("attention", 1.0)])
 def test_no_warning_where_the_objective_stays(credit, gamma):
-    assert TrainPolicyConfig(**PATHS, credit=credit, gamma=gamma).gamma == gamma
+    assert _settings(credit, gamma).algorithm.gamma == gamma

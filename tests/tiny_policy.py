@@ -8,6 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from tokencredit.recipes.policy.train_policy import TrainPolicyConfig
+from tokencredit.recipes.settings import settings_from
 from tokencredit.toy.hf_tokenizer import toy_tokenizer
 
 PROMPTS = ("the plot is", "this film", "the music was", "a", "his first comedy is a", "the cast")
@@ -43,7 +44,10 @@ def write_models(folder: Path) -> Path:
 
 
 def tiny_config(models: Path, output: Path, **changes: Any) -> TrainPolicyConfig:
-    """Two steps of four responses of up to five tokens."""
+    """Two steps of four responses of up to five tokens.
+
+    A setting of a group is changed by `group__setting=...` or `**{"group.setting": ...}`.
+    """
     settings: dict[str, Any] = {
         "policy": str(models / "policy"),
         "reward_model": str(models / "reward"),
@@ -51,11 +55,13 @@ def tiny_config(models: Path, output: Path, **changes: Any) -> TrainPolicyConfig
         "output": str(output),
         "steps": 2,
         "batch_size": 4,
-        "ppo_epochs": 2,
-        "max_new_tokens": 5,
-        "learning_rate": 1e-2,
-        "checkpoint_every": 1,
-        "device": "cpu",
-        "progress": False,
+        "algorithm.epochs": 2,
+        "sampling.max_new_tokens": 5,
+        "optimizer.learning_rate": 1e-2,
+        "record.checkpoint_every": 1,
+        "machine.device": "cpu",
+        "record.progress": False,
     }
-    return TrainPolicyConfig(**{**settings, **changes})
+    changed = {name.replace("__", "."): value for name, value in changes.items()}
+    config: TrainPolicyConfig = settings_from(TrainPolicyConfig, {**settings, **changed})
+    return config

@@ -155,24 +155,16 @@ def _parsed(name: str, config_class: type, arguments: list[str]) -> Any:
 
 def _nearest(message: str, config_class: type) -> str:
     """What a setting that is not known was meant to be: its name today, or a near one."""
-    from tokencredit.recipes.settings import all_settings, moved_settings
+    from tokencredit.recipes.settings import moved_settings, setting_meant_by
 
-    names = [name for name, _ in all_settings(config_class)]
-    moved = moved_settings(config_class)
     inside = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
     if inside:
         message = f"not accepted {inside[1]}.{inside[2]}"
     words = [word.strip("_.,:") for word in re.split(r"[\s'\"=]+", message.replace("-", "_"))]
-    for word in words:
-        if word in moved:
-            return f". The setting {word!r} is now {moved[word]!r}"
+    moved = [word for word in words if word in moved_settings(config_class)]
     if not any(word in message for word in ("nrecognized", "not accepted", "not expected")):
-        return ""
-    for word in words:
-        near = nearest(word, names, cutoff=0.75)
-        if near and word not in names:
-            return f". Did you mean {near!r}?"
-    return ""
+        words = []
+    return next(filter(None, (setting_meant_by(config_class, w) for w in [*moved, *words])), "")
 
 
 def _show(name: str, config: Any) -> None:

@@ -59,7 +59,7 @@ def served_config(models, tmp_path, server, monkeypatch):
     app.left = None
 
     def config(name="served", **changes):
-        settings = {"reward_model": address, "reward_token_variable": "REWARD_TOKEN"}
+        settings = {"reward_model": address, "server.token_variable": "REWARD_TOKEN"}
         return tiny_config(models, tmp_path / name, **{**settings, **changes})
 
     return config
@@ -81,12 +81,24 @@ def assert_alike(first, second):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"credit": "prefix-difference", "score_normalization": "running", "score_clip": 1.0},
-        {"credit": "attention", "terminal_share": 0.25, "offload_frozen": True},
-        {"credit": "smoothed-prefix-difference", "segments": "ngram", "segment_length": 2},
-        {"credit": "generator-attention", "critic": "separate", "force_eos": True},
+        {"credit.method": "prefix-difference", "score.normalization": "running", "score.clip": 1.0},
+        {
+            "credit.method": "attention",
+            "credit.terminal_share": 0.25,
+            "machine.offload_frozen": True,
+        },
+        {
+            "credit.method": "smoothed-prefix-difference",
+            "segments.kind": "ngram",
+            "segments.length": 2,
+        },
+        {
+            "credit.method": "generator-attention",
+            "algorithm.critic": "separate",
+            "sampling.force_eos": True,
+        },
     ],
-    ids=lambda settings: settings["credit"],
+    ids=lambda settings: settings["credit.method"],
 )
 def test_a_run_is_that_with_the_model_in_this_process(models, tmp_path, served_config, settings):
     train_policy(tiny_config(models, tmp_path / "local", **settings))
@@ -100,7 +112,7 @@ def test_a_server_that_dies_stops_the_run_and_its_return_lets_it_go_on(
 ):
     train_policy(served_config("whole", steps=3))
     server[1].left = 2
-    config = served_config("broken", steps=3, reward_server_retries=0)
+    config = served_config("broken", steps=3, server__retries=0)
     with pytest.raises(ServerError, match=r"asked 1 time in 0 s and did not answer.*503"):
         train_policy(config)
     folder = tmp_path / "broken"
@@ -112,10 +124,11 @@ def test_a_server_that_dies_stops_the_run_and_its_return_lets_it_go_on(
     assert not (folder / "policy").exists()
     server[1].left = None
     # How patient a run is may change from one time to the next.
-    train_policy(dataclasses.replace(config, reward_server_retries=4, reward_server_timeout=9.0))
+    server_settings = dataclasses.replace(config.server, retries=4, timeout=9.0)
+    train_policy(dataclasses.replace(config, server=server_settings))
     assert_alike(tmp_path / "whole", folder)
     said = (folder / "config.yaml").read_text()
-    assert "reward_token_variable: REWARD_TOKEN" in said
+    assert "token_variable: REWARD_TOKEN" in said
     assert TOKEN not in said + capsys.readouterr().out
 
 
@@ -128,12 +141,12 @@ def test_another_address_is_another_run(served_config):
 
 
 def test_nobody_there_leaves_no_folder(models, tmp_path, capsys):
-    settings = {"reward_model": "http://127.0.0.1:1", "reward_server_retries": 0}
+    settings = {"reward_model": "http://127.0.0.1:1", "server.retries": 0}
     with pytest.raises(ServerError, match="refused"):
         train_policy(tiny_config(models, tmp_path / "run", **settings))
     assert not (tmp_path / "run").exists()
     arguments = ["--policy", str(models / "policy"), "--prompts", str(models / "prompts.jsonl")]
-    arguments += ["--output", str(tmp_path / "run"), "--device", "cpu"]
+    arguments += ["--output", str(tmp_path / "run"), "--machine.device", "cpu"]
     for name, value in settings.items():
         arguments += [f"--{name}", str(value)]
     assert main(["train-policy", *arguments]) == 1
@@ -151,19 +164,23 @@ def test_the_wrong_token(served_config, monkeypatch):
 
 def test_a_token_that_is_not_set(served_config, monkeypatch):
     monkeypatch.setenv("REWARD_TOKEN", " ")
+    config = served_config()
     with pytest.raises(ConfigError, match="'REWARD_TOKEN', which is not set"):
-        reward_server_of(served_config())
+        reward_server_of(config.reward_model, config.server)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"critic": "reward-model"}, "critic is 'reward-model' and reward_model an address"),
+        (
+            {"algorithm.critic": "reward-model"},
+            "algorithm.critic is 'reward-model' and reward_model an address",
+        ),
         ({"held_out_reward_model": "http://host"}, "held_out_reward_model is an address"),
         ({"reward_model": "ftp://host"}, "'ftp://host' is no address"),
-        ({"reward_server_timeout": 0.0}, "timeout is 0"),
-        ({"reward_server_retries": -1}, "retries -1"),
-        ({"reward_model": "my/model", "reward_token_variable": "X"}, "which is no address"),
+        ({"server.timeout": 0.0}, "timeout is 0"),
+        ({"server.retries": -1}, "retries -1"),
+        ({"reward_model": "my/model", "server.token_variable": "X"}, "which is no address"),
     ],
 )
 def test_settings_that_a_server_does_not_allow(tmp_path, changes, message):
@@ -174,11 +191,11 @@ def test_settings_that_a_server_does_not_allow(tmp_path, changes, message):
 
 def test_another_layer_than_the_servers(served_config):
     with pytest.raises(ConfigError, match="attention_layer is 0"):
-        train_policy(served_config(credit="attention", attention_layer=0))
+        train_policy(served_config(credit__method="attention", credit__layer=0))
 
 
 def test_samples_hold_what_was_paid(tmp_path, served_config):
-    train_policy(served_config(steps=1, sample_every=1))
+    train_policy(served_config(steps=1, record__sample_every=1))
     row = json.loads((tmp_path / "served" / "samples.jsonl").read_text().splitlines()[0])
     assert len(row["tokens"]) == len(row["token_scores"])
     assert any(row["token_scores"])

@@ -14,16 +14,25 @@ import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from rich.console import Console
 from torch import Tensor
 
+from tokencredit.credit.methods import CreditSettings
 from tokencredit.errors import RunFolderError
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.recipes.language_model.train_language_model import (
     TrainLanguageModelConfig,
     train_language_model,
+)
+from tokencredit.recipes.policy.settings import (
+    AlgorithmSettings,
+    KLSettings,
+    MachineSettings,
+    OptimizerSettings,
+    RecordSettings,
+    SamplingSettings,
 )
 from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
 from tokencredit.recipes.quickstart_report import CreditOfReviews, write_report
@@ -33,13 +42,13 @@ from tokencredit.recipes.reward_model.train_reward_model import (
 )
 from tokencredit.recipes.run_folder import read_jsonl, write_atomically
 from tokencredit.reward_model.hf_scores import load_reward_model
-from tokencredit.scorers.token_scores import CreditName, score_for_policy
+from tokencredit.scorers.token_scores import score_for_policy
 from tokencredit.text.hf_encoding import encode_responses
 from tokencredit.toy.hf_tokenizer import toy_tokenizer
 from tokencredit.toy.reviews import sample_pairs, sample_prompt, sample_review
 from tokencredit.toy.truth import true_token_scores
 
-CREDITS: tuple[CreditName, ...] = get_args(CreditName)
+CREDITS = ("terminal", "uniform", "attention", "prefix-difference")
 ARCHITECTURE = {
     "model_type": "llama",
     "hidden_size": 128,
@@ -182,7 +191,7 @@ def _reward_model_config(
 def _policy_config(
     config: QuickstartConfig,
     folder: Path,
-    credit: CreditName,
+    credit: str,
     language_model: Path,
     reward_model: Path,
 ) -> TrainPolicyConfig:
@@ -191,20 +200,22 @@ def _policy_config(
         reward_model=str(reward_model),
         prompts=str(folder / "data" / "prompts.jsonl"),
         output=str(folder / f"policy-{credit}"),
-        credit=credit,
         steps=config.steps,
         batch_size=config.batch_size,
-        response_lengths="uniform",
-        min_new_tokens=config.max_new_tokens,
-        max_new_tokens=config.max_new_tokens,
-        learning_rate=config.learning_rate,
-        gae_lambda=config.gae_lambda,
-        kl_coef=0.05,
         seed=config.seed,
-        device="cpu",
-        sample_every=1,
-        sample_count=config.batch_size,
-        progress=config.progress,
+        credit=CreditSettings(method=credit),
+        sampling=SamplingSettings(
+            response_lengths="uniform",
+            min_new_tokens=config.max_new_tokens,
+            max_new_tokens=config.max_new_tokens,
+        ),
+        algorithm=AlgorithmSettings(gae_lambda=config.gae_lambda),
+        optimizer=OptimizerSettings(learning_rate=config.learning_rate),
+        kl=KLSettings(coef=0.05),
+        machine=MachineSettings(device="cpu"),
+        record=RecordSettings(
+            sample_every=1, sample_count=config.batch_size, progress=config.progress
+        ),
     )
 
 

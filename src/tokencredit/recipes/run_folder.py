@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from tokencredit.errors import RunFolderError
+from tokencredit.recipes.settings import all_settings, flat_settings, moved_settings
 
 _PACKAGES = ("tokencredit", "torch", "transformers", "datasets", "accelerate", "peft", "trl")
 
@@ -30,7 +31,8 @@ def open_run_folder(path: str | Path, config: Any, *, free: Iterable[str] = ()) 
     Args:
         path: the folder.
         config: the dataclass of settings.
-        free: settings that may differ from the last time (how long to go on, say).
+        free: settings that may differ from the last time, how long to go on for example;
+            `group.setting`, or whole groups.
 
     Raises:
         RunFolderError: the folder belongs to a run with other settings, holds files of something
@@ -56,7 +58,7 @@ def require_same_run(path: str | Path, config: Any, *, free: Iterable[str] = ())
     Args:
         path: the folder.
         config: the dataclass of settings.
-        free: settings that may differ.
+        free: settings that may differ, `group.setting` or whole groups.
 
     Raises:
         RunFolderError: the folder belongs to a run with other settings, or to something else.
@@ -65,8 +67,9 @@ def require_same_run(path: str | Path, config: Any, *, free: Iterable[str] = ())
     if not folder.is_dir():
         return
     if (folder / "config.yaml").exists():
-        settings = yaml.safe_load(resolved_yaml(config))
-        _require_same_settings(folder, settings, _defaults(config), set(free))
+        there = yaml.safe_load((folder / "config.yaml").read_text()) or {}
+        _require_groups(folder, there, type(config))
+        _require_same_settings(folder, there, config, tuple(free))
     elif any(folder.iterdir()):
         raise RunFolderError(
             f"{folder} is not empty and holds no config.yaml of a run; expected an empty or "
@@ -74,20 +77,39 @@ def require_same_run(path: str | Path, config: Any, *, free: Iterable[str] = ())
         )
 
 
-def _defaults(config: Any) -> dict[str, Any]:
-    """What settings are where a folder, older than they, does not name them."""
-    known = {f.name: f.default for f in fields(config) if f.default is not MISSING}
-    return json.loads(json.dumps(known, default=str))
+def _require_groups(folder: Path, there: dict[str, Any], settings_class: type) -> None:
+    """Refuse settings of version 0.1.0, which had no groups."""
+    moved, known = moved_settings(settings_class), dict(all_settings(settings_class))
+    old = [name for name in flat_settings(settings_class, there) if name not in known]
+    if any(name in moved for name in old):
+        raise RunFolderError(
+            f"{folder} holds a run whose settings have no groups ({', '.join(old[:3])}, ...), as "
+            "version 0.1.0 wrote them; expected a run of this version: choose another `output`, "
+            'and find the new names under "From flat settings to groups" in CHANGELOG.md'
+        )
 
 
 def _require_same_settings(
-    folder: Path, settings: dict[str, Any], defaults: dict[str, Any], free: set[str]
+    folder: Path, there: dict[str, Any], config: Any, free: tuple[str, ...]
 ) -> None:
-    there = defaults | (yaml.safe_load((folder / "config.yaml").read_text()) or {})
-    names = [n for n in {**there, **settings} if n not in free]
-    different = [n for n in names if there.get(n) != settings.get(n)]
+    settings_class = type(config)
+    # What a folder, older than a setting, does not name is at its default.
+    known = {
+        name: one.default_factory() if one.default_factory is not MISSING else one.default
+        for name, one in all_settings(settings_class)
+        if one.default is not MISSING or one.default_factory is not MISSING
+    }
+    defaults = json.loads(json.dumps(known, default=str))
+    before = defaults | flat_settings(settings_class, there)
+    now = flat_settings(settings_class, yaml.safe_load(resolved_yaml(config)))
+    different = [
+        name
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+        and not any(name == one or name.startswith(f"{one}.") for one in free)
+    ]
     if different:
-        changes = ", ".join(f"{n}: {there.get(n)!r} -> {settings.get(n)!r}" for n in different[:5])
+        changes = ", ".join(f"{n}: {before.get(n)!r} -> {now.get(n)!r}" for n in different[:5])
         raise RunFolderError(
             f"{folder} holds another run ({changes}); expected the same settings to continue it: "
             "choose another `output` or delete the folder"

@@ -5,11 +5,12 @@ stand below its field, from where the command line takes them. On the command li
 setting of a group is `group.setting`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_type_hints
 
 from tokencredit.errors import ConfigError
+from tokencredit.names import nearest
 
 
 def setting(default: Any = MISSING, *, was: str = "", free: bool = False) -> Any:
@@ -59,6 +60,77 @@ def moved_settings(settings_class: type) -> dict[str, str]:
             moved.setdefault(name.rpartition(".")[2], name)
     now = {one.name for one in fields(settings_class)}
     return {old: new for old, new in moved.items() if old not in now or old == new.split(".")[0]}
+
+
+def flat_settings(settings_class: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of settings by `group.setting`, whether they came so or in mappings per group."""
+    parts = (name.split(".")[:-1] for name, _ in all_settings(settings_class))
+    groups = {".".join(names[:end]) for names in parts for end in range(1, len(names) + 1)}
+
+    def flat(inside: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        for name, value in values.items():
+            if inside + name in groups and isinstance(value, Mapping):
+                yield from flat(f"{inside}{name}.", value)
+            else:
+                yield inside + name, value
+
+    return dict(flat("", values))
+
+
+def settings_from(settings_class: type, values: Mapping[str, Any]) -> Any:
+    """Settings of a class from some of them by name; the others have their defaults.
+
+    Args:
+        settings_class: a dataclass whose groups are dataclasses.
+        values: by `group.setting`, or in mappings per group, as YAML has them.
+
+    Raises:
+        ConfigError: there is no such setting, or one that is needed is missing.
+    """
+    given = flat_settings(settings_class, values)
+    known = {name for name, _ in all_settings(settings_class)}
+    for name in given:
+        if name not in known:
+            raise ConfigError(
+                f"there is no setting {name!r}; expected one that --help lists"
+                f"{setting_meant_by(settings_class, name)}"
+            )
+    try:
+        return _built(settings_class, given)
+    except TypeError as error:
+        raise ConfigError(f"{error}; expected a value for it") from error
+
+
+def setting_meant_by(settings_class: type, word: str) -> str:
+    """The end of an error message: what a word that is no setting was meant to be, if one knows.
+
+    Args:
+        settings_class: whose settings there are.
+        word: a name of the flat layout of version 0.1.0, or a misspelt one.
+    """
+    moved = moved_settings(settings_class)
+    if word in moved:
+        return f". The setting {word!r} is now {moved[word]!r}"
+    names = [name for name, _ in all_settings(settings_class)]
+    last = {name.rpartition(".")[2]: name for name in reversed(names)}
+    near = nearest(word, [*names, *last], cutoff=0.75)
+    if near is None or word in names:
+        return ""
+    return f". Did you mean {last.get(near, near)!r}?"
+
+
+def _built(settings_class: type, given: Mapping[str, Any]) -> Any:
+    kinds = get_type_hints(settings_class)
+    inside: dict[str, dict[str, Any]] = {}
+    for name, value in given.items():
+        first, _, rest = name.partition(".")
+        inside.setdefault(first, {})[rest] = value
+    return settings_class(
+        **{
+            name: values[""] if "" in values else _built(kinds[name], values)
+            for name, values in inside.items()
+        }
+    )
 
 
 def require_at_least(settings: Any, least: int, *names: str) -> None:

@@ -57,7 +57,8 @@ def response_scores(
 ) -> ResponseScores:
     """What a scorer says of responses, closing tokens included where they are known."""
     keywords: dict[str, Any] = {"attention": attention, "conversations": responses.conversations}
-    if responses.attention_mask is not None and isinstance(scorer, LocalScorer):
+    reads_them = isinstance(scorer, LocalScorer) and scorer.tokenizer is scorer.policy_tokenizer
+    if responses.attention_mask is not None and reads_them:
         keywords["attention_mask"] = responses.attention_mask
     return scorer(responses.batch, **keywords)
 

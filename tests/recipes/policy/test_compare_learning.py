@@ -30,10 +30,10 @@ def settings_file(models: Path, folder: Path, **changes) -> str:
         "prompts": str(models / "prompts.jsonl"),
         "steps": 2,
         "batch_size": 2,
-        "ppo_epochs": 1,
-        "max_new_tokens": 4,
-        "device": "cpu",
-        **changes,
+        "algorithm.epochs": 1,
+        "sampling.max_new_tokens": 4,
+        "machine.device": "cpu",
+        **{name.replace("__", "."): value for name, value in changes.items()},
     }
     path = folder / "ppo.yaml"
     path.write_text(yaml.safe_dump(settings))
@@ -44,7 +44,10 @@ def comparison(models: Path, folder: Path, **changes) -> CompareLearningConfig:
     settings = {
         "settings": settings_file(models, folder),
         "output": str(folder / "out"),
-        "methods": {"terminal": {"credit": "terminal"}, "even": {"credit": "uniform"}},
+        "methods": {
+            "terminal": {"credit.method": "terminal"},
+            "even": {"credit.method": "uniform"},
+        },
         "learning_rates": (1e-3,),
         "gae_lambdas": (0.9, 1.0),
         "tuning_seeds": 1,
@@ -74,7 +77,7 @@ def test_a_second_call_runs_nothing_and_a_new_method_only_itself(models, tmp_pat
     marked = curves / "even_lr0.001_lam0.9_seed0.json"
     curve = json.loads(marked.read_text())
     marked.write_text(json.dumps({**curve, "score": [50.0, 50.0]}))
-    methods = {**config.methods, "attention": {"credit": "attention"}}
+    methods = {**config.methods, "attention": {"credit.method": "attention"}}
     compare_learning(comparison(models, tmp_path, gae_lambdas=(0.9,), seeds=1, methods=methods))
     rows = json.loads((tmp_path / "out" / "learning.json").read_text())
     assert {row["method"]: row["mean"] for row in rows}["even"] == "50.00"
@@ -117,7 +120,7 @@ def test_rows_say_when_the_best_of_terminal_is_reached():
 def test_curves_of_other_settings_are_not_mixed_in(models, tmp_path):
     config = comparison(models, tmp_path, gae_lambdas=(0.9,), seeds=1)
     compare_learning(config)
-    settings_file(models, tmp_path, max_new_tokens=3)
+    settings_file(models, tmp_path, sampling__max_new_tokens=3)
     with pytest.raises(RunFolderError, match="other settings"):
         compare_learning(config)
 
@@ -130,15 +133,18 @@ def test_a_missing_settings_file_is_named(tmp_path):
 
 
 def test_a_misspelt_setting_of_a_method_is_named(models, tmp_path):
-    config = comparison(models, tmp_path, methods={"a": {"credits": "uniform"}})
-    with pytest.raises(ConfigError, match="'a' has the settings credits"):
+    config = comparison(models, tmp_path, methods={"a": {"credits.method": "uniform"}})
+    with pytest.raises(
+        ConfigError,
+        match=r"method 'a': there is no setting 'credits\.method'.*Did you mean 'credit\.method'",
+    ):
         compare_learning(config)
 
 
 def test_settings_that_the_comparison_chooses_may_not_be_set(models, tmp_path):
     config = comparison(models, tmp_path)
-    settings_file(models, tmp_path, seed=3, learning_rate=1e-3)
-    with pytest.raises(ConfigError, match="sets learning_rate, seed"):
+    settings_file(models, tmp_path, seed=3, optimizer__learning_rate=1e-3)
+    with pytest.raises(ConfigError, match=r"sets optimizer\.learning_rate, seed"):
         compare_learning(config)
 
 

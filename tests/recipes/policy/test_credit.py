@@ -16,7 +16,7 @@ from transformers import (
 from tokencredit.aggregation.transforms import RunningMoments
 from tokencredit.errors import ConfigError, ModelError
 from tokencredit.policy.hf_rollout import sampled_responses
-from tokencredit.recipes.policy.experience import collected
+from tokencredit.recipes.policy.experience import experience_of
 from tokencredit.recipes.policy.models import loaded_models
 from tokencredit.recipes.policy.settings import NEEDS_CREDIT_MODEL, PolicyCredit
 from tokencredit.recipes.policy.train_policy import train_policy
@@ -49,14 +49,14 @@ def models(tmp_path_factory):
 
 def needed(models, credit: str) -> dict[str, str]:
     if credit == "segment":
-        return {"segments": "ngram"}
+        return {"segments.kind": "ngram"}
     name = "classifier" if credit == "discriminator" else "dpo"
-    return {"credit_model": str(models / name)} if credit in NEEDS_CREDIT_MODEL else {}
+    return {"credit.model": str(models / name)} if credit in NEEDS_CREDIT_MODEL else {}
 
 
-def experience_of(models, tmp_path, **settings):
+def first_experience(models, tmp_path, **settings):
     """What a first step collects, with ten words in every response."""
-    config = tiny_config(models, tmp_path / "run", max_new_tokens=10, **settings)
+    config = tiny_config(models, tmp_path / "run", sampling__max_new_tokens=10, **settings)
     parts = loaded_models(config, None, torch.device("cpu"))
     torch.manual_seed(0)
     prompt_ids, prompt_mask = left_padded([[3, 4], [5]], parts.tokenizer.pad_token_id)
@@ -68,7 +68,7 @@ def experience_of(models, tmp_path, **settings):
         pad_token_id=parts.tokenizer.pad_token_id,
         eos_token_id=parts.tokenizer.eos_token_id,
     )
-    return collected(
+    return experience_of(
         parts,
         parts.actor_critic,
         batch,
@@ -82,7 +82,7 @@ def experience_of(models, tmp_path, **settings):
 
 @pytest.mark.parametrize("credit", get_args(PolicyCredit))
 def test_every_credit_trains(models, tmp_path, credit):
-    config = tiny_config(models, tmp_path / "run", credit=credit, **needed(models, credit))
+    config = tiny_config(models, tmp_path / "run", credit__method=credit, **needed(models, credit))
     train_policy(config)
     rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert len(rows) == 2
@@ -91,14 +91,18 @@ def test_every_credit_trains(models, tmp_path, credit):
 
 @pytest.mark.parametrize("credit", ["uniform", "attention", "shaped-log-ratio"])
 def test_conserving_credits_sum_to_the_score(models, tmp_path, credit):
-    found = experience_of(models, tmp_path, credit=credit, **needed(models, credit))
+    found = first_experience(models, tmp_path, credit__method=credit, **needed(models, credit))
     torch.testing.assert_close(found.token_scores.sum(-1), found.sequence_scores)
     assert (found.token_scores != 0).sum() > len(found.batch)
 
 
 def test_log_ratios_are_added_to_the_terminal_reward(models, tmp_path):
-    mixed = experience_of(
-        models, tmp_path, credit="log-ratio", credit_clip=0.05, **needed(models, "log-ratio")
+    mixed = first_experience(
+        models,
+        tmp_path,
+        credit__method="log-ratio",
+        credit__clip=0.05,
+        **needed(models, "log-ratio"),
     )
     early = mixed.token_scores[:, :-1]
     assert early.abs().max() == pytest.approx(0.05)
@@ -108,12 +112,12 @@ def test_log_ratios_are_added_to_the_terminal_reward(models, tmp_path):
 
 
 def test_smoothing_moves_credit_and_keeps_its_sum(models, tmp_path):
-    plain = experience_of(models, tmp_path, credit="prefix-difference")
-    smooth = experience_of(models, tmp_path, credit="smoothed-prefix-difference")
+    plain = first_experience(models, tmp_path, credit__method="prefix-difference")
+    smooth = first_experience(models, tmp_path, credit__method="smoothed-prefix-difference")
     torch.testing.assert_close(plain.token_scores.sum(-1), smooth.token_scores.sum(-1))
     assert smooth.token_scores[:, :-1].abs().sum() < plain.token_scores[:, :-1].abs().sum()
-    unsmoothed = experience_of(
-        models, tmp_path, credit="smoothed-prefix-difference", credit_decay=0.0
+    unsmoothed = first_experience(
+        models, tmp_path, credit__method="smoothed-prefix-difference", credit__decay=0.0
     )
     torch.testing.assert_close(plain.token_scores, unsmoothed.token_scores)
 
@@ -122,22 +126,32 @@ def test_smoothing_moves_credit_and_keeps_its_sum(models, tmp_path):
     "segments", ["ngram", "random-ngram", "sentence", "clause", "entropy", "perplexity"]
 )
 def test_segments_are_paid_at_their_ends(models, tmp_path, segments):
-    plain = experience_of(models, tmp_path, credit="prefix-difference")
-    paid = experience_of(
-        models, tmp_path, credit="prefix-difference", segments=segments, segment_entropy=0.5
+    plain = first_experience(models, tmp_path, credit__method="prefix-difference")
+    paid = first_experience(
+        models,
+        tmp_path,
+        credit__method="prefix-difference",
+        segments__kind=segments,
+        segments__entropy=0.5,
     )
     torch.testing.assert_close(paid.token_scores.sum(-1), plain.token_scores.sum(-1))
     assert (paid.token_scores != 0).sum() <= (plain.token_scores != 0).sum()
 
 
 def test_ngrams_are_paid_every_fifth_token(models, tmp_path):
-    paid = experience_of(models, tmp_path, credit="prefix-difference", segments="ngram")
+    paid = first_experience(
+        models, tmp_path, credit__method="prefix-difference", segments__kind="ngram"
+    )
     assert (paid.token_scores != 0).nonzero()[:, 1].tolist() == [4, 9, 4, 9]
 
 
 def test_macro_actions_share_one_advantage(models, tmp_path):
-    found = experience_of(
-        models, tmp_path, credit="prefix-difference", segments="ngram", segment_use="macro-actions"
+    found = first_experience(
+        models,
+        tmp_path,
+        credit__method="prefix-difference",
+        segments__kind="ngram",
+        segments__use="macro-actions",
     )
     assert (found.token_scores != 0).sum() > 4
     blocks = found.advantages.view(2, 2, 5)
@@ -146,28 +160,30 @@ def test_macro_actions_share_one_advantage(models, tmp_path):
 
 
 def test_macro_actions_of_one_token_are_plain_advantages(models, tmp_path):
-    plain = experience_of(models, tmp_path, credit="prefix-difference")
-    single = experience_of(
+    plain = first_experience(models, tmp_path, credit__method="prefix-difference")
+    single = first_experience(
         models,
         tmp_path,
-        credit="prefix-difference",
-        segments="ngram",
-        segment_length=1,
-        segment_use="macro-actions",
+        credit__method="prefix-difference",
+        segments__kind="ngram",
+        segments__length=1,
+        segments__use="macro-actions",
     )
     torch.testing.assert_close(single.advantages, plain.advantages)
 
 
 def test_a_share_of_the_reward_can_stay_at_the_end(models, tmp_path):
-    dense = experience_of(models, tmp_path, credit="uniform")
-    mixed = experience_of(models, tmp_path, credit="uniform", terminal_share=0.25)
+    dense = first_experience(models, tmp_path, credit__method="uniform")
+    mixed = first_experience(
+        models, tmp_path, credit__method="uniform", credit__terminal_share=0.25
+    )
     torch.testing.assert_close(mixed.token_scores[:, :-1], 0.75 * dense.token_scores[:, :-1])
     torch.testing.assert_close(mixed.token_scores.sum(-1), dense.token_scores.sum(-1))
 
 
 def test_segment_credit_is_the_same_inside_a_segment(models, tmp_path):
-    found = experience_of(models, tmp_path, credit="segment", segments="ngram",
-                          segment_use="macro-actions")  # fmt: skip
+    found = first_experience(models, tmp_path, credit__method="segment", segments__kind="ngram",
+                          segments__use="macro-actions")  # fmt: skip
     blocks = found.token_scores.view(2, 2, 5)
     torch.testing.assert_close(blocks, blocks[..., :1].expand_as(blocks))
     ids = torch.tensor([[0] * 5 + [1] * 5])
@@ -177,12 +193,12 @@ def test_segment_credit_is_the_same_inside_a_segment(models, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"credit": "log-ratio"}, "expected a model for it"),
-        ({"credit": "uniform", "credit_model": "m"}, "expected none"),
-        ({"credit": "segment"}, "credit is 'segment' and segments 'none'"),
-        ({"segment_use": "macro-actions"}, "segment_use is 'macro-actions'"),
-        ({"terminal_share": 1.5}, "terminal_share is 1.5"),
-        ({"credit_decay": 1.0}, "credit_decay 1.0"),
+        ({"credit.method": "log-ratio"}, "expected a model for it"),
+        ({"credit.method": "uniform", "credit.model": "m"}, "expected none"),
+        ({"credit.method": "segment"}, "credit.method is 'segment' and segments.kind 'none'"),
+        ({"segments.use": "macro-actions"}, "use is 'macro-actions'"),
+        ({"credit.terminal_share": 1.5}, "terminal_share is 1.5"),
+        ({"credit.decay": 1.0}, "decay 1.0"),
     ],
 )
 def test_contradictory_credit_settings(models, tmp_path, changes, message):
@@ -192,15 +208,25 @@ def test_contradictory_credit_settings(models, tmp_path, changes, message):
 
 def test_a_classifier_of_severities_is_no_discriminator(models, tmp_path):
     config = tiny_config(
-        models, tmp_path, credit="discriminator", credit_model=str(models / "severity")
+        models, tmp_path, credit__method="discriminator", credit__model=str(models / "severity")
     )
     with pytest.raises(ModelError, match="has 3 classes; expected two"):
         loaded_models(config, None, torch.device("cpu"))
 
 
 def test_log_ratios_need_a_known_reference(models, tmp_path):
-    config = tiny_config(models, tmp_path, credit="log-ratio", credit_model=str(models / "policy"))
+    config = tiny_config(
+        models, tmp_path, credit__method="log-ratio", credit__model=str(models / "policy")
+    )
     with pytest.raises(ConfigError, match="reference"):
         loaded_models(config, None, torch.device("cpu"))
-    given = replace(config, credit_reference=str(models / "policy"), credit_dpo_beta=0.1)
+    known = replace(config.credit, reference=str(models / "policy"), dpo_beta=0.1)
+    given = replace(config, credit=known)
     assert loaded_models(given, None, torch.device("cpu")).credit.dpo_beta == 0.1
+
+
+def test_scores_are_kept_before_and_after_they_are_clipped(models, tmp_path):
+    found = first_experience(models, tmp_path, credit__method="uniform", score__clip=0.01)
+    assert (found.sequence_scores.abs() > 0.01).all()
+    torch.testing.assert_close(found.normal_scores, found.sequence_scores.clamp(-0.01, 0.01))
+    torch.testing.assert_close(found.token_scores.sum(-1), found.normal_scores)

@@ -25,11 +25,11 @@ from tiny_policy import tiny_config, write_models
 
 from tokencredit.errors import ConfigError, RunFolderError
 from tokencredit.recipes.policy import sharding
-from tokencredit.recipes.policy.sharding import settle
+from tokencredit.recipes.policy.sharding import configure_deepspeed
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.run_folder import read_jsonl
 
-LORA = {"lora_rank": 2, "credit": "generator-attention", "segments": "entropy"}
+LORA = {"lora.rank": 2, "credit.method": "generator-attention", "segments.kind": "entropy"}
 pytestmark = pytest.mark.timeout(900)  # several processes, perhaps on one core
 DDP, FSDP2 = environment_of("ddp.yaml"), environment_of("fsdp2.yaml")
 RECOMPUTING = environment_of("fsdp2.yaml", fsdp_activation_checkpointing="true")
@@ -37,12 +37,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "ddp": {"environment": DDP},
     "fsdp2": {"environment": FSDP2},
     "layer-by-layer": {
-        "environment": FSDP2, "gather_for_generation": False, "micro_batch_size": 1,
+        "environment": FSDP2,
+        "machine.gather_for_generation": False,
+        "algorithm.micro_batch_size": 1,
     },
     "recomputing": {"environment": RECOMPUTING},
-    "served": {"environment": FSDP2, "vllm_server": "http://localhost:8000"},
+    "served": {"environment": FSDP2, "machine.vllm_server": "http://localhost:8000"},
     "lora": {"environment": FSDP2, **LORA},
-    "tied": {"environment": FSDP2, "critic": "separate", "offload_frozen": True},
+    "tied": {"environment": FSDP2, "algorithm.critic": "separate", "machine.offload_frozen": True},
 }  # fmt: skip
 
 
@@ -57,8 +59,8 @@ def folder(tmp_path_factory):
     runs["begun-by-one"] = CERTAIN
     runs["drawn-ddp"] = {"environment": DDP, **DRAWN}
     runs["drawn-fsdp2"] = DRAWN
-    runs["drawn-layer-by-layer"] = {"gather_for_generation": False, **DRAWN}
-    runs["bf16"] = {"mixed_precision": "bf16", "steps": 1}
+    runs["drawn-layer-by-layer"] = {"machine.gather_for_generation": False, **DRAWN}
+    runs["bf16"] = {"machine.mixed_precision": "bf16", "steps": 1}
     train_policy(tiny_config(folder / "models", folder / "begun-by-one", **CERTAIN, steps=1))
     finished(
         folder,
@@ -72,7 +74,11 @@ def folder(tmp_path_factory):
             for name, settings in runs.items()
         ],
     )
-    for name, settings in {"plain": {}, "lora": LORA, "tied": {"critic": "separate"}}.items():
+    for name, settings in {
+        "plain": {},
+        "lora": LORA,
+        "tied": {"algorithm.critic": "separate"},
+    }.items():
         alone = folder / f"{name}-alone"
         train_policy(tiny_config(models_of(folder, name), alone, **{**CERTAIN, **settings}))
     return folder
@@ -199,9 +205,11 @@ def test_what_cannot_be_run_is_refused(accelerator, message):
 
 
 def test_zero3_reads_no_head_outside_a_pass(tmp_path):
-    config = tiny_config(tmp_path, tmp_path, lora_rank=2, segments="entropy")
-    with pytest.raises(ConfigError, match="segments is 'entropy' with lora_rank 2 under ZeRO-3"):
-        settle(launched_with_deepspeed(), config)
+    config = tiny_config(tmp_path, tmp_path, lora__rank=2, segments__kind="entropy")
+    with pytest.raises(
+        ConfigError, match=r"segments\.kind is 'entropy' with lora\.rank 2 under ZeRO-3"
+    ):
+        configure_deepspeed(launched_with_deepspeed(), config)
 
 
 def test_frozen_models_come_only_while_they_are_called():
@@ -227,7 +235,9 @@ def test_offloading_changes_no_number(tmp_path):
         output = tmp_path / str(offload)
         held_out = str(models / "held-out")
         train_policy(
-            tiny_config(models, output, offload_frozen=offload, held_out_reward_model=held_out)
+            tiny_config(
+                models, output, machine__offload_frozen=offload, held_out_reward_model=held_out
+            )
         )
         runs[offload] = load_file(output / "policy" / "model.safetensors")
     assert all(torch.equal(value, runs[True][name]) for name, value in runs[False].items())

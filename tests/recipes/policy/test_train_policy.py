@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,10 @@ from tokencredit.recipes.policy import checkpoints
 from tokencredit.recipes.policy import train_policy as recipe
 from tokencredit.recipes.policy import update as ppo_update
 from tokencredit.recipes.policy import views as policy_views
-from tokencredit.recipes.policy.processes import told_of_lost_processes
+from tokencredit.recipes.policy.processes import explain_lost_processes
 from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
 from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.settings import flat_settings
 
 TIMES = ("seconds_rollout", "seconds_score", "seconds_update", "tokens_per_second")
 CREDITS = (
@@ -69,7 +71,7 @@ def assert_same_run(first: Path, second: Path) -> None:
 @pytest.mark.parametrize("credit", CREDITS)
 def test_every_credit_trains_and_reports(models, tmp_path, credit):
     held_out = str(models / "held-out")
-    config = tiny_config(models, tmp_path, credit=credit, held_out_reward_model=held_out)
+    config = tiny_config(models, tmp_path, credit__method=credit, held_out_reward_model=held_out)
     policy = train_policy(config)
     rows = read_jsonl(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 1]
@@ -85,7 +87,7 @@ def test_every_credit_trains_and_reports(models, tmp_path, credit):
 
 @pytest.mark.parametrize("credit", CREDITS)
 def test_token_scores_sum_to_the_score_before_kl(models, tmp_path, credit):
-    train_policy(tiny_config(models, tmp_path, credit=credit, steps=1, credit_beta=0.7))
+    train_policy(tiny_config(models, tmp_path, credit__method=credit, steps=1, credit__beta=0.7))
     row = read_jsonl(tmp_path / "metrics.jsonl")[0]
     if credit == "prefix-difference":
         assert row["token_score_sum"] != pytest.approx(row["score"], rel=1e-3)
@@ -94,14 +96,14 @@ def test_token_scores_sum_to_the_score_before_kl(models, tmp_path, credit):
 
 
 def test_the_first_step_starts_at_the_reference(models, tmp_path):
-    train_policy(tiny_config(models, tmp_path, steps=1, ppo_epochs=1))
+    train_policy(tiny_config(models, tmp_path, steps=1, algorithm__epochs=1))
     row = read_jsonl(tmp_path / "metrics.jsonl")[0]
     assert row["kl"] == pytest.approx(0.0, abs=1e-5)
     assert row["clip_fraction"] == 0.0
 
 
 def test_resumed_equals_uninterrupted(models, tmp_path):
-    settings = {"kl_target": 1.0, "score_normalization": "running", "sample_every": 1}
+    settings = {"kl.target": 1.0, "score.normalization": "running", "record.sample_every": 1}
     train_policy(tiny_config(models, tmp_path / "whole", steps=4, **settings))
     train_policy(tiny_config(models, tmp_path / "halves", steps=2, **settings))
     train_policy(tiny_config(models, tmp_path / "halves", steps=4, **settings))
@@ -110,9 +112,9 @@ def test_resumed_equals_uninterrupted(models, tmp_path):
 
 @pytest.mark.parametrize("critic", ["separate", "reward-model"])
 def test_resumed_equals_uninterrupted_with_a_critic_apart(models, tmp_path, critic):
-    train_policy(tiny_config(models, tmp_path / "whole", steps=3, critic=critic))
-    train_policy(tiny_config(models, tmp_path / "halves", steps=1, critic=critic))
-    train_policy(tiny_config(models, tmp_path / "halves", steps=3, critic=critic))
+    train_policy(tiny_config(models, tmp_path / "whole", steps=3, algorithm__critic=critic))
+    train_policy(tiny_config(models, tmp_path / "halves", steps=1, algorithm__critic=critic))
+    train_policy(tiny_config(models, tmp_path / "halves", steps=3, algorithm__critic=critic))
     assert_same_run(tmp_path / "whole", tmp_path / "halves")
 
 
@@ -120,8 +122,9 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_end(models, tmp_path):
     steps = 6
     train_policy(tiny_config(models, tmp_path / "whole", steps=steps))
     command = [sys.executable, "-m", "tokencredit.cli", "train-policy"]
-    for name, value in vars(tiny_config(models, tmp_path / "killed", steps=steps)).items():
-        if value is not None and value != () and name != "prompt_tokens":
+    settings = asdict(tiny_config(models, tmp_path / "killed", steps=steps))
+    for name, value in flat_settings(TrainPolicyConfig, settings).items():
+        if value is not None and value != ():
             command += [f"--{name}", str(value)]
     process = subprocess.Popen(
         command,
@@ -166,7 +169,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(models, tmp_path, monkeypatch):
 
 
 def test_only_the_newest_checkpoints_stay(models, tmp_path):
-    train_policy(tiny_config(models, tmp_path, steps=4, keep_checkpoints=2))
+    train_policy(tiny_config(models, tmp_path, steps=4, record__keep_checkpoints=2))
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["step-000003", "step-000004"]
     files = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
@@ -175,9 +178,15 @@ def test_only_the_newest_checkpoints_stay(models, tmp_path):
 
 @pytest.mark.parametrize("minibatch_size", [4, 2])
 def test_accumulated_gradient_equals_the_whole_batch(models, tmp_path, minibatch_size):
-    settings = {"minibatch_size": minibatch_size, "truncated": "mask", "adam_epsilon": 1e-3}
+    settings = {
+        "algorithm.minibatch_size": minibatch_size,
+        "sampling.truncated": "mask",
+        "optimizer.adam_epsilon": 1e-3,
+    }
     for size in (1, minibatch_size):
-        train_policy(tiny_config(models, tmp_path / str(size), micro_batch_size=size, **settings))
+        train_policy(
+            tiny_config(models, tmp_path / str(size), algorithm__micro_batch_size=size, **settings)
+        )
     ones, whole = (
         weights(tmp_path / "1" / "policy"),
         weights(tmp_path / str(minibatch_size) / "policy"),
@@ -186,7 +195,7 @@ def test_accumulated_gradient_equals_the_whole_batch(models, tmp_path, minibatch
         torch.testing.assert_close(ones[name], value, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{}, {"top_k": 4}, {"credit": "attention"}])
+@pytest.mark.parametrize("settings", [{}, {"sampling.top_k": 4}, {"credit.method": "attention"}])
 def test_scoring_some_responses_at_a_time_says_the_same(models, tmp_path, monkeypatch, settings):
     rows_at_a_time = []
 
@@ -198,7 +207,12 @@ def test_scoring_some_responses_at_a_time_says_the_same(models, tmp_path, monkey
     found = []
     for size in (None, 1):
         output = tmp_path / str(size)
-        changes = {"steps": 1, "micro_batch_size": size, "ppo_epochs": 1, **settings}
+        changes = {
+            "steps": 1,
+            "algorithm.micro_batch_size": size,
+            "algorithm.epochs": 1,
+            **settings,
+        }
         train_policy(
             tiny_config(models, output, held_out_reward_model=str(models / "held-out"), **changes)
         )
@@ -209,7 +223,7 @@ def test_scoring_some_responses_at_a_time_says_the_same(models, tmp_path, monkey
 
 
 def test_lora_trains_adapters_alone_and_the_base_is_its_reference(models, tmp_path):
-    settings = {"lora_rank": 2, "credit": "attention"}
+    settings = {"lora.rank": 2, "credit.method": "attention"}
     policy = train_policy(tiny_config(models, tmp_path / "whole", steps=3, **settings))
     rows = read_jsonl(tmp_path / "whole" / "metrics.jsonl")
     assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-5)
@@ -246,9 +260,15 @@ def test_true_credit_is_learnt_and_shuffled_credit_is_not(models, tmp_path):
         return pays_good(batch)[torch.randperm(len(batch))].masked_fill(~batch.response_mask, 0.0)
 
     settings = {
-        "steps": 30, "batch_size": 16, "learning_rate": 1e-2, "kl_coef": 0.0, "gae_lambda": 0.0,
-        "min_new_tokens": 5, "checkpoint_every": 30, "ppo_epochs": 4,
-    }  # fmt: skip
+        "steps": 30,
+        "batch_size": 16,
+        "optimizer.learning_rate": 1e-2,
+        "kl.coef": 0.0,
+        "algorithm.gae_lambda": 0.0,
+        "algorithm.epochs": 4,
+        "sampling.min_new_tokens": 5,
+        "record.checkpoint_every": 30,
+    }
     shares = {}
     for name, scorer in {"true": pays_good, "shuffled": pays_a_random_token}.items():
         output = tmp_path / name
@@ -264,9 +284,15 @@ def test_truncated_responses_are_paid_as_asked(models, tmp_path):
     for truncated in ("ended", "penalty", "bootstrap", "mask"):
         penalty = 3.0 if truncated == "penalty" else 0.0
         config = tiny_config(
-            models, tmp_path / truncated, steps=1, min_new_tokens=5, sample_every=1,
-            truncated=truncated, truncation_penalty=penalty, critic="reward-model",
-        )  # fmt: skip
+            models,
+            tmp_path / truncated,
+            steps=1,
+            sampling__min_new_tokens=5,
+            sampling__truncated=truncated,
+            sampling__truncation_penalty=penalty,
+            algorithm__critic="reward-model",
+            record__sample_every=1,
+        )
         train_policy(config)
         sample = read_jsonl(tmp_path / truncated / "samples.jsonl")[0]
         rows[truncated] = (sample, read_jsonl(tmp_path / truncated / "metrics.jsonl")[0])
@@ -280,7 +306,7 @@ def test_truncated_responses_are_paid_as_asked(models, tmp_path):
 
 def test_score_clip_acts_before_the_score_is_spread(models, tmp_path):
     config = tiny_config(
-        models, tmp_path, steps=1, credit="attention", score_clip=0.01, kl_coef=0.0
+        models, tmp_path, steps=1, credit__method="attention", score__clip=0.01, kl__coef=0.0
     )
     train_policy(config)
     row = read_jsonl(tmp_path / "metrics.jsonl")[0]
@@ -295,8 +321,8 @@ def test_kl_in_the_loss_moves_the_policy_back(models, tmp_path, estimator):
     kls = {}
     for coefficient in (0.0, 5.0):
         config = tiny_config(
-            models, tmp_path / str(coefficient), steps=4, kl_coef=0.0, kl_estimator=estimator,
-            kl_loss_coef=coefficient,
+            models, tmp_path / str(coefficient), steps=4, kl__coef=0.0, kl__estimator=estimator,
+            kl__loss_coef=coefficient,
         )  # fmt: skip
         train_policy(config)
         kls[coefficient] = abs(read_jsonl(Path(config.output) / "metrics.jsonl")[-1]["kl"])
@@ -330,8 +356,8 @@ def test_logprobs_know_what_was_suppressed(models, tmp_path):
     rewards = {}
     for logprobs_of in ("sampled", "unmasked"):
         config = tiny_config(
-            models, tmp_path / logprobs_of, steps=1, response_lengths="uniform",
-            logprobs_of=logprobs_of,
+            models, tmp_path / logprobs_of, steps=1, sampling__response_lengths="uniform",
+            sampling__logprobs_of=logprobs_of,
         )  # fmt: skip
         train_policy(config)
         rewards[logprobs_of] = read_jsonl(Path(config.output) / "metrics.jsonl")[0]["entropy"]
@@ -339,7 +365,14 @@ def test_logprobs_know_what_was_suppressed(models, tmp_path):
 
 
 def test_top_k_logprobs_are_those_of_the_truncated_distribution(models, tmp_path):
-    config = tiny_config(models, tmp_path, steps=1, top_k=1, max_new_tokens=3, ppo_epochs=1)
+    config = tiny_config(
+        models,
+        tmp_path,
+        steps=1,
+        sampling__top_k=1,
+        sampling__max_new_tokens=3,
+        algorithm__epochs=1,
+    )
     train_policy(config)
     row = read_jsonl(tmp_path / "metrics.jsonl")[0]
     assert row["entropy"] == pytest.approx(0.0, abs=1e-5)
@@ -385,7 +418,7 @@ def test_batches_that_processes_cannot_share_are_refused(models, tmp_path):
 def test_another_run_in_the_folder_is_refused(models, tmp_path):
     train_policy(tiny_config(models, tmp_path, steps=1))
     with pytest.raises(RunFolderError, match="credit"):
-        train_policy(tiny_config(models, tmp_path, steps=1, credit="terminal"))
+        train_policy(tiny_config(models, tmp_path, steps=1, credit__method="terminal"))
 
 
 def test_empty_prompts_are_refused(models, tmp_path):
@@ -398,32 +431,6 @@ def test_prompts_longer_than_the_context_are_refused(models, tmp_path):
     (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "the film " * 40}) + "\n")
     with pytest.raises(DataError, match="the policy has 64"):
         train_policy(tiny_config(models, tmp_path / "run", prompts=str(tmp_path / "long.jsonl")))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"kl_coef": 0.1, "kl_loss_coef": 0.1}, "not both"),
-        ({"batch_size": 6, "minibatch_size": 4}, "multiple"),
-        ({"batch_size": 4, "micro_batch_size": 3}, "multiple"),
-        ({"kl_coef": 0.0, "kl_loss_coef": 0.1}, "zero on average"),
-        ({"kl_target": 6.0, "kl_coef": 0.0}, "adaptive"),
-        ({"truncation_penalty": 1.0}, "truncated='penalty'"),
-        ({"response_lengths": "uniform", "truncated": "mask"}, "forbids the end"),
-        ({"prompt_tokens": [4, 2]}, "least <= most"),
-        ({"gamma": 0.0}, "gamma"),
-        ({"steps": 0}, "at least 1"),
-        ({"process_timeout": 0.0}, "process_timeout"),
-    ],
-)
-def test_contradictory_settings_are_refused(models, tmp_path, changes, message):
-    with pytest.raises(ConfigError, match=message):
-        tiny_config(models, tmp_path, **changes)
-
-
-def test_discounting_a_redistribution_warns(models, tmp_path):
-    with pytest.warns(TokenCreditWarning, match="gamma is 0.9"):
-        tiny_config(models, tmp_path, gamma=0.9, credit="attention")
 
 
 def test_two_processes_train(models, tmp_path):
@@ -470,7 +477,7 @@ def test_a_process_that_is_lost_stops_the_others_and_the_run_goes_on(models, tmp
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     output, said = tmp_path / "run", tmp_path / "said.txt"
-    config = tiny_config(models, output, steps=10_000, process_timeout=10.0)
+    config = tiny_config(models, output, steps=10_000, machine__process_timeout=10.0)
     fork = multiprocessing.get_context("fork")
     first, second = (
         fork.Process(target=train_as, args=(rank, port, config, said)) for rank in (0, 1)
@@ -494,14 +501,16 @@ def test_a_process_that_is_lost_stops_the_others_and_the_run_goes_on(models, tmp
 
 
 def test_other_errors_are_not_taken_for_lost_processes():
-    with pytest.raises(RuntimeError, match="the shapes"), told_of_lost_processes():
+    with pytest.raises(RuntimeError, match="the shapes"), explain_lost_processes():
         raise RuntimeError("the shapes do not fit")
 
 
 def test_bfloat16_is_that_of_policy_and_reference_alike(models, tmp_path):
     rows = {}
     for precision in ("no", "bf16"):
-        config = tiny_config(models, tmp_path / precision, steps=1, mixed_precision=precision)
+        config = tiny_config(
+            models, tmp_path / precision, steps=1, machine__mixed_precision=precision
+        )
         train_policy(config)
         rows[precision] = read_jsonl(tmp_path / precision / "metrics.jsonl")[0]
     assert rows["bf16"]["kl"] == pytest.approx(0.0, abs=1e-5)
@@ -509,7 +518,7 @@ def test_bfloat16_is_that_of_policy_and_reference_alike(models, tmp_path):
 
 
 def test_metrics_reach_the_tracker(models, tmp_path):
-    train_policy(tiny_config(models, tmp_path, trackers=("tensorboard",)))
+    train_policy(tiny_config(models, tmp_path, record__trackers=("tensorboard",)))
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     (event_file,) = (tmp_path / "tokencredit").glob("events.*")
@@ -530,7 +539,11 @@ def test_chats_are_rendered_for_policy_and_reward_model_by_their_own_templates(t
     chat = [{"role": "user", "content": "the plot"}]
     (models / "chats.jsonl").write_text(json.dumps({"prompt": chat}) + "\n")
     config = tiny_config(
-        models, tmp_path / "run", prompts=str(models / "chats.jsonl"), credit="attention", steps=1
+        models,
+        tmp_path / "run",
+        prompts=str(models / "chats.jsonl"),
+        credit__method="attention",
+        steps=1,
     )
     train_policy(config)
     sample = read_jsonl(tmp_path / "run" / "samples.jsonl")[0]
@@ -543,7 +556,7 @@ def test_chats_are_not_cut(models, tmp_path):
         json.dumps({"prompt": [{"role": "user", "content": "the plot"}]}) + "\n"
     )
     config = tiny_config(
-        models, tmp_path / "run", prompts=str(tmp_path / "chats.jsonl"), prompt_tokens=[1, 2]
+        models, tmp_path / "run", prompts=str(tmp_path / "chats.jsonl"), data__tokens=[1, 2]
     )
     with pytest.raises(ConfigError, match="whole chats"):
         train_policy(config)

@@ -10,7 +10,7 @@ from tiny_policy import tiny_config, write_models
 
 from tokencredit.errors import ConfigError, ServerError
 from tokencredit.recipes.policy.train_policy import train_policy
-from tokencredit.recipes.policy.vllm import VLLMServer, connected, served_responses
+from tokencredit.recipes.policy.vllm import VLLMServer, connect, served_responses
 from tokencredit.recipes.run_folder import read_jsonl
 from tokencredit.sampling import Sampling
 
@@ -53,13 +53,16 @@ def answered(answers: list[list[int]], lengths: torch.Tensor | None = None, **sa
     return client.question, batch, truncated.tolist()
 
 
-@pytest.mark.parametrize("settings", [{"top_k": 1}, {"top_k": 1, "response_lengths": "uniform"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"sampling.top_k": 1}, {"sampling.top_k": 1, "sampling.response_lengths": "uniform"}],
+)
 def test_a_server_draws_what_the_policy_would(models, tmp_path, monkeypatch, settings):
-    settings = {"logprobs_of": "unmasked", "min_new_tokens": 2, **settings}
+    settings = {"sampling.logprobs_of": "unmasked", "sampling.min_new_tokens": 2, **settings}
     clients = installed(models / "policy")
     monkeypatch.setattr(CLIENT, clients)
     train_policy(tiny_config(models, tmp_path / "own", **settings))
-    train_policy(tiny_config(models, tmp_path / "served", vllm_server=ADDRESS, **settings))
+    train_policy(tiny_config(models, tmp_path / "served", machine__vllm_server=ADDRESS, **settings))
     (client,) = clients.made
     assert client.address == ADDRESS
     each = ["update_named_params", "reset_prefix_cache", "generate"]
@@ -75,7 +78,7 @@ def test_a_server_draws_what_the_policy_would(models, tmp_path, monkeypatch, set
 def test_the_weights_of_the_last_step_are_sent_before_the_next(models, tmp_path, monkeypatch):
     clients = installed(models / "policy")
     monkeypatch.setattr(CLIENT, clients)
-    train_policy(tiny_config(models, tmp_path, vllm_server=ADDRESS))
+    train_policy(tiny_config(models, tmp_path, machine__vllm_server=ADDRESS))
     before = load_file(tmp_path / "checkpoints" / "step-000001" / "policy" / "model.safetensors")
     for name, weight in clients.made[0].model.state_dict().items():
         assert torch.equal(weight, before[name]), name
@@ -152,9 +155,9 @@ def test_a_server_that_cannot_be_used_is_refused(monkeypatch, raised, error, mes
 
     monkeypatch.setattr(CLIENT, Refusing)
     with pytest.raises(error, match=message):
-        connected(ADDRESS, Accelerator(cpu=True))
+        connect(ADDRESS, Accelerator(cpu=True))
 
 
 def test_an_adapter_is_not_sent(models, tmp_path):
     with pytest.raises(ConfigError, match="whole weights, not an adapter"):
-        tiny_config(models, tmp_path, vllm_server=ADDRESS, lora_rank=2)
+        tiny_config(models, tmp_path, machine__vllm_server=ADDRESS, lora__rank=2)

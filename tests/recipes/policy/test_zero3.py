@@ -19,12 +19,12 @@ from tokencredit.recipes.run_folder import read_jsonl
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
 
 pytestmark = pytest.mark.timeout(900)  # several processes, perhaps on one core
-LORA = {"lora_rank": 2, "credit": "generator-attention"}
-APART = {"critic": "separate", "offload_frozen": True}
+LORA = {"lora.rank": 2, "credit.method": "generator-attention"}
+APART = {"algorithm.critic": "separate", "machine.offload_frozen": True}
 KINDS = {
     "plain": {},
-    "accumulating": {"micro_batch_size": 1},
-    "served": {"vllm_server": "http://localhost:8000"},
+    "accumulating": {"algorithm.micro_batch_size": 1},
+    "served": {"machine.vllm_server": "http://localhost:8000"},
     "lora": LORA,
     "tied": APART,
 }
@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
     runs["begun-by-one"] = CERTAIN
     runs["begun-by-two"] = {**CERTAIN, "steps": 1}
     runs["drawn"] = DRAWN
-    runs["bf16"] = {"mixed_precision": "bf16", "steps": 1}
+    runs["bf16"] = {"machine.mixed_precision": "bf16", "steps": 1}
     finished(
         folder,
         [

@@ -254,9 +254,8 @@ def searched_responses(
     )
 
     def score(batch: ResponseBatch) -> Float[Tensor, "batch"]:
-        return policy_scores(
-            models.reward_model, models.reward_tokenizer, models.tokenizer, batch
-        ).sequence_scores
+        judge = LocalScorer(models.reward_model, models.reward_tokenizer, models.tokenizer)
+        return judge(batch).sequence_scores
 
     if config.method == "implicit-beam":
         return implicit_beam_search(

@@ -14,7 +14,7 @@ import statistics
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -25,56 +25,59 @@ from rich.console import Console
 
 from tokencredit.errors import ConfigError, DataError, RunFolderError
 from tokencredit.recipes.policy.learning_report import Curve, write_learning_report
+from tokencredit.recipes.policy.settings import RecordSettings
 from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
 from tokencredit.recipes.quickstart_report import true_rewards_by_step
 from tokencredit.recipes.run_folder import open_run_folder, read_jsonl, write_atomically
+from tokencredit.recipes.settings import (
+    flat_settings,
+    free_settings,
+    require_at_least,
+    setting,
+    settings_from,
+)
 
 Judge = Literal["score", "held_out_score", "true_reward"]
 REWARD_MODEL_ALONE = {
-    "terminal": {"credit": "terminal"},
-    "terminal+critic": {"credit": "terminal", "critic": "reward-model"},
-    "uniform": {"credit": "uniform"},
-    "attention": {"credit": "attention"},
-    "prefix-difference": {"credit": "prefix-difference"},
+    "terminal": {"credit.method": "terminal"},
+    "terminal+critic": {"credit.method": "terminal", "algorithm.critic": "reward-model"},
+    "uniform": {"credit.method": "uniform"},
+    "attention": {"credit.method": "attention"},
+    "prefix-difference": {"credit.method": "prefix-difference"},
 }
-_FREE_SETTINGS = ("tuning_seeds", "seeds", "processes", "methods", "progress")
+_CHOSEN = ("output", "optimizer.learning_rate", "algorithm.gae_lambda", "seed")
 
 
 @dataclass(frozen=True)
 class CompareLearningConfig:
-    """Settings of one comparison.
-
-    Attributes:
-        settings: YAML file with the settings of `train-policy` that all runs share.
-        output: folder for curves, tables and figures.
-        methods: name of a method to the settings that make it one; None for those that need a
-            reward model alone.
-        learning_rates: grid of every method.
-        gae_lambdas: grid of every method.
-        tuning_seeds: runs per grid point.
-        seeds: runs per method at its best grid point; those of the tuning count.
-        judged_by: which curve the report compares: `score` of the guiding reward model,
-            `held_out_score` of the second one, or `true_reward` of the built-in task. Tuning
-            looks at `score` alone, as a user would have to.
-        processes: runs at the same time, one thread each.
-        progress: print a line per finished run.
-    """
+    """Settings of one comparison."""
 
     settings: str
+    """YAML file with the settings of `train-policy` that all runs share."""
     output: str
-    methods: dict[str, dict[str, Any]] | None = None
+    """Folder for curves, tables and figures."""
+    methods: dict[str, dict[str, Any]] | None = setting(None, free=True)
+    """Name of a method to the settings that make it one, `credit.method: uniform` for example;
+    None for those that need a reward model alone."""
     learning_rates: tuple[float, ...] = (3e-4, 1e-3)
+    """Grid of every method."""
     gae_lambdas: tuple[float, ...] = (0.8, 0.95)
-    tuning_seeds: int = 2
-    seeds: int = 5
+    """Grid of every method."""
+    tuning_seeds: int = setting(2, free=True)
+    """Runs per grid point."""
+    seeds: int = setting(5, free=True)
+    """Runs per method at its best grid point; those of the tuning count."""
     judged_by: Judge = "score"
-    processes: int = 1
-    progress: bool = True
+    """Which curve the report compares: `score` of the guiding reward model, `held_out_score` of
+    the second one, or `true_reward` of the built-in task. Tuning looks at `score` alone, as a user
+    would have to."""
+    processes: int = setting(1, free=True)
+    """Runs at the same time, one thread each."""
+    progress: bool = setting(True, free=True)
+    """Print a line per finished run."""
 
     def __post_init__(self) -> None:
-        for name in ("tuning_seeds", "seeds", "processes"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+        require_at_least(self, 1, "tuning_seeds", "seeds", "processes")
         if not self.learning_rates or not self.gae_lambdas:
             raise ConfigError(
                 f"learning_rates is {self.learning_rates} and gae_lambdas {self.gae_lambdas}; "
@@ -117,7 +120,7 @@ def compare_learning(config: CompareLearningConfig) -> Path:
     methods = config.methods or REWARD_MODEL_ALONE
     shared = _shared_settings(config)
     for name, changes in methods.items():
-        _policy_config(shared, changes, name, Path(config.output))
+        _policy_config(shared, changes, name, {"output": config.output})
     curves = _opened(config, shared)
     grid = list(product(config.learning_rates, config.gae_lambdas))
     tuning = [
@@ -168,8 +171,8 @@ def _shared_settings(config: CompareLearningConfig) -> dict[str, Any]:
         raise DataError(
             f"there is no file {config.settings!r}; expected YAML with settings of train-policy"
         )
-    shared = yaml.safe_load(path.read_text()) or {}
-    tuned = {"output", "learning_rate", "gae_lambda", "seed"} & set(shared)
+    shared = flat_settings(TrainPolicyConfig, yaml.safe_load(path.read_text()) or {})
+    tuned = set(_CHOSEN) & set(shared)
     if tuned:
         raise ConfigError(
             f"{config.settings} sets {', '.join(sorted(tuned))}, which the comparison chooses; "
@@ -180,7 +183,7 @@ def _shared_settings(config: CompareLearningConfig) -> dict[str, Any]:
 
 def _opened(config: CompareLearningConfig, shared: dict[str, Any]) -> Path:
     """The folder of curves, after making sure that they are of these settings."""
-    folder = open_run_folder(config.output, config, free=_FREE_SETTINGS)
+    folder = open_run_folder(config.output, config, free=free_settings(CompareLearningConfig))
     kept, text = folder / "shared-settings.yaml", yaml.safe_dump(shared)
     if kept.exists() and kept.read_text() != text:
         raise RunFolderError(
@@ -193,16 +196,13 @@ def _opened(config: CompareLearningConfig, shared: dict[str, Any]) -> Path:
 
 
 def _policy_config(
-    shared: dict[str, Any], changes: dict[str, Any], name: str, output: Path, **point: Any
+    shared: dict[str, Any], changes: dict[str, Any], name: str, point: dict[str, Any]
 ) -> TrainPolicyConfig:
-    known = {field.name for field in fields(TrainPolicyConfig)}
-    unknown = sorted({*shared, *changes} - known)
-    if unknown:
-        raise ConfigError(
-            f"method {name!r} has the settings {', '.join(unknown)}, which train-policy does not; "
-            "expected those of `tokencredit train-policy --help`"
-        )
-    return TrainPolicyConfig(**{**shared, **changes, **point, "output": str(output)})
+    changed = flat_settings(TrainPolicyConfig, changes)
+    try:
+        return settings_from(TrainPolicyConfig, {**shared, **changed, **point})
+    except ConfigError as error:
+        raise ConfigError(f"the settings of train-policy for method {name!r}: {error}") from error
 
 
 def _run_missing(
@@ -249,13 +249,15 @@ def train_one(
     if multiprocessing.parent_process() is not None:
         torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix="learning-"))
-    point = {"learning_rate": run.learning_rate, "gae_lambda": run.gae_lambda, "seed": run.seed}
-    steps = shared.get("steps", TrainPolicyConfig.steps)
-    kept = {"checkpoint_every": steps, "sample_every": steps, "progress": False}
+    point = dict(
+        zip(_CHOSEN, (str(folder), run.learning_rate, run.gae_lambda, run.seed), strict=True)
+    )
+    asked = _policy_config(shared, changes, run.method, point)
+    record = RecordSettings(checkpoint_every=asked.steps, sample_every=asked.steps, progress=False)
     if judged_by == "true_reward":
-        kept |= {"sample_every": 1, "sample_count": shared.get("batch_size", 16)}
+        record = replace(record, sample_every=1, sample_count=asked.batch_size)
     try:
-        train_policy(_policy_config({**shared, **kept}, changes, run.method, folder, **point))
+        train_policy(replace(asked, record=record))
         rows = read_jsonl(folder / "metrics.jsonl")
         curve: Curve = {
             name: [round(row[name], 4) for row in rows]

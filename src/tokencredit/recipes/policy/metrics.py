@@ -66,6 +66,9 @@ def step_metrics(
         "length": experience.batch.lengths.float(),
         "truncated_share": experience.truncated.float(),
     }
+    if len(experience.source_scores) > 1:
+        for name, scores in experience.source_scores.items():
+            per_response[f"score/{name}"] = scores.float()
     if experience.held_out_scores is not None:
         per_response["held_out_score"] = experience.held_out_scores.float()
     gathered = {name: reduce(value) for name, value in per_response.items()}
@@ -98,12 +101,19 @@ def sample_rows(
                 "prompt": tokenizer.decode(batch.prompt_ids[index][batch.prompt_mask[index]]),
                 "response": tokenizer.decode(ids),
                 "score": float(experience.sequence_scores[index]),
+                **_source_scores(experience, index),
                 "tokens": [tokenizer.decode([token]) for token in ids],
                 "token_scores": _rounded(experience.token_scores[index][mask]),
                 "token_rewards": _rounded(experience.token_rewards[index][mask]),
             }
         )
     return rows
+
+
+def _source_scores(experience: Experience, index: int) -> dict[str, Any]:
+    """Scores of the sources of reward, where there are several."""
+    found = {name: float(scores[index]) for name, scores in experience.source_scores.items()}
+    return {"scores": found} if len(found) > 1 else {}
 
 
 def _rounded(values: Tensor) -> list[float]:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    PreTrainedTokenizerBase,
 )
 
 from tokencredit.errors import ConfigError, ModelError
@@ -20,32 +19,14 @@ from tokencredit.models.hf_loading import (
     load_tokenizer,
     require_pad_token,
 )
-from tokencredit.models.hf_vocabularies import require_same_vocabulary
 from tokencredit.policy.hf_models import ActorCritic, Result, load_value_head
-from tokencredit.recipes.policy.settings import TrainPolicyConfig
+from tokencredit.recipes.policy.settings import ServerSettings, TrainPolicyConfig
 from tokencredit.recipes.policy.sharding import on_device
 from tokencredit.recipes.policy.vllm import VLLMServer
 from tokencredit.reward_model.hf_scores import load_reward_model
-from tokencredit.reward_model.hf_token_classifier import load_token_classifier
-from tokencredit.scorers.implicit import stored_reference
-from tokencredit.scorers.served import served_reward_model
+from tokencredit.scorers.local import LocalScorer
+from tokencredit.scorers.sources import Rewards, loaded_rewards
 from tokencredit.server.client import RewardServer
-from tokencredit.server.exchange import is_address
-
-
-@dataclass(frozen=True)
-class CreditModels:
-    """What speaks besides the reward model.
-
-    Attributes:
-        model: a policy trained by DPO, or a token classifier; None where no credit needs one.
-        reference: of the first.
-        dpo_beta: price of its log-ratio.
-    """
-
-    model: Any | None = None
-    reference: Any | None = None
-    dpo_beta: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +35,8 @@ class PolicyModels:
 
     Attributes:
         reference: None for a PEFT policy, which is its own with the adapters off.
+        rewards: all sources of reward, with their credit.
+        held_out: a reward model that the policy never sees.
         server: draws responses in the policy's place; None where it draws them itself.
         visits: the device to which frozen models come from the CPU to be called; None where they
             are on it.
@@ -62,11 +45,8 @@ class PolicyModels:
     actor_critic: ActorCritic
     tokenizer: Any
     reference: Any | None
-    reward_model: Any
-    reward_tokenizer: Any
-    held_out_reward_model: Any | None
-    held_out_tokenizer: Any | None
-    credit: CreditModels = field(default_factory=CreditModels)
+    rewards: Rewards
+    held_out: LocalScorer | None = None
     visits: torch.device | None = None
     server: VLLMServer | None = None
 
@@ -98,65 +78,76 @@ def loaded_models(
         ServerError, ConfigError: a reward server does not answer, or lacks what the credit needs.
     """
     tokenizer = load_tokenizer(
-        config.policy, trust_remote_code=config.trust_remote_code, pad_token=config.pad_token
+        config.policy,
+        trust_remote_code=config.loading.trust_remote_code,
+        pad_token=config.loading.pad_token,
     )
     require_pad_token(tokenizer)
-    if config.response_lengths == "eos" and tokenizer.eos_token_id is None:
+    if config.sampling.response_lengths == "eos" and tokenizer.eos_token_id is None:
         raise ModelError(
             f"the tokenizer of {config.policy} has no end-of-sequence token; expected one, or "
-            "response_lengths='uniform'"
+            "sampling.response_lengths='uniform'"
         )
     shared: dict[str, Any] = {
-        "attn_implementation": config.attn_implementation,
+        "attn_implementation": config.loading.attn_implementation,
         "device": "cpu" if sharded else str(device),
-        "trust_remote_code": config.trust_remote_code,
+        "trust_remote_code": config.loading.trust_remote_code,
     }
     frozen: dict[str, Any] = {
         **shared,
-        "dtype": config.dtype,
-        "device": "cpu" if config.offload_frozen else str(device),
+        "dtype": config.loading.dtype,
+        "device": "cpu" if config.machine.offload_frozen else str(device),
     }
-    reward_model, reward_tokenizer = reward_model_of(config, tokenizer, **frozen)
-    held_out = (None, None)
+    size = config.algorithm.micro_batch_size
+    rewards = loaded_rewards(
+        config.sources,
+        config.credit,
+        config.segments,
+        config.combine,
+        tokenizer,
+        server=lambda address: reward_server_of(address, config.server),
+        micro_batch_size=size,
+        loading=frozen,
+        has_policy=True,
+    )
+    held_out = None
     if config.held_out_reward_model is not None:
-        held_out = load_reward_model(config.held_out_reward_model, **frozen)
+        judge = load_reward_model(config.held_out_reward_model, **frozen)
+        held_out = LocalScorer(*judge, tokenizer, micro_batch_size=size)
     policy = _policy(config, checkpoint, shared)
     actor_critic = ActorCritic(policy, _critic(config, checkpoint, shared))
-    if checkpoint is not None and config.critic == "shared":
+    if checkpoint is not None and config.algorithm.critic == "shared":
         load_value_head(actor_critic, checkpoint)
     disable_dropout(actor_critic)
     reference = None
-    if not config.lora_rank:
+    if not config.lora.rank:
         reference = load_model(AutoModelForCausalLM, config.policy, **frozen).requires_grad_(False)
     return PolicyModels(
         actor_critic=actor_critic,
         tokenizer=tokenizer,
         reference=reference,
-        reward_model=reward_model,
-        reward_tokenizer=reward_tokenizer,
-        held_out_reward_model=held_out[0],
-        held_out_tokenizer=held_out[1],
-        credit=credit_models(config, tokenizer, frozen),
-        visits=device if config.offload_frozen else None,
+        rewards=rewards,
+        held_out=held_out,
+        visits=device if config.machine.offload_frozen else None,
     )
 
 
 def _policy(config: TrainPolicyConfig, checkpoint: Path | None, shared: dict[str, Any]) -> Any:
     trained = None if checkpoint is None else str(checkpoint / "policy")
-    if not config.lora_rank:
+    if not config.lora.rank:
         return load_model(AutoModelForCausalLM, trained or config.policy, **shared)
     try:
         from peft import LoraConfig, PeftModel, get_peft_model
     except ImportError as error:
         raise ConfigError(
-            f"lora_rank is {config.lora_rank} but peft is not installed; run "
-            "`pip install tokencredit[peft]`, or set lora_rank to 0"
+            f"lora.rank is {config.lora.rank} but peft is not installed; run "
+            "`pip install tokencredit[peft]`, or set lora.rank to 0"
         ) from error
     base = load_model(AutoModelForCausalLM, config.policy, **shared)
     if trained is not None:
         return PeftModel.from_pretrained(base, trained, is_trainable=True)
     torch.manual_seed(config.seed)
-    lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, task_type="CAUSAL_LM")
+    lora = LoraConfig(r=config.lora.rank, lora_alpha=config.lora.alpha, task_type="CAUSAL_LM")
     return get_peft_model(base, lora)
 
 
@@ -164,92 +155,36 @@ def _critic(
     config: TrainPolicyConfig, checkpoint: Path | None, shared: dict[str, Any]
 ) -> Any | None:
     """A model apart for the values: a copy of the policy or of the reward model."""
-    if config.critic == "shared":
+    if config.algorithm.critic == "shared":
         return None
     if checkpoint is not None:
         return load_model(AutoModelForSequenceClassification, str(checkpoint / "critic"), **shared)
-    if config.critic == "reward-model":
-        critic, _ = load_reward_model(config.reward_model, **{**shared, "dtype": "float32"})
+    if config.algorithm.critic == "reward-model":
+        critic, _ = load_reward_model(config.sources[0].model, **{**shared, "dtype": "float32"})
         return critic.requires_grad_(True)
     critic = load_model(AutoModelForSequenceClassification, config.policy, num_labels=1, **shared)
     torch.nn.init.zeros_(critic.score.weight)
     return critic
 
 
-def credit_models(
-    config: TrainPolicyConfig, policy_tokenizer: Any, frozen: dict[str, Any]
-) -> CreditModels:
-    """Load what the credit needs besides the reward model.
-
-    Raises:
-        ModelError: it is not there, has another vocabulary than the policy, or another head.
-        ConfigError: no reference of the log-ratio is known.
-    """
-    if config.credit_model is None:
-        return CreditModels()
-    if config.credit == "discriminator":
-        model, tokenizer = load_token_classifier(config.credit_model, **frozen)
-        require_same_vocabulary(policy_tokenizer, tokenizer, argument="credit_model")
-        if model.config.num_labels != 2:
-            raise ModelError(
-                f"credit_model {config.credit_model} has {model.config.num_labels} classes; "
-                "expected two, worse and better: train it with `--labels edits`"
-            )
-        return CreditModels(model.requires_grad_(False))
-    for name in filter(None, (config.credit_model, config.credit_reference)):
-        tokenizer = load_tokenizer(name, trust_remote_code=config.trust_remote_code)
-        require_same_vocabulary(policy_tokenizer, tokenizer, argument="credit_model")
-    model = load_model(AutoModelForCausalLM, config.credit_model, **frozen)
-    reference_name, dpo_beta = stored_reference(
-        model.config, reference=config.credit_reference, dpo_beta=config.credit_dpo_beta
-    )
-    reference = load_model(AutoModelForCausalLM, reference_name, **frozen)
-    return CreditModels(model.requires_grad_(False), reference.requires_grad_(False), dpo_beta)
-
-
-def reward_model_of(
-    config: Any, policy_tokenizer: PreTrainedTokenizerBase, **loading: Any
-) -> tuple[Any, Any]:
-    """The reward model of a `TrainPolicyConfig`, and its tokenizer if it is here.
-
-    Args:
-        config: the settings.
-        policy_tokenizer: of the policy.
-        **loading: as `load_reward_model` takes it.
-
-    Raises:
-        ModelError: as `load_reward_model`.
-        ServerError, ConfigError: as `served_reward_model`.
-    """
-    if not is_address(config.reward_model):
-        reward_model, tokenizer = load_reward_model(config.reward_model, **loading)
-        return reward_model.requires_grad_(False), tokenizer
-    server = reward_server_of(config)
-    layer = config.attention_layer
-    model = served_reward_model(
-        server, policy_tokenizer, credit=config.credit, attention_layer=layer
-    )
-    return model, None
-
-
-def reward_server_of(config: Any) -> RewardServer:
-    """The reward server that settings name, with its token.
+def reward_server_of(address: str, settings: ServerSettings) -> RewardServer:
+    """The reward server at an address, with its token.
 
     Raises:
         ConfigError: the variable of the token is not set, or as `RewardServer`.
     """
     token = None
-    if config.reward_token_variable is not None:
-        token = os.environ.get(config.reward_token_variable, "").strip()
+    if settings.token_variable is not None:
+        token = os.environ.get(settings.token_variable, "").strip()
         if not token:
             raise ConfigError(
-                f"reward_token_variable names {config.reward_token_variable!r}, which is not set "
+                f"server.token_variable names {settings.token_variable!r}, which is not set "
                 "or empty; expected the name of an environment variable that holds the token, not "
                 "the token itself"
             )
     return RewardServer(
-        config.reward_model,
+        address,
         token,
-        timeout=config.reward_server_timeout,
-        retries=config.reward_server_retries,
+        timeout=settings.timeout,
+        retries=settings.retries,
     )

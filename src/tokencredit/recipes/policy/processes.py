@@ -20,7 +20,7 @@ def process_group_settings(seconds: float) -> InitProcessGroupKwargs:
 
 
 @contextmanager
-def told_of_lost_processes() -> Iterator[None]:
+def explain_lost_processes() -> Iterator[None]:
     """Say in words what gloo and NCCL say by their sources.
 
     Raises:
@@ -35,7 +35,8 @@ def told_of_lost_processes() -> Iterator[None]:
         raise ProcessError(
             f"another process of this run died or did not answer ({said}); expected all of them "
             "until the end: look into what the others said last, then give the same command again, "
-            "which goes on from the last checkpoint. Where one was only slow, raise process_timeout"
+            "which goes on from the last checkpoint. Where one was only slow, raise "
+            "machine.process_timeout"
         ) from error
 
 

@@ -27,12 +27,12 @@ def tokenized_prompts(config: TrainPolicyConfig, tokenizer: Any) -> PolicyPrompt
         DataError: there are no prompts, or one is empty.
         ConfigError: chats are to be cut to their first tokens.
     """
-    prompts = load_prompts(config.prompts, column=config.prompt_column, limit=config.max_prompts)
+    prompts = load_prompts(config.prompts, column=config.data.column, limit=config.data.limit)
     chats = None if isinstance(prompts[0], str) else prompts
-    if chats is not None and config.prompt_tokens is not None:
+    if chats is not None and config.data.tokens is not None:
         raise ConfigError(
-            f"prompt_tokens is {config.prompt_tokens} and {config.prompts} holds chats; "
-            "expected whole chats: leave prompt_tokens out"
+            f"data.tokens is {config.data.tokens} and {config.prompts} holds chats; "
+            "expected whole chats: leave data.tokens out"
         )
     return PolicyPrompts(prompt_rows(prompts, tokenizer, where=config.prompts), chats)
 

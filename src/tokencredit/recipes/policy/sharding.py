@@ -73,7 +73,7 @@ def gathers_for_every_token(module: nn.Module, *, kept: bool) -> bool:
     return partitioned or (isinstance(module, FSDPModule) and not kept)
 
 
-def prepared(
+def prepare(
     accelerator: Accelerator, actor_critic: ActorCritic, optimizer: torch.optim.Optimizer
 ) -> tuple[Any, Any]:
     """Model and optimiser as Accelerate wraps or shards them."""
@@ -210,7 +210,7 @@ def require_plain_zero3(accelerator: Accelerator) -> None:
         )
 
 
-def settle(accelerator: Accelerator, config: TrainPolicyConfig) -> None:
+def configure_deepspeed(accelerator: Accelerator, config: TrainPolicyConfig) -> None:
     """Tell DeepSpeed that this recipe makes its own batches, and transformers to load as ever.
 
     Otherwise transformers would load frozen models in parts, too, which nobody would gather.
@@ -218,15 +218,15 @@ def settle(accelerator: Accelerator, config: TrainPolicyConfig) -> None:
     Raises:
         ConfigError: weights of the policy would be read outside its forward pass.
     """
-    if config.lora_rank and config.segments == "entropy":
+    if config.lora.rank and config.segments.kind == "entropy":
         raise ConfigError(
-            f"segments is 'entropy' with lora_rank {config.lora_rank} under ZeRO-3; expected other "
-            "segments, lora_rank 0, or examples/accelerate/fsdp2.yaml"
+            f"segments.kind is 'entropy' with lora.rank {config.lora.rank} under ZeRO-3; expected "
+            "another kind, lora.rank 0, or examples/accelerate/fsdp2.yaml"
         )
     settings = accelerator.state.deepspeed_plugin.deepspeed_config
     settings["train_micro_batch_size_per_gpu"] = settings["gradient_accumulation_steps"] = 1
     settings["train_batch_size"] = accelerator.num_processes
-    settings["gradient_clipping"] = config.max_grad_norm
+    settings["gradient_clipping"] = config.optimizer.max_grad_norm
     unset_hf_deepspeed_config()
 
 

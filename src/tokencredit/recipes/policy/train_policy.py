@@ -13,7 +13,7 @@ run repeats the interrupted one bit for bit on the CPU.
 
 import shutil
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,36 +33,59 @@ from tokencredit.recipes.policy.checkpoints import (
     restore_optimizer,
     write_checkpoint,
 )
-from tokencredit.recipes.policy.experience import Experience, collected
+from tokencredit.recipes.policy.experience import Experience, experience_of
 from tokencredit.recipes.policy.metrics import StepProgress, sample_rows, step_metrics, timed
 from tokencredit.recipes.policy.models import PolicyModels, loaded_models
-from tokencredit.recipes.policy.processes import process_group_settings, told_of_lost_processes
+from tokencredit.recipes.policy.processes import explain_lost_processes, process_group_settings
 from tokencredit.recipes.policy.prompts import PolicyPrompts, seeded, tokenized_prompts
-from tokencredit.recipes.policy.rollout import rolled_out
-from tokencredit.recipes.policy.settings import TrainPolicyConfig
+from tokencredit.recipes.policy.rollout import draw_responses
+from tokencredit.recipes.policy.settings import OptimizerSettings, TrainPolicyConfig
 from tokencredit.recipes.policy.sharding import (
-    prepared,
+    configure_deepspeed,
+    prepare,
     require_known_distribution,
-    settle,
     whole_moments,
     whole_weights,
 )
-from tokencredit.recipes.policy.update import updated
-from tokencredit.recipes.policy.vllm import connected
+from tokencredit.recipes.policy.update import update_policy
+from tokencredit.recipes.policy.vllm import connect
 from tokencredit.recipes.run_folder import (
     append_jsonl,
     keep_rows_before,
     open_run_folder,
     require_same_run,
 )
+from tokencredit.recipes.settings import flat_settings, free_settings
 from tokencredit.shaping import adapted_kl_coef
 
 __all__ = ["TrainPolicyConfig", "train_policy"]
 
-_FREE_SETTINGS = ("output", "steps", "checkpoint_every", "keep_checkpoints", "sample_every",
-                  "sample_count", "trackers", "progress", "device", "process_timeout",
-                  "offload_frozen", "gather_for_generation", "vllm_server", "reward_token_variable",
-                  "reward_server_timeout", "reward_server_retries")  # fmt: skip
+_FREE_SETTINGS = free_settings(TrainPolicyConfig)
+
+
+@dataclass(frozen=True)
+class PolicyRun:
+    """A training with everything that stays as it is from step to step.
+
+    Attributes:
+        config: the settings.
+        folder: of the run.
+        accelerator: of its processes.
+        models: everything that speaks during a rollout.
+        model: what is trained, as Accelerate wraps or shards it.
+        optimizer: likewise.
+        prompts: all of them.
+        token_scorer: pays the tokens in the place of the credit; None for the credit.
+    """
+
+    config: TrainPolicyConfig
+    folder: Path
+    accelerator: Accelerator
+    models: PolicyModels
+    model: Any
+    optimizer: Any
+    prompts: PolicyPrompts
+    token_scorer: TokenScorer | None
 
 
 @dataclass
@@ -71,12 +94,26 @@ class RunState:
 
     step: int = 0
     kl_coef: float = 0.0
-    moments: RunningMoments = field(default_factory=RunningMoments)
+    moments: dict[str, RunningMoments] = field(default_factory=dict)
     warned_of_negative_kl: bool = False
+
+    @classmethod
+    def read(cls, checkpoint: Path | None, *, kl_coef: float) -> "RunState":
+        """The state in a checkpoint, or that of a run that begins.
+
+        Args:
+            checkpoint: of the run; None for one that begins.
+            kl_coef: the coefficient to begin with.
+        """
+        if checkpoint is None:
+            return cls(kl_coef=kl_coef)
+        saved = read_state(checkpoint)
+        moments = {name: RunningMoments(**one) for name, one in saved["moments"].items()}
+        return cls(**{**saved, "moments": moments})
 
 
 @quiet_transformers()
-@told_of_lost_processes()
+@explain_lost_processes()
 def train_policy(config: TrainPolicyConfig, *, token_scorer: TokenScorer | None = None) -> Path:
     """Train a policy, or go on with a run that was interrupted.
 
@@ -98,144 +135,183 @@ def train_policy(config: TrainPolicyConfig, *, token_scorer: TokenScorer | None 
         ServerError: the reward server does not answer, or not with scores; likewise.
         ProcessError: another process of the run died or did not answer in time; likewise.
     """
-    AcceleratorState._reset_state()  # its singleton refuses a second run with other settings
-    accelerator = Accelerator(
-        cpu=config.device == "cpu",
-        mixed_precision=config.mixed_precision,
-        log_with=list(config.trackers) or None,
-        project_dir=config.output,
-        kwargs_handlers=[process_group_settings(config.process_timeout)],
-    )
-    require_known_distribution(accelerator)
+    run, state = open_run(config, token_scorer)
+    writes = run.accelerator.is_main_process
+    with StepProgress(config.steps, state.step, config.record.progress, run.accelerator) as bar:
+        while state.step < config.steps:
+            row, samples = _train_step(run, state)
+            state.step += 1
+            bar.show(row)
+            if writes:
+                append_jsonl(run.folder / "metrics.jsonl", row)
+                numbers = {name: value for name, value in row.items() if name != "step"}
+                run.accelerator.log(numbers, step=row["step"])
+                for sample in samples:
+                    append_jsonl(run.folder / "samples.jsonl", sample)
+            if state.step % config.record.checkpoint_every == 0 or state.step == config.steps:
+                _checkpoint(run, state)
+    run.accelerator.wait_for_everyone()
+    if writes:
+        _export_policy(run.folder, config.steps)
+    run.accelerator.end_training()
+    return run.folder / "policy"
+
+
+def open_run(
+    config: TrainPolicyConfig, token_scorer: TokenScorer | None = None
+) -> tuple[PolicyRun, RunState]:
+    """Open the folder of a run, load its models, and find where it stands.
+
+    Args:
+        config: the settings.
+        token_scorer: as `train_policy` takes it.
+    """
+    accelerator = _accelerator(config)
     _require_divisible(config, accelerator.num_processes)
     folder = Path(config.output)
     require_same_run(folder, config, free=_FREE_SETTINGS)
     checkpoint = last_checkpoint(folder)
-    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        settle(accelerator, config)
-    models = loaded_models(config, checkpoint, accelerator.device, sharded=sharded)
-    if config.vllm_server is not None:
-        models = replace(models, server=connected(config.vllm_server, accelerator))
+    models = _models(config, checkpoint, accelerator)
     prompts = tokenized_prompts(config, models.tokenizer)
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
+    if accelerator.is_main_process:  # only now, so that a model that is not there leaves no folder
         open_run_folder(folder, config, free=_FREE_SETTINGS)
         for left_over in (folder / "checkpoints").glob(".writing-*"):
             shutil.rmtree(left_over)
-    optimizer = torch.optim.AdamW(
-        [p for p in models.actor_critic.parameters() if p.requires_grad],
-        lr=config.learning_rate,
-        eps=config.adam_epsilon,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
-    model, optimizer = prepared(accelerator, models.actor_critic, optimizer)
-    state = RunState(kl_coef=config.kl_coef)
-    if checkpoint is not None:
-        restore_optimizer(models.actor_critic, optimizer.optimizer, checkpoint)
-        saved = read_state(checkpoint)
-        state = RunState(**{**saved, "moments": RunningMoments(**saved["moments"])})
+    model, optimizer = _prepared_model(config.optimizer, checkpoint, models, accelerator)
+    state = RunState.read(checkpoint, kl_coef=config.kl.coef)
     if accelerator.is_main_process:
         keep_rows_before(folder / "metrics.jsonl", state.step)
         keep_rows_before(folder / "samples.jsonl", state.step)
-    if config.trackers:
+    if config.record.trackers:
+        settings = flat_settings(TrainPolicyConfig, asdict(config))
         accelerator.init_trackers(
-            "tokencredit", config={k: str(v) for k, v in vars(config).items()}
+            "tokencredit", config={name: str(value) for name, value in settings.items()}
         )
-    with StepProgress(config.steps, state.step, config.progress, accelerator) as progress:
-        while state.step < config.steps:
-            row, samples = _ppo_step(
-                config, accelerator, models, model, optimizer, prompts, state, token_scorer
-            )
-            state.step += 1
-            progress.show(row)
-            if accelerator.is_main_process:
-                append_jsonl(folder / "metrics.jsonl", row)
-                accelerator.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
-                for sample in samples:
-                    append_jsonl(folder / "samples.jsonl", sample)
-            if state.step % config.checkpoint_every == 0 or state.step == config.steps:
-                _checkpoint(config, accelerator, folder, models, optimizer, state)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        _export_policy(folder, config.steps)
-    accelerator.end_training()
-    return folder / "policy"
+    run = PolicyRun(config, folder, accelerator, models, model, optimizer, prompts, token_scorer)
+    return run, state
+
+
+def _accelerator(config: TrainPolicyConfig) -> Accelerator:
+    AcceleratorState._reset_state()  # its singleton refuses a second run with other settings
+    accelerator = Accelerator(
+        cpu=config.machine.device == "cpu",
+        mixed_precision=config.machine.mixed_precision,
+        log_with=list(config.record.trackers) or None,
+        project_dir=config.output,
+        kwargs_handlers=[process_group_settings(config.machine.process_timeout)],
+    )
+    require_known_distribution(accelerator)
+    return accelerator
 
 
 def _require_divisible(config: TrainPolicyConfig, processes: int) -> None:
-    sizes = (config.batch_size, config.minibatch_size or config.batch_size)
+    sizes = (config.batch_size, config.algorithm.minibatch_size or config.batch_size)
     if any(size % processes for size in sizes):
         raise ConfigError(
-            f"batch_size is {sizes[0]} and minibatch_size {sizes[1]} on {processes} processes; "
-            "expected multiples of the number of processes"
+            f"batch_size is {sizes[0]} and algorithm.minibatch_size {sizes[1]} on {processes} "
+            "processes; expected multiples of the number of processes"
         )
 
 
-def _ppo_step(
-    config: TrainPolicyConfig,
-    accelerator: Accelerator,
+def _models(
+    config: TrainPolicyConfig, checkpoint: Path | None, accelerator: Accelerator
+) -> PolicyModels:
+    """The models of the run, and the server that draws responses if there is one."""
+    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        configure_deepspeed(accelerator, config)
+    models = loaded_models(config, checkpoint, accelerator.device, sharded=sharded)
+    if config.machine.vllm_server is None:
+        return models
+    return replace(models, server=connect(config.machine.vllm_server, accelerator))
+
+
+def _prepared_model(
+    settings: OptimizerSettings,
+    checkpoint: Path | None,
     models: PolicyModels,
-    model: Any,
-    optimizer: Any,
-    prompts: PolicyPrompts,
-    state: RunState,
-    token_scorer: TokenScorer | None,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Rollout, scoring, update; returns the row of metrics and sampled responses."""
+    accelerator: Accelerator,
+) -> tuple[Any, Any]:
+    """What is trained and its optimiser, with the moments of the last checkpoint."""
+    optimizer = torch.optim.AdamW(
+        [p for p in models.actor_critic.parameters() if p.requires_grad],
+        lr=settings.learning_rate,
+        eps=settings.adam_epsilon,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+    model, wrapped_optimizer = prepare(accelerator, models.actor_critic, optimizer)
+    if checkpoint is not None:
+        restore_optimizer(models.actor_critic, wrapped_optimizer.optimizer, checkpoint)
+    return model, wrapped_optimizer
+
+
+def _train_step(run: PolicyRun, state: RunState) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Rollout, scoring, update; returns the row of metrics and sampled responses.
+
+    `batch` is the share of this process of the responses, `time` the longest of them.
+    """
+    config, accelerator, models = run.config, run.accelerator, run.models
     seconds: dict[str, float] = {}
     rng = seeded(config.seed, state.step, accelerator.process_index)
     with timed(seconds, "rollout"):
-        batch, truncated, chats = rolled_out(config, accelerator, models, prompts, state.step, rng)
+        # prompt_ids (batch, prompt), response_ids (batch, time), truncated (batch)
+        batch, truncated, chats = draw_responses(
+            config, accelerator, models, run.prompts, state.step, rng
+        )
     with timed(seconds, "score"):
-        experience = collected(
+        # sequence scores (batch); log-probs of policy and reference, values, token scores, and
+        # from them token rewards, advantages and returns: (batch, time)
+        experience = experience_of(
             models,
-            model,
+            run.model,
             batch,
             truncated,
             config,
             kl_coef=state.kl_coef,
             moments=state.moments,
             autocast=accelerator.autocast,
-            token_scorer=token_scorer,
+            token_scorer=run.token_scorer,
             conversations=chats,
         )
     with timed(seconds, "update"):
-        update = updated(config, accelerator, model, optimizer, experience, state.step, rng)
+        # epochs times (minibatch, time): one loss per token, their sum over the tokens that count
+        update = update_policy(
+            config, accelerator, run.model, run.optimizer, experience, state.step, rng
+        )
     row = step_metrics(
         state.step, experience, update, seconds, kl_coef=state.kl_coef, reduce=accelerator.gather
     )
     samples = []
-    if state.step % config.sample_every == 0 and accelerator.is_main_process:
-        samples = sample_rows(state.step, experience, models.tokenizer, count=config.sample_count)
-    _after_step(config, accelerator, experience, state, row)
+    if state.step % config.record.sample_every == 0 and accelerator.is_main_process:
+        count = config.record.sample_count
+        samples = sample_rows(state.step, experience, models.tokenizer, count=count)
+    _adapt(run, experience, state, row)
     return row, samples
 
 
-def _after_step(
-    config: TrainPolicyConfig,
-    accelerator: Accelerator,
-    experience: Experience,
-    state: RunState,
-    row: dict[str, Any],
-) -> None:
+def _adapt(run: PolicyRun, experience: Experience, state: RunState, row: dict[str, Any]) -> None:
     """Adapt the KL coefficient and count the scores."""
-    if config.kl_target is not None:
+    config = run.config
+    if config.kl.target is not None:
         state.kl_coef = adapted_kl_coef(
             state.kl_coef,
             row["kl"],
-            kl_target=config.kl_target,
+            kl_target=config.kl.target,
             responses=config.batch_size,
-            horizon=config.kl_horizon,
+            horizon=config.kl.horizon,
         )
-    if config.score_normalization == "running":
-        state.moments = state.moments.updated(accelerator.gather(experience.sequence_scores))
+    for source in config.sources:
+        if source.score.normalization == "running":
+            gathered = run.accelerator.gather(experience.source_scores[source.label])
+            seen = state.moments.get(source.label, RunningMoments())
+            state.moments[source.label] = seen.updated(gathered)
     _warn_of_farmed_kl(config, state, row)
 
 
 def _warn_of_farmed_kl(config: TrainPolicyConfig, state: RunState, row: dict[str, Any]) -> None:
-    if config.kl_estimator != "k1" or config.batch_size < 8 or state.warned_of_negative_kl:
+    if config.kl.estimator != "k1" or config.batch_size < 8 or state.warned_of_negative_kl:
         return  # the noise of fewer responses cannot be told from themselves
     noise = 3 * row["kl_std"] / config.batch_size**0.5
     if row["kl"] < -noise:
@@ -244,33 +320,26 @@ def _warn_of_farmed_kl(config: TrainPolicyConfig, state: RunState, row: dict[str
             f"the KL estimate is {row['kl']:.2f} nats at step {row['step']}, negative beyond its "
             f"noise of {noise:.2f}; a KL is never negative. The log-probs are not those of the "
             "distribution that was sampled from, and the policy can farm that: set "
-            "logprobs_of='sampled'",
+            "sampling.logprobs_of='sampled'",
             TokenCreditWarning,
             stacklevel=2,
         )
 
 
-def _checkpoint(
-    config: TrainPolicyConfig,
-    accelerator: Accelerator,
-    folder: Path,
-    models: PolicyModels,
-    optimizer: Any,
-    state: RunState,
-) -> None:
+def _checkpoint(run: PolicyRun, state: RunState) -> None:
     """Gather what is sharded, by all processes, and write it, by the first."""
-    writes = accelerator.is_main_process
-    weights = whole_weights(models.actor_critic, keep=writes)
-    moments = whole_moments(models.actor_critic, optimizer.optimizer, keep=writes)
+    actor_critic, writes = run.models.actor_critic, run.accelerator.is_main_process
+    weights = whole_weights(actor_critic, keep=writes)
+    moments = whole_moments(actor_critic, run.optimizer.optimizer, keep=writes)
     if writes:
         write_checkpoint(
-            checkpoint_path(folder, state.step),
-            models.actor_critic,
-            models.tokenizer,
+            checkpoint_path(run.folder, state.step),
+            actor_critic,
+            run.models.tokenizer,
             weights,
             moments,
-            {**vars(state), "moments": vars(state.moments)},
-            keep=config.keep_checkpoints,
+            {**vars(state), "moments": {name: vars(one) for name, one in state.moments.items()}},
+            keep=run.config.record.keep_checkpoints,
         )
 
 

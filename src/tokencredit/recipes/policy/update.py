@@ -22,7 +22,7 @@ from tokencredit.recipes.policy.views import view_of
 from tokencredit.shaping import kl_estimates
 
 
-def updated(
+def update_policy(
     config: TrainPolicyConfig,
     accelerator: Accelerator,
     model: Any,
@@ -31,21 +31,22 @@ def updated(
     step: int,
     rng: torch.Generator,
 ) -> dict[str, float]:
-    """Several epochs of minibatches over one rollout; mean losses per token."""
-    if config.whiten_advantages:
-        experience = _whitened(experience, accelerator)
+    """Train on one rollout for several epochs of minibatches; returns mean losses per token."""
+    algorithm = config.algorithm
+    if algorithm.whiten_advantages:
+        experience = _with_white_advantages(experience, accelerator)
     for group in optimizer.param_groups:
-        left = 1 - step / config.steps if config.lr_schedule == "linear" else 1.0
-        group["lr"] = config.learning_rate * left
+        left = 1 - step / config.steps if config.optimizer.lr_schedule == "linear" else 1.0
+        group["lr"] = config.optimizer.learning_rate * left
     share = len(experience.batch)
-    minibatch = (config.minibatch_size or config.batch_size) // accelerator.num_processes
-    micro_batch = min(config.micro_batch_size or minibatch, minibatch)
+    minibatch = (algorithm.minibatch_size or config.batch_size) // accelerator.num_processes
+    micro_batch = min(algorithm.micro_batch_size or minibatch, minibatch)
     totals = dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "gradient_norm"), 0.0)
     updates = 0
-    for _ in range(config.ppo_epochs):
+    for _ in range(algorithm.epochs):
         order = torch.randperm(share, generator=rng)
         for rows in torch.split(order, minibatch):
-            sums = _optimised(
+            sums = _step(
                 config, accelerator, model, optimizer, rows_of(experience, rows), micro_batch
             )
             totals = {name: totals[name] + sums[name] for name in totals}
@@ -53,7 +54,7 @@ def updated(
     return {name: total / updates for name, total in totals.items()}
 
 
-def _optimised(
+def _step(
     config: TrainPolicyConfig,
     accelerator: Accelerator,
     model: Any,
@@ -69,14 +70,14 @@ def _optimised(
         last = index == len(parts) - 1
         with nullcontext() if last else without_step(accelerator, model):
             losses = _losses(config, model, rows_of(minibatch, rows))
-            loss = losses["policy_loss"] + config.value_coef * losses["value_loss"]
-            loss = loss + config.kl_loss_coef * losses["kl_loss"]
+            loss = losses["policy_loss"] + config.algorithm.value_coef * losses["value_loss"]
+            loss = loss + config.kl.loss_coef * losses["kl_loss"]
             require_finite("the loss", loss)
             # DDP averages gradients over processes; the token count is already global.
             accelerator.backward(loss / tokens * accelerator.num_processes)
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + value.detach()
-    clipped = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    clipped = accelerator.clip_grad_norm_(model.parameters(), config.optimizer.max_grad_norm)
     norm = whole(torch.as_tensor(clipped))
     require_finite("the gradient norm", norm)
     optimizer.step()
@@ -87,26 +88,30 @@ def _optimised(
 
 def _losses(config: TrainPolicyConfig, model: Any, part: Experience) -> dict[str, Tensor]:
     """Sums over the response tokens of a micro-batch."""
-    view = view_of(model, part.batch, part.support, config.temperature)
+    view = view_of(model, part.batch, part.support, config.sampling.temperature)
     mask = part.loss_mask
     policy_losses = clipped_policy_losses(
-        view.logprobs, part.old.logprobs, part.advantages, mask, clip_eps=config.clip_eps
+        view.logprobs, part.old.logprobs, part.advantages, mask, clip_eps=config.algorithm.clip_eps
     )
     value_losses = clipped_value_losses(
-        view.values, part.old.values, part.returns, mask, value_clip_eps=config.value_clip_eps
+        view.values,
+        part.old.values,
+        part.returns,
+        mask,
+        value_clip_eps=config.algorithm.value_clip_eps,
     )
-    kl = kl_estimates(view.logprobs, part.ref_logprobs, estimator=config.kl_estimator)
+    kl = kl_estimates(view.logprobs, part.ref_logprobs, estimator=config.kl.estimator)
     return {
         "policy_loss": policy_losses.sum(),
         "value_loss": value_losses.sum(),
         "kl_loss": masked_sum(kl, mask).sum(),
         "clip_fraction": clipped_tokens(
-            view.logprobs.detach(), part.old.logprobs, mask, clip_eps=config.clip_eps
+            view.logprobs.detach(), part.old.logprobs, mask, clip_eps=config.algorithm.clip_eps
         ),
     }
 
 
-def _whitened(experience: Experience, accelerator: Accelerator) -> Experience:
+def _with_white_advantages(experience: Experience, accelerator: Accelerator) -> Experience:
     """Advantages of mean 0 and variance 1 over all processes."""
     pad = accelerator.pad_across_processes
     everywhere = accelerator.gather(pad(experience.advantages, dim=1))

@@ -19,7 +19,7 @@ from tokencredit.masking import last_true_index
 from tokencredit.models.hf_logprobs import response_entropies
 from tokencredit.policy.hf_models import positions_of
 from tokencredit.recipes.policy.models import PolicyModels
-from tokencredit.recipes.policy.settings import TrainPolicyConfig, sampling_of
+from tokencredit.recipes.policy.settings import SamplingSettings, sampling_of
 from tokencredit.sampling import drawable_tokens, sampling_logits
 
 
@@ -45,10 +45,10 @@ def view_of(
     temperature: float,
 ) -> PolicyView:
     """Log-probabilities and values of a batch under the model as it is now."""
-    return _viewed(model, batch, support, temperature)[0]
+    return _view_and_logits(model, batch, support, temperature)[0]
 
 
-def _viewed(
+def _view_and_logits(
     model: Callable[..., Any],
     batch: ResponseBatch,
     support: Bool[Tensor, "*#batch vocab"] | None,
@@ -70,20 +70,24 @@ def _viewed(
 
 
 def sampling_support(
-    models: PolicyModels, model: Callable[..., Any], batch: ResponseBatch, config: TrainPolicyConfig
+    models: PolicyModels,
+    model: Callable[..., Any],
+    batch: ResponseBatch,
+    settings: SamplingSettings,
+    micro_batch_size: int | None,
 ) -> Bool[Tensor, "*#batch vocab"] | None:
     """Tokens that could be drawn at each position; None for all, or if log-probs ignore it."""
-    if config.logprobs_of == "unmasked":
+    if settings.logprobs_of == "unmasked":
         return None
     time = batch.response_ids.shape[1]
-    sampling = sampling_of(config, models.tokenizer.eos_token_id)
+    sampling = sampling_of(settings, models.tokenizer.eos_token_id)
     vocab = models.actor_critic.policy.config.vocab_size
     drawable = drawable_tokens(sampling, vocab, models.tokenizer.eos_token_id)[:time]
     drawable = drawable.to(batch.response_ids.device)
     if not sampling.truncates:
         return None if bool(drawable.all()) else drawable
     parts = []
-    for part, _ in _parts(batch, None, config.micro_batch_size):
+    for part, _ in _parts(batch, None, micro_batch_size):
         logits = model(part.input_ids, part.attention_mask, time).logits
         logits = predicting_positions(logits, time)
         parts.append(sampling_logits(logits, drawable, sampling) > -torch.inf)
@@ -93,7 +97,7 @@ def sampling_support(
 def _parts(
     batch: ResponseBatch, support: Bool[Tensor, "*#batch vocab"] | None, size: int | None
 ) -> Iterator[tuple[ResponseBatch, Bool[Tensor, "*#rows vocab"] | None]]:
-    """So many rows at a time, and what could be drawn there; None for all at once."""
+    """Rows of a batch, `size` at a time, and what could be drawn there; None for all at once."""
     for first in range(0, len(batch), size or len(batch)):
         rows = slice(first, first + (size or len(batch)))
         yield batch[rows], support_of_rows(support, rows)
@@ -102,7 +106,7 @@ def _parts(
 def support_of_rows(
     support: Bool[Tensor, "*#batch vocab"] | None, rows: slice | Tensor
 ) -> Bool[Tensor, "*#rows vocab"] | None:
-    """Of some rows; without top-k and top-p it is the same in all."""
+    """What could be drawn in some rows; without top-k and top-p it is the same in all."""
     return support[rows] if support is not None and support.ndim == 3 else support
 
 
@@ -110,12 +114,13 @@ def old_view(
     model: Callable[..., Any],
     batch: ResponseBatch,
     support: Bool[Tensor, "*#batch vocab"] | None,
-    config: TrainPolicyConfig,
+    temperature: float,
+    micro_batch_size: int | None,
 ) -> tuple[PolicyView, Float[Tensor, "batch time"]]:
     """What the policy that drew the responses says about them, and its entropies."""
     views, entropies = [], []
-    for part, allowed in _parts(batch, support, config.micro_batch_size):
-        view, logits = _viewed(model, part, allowed, config.temperature)
+    for part, allowed in _parts(batch, support, micro_batch_size):
+        view, logits = _view_and_logits(model, part, allowed, temperature)
         views.append(view)
         entropies.append(token_entropies(logits).masked_fill(~part.response_mask, 0.0))
     joined = {
@@ -130,14 +135,15 @@ def reference_logprobs(
     models: PolicyModels,
     batch: ResponseBatch,
     support: Bool[Tensor, "*#batch vocab"] | None,
-    config: TrainPolicyConfig,
+    temperature: float,
+    micro_batch_size: int | None,
 ) -> Float[Tensor, "batch time"]:
     """Log-probabilities under the frozen reference, of the same distribution as the policy's."""
     time = batch.response_ids.shape[1]
 
     def logprobs(model: Any) -> Float[Tensor, "batch time"]:
         found = []
-        for part, allowed in _parts(batch, support, config.micro_batch_size):
+        for part, allowed in _parts(batch, support, micro_batch_size):
             logits = model(
                 input_ids=part.input_ids,
                 attention_mask=part.attention_mask,
@@ -146,7 +152,7 @@ def reference_logprobs(
                 use_cache=False,
             ).logits[:, -(time + 1) :]
             logits = sampled_logits(
-                predicting_positions(logits, time), temperature=config.temperature, allowed=allowed
+                predicting_positions(logits, time), temperature=temperature, allowed=allowed
             )
             found.append(token_logprobs(logits, part.response_ids))
         return torch.cat(found)

@@ -34,7 +34,7 @@ class VLLMServer:
     client: Any | None
 
 
-def connected(address: str, accelerator: Accelerator) -> VLLMServer:
+def connect(address: str, accelerator: Accelerator) -> VLLMServer:
     """The server at an address, ready to be sent weights.
 
     Raises:
@@ -50,8 +50,8 @@ def connected(address: str, accelerator: Accelerator) -> VLLMServer:
         client.init_communicator(device=accelerator.device)
     except ImportError as error:
         raise ConfigError(
-            f"vllm_server is {address!r}, and TRL's client for it cannot be used here ({error}); "
-            "run `pip install tokencredit[trl] vllm`, or leave vllm_server out"
+            f"machine.vllm_server is {address!r}, and TRL's client for it cannot be used here "
+            f"({error}); run `pip install tokencredit[trl] vllm`, or leave it out"
         ) from error
     except ConnectionError as error:
         raise ServerError(
