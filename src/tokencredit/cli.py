@@ -61,6 +61,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "credit.score_tokens",
         "token rewards for texts, as a table or JSON lines",
     ),
+    "fit-credit": (
+        "credit.fit_credit",
+        "mean scores by length and location, for credit that takes them out",
+    ),
+    "methods": (
+        "methods",
+        "every method that can be chosen by name, with what it needs",
+    ),
     "serve": (
         "serving.serve",
         "a reward model over HTTP: scores and token credit for any engine",

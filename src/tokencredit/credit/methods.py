@@ -75,6 +75,7 @@ Need = Literal[
     "embeddings",
     "segments",
     "length_means",
+    "location",
 ]
 
 NEEDS: dict[Need, str] = {
@@ -90,7 +91,8 @@ NEEDS: dict[Need, str] = {
     "kept_tokens": "scores of the response without some of its tokens, many for each response",
     "embeddings": "gradients of the score, with respect to the embeddings of the response",
     "segments": "a way to cut responses into segments",
-    "length_means": "mean scores of prefixes by their length, or of segments by their location",
+    "length_means": "mean scores of prefixes by their length, fitted before",
+    "location": "mean and deviation of segment scores by their location, fitted before",
 }
 """What methods are made from, in words for messages and tables."""
 
@@ -453,7 +455,7 @@ CREDIT_METHODS: dict[str, CreditMethod] = {
     "located-segment": CreditMethod(
         _segment,
         "segment scores less what is usual at their place",
-        needs=("prefix_scores", "segments", "length_means"),
+        needs=("prefix_scores", "segments", "location"),
         conserves="the normalised scores of its segments",
         causal=False,
     ),
@@ -677,11 +679,7 @@ def token_credit(evidence: Evidence, settings: CreditSettings) -> Float[Tensor, 
         "segments": "segment_ids",
     }
     for need in method.needs:
-        if need == "length_means":
-            lacks = evidence.length_means is None and evidence.location is None
-        else:
-            lacks = getattr(evidence, fields.get(need, need)) is None
-        if lacks:
+        if getattr(evidence, fields.get(need, need)) is None:
             raise ConfigError(
                 f"credit method {settings.method!r} lacks {NEEDS[need]}; expected evidence that "
                 "holds it, or another method"

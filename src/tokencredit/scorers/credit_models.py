@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from tokencredit.credit.location import LocationNormaliser
-from tokencredit.credit.methods import CreditMethod, CreditSettings, credit_method
+from tokencredit.credit.methods import NEEDS, CreditMethod, CreditSettings, Need, credit_method
 from tokencredit.errors import ConfigError, DataError, ModelError
 from tokencredit.models.hf_loading import load_model, load_tokenizer
 from tokencredit.models.hf_vocabularies import require_same_vocabulary
@@ -109,6 +109,17 @@ def loaded_credit_models(
     loading = loading or {}
     method = credit_method(settings.method)
     fitted = FittedCredit() if settings.fitted is None else FittedCredit.read(settings.fitted)
+    needed: tuple[tuple[Need, Any], ...] = (
+        ("length_means", fitted.length_means),
+        ("location", fitted.location),
+    )
+    for need, found in needed:
+        if need in method.needs and found is None:
+            raise ConfigError(
+                f"credit method {settings.method!r} needs {NEEDS[need]}, and credit.fitted is "
+                f"{settings.fitted!r}; expected a file that `tokencredit fit-credit` wrote, with "
+                "segments if the method has them"
+            )
     kind = method.model_kind
     if settings.model is not None and not kind:
         raise ConfigError(

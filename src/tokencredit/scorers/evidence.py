@@ -133,7 +133,7 @@ def gathered_evidence(
         batch.response_mask,
         segment_ids=responses.segment_ids,
         length_means=models.fitted.length_means,
-        location=models.fitted.location if "length_means" in needs else None,
+        location=models.fitted.location if "location" in needs else None,
         dpo_beta=models.dpo_beta,
     )
     if needs & {"sequence_scores", "prefix_scores", "attention"}:

@@ -1,7 +1,6 @@
 """Every credit of `train-policy` pays what its function says, segments and shares included."""
 
 from dataclasses import replace
-from typing import get_args
 
 import pytest
 import torch
@@ -13,15 +12,16 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from tokencredit.aggregation.transforms import RunningMoments
+from tokencredit.credit.location import LocationNormaliser
+from tokencredit.credit.methods import CREDIT_METHODS
 from tokencredit.errors import ConfigError, ModelError
 from tokencredit.policy.hf_rollout import sampled_responses
 from tokencredit.recipes.policy.experience import experience_of
 from tokencredit.recipes.policy.models import loaded_models
-from tokencredit.recipes.policy.settings import NEEDS_CREDIT_MODEL, PolicyCredit
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.run_folder import read_jsonl
 from tokencredit.sampling import Sampling
+from tokencredit.scorers.credit_models import FittedCredit
 from tokencredit.text.hf_token_rows import left_padded
 from tokencredit.text.segments import segment_ends
 
@@ -36,22 +36,37 @@ def models(tmp_path_factory):
             ("dpo", LlamaForCausalLM, {}),
             ("classifier", LlamaForTokenClassification, {"num_labels": 2}),
             ("severity", LlamaForTokenClassification, {"num_labels": 3}),
+            ("rewriter", LlamaForCausalLM, {}),
         ]
     ):
         torch.manual_seed(10 + seed)
         model = kind(LlamaConfig(**{**shape.to_dict(), **extra, "initializer_range": 0.3}))
         if name == "dpo":
             model.config.dpo_reference, model.config.dpo_beta = str(folder / "policy"), 0.5
+        model.config.rewriter_template = "{prompt} {response} is "
+        model.config.rewriter_instruction = "Better."
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+    means = torch.linspace(0.0, 1.0, 12)
+    fitted = FittedCredit(means, LocationNormaliser(0.1, 0.1, 0.5, 1.0))
+    (folder / "fitted.json").write_text(fitted.written())
     return folder
 
 
-def needed(models, credit: str) -> dict[str, str]:
-    if credit == "segment":
-        return {"segments.kind": "ngram"}
-    name = "classifier" if credit == "discriminator" else "dpo"
-    return {"credit.model": str(models / name)} if credit in NEEDS_CREDIT_MODEL else {}
+def needed(models, credit: str) -> dict[str, object]:
+    """Settings that give a method what it needs."""
+    method, found = CREDIT_METHODS[credit], {}
+    if "segments" in method.needs:
+        found["segments.kind"] = "ngram"
+    if {"length_means", "location"} & set(method.needs):
+        found["credit.fitted"] = str(models / "fitted.json")
+    kinds = {"implicit": "dpo", "classifier": "classifier", "rewriter": "rewriter"}
+    if method.model_kind and "policy_attention" not in method.needs:
+        found["credit.model"] = str(models / kinds.get(method.model_kind, "policy"))
+    if credit == "severity":
+        found["credit.model"] = str(models / "severity")
+        found["credit.judge.severity_scores"] = (0.0, -1.0, -5.0)
+    return found
 
 
 def first_experience(models, tmp_path, **settings):
@@ -75,12 +90,12 @@ def first_experience(models, tmp_path, **settings):
         truncated,
         config,
         kl_coef=0.0,
-        moments=RunningMoments(),
+        moments={},
         autocast=torch.no_grad,
     )
 
 
-@pytest.mark.parametrize("credit", get_args(PolicyCredit))
+@pytest.mark.parametrize("credit", CREDIT_METHODS)
 def test_every_credit_trains(models, tmp_path, credit):
     config = tiny_config(models, tmp_path / "run", credit__method=credit, **needed(models, credit))
     train_policy(config)
@@ -100,9 +115,9 @@ def test_log_ratios_are_added_to_the_terminal_reward(models, tmp_path):
     mixed = first_experience(
         models,
         tmp_path,
-        credit__method="log-ratio",
+        credit__method="rto",
         credit__clip=0.05,
-        **needed(models, "log-ratio"),
+        **needed(models, "rto"),
     )
     early = mixed.token_scores[:, :-1]
     assert early.abs().max() == pytest.approx(0.05)
@@ -210,7 +225,7 @@ def test_a_classifier_of_severities_is_no_discriminator(models, tmp_path):
     config = tiny_config(
         models, tmp_path, credit__method="discriminator", credit__model=str(models / "severity")
     )
-    with pytest.raises(ModelError, match="has 3 classes; expected two"):
+    with pytest.raises(ModelError, match="has 3 classes; expected 2"):
         loaded_models(config, None, torch.device("cpu"))
 
 
@@ -222,11 +237,41 @@ def test_log_ratios_need_a_known_reference(models, tmp_path):
         loaded_models(config, None, torch.device("cpu"))
     known = replace(config.credit, reference=str(models / "policy"), dpo_beta=0.1)
     given = replace(config, credit=known)
-    assert loaded_models(given, None, torch.device("cpu")).credit.dpo_beta == 0.1
+    assert loaded_models(given, None, torch.device("cpu")).rewards.credited.models.dpo_beta == 0.1
 
 
-def test_scores_are_kept_before_and_after_they_are_clipped(models, tmp_path):
+def test_scores_are_kept_before_they_are_clipped(models, tmp_path):
     found = first_experience(models, tmp_path, credit__method="uniform", score__clip=0.01)
     assert (found.sequence_scores.abs() > 0.01).all()
-    torch.testing.assert_close(found.normal_scores, found.sequence_scores.clamp(-0.01, 0.01))
-    torch.testing.assert_close(found.token_scores.sum(-1), found.normal_scores)
+    torch.testing.assert_close(found.token_scores.sum(-1), found.sequence_scores.clamp(-0.01, 0.01))
+
+
+def test_the_score_of_rto_has_a_weight(models, tmp_path):
+    whole, half = (
+        first_experience(
+            models,
+            tmp_path,
+            credit__method="rto",
+            credit__score_weight=weight,
+            **needed(models, "rto"),
+        )
+        for weight in (1.0, 0.5)
+    )
+    torch.testing.assert_close(whole.token_scores[:, :-1], half.token_scores[:, :-1])
+    lost = whole.token_scores[:, -1] - half.token_scores[:, -1]
+    torch.testing.assert_close(lost, 0.5 * whole.sequence_scores)
+
+
+def test_segment_rewards_are_clamped_after_the_spread(models, tmp_path):
+    settings = {"credit__method": "segment", **needed(models, "segment")}
+    settings["segments.use"] = "macro-actions"
+    plain = first_experience(models, tmp_path, **settings)
+    clamped = first_experience(models, tmp_path, **settings, credit__judge__clamp=0.05)
+    assert (plain.token_scores.abs() > 0.05).any()
+    torch.testing.assert_close(clamped.token_scores, plain.token_scores.clamp(-0.05, 0.05))
+
+
+def test_what_was_not_fitted_is_missed(models, tmp_path):
+    config = tiny_config(models, tmp_path, credit__method="located-segment", segments__kind="ngram")
+    with pytest.raises(ConfigError, match=r"fitted before, and credit\.fitted is None"):
+        loaded_models(config, None, torch.device("cpu"))

@@ -63,7 +63,7 @@ def offered_credit(
     gives = {"sequence_scores", "attention", "kept_tokens", "embeddings"}
     gives |= {"prefix_scores"} if is_causal(model) else set()
     gives |= {"segments"} if segments.kind != "none" else set()
-    gives |= {"length_means"} if credit.fitted is not None else set()
+    gives |= {"length_means", "location"} if credit.fitted is not None else set()
     if asked is None:
         return tuple(
             name

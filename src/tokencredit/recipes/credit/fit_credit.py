@@ -1,0 +1,151 @@
+"""What scores are usual, by length and by location: `tokencredit fit-credit`.
+
+    tokencredit fit-credit --reward_model my/model --data answers.jsonl --output fitted.json
+
+Reward models pay more for longer prefixes, or for segments that stand late. This measures by how
+much, on responses of the kind that will be paid, for the credit methods that take it out:
+`length-centred-prefix-difference` and, with segments, `located-segment`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tokencredit.credit.location import fitted_location_normaliser
+from tokencredit.credit.methods import CreditSettings
+from tokencredit.credit.prefixes import prefix_length_means
+from tokencredit.errors import ConfigError, ModelError, RunFolderError
+from tokencredit.models.hf_loading import quiet_transformers
+from tokencredit.preference.hf_datasets import load_prompted_responses
+from tokencredit.recipes.credit.score_tokens import ResponseColumns
+from tokencredit.recipes.run_folder import write_atomically
+from tokencredit.recipes.settings import LoadingSettings, group, require_at_least
+from tokencredit.scorers.credit_models import FittedCredit
+from tokencredit.scorers.local import LocalScorer
+from tokencredit.scorers.policy_tokens import ended_scores
+from tokencredit.scorers.segmentation import response_segments
+from tokencredit.scorers.texts import loaded_credited_scorer, scored_texts
+from tokencredit.text.hf_rendering import Template
+from tokencredit.text.pooling import segment_end_scores
+from tokencredit.text.segments import SegmentSettings
+
+
+@dataclass(frozen=True)
+class FitCreditConfig:
+    """Settings of one fit."""
+
+    reward_model: str
+    """Hub id or folder of a causal sequence-classification model with one or two outputs."""
+    data: str
+    """Dataset id, dataset folder, or JSON-lines file of prompts and responses."""
+    output: str
+    """JSON file to write, for `credit.fitted`."""
+    split: str = "train"
+    """Of a dataset id or folder."""
+    limit: int | None = None
+    """Use only this many first rows; None uses all."""
+    columns: ResponseColumns = group(ResponseColumns)
+    """Where prompts and responses stand."""
+    segments: SegmentSettings = group(SegmentSettings)
+    """How responses are cut, for the fit by location; `none` fits lengths alone."""
+    template: Template = "auto"
+    """How prompts and responses are joined, as in `score-tokens`."""
+    batch_size: int = 16
+    """Responses per forward pass."""
+    loading: LoadingSettings = group(LoadingSettings)
+    """How models are loaded."""
+    device: str | None = None
+    """To compute on; None for the CPU."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "batch_size")
+        if self.columns.text is not None:
+            raise ConfigError(
+                f"columns.text is {self.columns.text!r}; expected prompts and responses"
+            )
+
+
+@quiet_transformers()
+def fit_credit(config: FitCreditConfig) -> Path:
+    """Measure what scores are usual and write it to a file.
+
+    Args:
+        config: the settings.
+
+    Returns:
+        The file.
+
+    Raises:
+        DataError: the data are not there, cannot be scored, or are too few for the location.
+        ModelError: the reward model is not there, or scores no prefixes.
+        RunFolderError: the file cannot be written.
+    """
+    rows = load_prompted_responses(
+        config.data,
+        split=config.split,
+        prompt_column=config.columns.prompt,
+        response_column=config.columns.response,
+        limit=config.limit,
+    )
+    credited = loaded_credited_scorer(
+        config.reward_model,
+        CreditSettings("terminal"),
+        config.segments,
+        template=config.template,
+        micro_batch_size=config.batch_size,
+        loading=config.loading,
+        device=config.device,
+    )
+    scorer = credited.scorer
+    assert isinstance(scorer, LocalScorer)
+    if "prefix_scores" not in scorer.gives:
+        raise ModelError(
+            f"the reward model {config.reward_model!r} reads in both directions and scores no "
+            "prefixes; expected a causal one"
+        )
+    prefixes: list[Tensor] = []  # of each response: (time + 1)
+    rewards: list[Tensor] = []  # of each response: (segments)
+    for first in range(0, len(rows), 16 * config.batch_size):
+        part = rows[first : first + 16 * config.batch_size]
+        encoded, scores = scored_texts(
+            scorer.model,
+            scorer.tokenizer,
+            [row.prompt for row in part],
+            [row.response for row in part],
+            template=config.template,
+            micro_batch_size=config.batch_size,
+        )
+        mask = encoded.batch.response_mask
+        found = ended_scores(scores, mask).prefix_scores
+        assert found is not None
+        kept = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=-1)
+        prefixes += [row[real].cpu() for row, real in zip(found, kept, strict=True)]
+        ids = response_segments(config.segments, scorer.tokenizer, encoded.batch)
+        if ids is not None:
+            ends, is_segment = segment_end_scores(found, ids)
+            rewards += [row[real].cpu() for row, real in zip(ends, is_segment, strict=True)]
+    scores_of_prefixes, there = _padded(prefixes)
+    fitted = FittedCredit(
+        prefix_length_means(scores_of_prefixes, there[:, 1:]),
+        fitted_location_normaliser(*_padded(rewards)) if rewards else None,
+    )
+    path = Path(config.output)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, fitted.written())
+    except OSError as error:
+        raise RunFolderError(
+            f"{path} cannot be written ({error}); expected a folder with room and permission"
+        ) from error
+    print(f"fitted on {len(rows)} responses: {path}")
+    return path
+
+
+def _padded(rows: list[Tensor]) -> tuple[Float[Tensor, "rows width"], Bool[Tensor, "rows width"]]:
+    """Rows of numbers as one tensor, and where they are."""
+    numbers = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    return numbers, torch.arange(numbers.shape[1]) < lengths[:, None]
