@@ -6,10 +6,11 @@ import re
 import shlex
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import yaml
+from method_tables import credit_table, shown_table
 from package_tree import drawn_tree
 from tiny_policy import tiny_config, write_models
 
@@ -17,7 +18,6 @@ import tokencredit
 from tokencredit import errors
 from tokencredit.aggregation.methods import AGGREGATIONS
 from tokencredit.cli import COMMANDS, _parsed, recipe_of
-from tokencredit.recipes.policy.settings import PolicyCredit
 from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
 from tokencredit.recipes.run_folder import read_jsonl
 from tokencredit.recipes.settings import all_settings
@@ -188,12 +188,8 @@ def test_every_combination_of_rewards_has_its_row():
         assert all((PROJECT / path).is_file() for path in quoted(row[6]))
 
 
-def test_method_names_are_those_of_the_command_line():
-    rows = table("docs/methods.md", "method | `train-policy --credit.method`")
-    policy_names = [name for row in rows for name in quoted(row[1])]
-    assert tuple(policy_names) == get_args(PolicyCredit)
-    texts = importlib.import_module("tokencredit.scorers.evidence")
-    assert tuple(name for row in rows for name in quoted(row[2])) == texts.TEXT_CREDITS
+def test_method_names_are_those_of_the_table():
+    assert shown_table() == credit_table(), "PYTHONPATH=src python tests/method_tables.py"
 
 
 def test_every_setting_of_train_policy_is_listed_with_its_default():

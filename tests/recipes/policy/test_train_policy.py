@@ -125,7 +125,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_end(models, tmp_path):
     settings = asdict(tiny_config(models, tmp_path / "killed", steps=steps))
     for name, value in flat_settings(TrainPolicyConfig, settings).items():
         if value is not None and value != ():
-            command += [f"--{name}", str(value)]
+            command += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
     process = subprocess.Popen(
         command,
         stdout=subprocess.DEVNULL,
