@@ -174,7 +174,7 @@ def test_a_token_that_is_not_set(served_config, monkeypatch):
     [
         (
             {"algorithm.critic": "reward-model"},
-            "algorithm.critic is 'reward-model' and reward_model an address",
+            "algorithm.critic is 'reward-model' and the rewards are",
         ),
         ({"held_out_reward_model": "http://host"}, "held_out_reward_model is an address"),
         ({"reward_model": "ftp://host"}, "'ftp://host' is no address"),
@@ -190,7 +190,7 @@ def test_settings_that_a_server_does_not_allow(tmp_path, changes, message):
 
 
 def test_another_layer_than_the_servers(served_config):
-    with pytest.raises(ConfigError, match="attention_layer is 0"):
+    with pytest.raises(ConfigError, match="credit.layer is 0"):
         train_policy(served_config(credit__method="attention", credit__layer=0))
 
 
