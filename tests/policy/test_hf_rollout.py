@@ -4,7 +4,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from tokencredit.errors import ConfigError, DataError
 from tokencredit.logprobs import predicting_positions, token_logprobs
-from tokencredit.policy.hf_models import ActorCritic, positions_of
+from tokencredit.policy.hf_models import ActorCritic
 from tokencredit.policy.hf_rollout import response_extent, sampled_responses
 from tokencredit.sampling import Sampling, drawable_tokens, sampling_logits
 
@@ -127,7 +127,7 @@ def test_empty_prompt_is_refused(model):
 
 
 def test_too_long_for_the_context_is_refused(model):
-    with pytest.raises(DataError, match="need 35 positions; the policy has 32"):
+    with pytest.raises(DataError, match="has 35 tokens and .* reads at most 32"):
         drawn(model, [[2] * 5], Sampling(max_new_tokens=30))
 
 
@@ -149,8 +149,3 @@ def test_impossible_sampling_is_refused(settings):
 def test_suppressing_an_unknown_id_is_refused():
     with pytest.raises(ConfigError, match="ids from 0 to 6"):
         drawable_tokens(Sampling(max_new_tokens=1, suppress_tokens=(7,)), VOCAB, EOS)
-
-
-def test_positions_count_real_tokens():
-    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 0]])
-    assert positions_of(mask).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 3]]

@@ -18,8 +18,8 @@ from tokencredit.credit.perturbation import leave_one_out_credit, shapley_credit
 from tokencredit.credit.prefixes import smoothed_prefix_scores
 from tokencredit.credit.redistribution import last_attention_received, mean_attention_received
 from tokencredit.errors import ConfigError
+from tokencredit.models.hf_architecture import text_positions
 from tokencredit.models.hf_attention import recorded_attention
-from tokencredit.policy.hf_models import positions_of
 from tokencredit.reward_model.hf_perturbed import (
     response_embeddings,
     score_of_embeddings,
@@ -46,7 +46,7 @@ def generator_attention(
         policy(
             input_ids=batch.input_ids,
             attention_mask=mask,
-            position_ids=positions_of(mask),
+            position_ids=text_positions(mask),
             logits_to_keep=1,
             use_cache=False,
         )

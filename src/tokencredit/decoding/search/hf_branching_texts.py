@@ -9,12 +9,12 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from tokencredit.batch import ResponseBatch
-from tokencredit.decoding.candidates.hf_reward_model import require_context
 from tokencredit.decoding.candidates.hf_running_text import RunningText
 from tokencredit.decoding.rules import chosen_tokens
 from tokencredit.errors import DataError
 from tokencredit.logprobs import sampled_logits, top_allowed
 from tokencredit.masking import last_true_index, left_packed
+from tokencredit.models.hf_architecture import require_room
 from tokencredit.sampling import TextSampling
 
 Stops = Callable[[Float[Tensor, "rows vocab"], Int[Tensor, "rows"]], Bool[Tensor, "rows"]]
@@ -92,8 +92,7 @@ class BranchingTexts:
     ) -> None:
         if not bool(prompt_mask.any(-1).all()):
             raise DataError("a prompt is empty; expected at least one token, a BOS token say")
-        everywhere = torch.ones_like(prompt_mask[:, 0])
-        require_context(model, prompt_mask, everywhere, more=sampling.max_new_tokens)
+        require_room(model, int(prompt_mask.sum(-1).max()) + sampling.max_new_tokens)
         self.sampling = sampling
         self.generator = generator
         self.prompt_ids, self.prompt_mask = prompt_ids, prompt_mask
