@@ -20,7 +20,7 @@ from tokencredit.decoding.search.rules import (
 )
 from tokencredit.errors import ConfigError
 from tokencredit.logprobs import token_entropies
-from tokencredit.sampling import TextSampling
+from tokencredit.sampling import Sampling
 
 
 def cascade_sampling(
@@ -28,7 +28,7 @@ def cascade_sampling(
     prompt_ids: Int[Tensor, "prompts prompt"],
     prompt_mask: Bool[Tensor, "prompts prompt"],
     score: ResponseScorer,
-    sampling: TextSampling,
+    sampling: Sampling,
     *,
     target_reward: float,
     acceptance_beta: float = 0.7,
@@ -37,6 +37,8 @@ def cascade_sampling(
     min_segment_tokens: int = 4,
     max_segment_tokens: int = 64,
     max_proposals: int = 20,
+    eos_token_ids: tuple[int, ...] = (),
+    pad_token_id: int = 0,
     generator: torch.Generator | None = None,
 ) -> SearchOutput:
     """Responses whose segments are each drawn until one is good enough.
@@ -59,6 +61,8 @@ def cascade_sampling(
         min_segment_tokens: no end by entropy before this many.
         max_segment_tokens: an end in any case.
         max_proposals: when so many were rejected in one place, the best of them is taken.
+        eos_token_ids: end a response, and belong to it.
+        pad_token_id: stands where there is no token.
         generator: of the random numbers; the global one by default.
 
     Raises:
@@ -87,7 +91,15 @@ def cascade_sampling(
         min_segment_tokens=min_segment_tokens,
         max_segment_tokens=max_segment_tokens,
     )
-    texts = BranchingTexts(model, prompt_ids, prompt_mask, sampling, generator=generator)
+    texts = BranchingTexts(
+        model,
+        prompt_ids,
+        prompt_mask,
+        sampling,
+        eos_token_ids=eos_token_ids,
+        pad_token_id=pad_token_id,
+        generator=generator,
+    )
     scorer = CountedScorer(score, len(prompt_ids))
     starts = torch.zeros_like(texts.prompts)
     prompt_scores = scorer(texts, starts == 0)

@@ -24,7 +24,7 @@ from tokencredit.decoding.search.implicit_rules import layer_lengths
 from tokencredit.errors import ConfigError
 from tokencredit.models.hf_loading import load_model, load_tokenizer
 from tokencredit.models.hf_vocabularies import require_same_vocabulary
-from tokencredit.sampling import TextSampling
+from tokencredit.sampling import Sampling
 from tokencredit.scorers.local import policy_scores
 from tokencredit.scorers.vocabulary import VOCABULARY_METHODS, vocabulary_sequence_scores
 from tokencredit.text.hf_token_rows import left_padded
@@ -245,14 +245,16 @@ def searched_responses(
         prompt_mask: True on real tokens.
     """
     eos = models.tokenizer.eos_token_id
-    sampling = TextSampling(
+    sampling = Sampling(
         max_new_tokens=config.max_new_tokens,
         min_new_tokens=config.min_new_tokens,
         top_k=config.top_k or 0,
         top_p=config.top_p,
-        eos_token_ids=() if eos is None else (eos,),
-        pad_token_id=models.tokenizer.pad_token_id,
     )
+    ids = {
+        "eos_token_ids": () if eos is None else (eos,),
+        "pad_token_id": models.tokenizer.pad_token_id,
+    }
 
     def score(batch: ResponseBatch) -> Float[Tensor, "batch"]:
         return policy_scores(
@@ -265,6 +267,7 @@ def searched_responses(
             prompt_ids,
             prompt_mask,
             sampling,
+            **ids,
             beams=config.beams or 5,
             top_k=10 if config.top_k is None else config.top_k,
             reference=models.implicit[1],
@@ -275,6 +278,7 @@ def searched_responses(
             *prompts,
             score,
             sampling,
+            **ids,
             target_reward=config.target_reward,
             acceptance_beta=config.acceptance_beta,
             threshold_start=config.threshold_start,
@@ -286,6 +290,7 @@ def searched_responses(
             *prompts,
             score,
             sampling,
+            **ids,
             n=config.n,
             rejection_share=config.rejection_share,
             check_every=config.chunk_tokens,
@@ -295,6 +300,7 @@ def searched_responses(
             *prompts,
             score,
             sampling,
+            **ids,
             keep=config.beams or 1,
             children=config.n,
             lengths=_chunks(config.max_new_tokens, config.chunk_tokens),
@@ -303,6 +309,7 @@ def searched_responses(
         *prompts,
         implicit_scorer(*models.implicit),
         sampling,
+        **ids,
         keep=config.n // config.children,
         children=config.children,
         lengths=layer_lengths(config.max_new_tokens, config.layers),
