@@ -1,5 +1,7 @@
 """Rejection sampling segment by segment (CARDS)."""
 
+import math
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -21,6 +23,46 @@ from tokencredit.decoding.search.rules import (
 from tokencredit.errors import ConfigError
 from tokencredit.logprobs import token_entropies
 from tokencredit.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class CardsSettings:
+    """CARDS: segments that are each drawn until one is good enough."""
+
+    target_reward: float | None = None
+    """What a response should score, in units of the reward model; needed."""
+    acceptance_beta: float = 0.7
+    """How far below its threshold a score may lie, in the same unit."""
+    threshold_start: float = 0.5
+    """Where the threshold begins, from the score of the prompt, 0, to `target_reward`, 1."""
+    entropy_threshold: float = 3.0
+    """Nats of the next token at which a segment ends."""
+    min_segment_tokens: int = 4
+    """No end by entropy before this many."""
+    max_segment_tokens: int = 64
+    """A segment ends here in any case."""
+    max_proposals: int = 20
+    """After so many rejections in one place the best of them is taken."""
+
+    def __post_init__(self) -> None:
+        if self.max_proposals < 1:
+            raise ConfigError(f"max_proposals is {self.max_proposals}; expected at least 1")
+        none = torch.zeros(0)
+        acceptance_probabilities(none, none, acceptance_beta=self.acceptance_beta)
+        segment_thresholds(
+            none.long(),
+            none,
+            target_reward=-math.inf if self.target_reward is None else self.target_reward,
+            max_new_tokens=1,
+            threshold_start=self.threshold_start,
+        )
+        ends_segment(
+            none,
+            none.long(),
+            entropy_threshold=self.entropy_threshold,
+            min_segment_tokens=self.min_segment_tokens,
+            max_segment_tokens=self.max_segment_tokens,
+        )
 
 
 def cascade_sampling(

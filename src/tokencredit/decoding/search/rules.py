@@ -239,7 +239,8 @@ def require_finite_scores(scores: Float[Tensor, "batch *rest"], what: str) -> No
     Raises:
         NumericError: a score is NaN or infinite.
     """
-    wrong = ~scores.isfinite().reshape(len(scores), -1).all(-1)
+    wrong = ~scores.isfinite()
+    wrong = wrong.flatten(1).any(-1) if wrong.ndim > 1 else wrong
     if bool(wrong.any()):
         raise NumericError(
             f"the scores of {what} are NaN or infinite in rows {wrong.nonzero().flatten().tolist()}"
