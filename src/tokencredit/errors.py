@@ -15,6 +15,12 @@ TokenCreditWarning       something works, but probably not as hoped
 Each message says what was received, what was expected, and how to mend it.
 """
 
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+Row = TypeVar("Row")
+
 
 class TokenCreditError(Exception):
     """Base of all errors raised on purpose."""
@@ -54,3 +60,35 @@ class RunFolderError(TokenCreditError, OSError):
 
 class TokenCreditWarning(UserWarning):
     """Something works, but probably not as hoped."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A question that ends a message about an unknown name; empty if no known one is near.
+
+    >>> nearest("atention", ["attention", "uniform"])
+    "; did you mean 'attention'?"
+    """
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def named(kind: str, name: str, table: Mapping[str, Row]) -> Row:
+    """The row of a table of methods that has this name.
+
+    Args:
+        kind: what the table lists, for the message.
+        name: of the row.
+        table: rows by name.
+
+    Raises:
+        ConfigError: there is none; the message names the nearest.
+
+    >>> named("shape", "round", {"round": 1, "square": 4})
+    1
+    """
+    if name not in table:
+        raise ConfigError(
+            f"{kind} is {name!r}; expected one of {', '.join(map(repr, table))}"
+            f"{nearest(name, table)}"
+        )
+    return table[name]

@@ -1,8 +1,142 @@
-"""Every credit method by its name, with what it needs, what it conserves and whether it is causal."""
+"""Every credit method by its name: what it needs, what it conserves, whether it is causal.
 
+`CREDIT_METHODS` is the one list. Whoever offers methods by name (commands, the server, adapters)
+reads it, gathers what a method `needs` into an `Evidence`, and calls it. A new method is its
+function, one row here, and what CONTRIBUTING names besides.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from tokencredit.errors import ConfigError
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tokencredit.credit.gradients import (
+    ScoreOfEmbeddings,
+    gradient_times_input_credit,
+    integrated_gradients_credit,
+)
+from tokencredit.credit.implicit import (
+    contrastive_prompt_credit,
+    log_ratio_credit,
+    shaped_log_ratio_credit,
+)
+from tokencredit.credit.location import LocationNormaliser
+from tokencredit.credit.perturbation import (
+    exact_shapley_credit,
+    leave_one_out_credit,
+    shapley_credit,
+    window_credit,
+)
+from tokencredit.credit.prefixes import (
+    length_centred_prefix_scores,
+    prefix_difference_credit,
+    segment_held_prefix_scores,
+    smoothed_prefix_scores,
+)
+from tokencredit.credit.redistribution import (
+    attention_credit,
+    last_attention_received,
+    mean_attention_received,
+    terminal_credit,
+    uniform_credit,
+)
+from tokencredit.credit.segments import (
+    clipped_step_scores,
+    delta_step_scores,
+    segment_credit,
+    step_score_credit,
+    utterance_credit,
+)
+from tokencredit.credit.token_judges import (
+    MQM_SCORES,
+    discriminator_credit,
+    likelihood_credit,
+    severity_credit,
+)
+from tokencredit.errors import ConfigError, named
+from tokencredit.kept_tokens import ScoresOfKept
+from tokencredit.text.pooling import Spreading, pooled_by_segment, segment_end_scores
+
+Need = Literal[
+    "sequence_scores",
+    "prefix_scores",
+    "attention",
+    "policy_attention",
+    "log_ratio",
+    "implicit_values",
+    "two_prompts",
+    "token_classes",
+    "rewriter",
+    "kept_tokens",
+    "embeddings",
+    "segments",
+    "length_means",
+]
+
+NEEDS: dict[Need, str] = {
+    "sequence_scores": "the score of each response",
+    "prefix_scores": "the score of every prefix, which a causal reward model gives",
+    "attention": "the attention that the reward model's last token pays",
+    "policy_attention": "the attention of the policy to its own tokens",
+    "log_ratio": "log-probs of a policy that DPO trained and of its reference",
+    "implicit_values": "logits of a policy that DPO trained",
+    "two_prompts": "log-probs of a language model under a better and a worse prompt",
+    "token_classes": "logits of a token classifier",
+    "rewriter": "log-probs of a rewriter",
+    "kept_tokens": "scores of the response without some of its tokens, many for each response",
+    "embeddings": "gradients of the score, with respect to the embeddings of the response",
+    "segments": "a way to cut responses into segments",
+    "length_means": "mean scores of prefixes by their length, or of segments by their location",
+}
+"""What methods are made from, in words for messages and tables."""
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """How often methods ask the reward model that ask it more than once."""
+
+    steps: int = field(default=16, metadata={"was": "gradient_steps"})
+    """Gradients per response of integrated gradients."""
+    width: int = field(default=3, metadata={"was": "window_width"})
+    """Most tokens or segments that a window reads at once."""
+    samples: int = field(default=20, metadata={"was": "shapley_samples"})
+    """Orders of the tokens or segments that Shapley values try out; even."""
+    seed: int = 0
+    """Of these orders."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "width", "samples"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.samples % 2:
+            raise ConfigError(f"samples is {self.samples}; expected an even number")
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """What the verdicts of classifiers, rewriters and segment models are worth."""
+
+    transform: Literal["none", "clip", "delta", "clip-delta"] = "none"
+    """Of step scores: `clip` keeps what is below `threshold`, `delta` takes what a step scores
+    above the next one."""
+    threshold: float = 0.5
+    """Probability of a good step below which `clip` charges it."""
+    severity_scores: tuple[float, ...] = MQM_SCORES
+    """Of the classes of a severity classifier, from none to the worst."""
+    agreement: float = 1.0
+    """Paid for a token that a rewriter would keep."""
+    divergence: float = -1.0
+    """Paid for a token that a rewriter would replace."""
+    margin: float = 1e-3
+    """Nats by which another token must be likelier before it counts as a divergence."""
+    spread: Spreading | None = None
+    """Of segment scores over their tokens: `even`, `end` or `copy`; None for the method's own."""
+    clamp: float | None = None
+    """Largest absolute token score of segment rewards, after the spread; None for none. The
+    published code has 10."""
 
 
 @dataclass(frozen=True)
@@ -19,22 +153,28 @@ class CreditSettings:
     """Of smoothed prefix scores: how much of the score before each token stays, from 0 (not
     smoothed at all) to below 1."""
     model: str | None = None
-    """What the method needs besides the reward model: a policy trained by DPO for the log-ratios,
-    a token classifier for methods that judge tokens, steps or spans, a rewriter."""
+    """What the method needs besides the reward model: a policy trained by DPO for log-ratios, a
+    token classifier, a rewriter, or a language model whose attention or two prompts are read."""
     reference: str | None = None
     """Of a policy trained by DPO; None for the one in its configuration."""
     dpo_beta: float | None = None
     """Price of a log-ratio; None for the one in the configuration of `model`."""
     clip: float | None = None
     """Largest absolute log-ratio, in nats, after its price; None for none."""
-    steps: int = field(default=16, metadata={"was": "gradient_steps"})
-    """Gradients per response of integrated gradients."""
-    width: int = field(default=3, metadata={"was": "window_width"})
-    """Most tokens or segments that a window reads at once."""
-    samples: int = field(default=20, metadata={"was": "shapley_samples"})
-    """Orders of the tokens or segments that Shapley values try out; even."""
+    score_weight: float = 1.0
+    """Of `rto`: weight of the score that is paid on the last token."""
+    better_prompt: str = "Write a good answer.\n\n"
+    """Of `contrastive-prompts`: stands before the prompt."""
+    worse_prompt: str = "Write a bad answer.\n\n"
+    """Of `contrastive-prompts`: stands before the prompt."""
+    fitted: str | None = None
+    """File of mean scores by length and by location, which `tokencredit fit-credit` writes."""
     terminal_share: float = field(default=0.0, metadata={"was": "terminal_share"})
     """Share of the reward that is paid as a terminal reward instead, 0 to 1."""
+    probe: ProbeSettings = field(default_factory=ProbeSettings)
+    """Of methods that ask the reward model more than once."""
+    judge: JudgeSettings = field(default_factory=JudgeSettings)
+    """Of methods that turn verdicts into scores."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.terminal_share <= 1 or not 0 <= self.decay < 1:
@@ -42,3 +182,502 @@ class CreditSettings:
                 f"terminal_share is {self.terminal_share} and decay {self.decay}; expected numbers "
                 "from 0 to 1, the second below it"
             )
+        method = credit_method(self.method)
+        if self.model is not None and not method.model_kind:
+            raise ConfigError(
+                f"model is {self.model!r} with credit method {self.method!r}; expected none: this "
+                "method needs no second model"
+            )
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a batch of responses; None where nobody asked for it.
+
+    Attributes:
+        response_mask: True on response tokens that count.
+        sequence_scores: of each response, in nats.
+        prefix_scores: column 0 is the prompt alone; the last one that counts is the sequence score.
+        attention: that each response token receives from the token where the score is read.
+        policy_attention: of the policy's response tokens to each other.
+        policy_logprobs: of each token under a policy that DPO trained, or under the better prompt.
+        ref_logprobs: of each token under its reference, or under the worse prompt.
+        dpo_beta: price of their difference.
+        token_logits: of each class of a token classifier.
+        rewriter_logprobs: of each token under a rewriter that has read the response.
+        likeliest_logprobs: of the token that it likes best in the same place.
+        token_values: Q of each token, V before it, and their difference, by name.
+        kept: scores of the responses without some of their tokens.
+        score_of_embeddings: score of the responses as a function of their embeddings.
+        embeddings: of the response tokens.
+        baseline: embeddings that say nothing.
+        segment_ids: of each token.
+        length_means: mean score of prefixes of each length.
+        location: mean and deviation of segment rewards by their location.
+    """
+
+    response_mask: Bool[Tensor, "batch time"]
+    # `| Any`, since a method that runs has all that it needs and no None to think of.
+    sequence_scores: Float[Tensor, "batch"] | Any = None
+    prefix_scores: Float[Tensor, "batch time_plus_1"] | Any = None
+    attention: Float[Tensor, "batch time"] | Any = None
+    policy_attention: Float[Tensor, "batch time time"] | Any = None
+    policy_logprobs: Float[Tensor, "batch time"] | Any = None
+    ref_logprobs: Float[Tensor, "batch time"] | Any = None
+    dpo_beta: float = 1.0
+    token_logits: Float[Tensor, "batch time classes"] | Any = None
+    rewriter_logprobs: Float[Tensor, "batch time"] | Any = None
+    likeliest_logprobs: Float[Tensor, "batch time"] | Any = None
+    token_values: dict[str, Float[Tensor, "batch time"]] | Any = None
+    kept: ScoresOfKept | Any = None
+    score_of_embeddings: ScoreOfEmbeddings | Any = None
+    embeddings: Float[Tensor, "batch time width"] | Any = None
+    baseline: Float[Tensor, "batch time width"] | Any = None
+    segment_ids: Int[Tensor, "batch time"] | Any = None
+    length_means: Float[Tensor, "lengths"] | Any = None
+    location: LocationNormaliser | Any = None
+
+
+ModelKind = Literal["", "implicit", "classifier", "rewriter", "language"]
+
+
+@dataclass(frozen=True)
+class CreditMethod:
+    """One credit method.
+
+    Attributes:
+        credit: from evidence and settings to token scores, (batch, time).
+        text: what it pays for, in one line.
+        needs: what `credit` reads of the evidence.
+        conserves: what a row sums to; "no" where that is nothing in particular.
+        causal: whether the score of a token depends on no later token.
+        passes: forward passes of the reward model per response, in words where it is not one.
+    """
+
+    credit: Callable[[Evidence, CreditSettings], Float[Tensor, "batch time"]]
+    text: str
+    needs: tuple[Need, ...]
+    conserves: str
+    causal: bool
+    passes: str = "1"
+
+    @property
+    def one_pass(self) -> bool:
+        """Whether it asks the reward model no more than plain scoring does."""
+        return self.passes in ("0", "1")
+
+    @property
+    def model_kind(self) -> ModelKind:
+        """The kind of model that it needs besides the reward model; empty for none."""
+        kinds: dict[Need, ModelKind] = {
+            "log_ratio": "implicit",
+            "implicit_values": "implicit",
+            "token_classes": "classifier",
+            "rewriter": "rewriter",
+            "two_prompts": "language",
+            "policy_attention": "language",
+        }
+        return next((kinds[need] for need in self.needs if need in kinds), "")
+
+
+def _differences(
+    evidence: Evidence, prefix_scores: Float[Tensor, "batch time_plus_1"]
+) -> Float[Tensor, "batch time"]:
+    return prefix_difference_credit(prefix_scores, evidence.response_mask)
+
+
+def _by_attention(
+    evidence: Evidence, weights: Float[Tensor, "batch time"], settings: CreditSettings
+) -> Float[Tensor, "batch time"]:
+    return attention_credit(
+        evidence.sequence_scores, weights, evidence.response_mask, credit_beta=settings.beta
+    )
+
+
+def _log_ratio(evidence: Evidence, settings: CreditSettings) -> Float[Tensor, "batch time"]:
+    return log_ratio_credit(
+        evidence.policy_logprobs,
+        evidence.ref_logprobs,
+        evidence.response_mask,
+        dpo_beta=evidence.dpo_beta,
+        clip=settings.clip,
+    )
+
+
+def _rto(evidence: Evidence, settings: CreditSettings) -> Float[Tensor, "batch time"]:
+    scores = settings.score_weight * evidence.sequence_scores
+    return _log_ratio(evidence, settings) + terminal_credit(scores, evidence.response_mask)
+
+
+def _segment(evidence: Evidence, settings: CreditSettings) -> Float[Tensor, "batch time"]:
+    scores = segment_credit(
+        evidence.prefix_scores,
+        evidence.segment_ids,
+        evidence.response_mask,
+        normaliser=evidence.location,
+        spread=settings.judge.spread or "even",
+    )
+    clamp = settings.judge.clamp
+    return scores if clamp is None else scores.clamp(-clamp, clamp)
+
+
+def _utterance(evidence: Evidence, settings: CreditSettings) -> Float[Tensor, "batch time"]:
+    """What each segment adds to the score of the text before it, as its advantage."""
+    ends, is_segment = segment_end_scores(evidence.prefix_scores, evidence.segment_ids)
+    before = torch.cat([evidence.prefix_scores[:, :1].float(), ends[:, :-1]], dim=-1)
+    advantages = (ends - before[:, : ends.shape[1]]).masked_fill(~is_segment, 0.0)
+    return utterance_credit(
+        advantages,
+        evidence.segment_ids,
+        evidence.response_mask,
+        spread=settings.judge.spread or "end",
+    )
+
+
+def _steps(evidence: Evidence, settings: CreditSettings) -> Float[Tensor, "batch time"]:
+    """Probability of a good step at its last token, clipped or differenced if so set."""
+    good = evidence.token_logits.float().softmax(-1)[..., -1]
+    scores, is_step = pooled_by_segment(good, evidence.segment_ids, how="last")
+    if settings.judge.transform in ("clip", "clip-delta"):
+        scores = clipped_step_scores(scores, is_step, eta=settings.judge.threshold)
+    if settings.judge.transform in ("delta", "clip-delta"):
+        scores = delta_step_scores(scores, is_step)
+    return step_score_credit(scores, evidence.segment_ids, evidence.response_mask)
+
+
+def _spans(evidence: Evidence, _: CreditSettings) -> Float[Tensor, "batch time"]:
+    """Log-odds of the better class at the end of every span."""
+    logits = evidence.token_logits.float()
+    odds, _ = pooled_by_segment(logits[..., -1] - logits[..., 0], evidence.segment_ids, how="last")
+    return step_score_credit(odds, evidence.segment_ids, evidence.response_mask)
+
+
+def _likelihood(evidence: Evidence, settings: CreditSettings) -> Float[Tensor, "batch time"]:
+    return likelihood_credit(
+        evidence.rewriter_logprobs,
+        evidence.likeliest_logprobs,
+        evidence.response_mask,
+        agreement_score=settings.judge.agreement,
+        divergence_score=settings.judge.divergence,
+        margin=settings.judge.margin,
+    )
+
+
+def _shapley(evidence: Evidence, settings: CreditSettings) -> Float[Tensor, "batch time"]:
+    return shapley_credit(
+        evidence.kept,
+        evidence.response_mask,
+        samples=settings.probe.samples,
+        generator=torch.Generator().manual_seed(settings.probe.seed),
+        segment_ids=evidence.segment_ids,
+    )
+
+
+_SCORE, _ABOVE_PROMPT = "the score", "the score above that of the prompt"
+
+CREDIT_METHODS: dict[str, CreditMethod] = {
+    "terminal": CreditMethod(
+        lambda e, _: terminal_credit(e.sequence_scores, e.response_mask),
+        "the whole score on the last token",
+        needs=("sequence_scores",),
+        conserves=_SCORE,
+        causal=True,
+    ),
+    "uniform": CreditMethod(
+        lambda e, _: uniform_credit(e.sequence_scores, e.response_mask),
+        "the score in equal parts",
+        needs=("sequence_scores",),
+        conserves=_SCORE,
+        causal=False,
+    ),
+    "attention": CreditMethod(
+        lambda e, s: _by_attention(e, e.attention, s),
+        "the score by the reward model's attention (ABC)",
+        needs=("sequence_scores", "attention"),
+        conserves=_SCORE,
+        causal=False,
+    ),
+    "generator-attention": CreditMethod(
+        lambda e, s: _by_attention(
+            e, mean_attention_received(e.policy_attention, e.response_mask), s
+        ),
+        "the score by the attention that the policy's later tokens pay (ABC-D)",
+        needs=("sequence_scores", "policy_attention"),
+        conserves=_SCORE,
+        causal=False,
+    ),
+    "last-generator-attention": CreditMethod(
+        lambda e, s: _by_attention(
+            e, last_attention_received(e.policy_attention, e.response_mask), s
+        ),
+        "the score by the attention that the policy's last token pays (ABC-D2)",
+        needs=("sequence_scores", "policy_attention"),
+        conserves=_SCORE,
+        causal=False,
+    ),
+    "prefix-difference": CreditMethod(
+        lambda e, _: _differences(e, e.prefix_scores),
+        "what each token adds to the score of the text so far",
+        needs=("prefix_scores",),
+        conserves=_ABOVE_PROMPT,
+        causal=True,
+    ),
+    "smoothed-prefix-difference": CreditMethod(
+        lambda e, s: _differences(
+            e, smoothed_prefix_scores(e.prefix_scores, e.response_mask, decay=s.decay)
+        ),
+        "prefix differences in instalments",
+        needs=("prefix_scores",),
+        conserves=_ABOVE_PROMPT,
+        causal=True,
+    ),
+    "length-centred-prefix-difference": CreditMethod(
+        lambda e, _: _differences(
+            e, length_centred_prefix_scores(e.prefix_scores, e.response_mask, e.length_means)
+        ),
+        "prefix differences without what any token adds at this length",
+        needs=("prefix_scores", "length_means"),
+        conserves=_ABOVE_PROMPT,
+        causal=True,
+    ),
+    "held-prefix-difference": CreditMethod(
+        lambda e, _: _differences(e, segment_held_prefix_scores(e.prefix_scores, e.segment_ids)),
+        "prefix differences paid at the ends of segments",
+        needs=("prefix_scores", "segments"),
+        conserves=_ABOVE_PROMPT,
+        causal=True,
+    ),
+    "segment": CreditMethod(
+        _segment,
+        "the score at the end of each segment, spread over its tokens",
+        needs=("prefix_scores", "segments"),
+        conserves="the scores of its segments",
+        causal=False,
+    ),
+    "located-segment": CreditMethod(
+        _segment,
+        "segment scores less what is usual at their place",
+        needs=("prefix_scores", "segments", "length_means"),
+        conserves="the normalised scores of its segments",
+        causal=False,
+    ),
+    "utterance": CreditMethod(
+        _utterance,
+        "what each segment adds to the score, as the advantage of an utterance",
+        needs=("prefix_scores", "segments"),
+        conserves=_ABOVE_PROMPT,
+        causal=True,
+    ),
+    "log-ratio": CreditMethod(
+        _log_ratio,
+        "the implicit reward of a policy that DPO trained",
+        needs=("log_ratio",),
+        conserves="no",
+        causal=True,
+        passes="0",
+    ),
+    "rto": CreditMethod(
+        _rto,
+        "the implicit reward, and the score on the last token (RTO)",
+        needs=("sequence_scores", "log_ratio"),
+        conserves="no",
+        causal=True,
+    ),
+    "shaped-log-ratio": CreditMethod(
+        lambda e, s: shaped_log_ratio_credit(
+            e.sequence_scores,
+            e.policy_logprobs,
+            e.ref_logprobs,
+            e.response_mask,
+            dpo_beta=e.dpo_beta,
+            clip=s.clip,
+        ),
+        "the implicit reward, and on the last token what is left of the score",
+        needs=("sequence_scores", "log_ratio"),
+        conserves=_SCORE,
+        causal=True,
+    ),
+    "implicit-q": CreditMethod(
+        lambda e, _: e.token_values["q"],
+        "the value of each token that a policy trained by DPO implies; no reward, a value",
+        needs=("implicit_values",),
+        conserves="no",
+        causal=True,
+        passes="0",
+    ),
+    "implicit-value": CreditMethod(
+        lambda e, _: e.token_values["v"],
+        "the value of the text before each token that such a policy implies; no reward, a value",
+        needs=("implicit_values",),
+        conserves="no",
+        causal=True,
+        passes="0",
+    ),
+    "implicit-advantage": CreditMethod(
+        lambda e, _: e.token_values["q"] - e.token_values["v"],
+        "the advantage of each token that such a policy implies",
+        needs=("implicit_values",),
+        conserves="no",
+        causal=True,
+        passes="0",
+    ),
+    "contrastive-prompts": CreditMethod(
+        lambda e, _: contrastive_prompt_credit(e.policy_logprobs, e.ref_logprobs, e.response_mask),
+        "what a better prompt makes likelier than a worse one",
+        needs=("two_prompts",),
+        conserves="no",
+        causal=True,
+        passes="0",
+    ),
+    "discriminator": CreditMethod(
+        lambda e, _: discriminator_credit(e.token_logits, e.response_mask),
+        "what a classifier trained on edits thinks of each token",
+        needs=("token_classes",),
+        conserves="no",
+        causal=True,
+        passes="0",
+    ),
+    "severity": CreditMethod(
+        lambda e, s: severity_credit(
+            e.token_logits.argmax(-1),
+            e.response_mask,
+            severity_scores=s.judge.severity_scores,
+        ),
+        "a penalty for every token of an error, by its severity",
+        needs=("token_classes",),
+        conserves="no",
+        causal=True,
+        passes="0",
+    ),
+    "step-scores": CreditMethod(
+        _steps,
+        "the probability that a step is good, on its last token",
+        needs=("token_classes", "segments"),
+        conserves="the scores of its steps",
+        causal=True,
+        passes="0",
+    ),
+    "fine-grained": CreditMethod(
+        _spans,
+        "the log-odds of a classifier at the end of each span; one source per kind of error",
+        needs=("token_classes", "segments"),
+        conserves="the scores of its spans",
+        causal=True,
+        passes="0",
+    ),
+    "likelihood": CreditMethod(
+        _likelihood,
+        "where a rewriter would have written otherwise",
+        needs=("rewriter",),
+        conserves="no",
+        causal=False,
+        passes="0",
+    ),
+    "gradient-times-input": CreditMethod(
+        lambda e, _: gradient_times_input_credit(
+            e.score_of_embeddings, e.embeddings, e.response_mask
+        ),
+        "the gradient of the score along the embedding of each token",
+        needs=("embeddings",),
+        conserves="no",
+        causal=False,
+        passes="1 and its gradient",
+    ),
+    "integrated-gradients": CreditMethod(
+        lambda e, s: integrated_gradients_credit(
+            e.score_of_embeddings, e.embeddings, e.baseline, e.response_mask, steps=s.probe.steps
+        ),
+        "gradients averaged on the way from embeddings that say nothing",
+        needs=("embeddings",),
+        conserves="the score above that of the baseline",
+        causal=False,
+        passes="`probe.steps` and their gradients",
+    ),
+    "leave-one-out": CreditMethod(
+        lambda e, _: leave_one_out_credit(e.kept, e.response_mask, segment_ids=e.segment_ids),
+        "what the score loses without each token",
+        needs=("kept_tokens",),
+        conserves="no",
+        causal=False,
+        passes="one per token",
+    ),
+    "window": CreditMethod(
+        lambda e, s: window_credit(
+            e.kept, e.response_mask, width=s.probe.width, segment_ids=e.segment_ids
+        ),
+        "what runs of neighbouring tokens score on their own",
+        needs=("kept_tokens",),
+        conserves="no",
+        causal=False,
+        passes="`probe.width` short texts per token",
+    ),
+    "shapley": CreditMethod(
+        _shapley,
+        "what each token adds on average when tokens come in random order",
+        needs=("kept_tokens",),
+        conserves="the score above that of the empty response",
+        causal=False,
+        passes="`probe.samples` per token",
+    ),
+    "exact-shapley": CreditMethod(
+        lambda e, _: exact_shapley_credit(e.kept, e.response_mask, segment_ids=e.segment_ids),
+        "the same average over all orders, for at most 12 tokens or segments",
+        needs=("kept_tokens",),
+        conserves="the score above that of the empty response",
+        causal=False,
+        passes="2 to the number of tokens",
+    ),
+}
+
+
+def credit_method(name: str) -> CreditMethod:
+    """The row of this name.
+
+    Raises:
+        ConfigError: there is none; the message names the nearest.
+
+    >>> credit_method("prefix-difference").causal
+    True
+    """
+    return named("credit method", name, CREDIT_METHODS)
+
+
+def token_credit(evidence: Evidence, settings: CreditSettings) -> Float[Tensor, "batch time"]:
+    """Token scores by the method that the settings name.
+
+    Args:
+        evidence: holds at least what the method needs.
+        settings: the method and its options.
+
+    Returns:
+        Token scores in nats, float32, zero outside `evidence.response_mask`.
+
+    Raises:
+        ConfigError: there is no such method, or the evidence lacks what it needs.
+
+    >>> mask = torch.tensor([[True, True]])
+    >>> evidence = Evidence(mask, sequence_scores=torch.tensor([3.0]))
+    >>> token_credit(evidence, CreditSettings("uniform"))
+    tensor([[1.5000, 1.5000]])
+    """
+    method = credit_method(settings.method)
+    fields: dict[Need, str] = {
+        "log_ratio": "policy_logprobs",
+        "two_prompts": "policy_logprobs",
+        "implicit_values": "token_values",
+        "token_classes": "token_logits",
+        "rewriter": "rewriter_logprobs",
+        "kept_tokens": "kept",
+        "segments": "segment_ids",
+    }
+    for need in method.needs:
+        if need == "length_means":
+            lacks = evidence.length_means is None and evidence.location is None
+        else:
+            lacks = getattr(evidence, fields.get(need, need)) is None
+        if lacks:
+            raise ConfigError(
+                f"credit method {settings.method!r} lacks {NEEDS[need]}; expected evidence that "
+                "holds it, or another method"
+            )
+    return method.credit(evidence, settings)
