@@ -1,6 +1,5 @@
 """Rejection sampling segment by segment (CARDS)."""
 
-import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,6 +17,7 @@ from tokencredit.decoding.search.hf_segment_search import (
 from tokencredit.decoding.search.rules import (
     acceptance_probabilities,
     ends_segment,
+    require_threshold_settings,
     segment_thresholds,
 )
 from tokencredit.errors import ConfigError
@@ -47,15 +47,10 @@ class CardsSettings:
     def __post_init__(self) -> None:
         if self.max_proposals < 1:
             raise ConfigError(f"max_proposals is {self.max_proposals}; expected at least 1")
-        none = torch.zeros(0)
+        target = 0.0 if self.target_reward is None else self.target_reward
+        require_threshold_settings(target, self.threshold_start)
+        none = torch.zeros(0)  # the rules refuse settings out of their range for no rows as well
         acceptance_probabilities(none, none, acceptance_beta=self.acceptance_beta)
-        segment_thresholds(
-            none.long(),
-            none,
-            target_reward=-math.inf if self.target_reward is None else self.target_reward,
-            max_new_tokens=1,
-            threshold_start=self.threshold_start,
-        )
         ends_segment(
             none,
             none.long(),

@@ -111,7 +111,7 @@ def _implicit_models(
     tokenizer: PreTrainedTokenizerBase,
     loading: dict[str, Any],
 ) -> tuple[PreTrainedModel, PreTrainedModel] | None:
-    """The model that DPO trained and its reference, by default the policy; None if none is named."""
+    """What DPO trained and its reference, by default the policy; None where none is named."""
     if settings.model is None:
         return None
 

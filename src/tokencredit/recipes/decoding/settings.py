@@ -1,5 +1,6 @@
 """The settings of `tokencredit generate`, with the combinations that it refuses."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -30,6 +31,11 @@ class PromptSettings:
     tokens: int | None = setting(None, was="prompt_tokens")
     """Keep this many first tokens of each prompt; None keeps all."""
 
+    def __post_init__(self) -> None:
+        for name in ("limit", "tokens"):
+            if getattr(self, name) is not None:
+                require_at_least(self, 1, name)
+
 
 @dataclass(frozen=True)
 class GuidanceSettings:
@@ -44,6 +50,15 @@ class GuidanceSettings:
     scorer: Literal["auto", "packed", "rows", "full"] = "auto"
     """How candidates are scored; every way gives the same scores. `auto` takes the fastest that the
     reward model allows; a vocabulary has one way."""
+
+    def __post_init__(self) -> None:
+        if self.beta is not None and not math.isfinite(self.beta):
+            raise ConfigError(f"beta is {self.beta}; expected a finite number, or None")
+        if (self.top_k is not None and self.top_k < 0) or not 0.0 < self.top_p <= 1.0:
+            raise ConfigError(
+                f"top_k is {self.top_k} and top_p {self.top_p}; expected candidates: top_k >= 0 (0 "
+                "for all) and top_p in (0, 1]"
+            )
 
 
 @dataclass(frozen=True)
@@ -157,7 +172,11 @@ class GenerateConfig:
         row = self.row
         if isinstance(row, Search):
             row.require(self.settings_of(row), self.sampling.of_search(), self.n)
-            self._require_defaults("guidance", "a method that is guided token by token")
+            self._require_defaults(
+                "guidance",
+                "a method that is guided token by token (sampling.top_k and sampling.top_p cut off "
+                "what searches draw from)",
+            )
         elif row.needs == "vocabulary" and self.guidance.scorer != "auto":
             raise ConfigError(
                 f"guidance.scorer is {self.guidance.scorer!r} and method {self.method!r}, whose "
@@ -201,7 +220,9 @@ class GenerateConfig:
         for one in fields(settings):
             value = getattr(settings, one.name)
             if value != one.default and (only is None or one.name in only):
+                own = getattr(self.row, "settings", None)
+                reads = f" (it reads the settings of {own})" if own else ""
                 raise ConfigError(
                     f"{name}.{one.name} is {value!r} and method {self.method!r}, which does not "
-                    f"read it; expected {reader}, or no {name}.{one.name}"
+                    f"read it{reads}; expected {reader}, or no {name}.{one.name}"
                 )
