@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -11,11 +12,13 @@ from tiny_models import PAD_ID
 
 from tokencredit.batch import ResponseBatch
 from tokencredit.decoding.search.hf_branching_texts import BranchingTexts
-from tokencredit.sampling import TextSampling
+from tokencredit.sampling import Sampling
 
 
-def sampling(max_new_tokens: int = 6, **options) -> TextSampling:
-    return TextSampling(max_new_tokens=max_new_tokens, pad_token_id=PAD_ID, **options)
+def sampling(max_new_tokens: int = 6, *, eos_token_ids=(), **options) -> dict[str, Any]:
+    """Arguments of a search that say how tokens are drawn and where responses end."""
+    drawn = Sampling(max_new_tokens=max_new_tokens, **options)
+    return {"sampling": drawn, "eos_token_ids": eos_token_ids, "pad_token_id": PAD_ID}
 
 
 def prompt_lists() -> list[list[int]]:

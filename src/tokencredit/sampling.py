@@ -1,5 +1,7 @@
 """How tokens are drawn from a policy: temperature, top-k, top-p, and what may be drawn at all."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +19,8 @@ class Sampling:
     Attributes:
         min_new_tokens: no end of sequence before this many tokens.
         max_new_tokens: responses are cut here.
-        temperature: logits are divided by it.
+        temperature: logits are divided by it; 0 takes the most probable token, which searches can
+            do and training cannot: there is no distribution to learn from.
         top_k: draw from this many tokens; 0 for all.
         top_p: draw from the fewest tokens with this probability together; 1 for all.
         suppress_tokens: ids that are never drawn.
@@ -26,9 +29,9 @@ class Sampling:
     Raises:
         ConfigError: a number is out of its range.
 
-    >>> Sampling(max_new_tokens=4, temperature=0.0)
+    >>> Sampling(max_new_tokens=4, temperature=-1.0)
     Traceback (most recent call last):
-    tokencredit.errors.ConfigError: temperature is 0.0; expected a positive number
+    tokencredit.errors.ConfigError: temperature is -1.0; expected 0 (the most probable) or more
     """
 
     max_new_tokens: int
@@ -45,12 +48,14 @@ class Sampling:
                 f"min_new_tokens is {self.min_new_tokens} and max_new_tokens {self.max_new_tokens};"
                 " expected 0 <= min <= max and max >= 1"
             )
-        if self.temperature <= 0:
-            raise ConfigError(f"temperature is {self.temperature}; expected a positive number")
+        if not 0.0 <= self.temperature < math.inf:
+            raise ConfigError(
+                f"temperature is {self.temperature}; expected 0 (the most probable) or more"
+            )
         if self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ConfigError(
-                f"top_k is {self.top_k} and top_p {self.top_p}; expected top_k >= 0 and "
-                "top_p in (0, 1]"
+                f"top_k is {self.top_k} and top_p {self.top_p}; expected top_k >= 0 (0 for all) "
+                "and top_p in (0, 1]"
             )
 
     @property
@@ -58,11 +63,22 @@ class Sampling:
         """Whether top-k or top-p cut the distribution, beyond temperature and suppression."""
         return self.top_k > 0 or self.top_p < 1.0
 
+    @property
+    def bans(self) -> bool:
+        """Whether there are tokens that cannot be drawn in some places."""
+        return self.min_new_tokens > 0 or len(self.suppress_tokens) > 0 or self.force_eos
+
 
 def drawable_tokens(
-    sampling: Sampling, vocab_size: int, eos_token_id: int | None
+    sampling: Sampling, vocab_size: int, eos_token_id: int | Sequence[int] | None
 ) -> Bool[Tensor, "time vocab"]:
     """Which tokens suppression and forcing leave at each of `max_new_tokens` positions.
+
+    Args:
+        sampling: says what is suppressed and forced.
+        vocab_size: of the policy's logits.
+        eos_token_id: ends a response; several where any of them does, None or none where nothing
+            does.
 
     Raises:
         ConfigError: a suppressed id lies outside the vocabulary.
@@ -78,60 +94,32 @@ def drawable_tokens(
         )
     drawable = torch.ones(sampling.max_new_tokens, vocab_size, dtype=torch.bool)
     drawable[:, list(sampling.suppress_tokens)] = False
-    if eos_token_id is not None:
-        drawable[: sampling.min_new_tokens, eos_token_id] = False
+    ends = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or ())
+    if ends:
+        drawable[: sampling.min_new_tokens, ends] = False
         if sampling.force_eos:
             drawable[-1] = False
-            drawable[-1, eos_token_id] = True
+            drawable[-1, ends] = True
     return drawable
 
 
 def sampling_logits(
     logits: Float[Tensor, "*batch vocab"],
-    drawable: Bool[Tensor, "*#batch vocab"],
+    drawable: Bool[Tensor, "*#batch vocab"] | None,
     sampling: Sampling,
 ) -> Float[Tensor, "*batch vocab"]:
-    """Logits of the distribution that `sampling` draws from, top-k and top-p included."""
+    """Logits of the distribution that `sampling` draws from, top-k and top-p included.
+
+    Args:
+        logits: of the policy.
+        drawable: as of `drawable_tokens`, for these places; None where nothing is banned.
+        sampling: how to draw.
+
+    Raises:
+        ConfigError: the temperature is 0, which leaves no distribution.
+    """
     scaled = sampled_logits(logits, temperature=sampling.temperature, allowed=drawable)
     if not sampling.truncates:
         return scaled
     allowed = top_allowed(scaled, top_k=sampling.top_k, top_p=sampling.top_p)
     return scaled.masked_fill(~allowed, -torch.inf)
-
-
-@dataclass(frozen=True)
-class TextSampling:
-    """How the tokens of a search are drawn, and where responses end.
-
-    Attributes:
-        max_new_tokens: responses are cut here.
-        min_new_tokens: no end of sequence before this many tokens.
-        temperature: logits are divided by it; 0 takes the most probable token.
-        top_k: draw from this many tokens; 0 for all.
-        top_p: draw from the fewest tokens with this probability together; 1 for all.
-        eos_token_ids: end a response, and belong to it.
-        pad_token_id: stands where there is no token.
-
-    Raises:
-        ConfigError: a number is out of its range.
-    """
-
-    max_new_tokens: int
-    min_new_tokens: int = 0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    eos_token_ids: tuple[int, ...] = ()
-    pad_token_id: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.min_new_tokens <= self.max_new_tokens or self.max_new_tokens < 1:
-            raise ConfigError(
-                f"min_new_tokens is {self.min_new_tokens} and max_new_tokens {self.max_new_tokens};"
-                " expected 0 <= min <= max and max >= 1"
-            )
-        if not (self.temperature >= 0.0 and self.top_k >= 0 and 0.0 < self.top_p <= 1.0):
-            raise ConfigError(
-                f"temperature is {self.temperature}, top_k {self.top_k} and top_p {self.top_p}; "
-                "expected temperature >= 0, top_k >= 0 (0 for all) and top_p in (0, 1]"
-            )

@@ -66,12 +66,12 @@ def test_rows_that_finished_are_not_scored_and_change_nothing():
     seen = []
     scorer = guide.scorer
 
-    def watched(text_ids, text_mask, candidate_ids, candidate_mask):
-        seen.append(candidate_mask.any(-1).tolist())
-        scores = scorer(text_ids, text_mask, candidate_ids, candidate_mask)
+    def watched(batch):
+        seen.append(batch.active.tolist())
+        scores = scorer(batch)
         return scores._replace(
-            candidates=scores.candidates.masked_fill(~candidate_mask, math.nan),
-            prefix=scores.prefix.masked_fill(~candidate_mask.any(-1), math.nan),
+            candidates=scores.candidates.masked_fill(~batch.candidate_mask, math.nan),
+            prefix=scores.prefix.masked_fill(~batch.active, math.nan),
         )
 
     watched.vocab = VOCAB_SIZE
@@ -255,5 +255,5 @@ def test_a_response_that_does_not_fit_the_language_model():
     model = language_model("gpt2", max_position_embeddings=12)
     ids, mask = prompts()
     assert responses(model, guide_of(), ids, mask, max_new_tokens=6, **LOOP).shape == (3, 6)
-    with pytest.raises(DataError, match="need 13 positions; the language model has 12"):
+    with pytest.raises(DataError, match="has 13 tokens and GPT2LMHeadModel reads at most 12"):
         responses(model, guide_of(), ids, mask, max_new_tokens=7, **LOOP)

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from tokencredit.decoding.candidates.hf_packed import PackedScorer
 from tokencredit.decoding.candidates.hf_scorers import FullScorer, RowsScorer, VocabScorer
-from tokencredit.decoding.candidates.scores import CandidateScores
+from tokencredit.decoding.candidates.scores import CandidateBatch, CandidateScores
 from tokencredit.decoding.hf_guide import RewardGuide
 from tokencredit.errors import ConfigError, DataError, ModelError, NumericError, ShapeError
 
@@ -25,10 +25,10 @@ cases = [
 def toy_scorer(values):
     """Scores a text by the values of its tokens, each but the first times that before it."""
 
-    def scorer(text_ids, text_mask, candidate_ids, candidate_mask):
-        told = values[text_ids].masked_fill(~text_mask, 0.0)
+    def scorer(batch):
+        told = values[batch.text_ids].masked_fill(~batch.text_mask, 0.0)
         prefix = told[:, 0] + (told[:, 1:] * told[:, :-1]).sum(-1)
-        added = values[candidate_ids] * told[:, -1:]
+        added = values[batch.candidate_ids] * told[:, -1:]
         return CandidateScores(prefix[:, None] + added, prefix)
 
     scorer.vocab = None
@@ -115,10 +115,10 @@ def test_responses_that_end_early_change_nothing_for_others():
 def test_rows_that_ended_are_not_scored():
     seen = []
 
-    def scorer(text_ids, text_mask, candidate_ids, candidate_mask):
-        seen.append(candidate_mask.any(-1).tolist())
-        scores = torch.zeros(candidate_ids.shape).masked_fill(~candidate_mask, math.nan)
-        return CandidateScores(scores, torch.zeros(len(text_ids)))
+    def scorer(batch):
+        seen.append(batch.active.tolist())
+        scores = torch.zeros(batch.candidate_ids.shape).masked_fill(~batch.candidate_mask, math.nan)
+        return CandidateScores(scores, torch.zeros(len(batch.text_ids)))
 
     scorer.vocab = None
     model = language_model()
@@ -144,7 +144,11 @@ def test_sampling_follows_the_enumerated_law():
 
     def score(ids):
         counts = torch.ones(1, len(ids) - 1, dtype=torch.bool)
-        told = scorer(torch.tensor([ids[:-1]]), counts, torch.tensor([[ids[-1]]]), counts[:, :1])
+        told = scorer(
+            CandidateBatch(
+                torch.tensor([ids[:-1]]), counts, torch.tensor([[ids[-1]]]), counts[:, :1]
+            )
+        )
         return float(told.candidates)
 
     law = reference.response_law(
@@ -228,8 +232,8 @@ def test_assisted_generation_gives_the_same_tokens():
 
 
 def test_clipped_scores_tell_no_more_than_their_ends():
-    def far(text_ids, text_mask, candidate_ids, candidate_mask):
-        return CandidateScores(candidate_ids.float() * 100 - 900, torch.full((1,), 7.0))
+    def far(batch):
+        return CandidateScores(batch.candidate_ids.float() * 100 - 900, torch.full((1,), 7.0))
 
     far.vocab = None
     guide = RewardGuide(far, guidance_beta=2.0, top_k=0, clip=(0.0, 1.0))

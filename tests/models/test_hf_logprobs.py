@@ -377,7 +377,7 @@ def test_a_response_behind_unchosen_tokens_needs_no_prompt():
 def test_too_long_for_the_context_is_refused():
     mask = torch.ones(1, 40, dtype=torch.bool)
     long = ResponseBatch(tiny_ids(1, 40), mask, tiny_ids(1, 40), mask)
-    with pytest.raises(DataError, match="have 80 tokens; GPT2LMHeadModel reads 64"):
+    with pytest.raises(DataError, match="has 80 tokens and GPT2LMHeadModel reads at most 64"):
         response_logprobs(MODELS["gpt2"](), long)
 
 

@@ -1,10 +1,12 @@
+import math
+
 import pytest
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from tokencredit.errors import ConfigError, DataError
 from tokencredit.logprobs import predicting_positions, token_logprobs
-from tokencredit.policy.hf_models import ActorCritic, positions_of
+from tokencredit.policy.hf_models import ActorCritic
 from tokencredit.policy.hf_rollout import response_extent, sampled_responses
 from tokencredit.sampling import Sampling, drawable_tokens, sampling_logits
 
@@ -127,7 +129,7 @@ def test_empty_prompt_is_refused(model):
 
 
 def test_too_long_for_the_context_is_refused(model):
-    with pytest.raises(DataError, match="need 35 positions; the policy has 32"):
+    with pytest.raises(DataError, match=r"has 35 tokens and .* reads at most 32"):
         drawn(model, [[2] * 5], Sampling(max_new_tokens=30))
 
 
@@ -136,7 +138,8 @@ def test_too_long_for_the_context_is_refused(model):
     [
         {"max_new_tokens": 0},
         {"max_new_tokens": 3, "min_new_tokens": 4},
-        {"max_new_tokens": 3, "temperature": 0.0},
+        {"max_new_tokens": 3, "temperature": -0.5},
+        {"max_new_tokens": 3, "temperature": math.inf},
         {"max_new_tokens": 3, "top_k": -1},
         {"max_new_tokens": 3, "top_p": 0.0},
     ],
@@ -146,11 +149,18 @@ def test_impossible_sampling_is_refused(settings):
         Sampling(**settings)
 
 
+def test_the_most_probable_token_is_no_distribution_to_train_on(model):
+    with pytest.raises(ConfigError, match="temperature is 0"):
+        drawn(model, [[2, 4]], Sampling(max_new_tokens=1, temperature=0.0))
+
+
+def test_several_ends_are_early_and_forced_together():
+    sampling = Sampling(max_new_tokens=3, min_new_tokens=1, force_eos=True)
+    drawable = drawable_tokens(sampling, 4, (1, 3)).tolist()
+    assert drawable == [[True, False] * 2, [True] * 4, [False, True] * 2]
+    assert drawable_tokens(sampling, 4, ()).all()
+
+
 def test_suppressing_an_unknown_id_is_refused():
     with pytest.raises(ConfigError, match="ids from 0 to 6"):
         drawable_tokens(Sampling(max_new_tokens=1, suppress_tokens=(7,)), VOCAB, EOS)
-
-
-def test_positions_count_real_tokens():
-    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 0]])
-    assert positions_of(mask).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 3]]

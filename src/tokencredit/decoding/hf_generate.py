@@ -18,8 +18,8 @@ from tokencredit.decoding.candidates.hf_running_text import RunningText
 from tokencredit.decoding.candidates.hf_shared_trunk import SharedTrunkScorer
 from tokencredit.decoding.hf_guide import GuidedStep, RewardGuide
 from tokencredit.decoding.rules import chosen_tokens, guidance_kl
-from tokencredit.errors import ConfigError, DataError
-from tokencredit.models.hf_architecture import context_limit
+from tokencredit.errors import ConfigError
+from tokencredit.models.hf_architecture import require_room
 
 # Steps with more candidates than this (the whole vocabulary, say) are not written down.
 _RECORDED = 256
@@ -96,7 +96,8 @@ def guided_generate(
     mask = model_kwargs.get("attention_mask")
     mask = torch.ones_like(input_ids) if mask is None else mask
     mask = mask.bool()
-    _require_places(model, mask, stopping_criteria.max_length)
+    new_tokens = (stopping_criteria.max_length or mask.shape[1]) - mask.shape[1]
+    require_room(model, int(mask.sum(-1).max()) + new_tokens)
     next_logits = _NextLogits(model, guide)
     ids, active = input_ids, torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
     padding = _padding_id(generation_config)
@@ -214,15 +215,3 @@ def _padding_id(config: GenerationConfig) -> int:
         return int(config.pad_token_id)
     end = config.eos_token_id
     return int((end[0] if isinstance(end, list) else end) or 0)
-
-
-def _require_places(model: Any, mask: Bool[Tensor, "batch prompt"], max_length: int | None) -> None:
-    """Prompt and response fit the context of the language model."""
-    limit = context_limit(model)
-    new_tokens = 0 if max_length is None else max_length - mask.shape[1]
-    longest = int(mask.sum(-1).max()) + new_tokens
-    if limit is not None and longest > limit:
-        raise DataError(
-            f"the longest prompt and max_new_tokens need {longest} positions; the language model "
-            f"has {limit}: shorten the prompts or lower max_new_tokens"
-        )

@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from transformers import LogitsProcessor
 
 from tokencredit.decoding.candidates.scores import (
+    CandidateBatch,
     CandidateScorer,
     ScoreSpread,
     standardised_scores,
@@ -145,7 +146,7 @@ class RewardGuide(LogitsProcessor):  # type: ignore[misc]
         text_ids, known = self._known_tokens(text_ids, logits, text_mask, active)
         ids, mask = self.candidates(known)
         mask = mask & active[:, None]
-        scored = self.scorer(text_ids, text_mask, ids, mask)
+        scored = self.scorer(CandidateBatch(text_ids, text_mask, ids, mask))
         rewards, prefix = scored.candidates.to(logits.device), scored.prefix.to(logits.device)
         logprobs = logits.float().log_softmax(-1)
         self.last_step = GuidedStep(ids, mask, rewards, prefix, logprobs)

@@ -9,7 +9,8 @@ Published methods differ in the candidates C, in what the score s is and in beta
 """
 
 import math
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,40 +20,60 @@ from tokencredit.errors import ConfigError, NumericError, ShapeError
 from tokencredit.masking import masked_sum
 
 
-class MethodSettings(NamedTuple):
+@dataclass(frozen=True)
+class GuidanceMethod:
     """A published method as settings of the rule.
 
     Attributes:
         guide: arguments of the guide: `guidance_beta`, which tokens are candidates, `clip`.
         sampling: arguments of `generate()`: the temperature, and a top-k of the sum.
+        needs: the reward model: one trained on whole `sequences`, on all their `prefixes`, or one
+            that scores the whole `vocabulary` in one pass.
+        vocabulary_scores: what of the last is added: its logits, or its log-probabilities.
     """
 
     guide: dict[str, Any]
     sampling: dict[str, Any]
+    needs: Literal["sequences", "prefixes", "vocabulary"]
+    vocabulary_scores: Literal["logits", "logprobs"] = "logits"
+
+    @property
+    def draws(self) -> bool:
+        """Whether tokens are drawn; otherwise the largest sum is taken."""
+        return bool(self.sampling["do_sample"])
 
 
 _GREEDY = {"do_sample": False}
 _SAMPLED = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
-GUIDANCE_METHODS: dict[str, MethodSettings] = {
+GUIDANCE_METHODS: dict[str, GuidanceMethod] = {
     # Khanov et al. 2024, arXiv 2402.01694: a reward model of whole responses scores the top k.
-    "args-greedy": MethodSettings({"guidance_beta": 1.0, "top_k": 10}, _GREEDY),
-    "args-stochastic": MethodSettings(
-        {"guidance_beta": 1.0, "top_k": 10}, _SAMPLED | {"temperature": 0.7}
+    "args-greedy": GuidanceMethod({"guidance_beta": 1.0, "top_k": 10}, _GREEDY, needs="sequences"),
+    "args-stochastic": GuidanceMethod(
+        {"guidance_beta": 1.0, "top_k": 10}, _SAMPLED | {"temperature": 0.7}, needs="sequences"
     ),
     # Rashid et al. 2024, arXiv 2406.07780: the same, the reward model trained on prefixes.
-    "pargs": MethodSettings({"guidance_beta": 2.0, "top_k": 10}, _SAMPLED),
-    "pargs-greedy": MethodSettings({"guidance_beta": 1.0, "top_k": 10}, _GREEDY),
+    "pargs": GuidanceMethod({"guidance_beta": 2.0, "top_k": 10}, _SAMPLED, needs="prefixes"),
+    "pargs-greedy": GuidanceMethod({"guidance_beta": 1.0, "top_k": 10}, _GREEDY, needs="prefixes"),
     # Deng and Raffel 2023, arXiv 2310.09520: scores are clipped to [0, 1].
-    "rad": MethodSettings({"guidance_beta": 30.0, "top_k": 20, "clip": (0.0, 1.0)}, _SAMPLED),
+    "rad": GuidanceMethod(
+        {"guidance_beta": 30.0, "top_k": 20, "clip": (0.0, 1.0)}, _SAMPLED, needs="prefixes"
+    ),
     # Rashid et al. 2025, arXiv 2502.04517: the logits of a value model, all of them; the top k is
     # taken of the sum, so that a token the language model deems absurd can enter.
-    "farma": MethodSettings({"guidance_beta": 1.0, "top_k": 0}, _SAMPLED | {"top_k": 10}),
+    "farma": GuidanceMethod(
+        {"guidance_beta": 1.0, "top_k": 0}, _SAMPLED | {"top_k": 10}, needs="vocabulary"
+    ),
     # Xu et al. 2024, arXiv 2410.08193: log-probabilities of an autoregressive reward model. Their
     # code averages the two and divides the temperature by 1 + alpha: the same law as this sum.
-    "genarm": MethodSettings({"guidance_beta": 1.0, "top_k": 0}, _SAMPLED),
+    "genarm": GuidanceMethod(
+        {"guidance_beta": 1.0, "top_k": 0},
+        _SAMPLED,
+        needs="vocabulary",
+        vocabulary_scores="logprobs",
+    ),
     # Mudgal et al. 2024, arXiv 2310.17022, token by token: a prefix scorer over the vocabulary.
-    "cd": MethodSettings({"guidance_beta": 1.0, "top_k": 0}, _SAMPLED),
+    "cd": GuidanceMethod({"guidance_beta": 1.0, "top_k": 0}, _SAMPLED, needs="vocabulary"),
 }
 """The rule with the settings of each paper or its code. Scores of reward models differ in scale by
 orders of magnitude: `guidance_beta` is where to start, not what to keep."""

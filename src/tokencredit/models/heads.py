@@ -25,14 +25,22 @@ def scalar_scores(logits: Float[Tensor, "*batch labels"]) -> Float[Tensor, "*bat
     >>> scalar_scores(torch.tensor([[1.0, 3.0]]))
     tensor([2.])
     """
-    labels = logits.shape[-1]
-    if labels not in (1, 2):
+    require_one_score(logits.shape[-1])
+    scores = logits.float()
+    return scores[..., 0] if logits.shape[-1] == 1 else scores[..., 1] - scores[..., 0]
+
+
+def require_one_score(outputs: int) -> None:
+    """Raise unless a head with so many outputs gives one score.
+
+    Raises:
+        ModelError: it has none or more than two.
+    """
+    if outputs not in (1, 2):
         raise ModelError(
-            f"the reward model has {labels} outputs; expected one score, or two classes of which "
+            f"the reward model has {outputs} outputs; expected one score, or two classes of which "
             "the second is the better: load one with num_labels=1 or 2"
         )
-    scores = logits.float()
-    return scores[..., 0] if labels == 1 else scores[..., 1] - scores[..., 0]
 
 
 def last_positions(attention_mask: Bool[Tensor, "batch sequence"]) -> Int[Tensor, "batch"]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokencredit.errors import DataError, ModelError, TokenCreditWarning
-from tokencredit.models.heads import last_positions
+from tokencredit.models.heads import last_positions, require_one_score
 from tokencredit.models.hf_attention import pretrained_model
 
 
@@ -27,11 +27,6 @@ def require_evaluation(model: nn.Module) -> None:
         )
 
 
-def placed(model: PreTrainedModel, *tensors: Tensor) -> list[Tensor]:
-    """The tensors where the model is, which may be another device than the language model's."""
-    return [tensor.to(model.device) for tensor in tensors]
-
-
 def accepts(module: nn.Module, argument: str) -> bool:
     """Whether the forward pass of a module names this argument."""
     return argument in inspect.signature(module.forward).parameters
@@ -42,17 +37,43 @@ def vocabulary_width(model: PreTrainedModel) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
 
-def context_limit(model: PreTrainedModel) -> int | None:
+def context_limit(model: nn.Module) -> int | None:
     """How many tokens the model reads at most; None where it does not say."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    config: Any = model.config
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def require_room(model: nn.Module, tokens: int) -> None:
+    """Reject texts that are longer than the model can read.
+
+    Args:
+        model: that reads them.
+        tokens: of the longest text, with all that is to follow it.
+
+    Raises:
+        DataError: the model reads fewer.
+    """
+    limit = context_limit(model)
+    if limit is not None and tokens > limit:
+        raise DataError(
+            f"the longest text, with what is to follow it, has {tokens} tokens and "
+            f"{type(model).__name__} reads at most {limit}; expected shorter prompts and "
+            "responses: truncate or drop them, or lower max_new_tokens"
+        )
 
 
 def text_positions(
-    text_mask: Bool[Tensor, "batch time"], limit: int | None
+    text_mask: Bool[Tensor, "batch time"] | Int[Tensor, "batch time"], *, limit: int | None = None
 ) -> Int[Tensor, "batch time"]:
-    """Position of each token, counted from the first real one of its row.
+    """Position of each token among the real ones of its row, from 0.
 
-    Rows that are finished may run past the limit while others go on; they stay at the last one.
+    Args:
+        text_mask: True, or 1, on real tokens. Padding has the position of the token before it.
+        limit: how many positions there are, as of `context_limit`. A row that is finished may run
+            past it while others go on; it stays at the last one.
+
+    >>> text_positions(torch.tensor([[False, False, True, True]]))
+    tensor([[0, 0, 0, 1]])
     """
     return (text_mask.long().cumsum(-1) - 1).clamp(0, None if limit is None else limit - 1)
 
@@ -74,12 +95,13 @@ def is_causal(model: nn.Module) -> bool:
     return hasattr(pretrained, "score") and one_stack and False not in _layer_directions(pretrained)
 
 
-def supported_model(model: nn.Module) -> PreTrainedModel:
-    """The Hugging Face model, unless its score would not be what the caller expects.
+def sequence_classifier(model: nn.Module) -> PreTrainedModel:
+    """The Hugging Face model under any wrappers, with a head that gives one score of a sequence.
 
     Raises:
-        ModelError: there is none, it has virtual tokens of PEFT, or it reads its score at the last
-            column whether or not that is padding.
+        ModelError: there is none, it has no such head or more than two outputs, a PEFT adapter
+            that adds virtual tokens, or it reads its score at the last column whether or not that
+            is padding.
     """
     pretrained = pretrained_model(model)
     peft_config = getattr(model, "active_peft_config", None)
@@ -93,7 +115,37 @@ def supported_model(model: nn.Module) -> PreTrainedModel:
             f"{type(pretrained).__name__} reads its score at the last column, padding or not; "
             "expected a model that reads it at the first token or at the last real one"
         )
+    if not _has_classification_head(pretrained):
+        raise ModelError(
+            f"{type(pretrained).__name__} has no head that scores a sequence; expected a model "
+            "for sequence classification, or a causal language model with `VocabScorer`"
+        )
+    require_one_score(pretrained.config.num_labels)
     return pretrained
+
+
+def _has_classification_head(model: PreTrainedModel) -> bool:
+    """Whether there is a head, under a usual name or another, that is not over the vocabulary."""
+    if HEADS & {name for name, _ in model.named_children()}:
+        return True
+    return model.base_model is not model and model.get_output_embeddings() is None
+
+
+def require_prefix_scores(model: nn.Module, *, instead: str) -> None:
+    """Reject a model that gives prefixes no score.
+
+    Args:
+        model: a sequence-classification model.
+        instead: what scores with it all the same, for the message.
+
+    Raises:
+        ModelError: it is no causal model with a head `score`.
+    """
+    if not is_causal(model):
+        raise ModelError(
+            f"{type(model).__name__} gives prefixes no score; expected a causal model with a head "
+            f"named 'score': take {instead}"
+        )
 
 
 def reading_positions(
@@ -124,13 +176,7 @@ def require_readable(model: PreTrainedModel, real: Bool[Tensor, "batch sequence"
         DataError: there is one.
     """
     last_positions(real)
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = int(real.sum(-1).max())
-    if limit is not None and longest > limit:
-        raise DataError(
-            f"a sequence has {longest} tokens and {type(model).__name__} reads at most {limit}; "
-            "expected shorter prompts and responses: truncate or drop it"
-        )
+    require_room(model, int(real.sum(-1).max()))
 
 
 def require_trained_head(info: dict[str, Any], name: str) -> None:
@@ -164,4 +210,5 @@ def _layer_directions(model: PreTrainedModel) -> set[bool]:
     # From `vars`, since a failing `getattr` on each of hundreds of modules is slow.
     said = [getattr(model.config, "is_causal", None)]
     said += [vars(module).get("is_causal") for module in model.modules()]
-    return {causal for causal in said if isinstance(causal, bool)}
+    # A configuration read from JSON may say 0 for False; anything but a number says nothing.
+    return {bool(causal) for causal in said if isinstance(causal, int)}

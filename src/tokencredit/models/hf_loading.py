@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from tokencredit.errors import ConfigError, ModelError, TokenCreditWarning
+from tokencredit.models.hf_architecture import context_limit
 from tokencredit.names import require_named
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -155,9 +156,7 @@ def require_pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def context_length(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """How many tokens the model can read at once; None where neither it nor its tokenizer says."""
-    whole_config: Any = model.config
-    config = whole_config.get_text_config()
-    limits = (getattr(config, "max_position_embeddings", None), tokenizer.model_max_length)
+    limits = (context_limit(model), tokenizer.model_max_length)
     # Tokenizers that know no limit hold 10^30.
     return min((limit for limit in limits if limit is not None and 0 < limit < 10**9), default=None)
 

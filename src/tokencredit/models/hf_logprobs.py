@@ -18,6 +18,7 @@ from tokencredit.batch import ResponseBatch, rows_of_like_length
 from tokencredit.errors import ConfigError, DataError, ModelError, NumericError, TokenCreditWarning
 from tokencredit.logprobs import sampled_logits, token_entropies, token_logprobs
 from tokencredit.masking import left_packed
+from tokencredit.models.hf_architecture import require_room
 from tokencredit.models.hf_attention import pretrained_model
 from tokencredit.models.hf_trunk import logits_behind_trunk, same_logits, trunk_output
 
@@ -235,13 +236,7 @@ def _require_readable(model: nn.Module, batch: ResponseBatch) -> None:
         )
     backbone = pretrained_model(model)
     real = batch.attention_mask.bool()
-    context = getattr(backbone.config.get_text_config(), "max_position_embeddings", None)
-    longest = int(real.sum(-1).max()) if len(batch) else 0
-    if context is not None and longest > context:
-        raise DataError(
-            f"the longest prompt and response have {longest} tokens; {type(backbone).__name__} "
-            f"reads {context}: shorten the prompts or the responses"
-        )
+    require_room(backbone, int(real.sum(-1).max()) if len(batch) else 0)
     size = backbone.get_input_embeddings().weight.shape[0]
     ids = batch.input_ids[real]
     if bool(((ids < 0) | (ids >= size)).any()):

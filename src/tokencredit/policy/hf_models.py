@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tokencredit.errors import ModelError
+from tokencredit.models.heads import scalar_scores
+from tokencredit.models.hf_architecture import text_positions
 
 Result = TypeVar("Result")
 
@@ -69,7 +71,7 @@ class ActorCritic(nn.Module):
         arguments = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
-            "position_ids": positions_of(attention_mask),
+            "position_ids": text_positions(attention_mask),
             "use_cache": False,
         }
         with _head_input(self.policy) as captured:
@@ -105,16 +107,6 @@ class ActorCritic(nn.Module):
         return sorted({name for model in models for name in model._no_split_modules or ()})
 
 
-def positions_of(attention_mask: Int[Tensor, "batch sequence"]) -> Int[Tensor, "batch sequence"]:
-    """Position of every token among the real ones of its row.
-
-    >>> import torch
-    >>> positions_of(torch.tensor([[0, 0, 1, 1]]))
-    tensor([[0, 0, 0, 1]])
-    """
-    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
-
-
 @contextmanager
 def _head_input(policy: Any) -> Iterator[list[Tensor]]:
     """Hidden states that enter the output embeddings: the trunk's result, whatever its class."""
@@ -132,8 +124,7 @@ def _score_at_every_position(
     critic: Any, arguments: dict[str, Any]
 ) -> Float[Tensor, "batch sequence"]:
     hidden = critic.base_model(**arguments).last_hidden_state
-    logits = critic.score(hidden.to(critic.score.weight.dtype))
-    return logits[..., 1] - logits[..., 0] if logits.shape[-1] == 2 else logits.squeeze(-1)
+    return scalar_scores(critic.score(hidden.to(critic.score.weight.dtype)))
 
 
 def save_actor_critic(actor_critic: ActorCritic, weights: dict[str, Tensor], folder: Path) -> None:

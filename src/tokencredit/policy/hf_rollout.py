@@ -16,6 +16,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from tokencredit.batch import ResponseBatch
 from tokencredit.errors import DataError
+from tokencredit.models.hf_architecture import require_room
 from tokencredit.sampling import Sampling, drawable_tokens, sampling_logits
 
 
@@ -82,13 +83,7 @@ def sampled_responses(
     """
     if not bool(prompt_mask.any(-1).all()):
         raise DataError("a prompt is empty; expected at least one token, a BOS token for example")
-    context = getattr(model.config, "max_position_embeddings", None)
-    width = int(prompt_mask.sum(-1).max()) + sampling.max_new_tokens
-    if context is not None and width > context:
-        raise DataError(
-            f"the longest prompt and max_new_tokens need {width} positions; the policy has "
-            f"{context}: shorten the prompts or lower max_new_tokens"
-        )
+    require_room(model, int(prompt_mask.sum(-1).max()) + sampling.max_new_tokens)
     drawable = drawable_tokens(sampling, model.config.vocab_size, eos_token_id)
     processor = SampledDistribution(sampling, drawable.to(prompt_ids.device), prompt_ids.shape[1])
     config = GenerationConfig(

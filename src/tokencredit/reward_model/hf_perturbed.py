@@ -14,7 +14,7 @@ from tokencredit.batch import ResponseBatch
 from tokencredit.errors import ModelError
 from tokencredit.kept_tokens import ScoresOfKept
 from tokencredit.masking import left_packed
-from tokencredit.models.hf_architecture import require_readable, supported_model
+from tokencredit.models.hf_architecture import require_readable, sequence_classifier
 from tokencredit.reward_model.hf_scores import evaluating, reward_model_output, score_responses
 
 
@@ -106,7 +106,7 @@ def score_of_embeddings(
         ModelError: the model has an encoder and a decoder, or reads its score elsewhere.
         DataError: a row has no real token, or more than the model can read.
     """
-    pretrained = supported_model(model)
+    pretrained = sequence_classifier(model)
     if getattr(pretrained.config, "is_encoder_decoder", False):
         raise ModelError(
             f"{type(pretrained).__name__} reads the text twice, with an encoder and a decoder; "
@@ -146,6 +146,6 @@ def distinct_subsets(
 def _looked_up(
     model: nn.Module, ids: Int[Tensor, "batch sequence"], real: Bool[Tensor, "batch sequence"]
 ) -> Float[Tensor, "batch sequence width"]:
-    lookup = supported_model(model).get_input_embeddings()
+    lookup = sequence_classifier(model).get_input_embeddings()
     with torch.no_grad():
         return lookup(ids.masked_fill(~real, 0))

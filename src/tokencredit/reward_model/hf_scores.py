@@ -30,7 +30,7 @@ from tokencredit.models.hf_architecture import (
     reading_positions,
     require_readable,
     require_trained_head,
-    supported_model,
+    sequence_classifier,
 )
 from tokencredit.models.hf_attention import recorded_attention
 from tokencredit.models.hf_loading import load_model_and_info, load_tokenizer
@@ -125,7 +125,7 @@ def reward_model_output(
     Source: Chan et al. 2024, arXiv 2402.00782 (last layer, heads averaged). Their code takes the
     row at the policy's length of prompt and response; here it is the row where the score is read.
     """
-    pretrained = supported_model(model)
+    pretrained = sequence_classifier(model)
     real = attention_mask.bool()
     require_readable(pretrained, real)
     ids, packed = left_packed(input_ids, real)

@@ -1,7 +1,7 @@
 """Several rewards of the same responses as one, with its scores of prefixes.
 
 The scores of all sources stand in the same tokens: each was carried over to those of the policy
-before (`policy_scores`), and brought to a common scale (`transformed_scores`).
+before (by a `RewardScorer`), and brought to a common scale (`transformed_scores`).
 """
 
 from collections.abc import Collection, Mapping, Sequence

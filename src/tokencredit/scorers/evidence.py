@@ -14,9 +14,9 @@ from tokencredit.credit.methods import NEEDS, CreditSettings, Evidence, credit_m
 from tokencredit.errors import ConfigError, ModelError
 from tokencredit.kept_tokens import ScoresOfKept
 from tokencredit.masking import left_packed
+from tokencredit.models.hf_architecture import text_positions
 from tokencredit.models.hf_attention import recorded_attention
 from tokencredit.models.hf_logprobs import response_logprobs, response_statistics
-from tokencredit.policy.hf_models import positions_of
 from tokencredit.reward_model.hf_perturbed import (
     distinct_subsets,
     response_embeddings,
@@ -289,7 +289,7 @@ def policy_attention(
         policy(
             input_ids=batch.input_ids,
             attention_mask=mask,
-            position_ids=positions_of(mask),
+            position_ids=text_positions(mask),
             logits_to_keep=1,
             use_cache=False,
         )

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from tokencredit.batch import ResponseBatch, rows_of_like_length
+from tokencredit.decoding.rules import GUIDANCE_METHODS
 from tokencredit.errors import ModelError, TokenCreditWarning
 from tokencredit.evaluation.prefix_accuracy import FRACTIONS, scores_at_fractions
 from tokencredit.masking import last_true_index
@@ -23,9 +24,6 @@ from tokencredit.text.hf_rendering import reads_eos
 from tokencredit.text.hf_token_rows import EncodedText, response_batch
 
 VocabularyObjective = Literal["farma", "genarm", "cd-fudge"]
-VocabularyMethod = Literal["farma", "genarm", "cd"]
-VOCABULARY_METHODS: tuple[str, ...] = get_args(VocabularyMethod)
-"""Methods of `generate` whose reward model is a language model."""
 
 
 def load_vocabulary_reward(
@@ -37,7 +35,8 @@ def load_vocabulary_reward(
         name_or_path: a folder or a Hub id.
         policy_tokenizer: of the model that is guided. Tokens that the reward model alone knows do
             no harm, nor does a head that is wider than the tokenizer.
-        method: of `VOCABULARY_METHODS`; warns where the model was trained for another.
+        method: of `GUIDANCE_METHODS`, one that needs a model over the vocabulary; warns where the
+            model was trained for another.
         **loading: as `load_model` takes it.
 
     Raises:
@@ -70,8 +69,13 @@ def load_vocabulary_reward(
 
 
 def guiding_scores(method: str) -> Literal["logits", "logprobs"]:
-    """What a method adds to the log-probabilities of the policy, as `VocabScorer` names it."""
-    return "logprobs" if method == "genarm" else "logits"
+    """What a method adds to the log-probabilities of the policy, as `VocabScorer` names it.
+
+    Args:
+        method: of `GUIDANCE_METHODS`; an objective of training that is no method adds logits.
+    """
+    row = GUIDANCE_METHODS.get(method)
+    return "logits" if row is None else row.vocabulary_scores
 
 
 def vocabulary_prefix_scores(
@@ -89,7 +93,7 @@ def vocabulary_prefix_scores(
     Args:
         model: a causal language model in evaluation mode.
         batch: in its own tokens.
-        method: `genarm` for the second, anything else for the first.
+        method: the second is that of methods that add log-probabilities, as of `guiding_scores`.
         over_tokens: of the second: `mean` divides by the number of tokens so far.
         micro_batch_size: rows per forward pass; None for all.
 
@@ -99,7 +103,7 @@ def vocabulary_prefix_scores(
     Raises:
         DataError, ModelError, NumericError: as `response_statistics`.
     """
-    if method != "genarm":
+    if guiding_scores(method) == "logits":
         return response_statistics(model, batch, token_values, micro_batch_size=micro_batch_size)
     logprobs = response_logprobs(model, batch, micro_batch_size=micro_batch_size)
     mask = batch.response_mask.to(logprobs.device)

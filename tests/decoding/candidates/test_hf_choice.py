@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from tokencredit.decoding.candidates.hf_choice import CheckedScorer, candidate_scorer
 from tokencredit.decoding.candidates.hf_packed import PackedScorer
 from tokencredit.decoding.candidates.hf_scorers import FullScorer, RowsScorer, VocabScorer
+from tokencredit.decoding.candidates.scores import CandidateBatch
 from tokencredit.decoding.hf_guide import RewardGuide
 from tokencredit.errors import ConfigError, DataError, ModelError, NumericError, TokenCreditWarning
 
@@ -20,7 +21,7 @@ def choice(model, **options):
     scorer = candidate_scorer(model, **options)
     ids, mask = prompts()
     candidates = tiny_ids(3, 5, seed=2)
-    scorer(ids, mask, candidates, torch.ones_like(candidates).bool())
+    scorer(CandidateBatch(ids, mask, candidates, torch.ones_like(candidates).bool()))
     return scorer.scorer if isinstance(scorer, CheckedScorer) else scorer
 
 
@@ -92,18 +93,18 @@ def test_flash_attention_takes_rows():
 class Wrong(PackedScorer):
     """Misses the prefix by a little."""
 
-    def __call__(self, *texts):
-        scores = super().__call__(*texts)
+    def __call__(self, batch):
+        scores = super().__call__(batch)
         return scores._replace(candidates=scores.candidates + 0.01)
 
 
 class Failing(PackedScorer):
-    def __call__(self, *texts):
+    def __call__(self, batch):
         raise IndexError("no such layer")
 
 
 class Refusing(PackedScorer):
-    def __call__(self, *texts):
+    def __call__(self, batch):
         raise ModelError("as it is")
 
 
@@ -132,7 +133,7 @@ def test_half_precision_may_differ_by_rounding():
     assert type(scorer) is PackedScorer
     ids, mask = prompts()
     candidates = tiny_ids(3, 4)
-    scores = scorer(ids, mask, candidates, torch.ones_like(candidates).bool())
+    scores = scorer(CandidateBatch(ids, mask, candidates, torch.ones_like(candidates).bool()))
     assert scores.candidates.dtype == torch.float32
 
 
@@ -140,9 +141,9 @@ def test_a_batch_that_is_finished_settles_nothing():
     scorer = candidate_scorer(tiny_model("llama"))
     ids, mask = prompts()
     candidates = tiny_ids(3, 4)
-    scorer(ids, mask, candidates, torch.zeros_like(candidates).bool())
+    scorer(CandidateBatch(ids, mask, candidates, torch.zeros_like(candidates).bool()))
     assert scorer.scorer is None
-    scorer(ids, mask, candidates, torch.ones_like(candidates).bool())
+    scorer(CandidateBatch(ids, mask, candidates, torch.ones_like(candidates).bool()))
     assert type(scorer.scorer) is PackedScorer
 
 

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from tokencredit.decoding.candidates.hf_packed import PackedScorer
 from tokencredit.decoding.candidates.hf_scorers import FullScorer, RowsScorer, VocabScorer
-from tokencredit.decoding.candidates.scores import CandidateScorer, CandidateScores
+from tokencredit.decoding.candidates.scores import CandidateBatch, CandidateScorer, CandidateScores
 from tokencredit.errors import DataError, ModelError
 
 LENGTHS = [6, 2, 4]
@@ -64,7 +64,7 @@ def test_all_ways_give_the_scores_of_the_model(architecture, implementation):
         ids, counts = candidates(3, seed=width)
         expected = plain_scores(model, text[:, :width], mask[:, :width], ids, counts)
         for scorer in scorers:
-            scores = scorer(text[:, :width], mask[:, :width], ids, counts)
+            scores = scorer(CandidateBatch(text[:, :width], mask[:, :width], ids, counts))
             assert scores.candidates.dtype == scores.prefix.dtype == torch.float32
             assert_alike(scores, expected, counts)
 
@@ -90,7 +90,7 @@ def test_any_text_may_follow_any_other(scorer_class):
     ]:
         choice, counts = (tensor[: len(ids)] for tensor in candidates(3, seed=width))
         ids, real = ids[:, :width], real[:, :width]
-        scores = scorer(ids, real, choice, counts)
+        scores = scorer(CandidateBatch(ids, real, choice, counts))
         assert_scores_are_those_of_the_model(model, scores, ids, real, choice, counts)
 
 
@@ -101,7 +101,7 @@ def test_the_number_of_candidates_may_change(scorer_class):
     text, mask = texts()
     for width, number in [(8, 3), (9, 1), (10, 6), (11, 2)]:
         ids, counts = candidates(number)
-        scores = scorer(text[:, :width], mask[:, :width], ids, counts)
+        scores = scorer(CandidateBatch(text[:, :width], mask[:, :width], ids, counts))
         assert scores.candidates.shape == (3, number)
         assert_scores_are_those_of_the_model(
             model, scores, text[:, :width], mask[:, :width], ids, counts
@@ -114,10 +114,12 @@ def test_what_does_not_count_changes_nothing(scorer_class):
     text, mask = texts()
     ids, counts = candidates()
     counts = counts & torch.tensor([[True] * 4, [False] * 4, [True, False, True, False]])
-    clean = scorer_class(model)(text, mask, ids, counts)
+    clean = scorer_class(model)(CandidateBatch(text, mask, ids, counts))
     dirty_text = text.masked_fill(~mask, VOCAB_SIZE + 5)
     dirty_text[1] = torch.where(mask[1], 3, VOCAB_SIZE + 5)
-    dirty = scorer_class(model)(dirty_text, mask, ids.masked_fill(~counts, VOCAB_SIZE + 9), counts)
+    dirty = scorer_class(model)(
+        CandidateBatch(dirty_text, mask, ids.masked_fill(~counts, VOCAB_SIZE + 9), counts)
+    )
     active = counts.any(-1)
     torch.testing.assert_close(dirty.candidates[counts], clean.candidates[counts])
     torch.testing.assert_close(dirty.prefix[active], clean.prefix[active])
@@ -133,7 +135,7 @@ def test_rows_that_finished_may_run_past_the_context(scorer_class):
     counts = torch.tensor([[False] * 3, [True] * 3])
     scorer = scorer_class(model)
     for width in (15, 16):
-        scores = scorer(text[:, :width], mask[:, :width], ids, counts)
+        scores = scorer(CandidateBatch(text[:, :width], mask[:, :width], ids, counts))
         assert_scores_are_those_of_the_model(
             model, scores, text[:, :width], mask[:, :width], ids, counts
         )
@@ -145,9 +147,9 @@ def test_more_than_the_model_can_read(scorer_class):
     text, mask = texts()
     ids, counts = candidates()
     scorer = scorer_class(model)
-    scorer(text[:, :11], mask[:, :11], ids, counts)
+    scorer(CandidateBatch(text[:, :11], mask[:, :11], ids, counts))
     with pytest.raises(DataError, match="13 tokens and GPT2ForSequenceClassification reads at mos"):
-        scorer(text, mask, ids, counts)
+        scorer(CandidateBatch(text, mask, ids, counts))
 
 
 @every_scorer
@@ -156,7 +158,7 @@ def test_the_end_of_sequence_is_a_token_like_others(scorer_class):
     text, mask = texts()
     ids = torch.tensor([[1, 5], [1, 6], [1, 7]])
     counts = torch.ones_like(ids, dtype=torch.bool)
-    scores = scorer_class(model)(text, mask, ids, counts)
+    scores = scorer_class(model)(CandidateBatch(text, mask, ids, counts))
     assert_scores_are_those_of_the_model(model, scores, text, mask, ids, counts)
     assert (scores.candidates[:, 0] - scores.prefix).abs().min() > 1e-3
     pooled = model(torch.cat([text[:1], ids[:1, :1]], dim=-1)).logits[0, 0]
@@ -168,7 +170,7 @@ def test_two_classes_score_as_log_odds(scorer_class):
     model = tiny_model("llama", num_labels=2)
     text, mask = texts()
     ids, counts = candidates()
-    scores = scorer_class(model)(text[:1], mask[:1], ids[:1], counts[:1])
+    scores = scorer_class(model)(CandidateBatch(text[:1], mask[:1], ids[:1], counts[:1]))
     with torch.no_grad():
         hidden = model.base_model(torch.cat([text[:1], ids[:1, :1]], dim=-1)).last_hidden_state
         low, high = model.score(hidden)[0, -1]
@@ -181,7 +183,7 @@ def test_a_long_prompt_is_read_in_parts(scorer_class, monkeypatch):
     model = tiny_model("mistral")
     text, mask = texts()
     ids, counts = candidates()
-    scores = scorer_class(model)(text, mask, ids, counts)
+    scores = scorer_class(model)(CandidateBatch(text, mask, ids, counts))
     assert_scores_are_those_of_the_model(model, scores, text, mask, ids, counts)
 
 
@@ -194,7 +196,7 @@ def test_rows_read_a_new_text_once():
         lambda _module, _args, kwargs: fed.append(tuple(kwargs["input_ids"].shape)),
         with_kwargs=True,
     )
-    RowsScorer(model)(text, mask, ids, counts)
+    RowsScorer(model)(CandidateBatch(text, mask, ids, counts))
     assert fed == [(3, text.shape[1] - 1), (15, 2)]
 
 
@@ -204,7 +206,7 @@ def test_parts_of_a_full_run_do_not_matter(size):
     text, mask = texts()
     ids, counts = candidates()
     counts = counts & torch.tensor([[True], [False], [True]])
-    scores = FullScorer(model, micro_batch_size=size)(text, mask, ids, counts)
+    scores = FullScorer(model, micro_batch_size=size)(CandidateBatch(text, mask, ids, counts))
     assert_scores_are_those_of_the_model(model, scores, text, mask, ids, counts)
 
 
@@ -212,7 +214,7 @@ def test_a_tail_follows_every_text():
     model = tiny_model("llama")
     text, mask = texts()
     ids, counts = candidates()
-    scores = FullScorer(model, tail_ids=[7, 8])(text, mask, ids, counts)
+    scores = FullScorer(model, tail_ids=[7, 8])(CandidateBatch(text, mask, ids, counts))
     score = score_of(model)
     own = text[1][mask[1]].tolist()
     assert float(scores.prefix[1]) == pytest.approx(score([*own, 7, 8]), rel=1e-4)
@@ -224,7 +226,7 @@ def test_an_encoder_reads_the_whole_text():
     model = tiny_model("bert")
     text, mask = texts()
     ids, counts = candidates()
-    scores = FullScorer(model)(text, mask, ids, counts)
+    scores = FullScorer(model)(CandidateBatch(text, mask, ids, counts))
     own = torch.tensor([[*text[2][mask[2]].tolist(), int(ids[2, 1])]])
     with torch.no_grad():
         expected = model(own, attention_mask=torch.ones_like(own)).logits[0, 0]
@@ -262,7 +264,7 @@ def test_recurrent_layers_take_rows():
     text, mask = text[:1], mask[:1]
     for width in (8, 9, 9, 12, 7):
         ids, counts = (tensor[:1] for tensor in candidates(seed=width))
-        scores = scorer(text[:, :width], mask[:, :width], ids, counts)
+        scores = scorer(CandidateBatch(text[:, :width], mask[:, :width], ids, counts))
         assert_scores_are_those_of_the_model(
             model, scores, text[:, :width], mask[:, :width], ids, counts
         )
@@ -277,7 +279,9 @@ def test_a_vocabulary_head_scores_every_token(kind):
     text, mask = texts()
     ids = torch.arange(VOCAB_SIZE + 2).expand(3, -1)
     for width in (7, 8, 12):
-        scores = scorer(text[:, :width], mask[:, :width], ids, torch.ones_like(ids).bool())
+        scores = scorer(
+            CandidateBatch(text[:, :width], mask[:, :width], ids, torch.ones_like(ids).bool())
+        )
         for row in range(3):
             own = text[row, :width][mask[row, :width]]
             with torch.no_grad():
@@ -306,7 +310,7 @@ def test_a_model_in_training_mode(scorer_class):
     model = tiny_model("llama").train()
     text, mask = texts()
     with pytest.raises(ModelError, match="training mode"):
-        scorer_class(model)(text, mask, *candidates())
+        scorer_class(model)(CandidateBatch(text, mask, *candidates()))
 
 
 @every_scorer

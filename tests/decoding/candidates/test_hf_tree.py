@@ -7,6 +7,7 @@ from tiny_tokenizers import byte_level, unigram, wordpiece
 from tokencredit.decoding.candidates.hf_candidate_texts import CandidateTexts
 from tokencredit.decoding.candidates.hf_choice import text_scorer
 from tokencredit.decoding.candidates.hf_tree import TextScorer, TokenTree, TreeScorer, token_tree
+from tokencredit.decoding.candidates.scores import CandidateBatch
 from tokencredit.decoding.hf_generate import guided_generate
 from tokencredit.decoding.hf_guide import RewardGuide
 from tokencredit.errors import ConfigError, DataError, ModelError
@@ -92,7 +93,9 @@ def test_scores_are_those_of_the_text_read_by_the_other_model(
         candidates = drawn(tokenizer, 3, 4, seed=step)
         candidates[:, 0] = spelt[:, step]
         counts = torch.ones_like(candidates).bool()
-        found, slow = (scorer(ids, mask, candidates, counts) for scorer in (tree, full))
+        found, slow = (
+            scorer(CandidateBatch(ids, mask, candidates, counts)) for scorer in (tree, full)
+        )
         torch.testing.assert_close(found.candidates, slow.candidates, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found.prefix, slow.prefix, rtol=1e-4, atol=1e-5)
         row = step % 3
@@ -125,8 +128,10 @@ def test_any_text_may_follow_any_other(tokenizer, reward_tokenizer):
         ([0, 1, 2], ids.shape[1], [False, True, True]),
     ]:
         counts = torch.tensor(active)[:, None].expand(-1, 3)
-        told = (ids[rows, :width], mask[rows, :width], candidates[: len(rows)], counts)
-        found, slow = tree(*told), full(*told)
+        told = CandidateBatch(
+            ids[rows, :width], mask[rows, :width], candidates[: len(rows)], counts
+        )
+        found, slow = tree(told), full(told)
         torch.testing.assert_close(found.candidates, slow.candidates, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found.prefix, slow.prefix, rtol=1e-4, atol=1e-5)
 
@@ -139,7 +144,11 @@ def test_holes_in_the_cache_do_not_pile_up(tokenizer, reward_tokenizer):
     widths = []
     for step in range(40):
         told = torch.cat([ids[:, :1], drawn(tokenizer, 1, 8, seed=step)], dim=-1)
-        tree(told, torch.ones_like(told).bool(), candidates, torch.ones_like(candidates).bool())
+        tree(
+            CandidateBatch(
+                told, torch.ones_like(told).bool(), candidates, torch.ones_like(candidates).bool()
+            )
+        )
         widths.append(tree.packed.width)
     assert max(widths) < 150
     assert mask.all()
@@ -163,7 +172,7 @@ def test_a_candidate_inside_a_character_has_the_score_of_the_text_before(
         ids = torch.tensor([[*text, *pieces[len(text) : len(text) + known]]])
         following = torch.tensor([[pieces[len(text) + known], pieces[0]]])
         counts = torch.ones_like(following).bool()
-        scores = tree(ids, torch.ones_like(ids).bool(), following, counts)
+        scores = tree(CandidateBatch(ids, torch.ones_like(ids).bool(), following, counts))
         assert float(scores.prefix) == pytest.approx(plain, rel=1e-4)
         if known < 3:
             assert float(scores.candidates[0, 0]) == pytest.approx(plain, rel=1e-4)
@@ -178,7 +187,9 @@ def test_the_end_of_sequence_is_the_other_model_s_own(tokenizer, reward_tokenize
     ids, mask = encoded(tokenizer, PROMPTS[:1])
     end = torch.tensor([[tokenizer.eos_token_id, tokenizer.pad_token_id]])
     counts = torch.ones_like(end).bool()
-    scores = TreeScorer(model, CandidateTexts(tokenizer, reward_tokenizer))(ids, mask, end, counts)
+    scores = TreeScorer(model, CandidateTexts(tokenizer, reward_tokenizer))(
+        CandidateBatch(ids, mask, end, counts)
+    )
     own = reward_tokenizer(PROMPTS[0])["input_ids"]
     expected = score_of(model)([*own, reward_tokenizer.eos_token_id])
     assert float(scores.candidates[0, 0]) == pytest.approx(expected, rel=1e-4)
@@ -200,7 +211,7 @@ def test_prompts_and_tail_in_the_other_model_s_template(scorer_class, tokenizer,
     for time in (width, width + 2, width + 5):
         candidates = torch.tensor([[tokenizer.eos_token_id, 90, 120, 200]] * 3)
         counts = torch.ones_like(candidates).bool()
-        scores = scorer(ids[:, :time], mask[:, :time], candidates, counts)
+        scores = scorer(CandidateBatch(ids[:, :time], mask[:, :time], candidates, counts))
         for row in range(3):
             own = ids[row, :time][mask[row, :time]].tolist()
             border = len(PROMPTS[row])
@@ -222,7 +233,9 @@ def test_an_encoder_with_a_tokenizer_of_its_own(tokenizer):
     candidates = drawn(tokenizer, 3, 3)
     counts = torch.ones_like(candidates).bool()
     texts = CandidateTexts(tokenizer, reads)
-    scores = TextScorer(model, texts, micro_batch_size=2)(ids, mask, candidates, counts)
+    scores = TextScorer(model, texts, micro_batch_size=2)(
+        CandidateBatch(ids, mask, candidates, counts)
+    )
     own = [*ids[1][mask[1]].tolist(), int(candidates[1, 2])]
     told = reads(whole_text(tokenizer, own), return_tensors="pt")
     with torch.no_grad():
@@ -262,7 +275,7 @@ def test_a_text_that_outgrows_the_model(scorer_class, tokenizer, reward_tokenize
     candidates = drawn(tokenizer, 3, 2)
     scorer = scorer_class(model, CandidateTexts(tokenizer, reward_tokenizer))
     with pytest.raises(DataError, match="reads at most 4"):
-        scorer(ids, mask, candidates, torch.ones_like(candidates).bool())
+        scorer(CandidateBatch(ids, mask, candidates, torch.ones_like(candidates).bool()))
 
 
 def test_prompts_that_do_not_fit(tokenizer, reward_tokenizer):
@@ -272,14 +285,14 @@ def test_prompts_that_do_not_fit(tokenizer, reward_tokenizer):
     ids, mask = encoded(tokenizer)
     candidates = drawn(tokenizer, 3, 2)
     with pytest.raises(DataError, match="2 prompts for 3 rows"):
-        texts.reward_ids(ids, mask, candidates, torch.ones_like(candidates).bool())
+        texts.reward_ids(CandidateBatch(ids, mask, candidates, torch.ones_like(candidates).bool()))
 
 
 def test_a_text_without_tokens(tokenizer):
     texts = CandidateTexts(tokenizer, byte_level())
     ids = torch.tensor([[tokenizer.eos_token_id]])
     with pytest.raises(DataError, match="gives no token for a text"):
-        texts.reward_ids(ids, ids > 0, ids, ids > 0)
+        texts.reward_ids(CandidateBatch(ids, ids > 0, ids, ids > 0))
 
 
 def test_vocabularies_that_agree(tokenizer):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tokencredit import standardised_scores, updated_spread
-from tokencredit.decoding.candidates.scores import CandidateScorer, CandidateScores
+from tokencredit.decoding.candidates.scores import CandidateBatch, CandidateScorer, CandidateScores
 
 MASK = torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
 
@@ -82,9 +82,27 @@ def test_candidates_that_score_alike_keep_their_scores():
 
 
 def test_a_function_is_a_scorer_once_it_names_its_vocabulary():
-    def scorer(text_ids, text_mask, candidate_ids, candidate_mask):
-        return CandidateScores(candidate_ids.float(), text_ids[:, -1].float())
+    def scorer(batch):
+        return CandidateScores(batch.candidate_ids.float(), batch.text_ids[:, -1].float())
 
     assert not isinstance(scorer, CandidateScorer)
     scorer.vocab = None
     assert isinstance(scorer, CandidateScorer)
+
+
+def test_a_batch_knows_which_rows_go_on_and_their_longest_text():
+    text = torch.tensor([[9, 9, 9], [0, 9, 9]])
+    candidates = torch.tensor([[1, 2], [3, 4]])
+    batch = CandidateBatch(text, text > 0, candidates, candidates > 2)
+    assert batch.active.tolist() == [False, True]
+    assert batch.longest == 2
+    finished = CandidateBatch(text, text > 0, candidates, candidates > 4)
+    assert finished.longest == 0
+    assert CandidateBatch(text[:0], text[:0] > 0, candidates[:0], candidates[:0] > 0).longest == 0
+
+
+def test_a_batch_goes_where_the_reward_model_is():
+    text = torch.tensor([[9, 9]])
+    there = CandidateBatch(text, text > 0, text, text > 0).to(torch.device("meta"))
+    tensors = (there.text_ids, there.text_mask, there.candidate_ids, there.candidate_mask)
+    assert all(tensor.is_meta for tensor in tensors)

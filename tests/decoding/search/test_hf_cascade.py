@@ -21,7 +21,7 @@ def found(model, *, score=None, seed=0, options=None, **settings):
         ids,
         mask,
         score or scored_by(wave),
-        sampling(**(options or {})),
+        **sampling(**(options or {})),
         generator=torch.Generator().manual_seed(seed),
         **settings,
     )
@@ -122,7 +122,7 @@ def test_a_target_of_minus_infinity_is_plain_sampling():
         prompt,
         torch.ones_like(prompt).bool(),
         scored_by(wave),
-        sampling(),
+        **sampling(),
         target_reward=-math.inf,
         entropy_threshold=0.0,
         min_segment_tokens=2,
@@ -156,7 +156,7 @@ def test_the_law_of_what_is_accepted():
         ids,
         torch.ones_like(ids).bool(),
         scored_by(score),
-        sampling(2, top_k=3, temperature=3.0),
+        **sampling(2, top_k=3, temperature=3.0),
         target_reward=0.0,
         entropy_threshold=math.inf,
         max_proposals=10_000,
@@ -192,15 +192,15 @@ def test_neither_the_batch_nor_padding_changes_a_greedy_response():
     ids, mask = prompts()
     settings = {"target_reward": 50.0, "max_proposals": 2, "entropy_threshold": 1.0}
     score = scored_by(wave)
-    together = cascade_sampling(model, ids, mask, score, options, **settings)
+    together = cascade_sampling(model, ids, mask, score, **options, **settings)
     wide_ids = torch.nn.functional.pad(ids, (2, 0), value=5)
     wide_mask = torch.nn.functional.pad(mask, (2, 0))
-    wide = cascade_sampling(model, wide_ids, wide_mask, score, options, **settings)
+    wide = cascade_sampling(model, wide_ids, wide_mask, score, **options, **settings)
     assert response_lists(wide.batch) == response_lists(together.batch)
     for row, prompt in enumerate(prompt_lists()):
         alone_ids = torch.tensor([prompt])
         alone = cascade_sampling(
-            model, alone_ids, torch.ones_like(alone_ids).bool(), score, options, **settings
+            model, alone_ids, torch.ones_like(alone_ids).bool(), score, **options, **settings
         )
         assert response_lists(alone.batch)[0] == response_lists(together.batch)[row]
         for name in ("lm_positions", "scorer_positions"):

@@ -19,7 +19,7 @@ def found(model, reference_model, *, options=None, **settings):
     ids, mask = prompts()
     settings = {"beams": 3, "top_k": 4} | settings
     return implicit_beam_search(
-        model, ids, mask, sampling(**(options or {})), reference=reference_model, **settings
+        model, ids, mask, **sampling(**(options or {})), reference=reference_model, **settings
     )
 
 
@@ -92,7 +92,7 @@ def test_neither_the_batch_nor_padding_changes_a_response():
         ids = torch.tensor([[9, 9, *prompt]])
         mask = torch.tensor([[False, False] + [True] * len(prompt)])
         alone = implicit_beam_search(
-            model, ids, mask, sampling(**options), beams=3, top_k=4, reference=other
+            model, ids, mask, **sampling(**options), beams=3, top_k=4, reference=other
         )
         assert response_lists(alone.batch)[0] == response_lists(together.batch)[row]
         assert int(alone.lm_positions) == int(together.lm_positions[row])
@@ -128,7 +128,7 @@ def test_a_tree_pruned_by_implicit_rewards():
         ids,
         mask,
         implicit_scorer(dpo, model),
-        sampling(),
+        **sampling(),
         keep=2,
         children=2,
         lengths=[3, 3],

@@ -26,6 +26,9 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+TREE = {"keep": 1, "children": 3, "lengths": [2, 4]}
+
+
 def found(search, model, *, score=None, seed=0, options=None, **settings):
     ids, mask = prompts()
     return search(
@@ -33,7 +36,7 @@ def found(search, model, *, score=None, seed=0, options=None, **settings):
         ids,
         mask,
         score or scored_by(wave),
-        sampling(**(options or {})),
+        **sampling(**(options or {})),
         generator=seeded(seed),
         **settings,
     )
@@ -210,14 +213,14 @@ def test_rejection_saves_what_it_rejects():
 def test_neither_the_batch_nor_padding_changes_a_greedy_response(search, settings):
     model, options = language_model(), sampling(temperature=0.0, eos_token_ids=ENDS)
     ids, mask = prompts()
-    together = search(model, ids, mask, scored_by(wave), options, **settings)
+    together = search(model, ids, mask, scored_by(wave), **options, **settings)
     dirty = torch.nn.functional.pad(ids, (3, 0), value=5)
     wide = search(
         model,
         dirty,
         torch.nn.functional.pad(mask, (3, 0)),
         scored_by(wave),
-        options,
+        **options,
         **settings,
     )
     assert response_lists(wide.batch) == response_lists(together.batch)
@@ -227,7 +230,7 @@ def test_neither_the_batch_nor_padding_changes_a_greedy_response(search, setting
             torch.tensor([prompt]),
             torch.ones(1, len(prompt)).bool(),
             scored_by(wave),
-            options,
+            **options,
             **settings,
         )
         assert response_lists(alone.batch)[0] == response_lists(together.batch)[row]
@@ -252,6 +255,21 @@ def test_no_response_ends_too_early():
     assert min(map(len, response_lists(output.batch))) >= 4
 
 
+def test_what_is_suppressed_is_not_drawn_and_what_is_forced_is_drawn_last():
+    plain = response_lists(found(tree_search, language_model(), **TREE).batch)
+    often = {token for response in plain for token in response} - {38, 39}
+    options = {"suppress_tokens": tuple(often), "eos_token_ids": (39, 38), "force_eos": True}
+    output = found(tree_search, language_model(), options=options, **TREE)
+    responses = response_lists(output.batch)
+    assert often.isdisjoint(token for response in responses for token in response)
+    assert {response[-1] for response in responses} <= {38, 39}
+
+
+def test_a_suppressed_id_that_is_none():
+    with pytest.raises(ConfigError, match="ids from 0 to 40"):
+        found(tree_search, language_model(), options={"suppress_tokens": (41,)}, **TREE)
+
+
 def test_a_prompt_of_one_token():
     model = language_model()
     with watched(model):
@@ -260,7 +278,7 @@ def test_a_prompt_of_one_token():
             tiny_ids(2, 1),
             torch.ones(2, 1).bool(),
             scored_by(wave),
-            sampling(),
+            **sampling(),
             keep=1,
             children=2,
             lengths=[1, 5],
@@ -326,7 +344,7 @@ def test_prompts_that_do_not_fit():
             tiny_ids(2, 3),
             padding_mask([3, 0], side="left", width=3),
             scored_by(wave),
-            sampling(),
+            **sampling(),
             lengths=[6],
             **settings,
         )

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from generate_settings import generate_config
 from safetensors.torch import load_file
 from saved_models import save_reward_model
 from tiny_reward_training import lines, save_start, write_inputs
@@ -19,7 +20,7 @@ from tokencredit.errors import (
     TokenCreditWarning,
 )
 from tokencredit.evaluation.prefix_accuracy import FRACTIONS
-from tokencredit.recipes.decoding.generate import GenerateConfig, generate
+from tokencredit.recipes.decoding.generate import generate
 from tokencredit.recipes.reward_model import vocabulary_turns as training
 from tokencredit.recipes.reward_model.train_vocabulary_reward import (
     TrainVocabularyRewardConfig,
@@ -104,15 +105,14 @@ def test_generate_is_guided_by_it(folder, trained, tmp_path, objective, method):
     def rows(guidance_beta):
         return read_jsonl(
             generate(
-                GenerateConfig(
+                generate_config(
                     policy=str(folder / "lm"),
                     reward_model=str(trained[objective]),
                     prompts=str(folder / "prompts.jsonl"),
                     output=str(tmp_path / str(guidance_beta)),
                     method=method,
-                    guidance_beta=guidance_beta,
-                    max_new_tokens=6,
                     progress=False,
+                    **{"guidance.beta": guidance_beta, "sampling.max_new_tokens": 6},
                 )
             )
         )
@@ -309,14 +309,14 @@ def test_a_wider_guide_does_no_harm_and_a_wider_policy_is_cut(folder, trained, t
     pairs = {"wide-policy": (wide, trained["genarm"]), "wide-guide": (folder / "lm", wide)}
     for name, (policy, guide) in pairs.items():
         found = generate(
-            GenerateConfig(
+            generate_config(
                 policy=str(policy),
                 reward_model=str(guide),
                 prompts=str(folder / "prompts.jsonl"),
                 output=str(tmp_path / name),
                 method="genarm",
-                max_new_tokens=4,
                 progress=False,
+                **{"sampling.max_new_tokens": 4},
             )
         )
         assert all(max(row["token_ids"]) < len(tokenizer) for row in read_jsonl(found))
@@ -324,5 +324,5 @@ def test_a_wider_guide_does_no_harm_and_a_wider_policy_is_cut(folder, trained, t
 
 def test_one_way_to_score_a_vocabulary(folder):
     with pytest.raises(ConfigError, match="scores the whole vocabulary in one pass"):
-        GenerateConfig(policy="p", reward_model="r", prompts="x", output="o", method="cd",
-                       scorer="rows")  # fmt: skip
+        generate_config(policy="p", reward_model="r", prompts="x", output="o", method="cd",
+                        **{"guidance.scorer": "rows"})  # fmt: skip

@@ -1,4 +1,4 @@
-"""Candidates of one tokenizer in the tokens of another, and whether two vocabularies are one.
+"""Candidates of one tokenizer in the tokens of another.
 
 The text with a candidate is decoded and tokenized anew, never the candidate alone: a token alone
 loses its leading space, half a character becomes a replacement character, and its neighbours may
@@ -7,10 +7,9 @@ be cut in another way.
 
 from collections.abc import Sequence
 
-from jaxtyping import Bool, Int
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from tokencredit.decoding.candidates.scores import CandidateBatch
 from tokencredit.errors import ConfigError, DataError
 
 _MISSING_BYTES = "\ufffd"
@@ -55,13 +54,7 @@ class CandidateTexts:
         self.prompt_width = prompt_width or 0
         self.tail = tail
 
-    def reward_ids(
-        self,
-        text_ids: Int[Tensor, "batch time"],
-        text_mask: Bool[Tensor, "batch time"],
-        candidate_ids: Int[Tensor, "batch candidates"],
-        candidate_mask: Bool[Tensor, "batch candidates"],
-    ) -> list[list[list[int]]]:
+    def reward_ids(self, batch: CandidateBatch) -> list[list[list[int]]]:
         """For each row the ids of the text and of the text with each candidate; [] if finished.
 
         Where a candidate does not count, the ids are those of the text.
@@ -69,42 +62,37 @@ class CandidateTexts:
         Raises:
             DataError: there is not one prompt per row, or the reward tokenizer gives no token.
         """
-        if self.prompts is not None and len(self.prompts) != len(text_ids):
+        active = batch.active.tolist()
+        if self.prompts is not None and len(self.prompts) != len(active):
             raise DataError(
-                f"there are {len(self.prompts)} prompts for {len(text_ids)} rows; expected one per "
+                f"there are {len(self.prompts)} prompts for {len(active)} rows; expected one per "
                 "row: repeat them where several responses are drawn for each"
             )
         texts: list[str] = []
         ends: list[bool] = []
-        for row in range(len(text_ids)):
-            if bool(candidate_mask[row].any()):
-                for text, is_end in self._texts_of_row(
-                    row, text_ids[row], text_mask[row], candidate_ids[row], candidate_mask[row]
-                ):
-                    texts.append(text)
-                    ends.append(is_end)
+        for row, writes in enumerate(active):
+            for text, is_end in self._texts_of_row(row, batch) if writes else ():
+                texts.append(text)
+                ends.append(is_end)
         paths = iter(self._tokenized(texts, ends))
-        number = 1 + candidate_ids.shape[1]
-        return [
-            [next(paths) for _ in range(number)] if active else []
-            for active in candidate_mask.any(-1).tolist()
-        ]
+        number = 1 + batch.candidate_ids.shape[1]
+        return [[next(paths) for _ in range(number)] if writes else [] for writes in active]
 
-    def _texts_of_row(
-        self, row: int, ids: Tensor, mask: Tensor, candidates: Tensor, counts: Tensor
-    ) -> list[tuple[str, bool]]:
+    def _texts_of_row(self, row: int, batch: CandidateBatch) -> list[tuple[str, bool]]:
         """The text alone and with each candidate, and whether it ends there."""
+        ids, mask = batch.text_ids[row], batch.text_mask[row]
         real = ids[mask].tolist()
         prompt = ids[: self.prompt_width][mask[: self.prompt_width]].tolist()
         border = len(self._decoded([prompt])[0]) if self.prompts is not None else 0
         head = self.prompts[row] if self.prompts is not None else ""
-        tokens = candidates.tolist()
+        tokens = batch.candidate_ids[row].tolist()
+        counts = batch.candidate_mask[row].tolist()
         decoded = self._decoded([real] + [[*real, token] for token in tokens])
         texts = [(head + text[border:] + self.tail, False) for text in decoded]
         ends = [token == self.tokenizer.eos_token_id and not self.tail for token in tokens]
         return [texts[0]] + [
             (text, is_end) if counted else texts[0]
-            for (text, _), is_end, counted in zip(texts[1:], ends, counts.tolist(), strict=True)
+            for (text, _), is_end, counted in zip(texts[1:], ends, counts, strict=True)
         ]
 
     def _decoded(self, rows: list[list[int]]) -> list[str]:

@@ -2,25 +2,24 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from tokencredit.decoding.candidates.hf_candidate_texts import CandidateTexts
 from tokencredit.decoding.candidates.hf_packed import PackedScorer
-from tokencredit.decoding.candidates.hf_reward_model import (
-    attention_windows,
-    rescales_positions,
-    scores_every_prefix,
-    sequence_classifier,
-)
+from tokencredit.decoding.candidates.hf_reward_model import attention_windows, rescales_positions
 from tokencredit.decoding.candidates.hf_scorers import FullScorer, RowsScorer, VocabScorer
 from tokencredit.decoding.candidates.hf_tree import TextScorer, TreeScorer
-from tokencredit.decoding.candidates.scores import CandidateScorer, CandidateScores
+from tokencredit.decoding.candidates.scores import (
+    CandidateBatch,
+    CandidateScorer,
+    CandidateScores,
+)
 from tokencredit.errors import ConfigError, TokenCreditError, TokenCreditWarning
-from tokencredit.models.hf_architecture import placed
+from tokencredit.models.hf_architecture import is_causal, sequence_classifier
 from tokencredit.models.hf_attention import pretrained_model
 
 # Candidates of each text that are scored both ways, and how far scores may lie apart.
@@ -104,7 +103,7 @@ def text_scorer(
 def _keeps_its_keys(model: nn.Module) -> bool:
     """Whether scores of prefixes can be had from kept keys at all."""
     pretrained = sequence_classifier(model)
-    return scores_every_prefix(pretrained) and not rescales_positions(pretrained)
+    return is_causal(pretrained) and not rescales_positions(pretrained)
 
 
 def _faster(model: nn.Module) -> list[Callable[[], CandidateScorer]]:
@@ -133,33 +132,24 @@ class CheckedScorer:
         self.scorer: CandidateScorer | None = None
         self._makers = makers
 
-    def __call__(
-        self,
-        text_ids: Int[Tensor, "batch time"],
-        text_mask: Bool[Tensor, "batch time"],
-        candidate_ids: Int[Tensor, "batch candidates"],
-        candidate_mask: Bool[Tensor, "batch candidates"],
-    ) -> CandidateScores:
-        """As `CandidateScorer`; warns if the fastest way gave other scores or failed.
+    def __call__(self, batch: CandidateBatch) -> CandidateScores:
+        """Scores by the scorer in use; warns if the fastest way gave other scores or failed.
 
         Raises:
             DataError: a text with one more token is longer than the model reads.
             ModelError: the model is in training mode.
         """
-        text_ids, text_mask, candidate_ids, candidate_mask = placed(
-            self.reference.model, text_ids, text_mask, candidate_ids, candidate_mask
-        )
-        texts = (text_ids, text_mask, candidate_ids, candidate_mask)
+        batch = batch.to(self.reference.model.device)
         if self.scorer is not None:
-            return self.scorer(*texts)
-        mask = candidate_mask.clone()
+            return self.scorer(batch)
+        mask = batch.candidate_mask.clone()
         mask[:, _COMPARED:] = False
-        expected = self.reference(text_ids, text_mask, candidate_ids, mask)
+        expected = self.reference(replace(batch, candidate_mask=mask))
         troubles = []
         for maker in self._makers:
             scorer, trouble = maker(), ""
             try:
-                scores = scorer(*texts)
+                scores = scorer(batch)
                 trouble = _difference(scores, expected, mask, self.reference.model.dtype)
             except (TokenCreditError, torch.OutOfMemoryError):
                 raise
@@ -169,7 +159,7 @@ class CheckedScorer:
                 break
             troubles.append(f"{type(scorer).__name__}: {trouble}")
         else:
-            scorer, scores = self.reference, self.reference(*texts)
+            scorer, scores = self.reference, self.reference(batch)
         if troubles:
             warnings.warn(
                 f"{type(self.reference.model).__name__} is scored by {type(scorer).__name__}, "

@@ -12,21 +12,17 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from tokencredit.decoding.candidates.hf_reward_model import (
-    attention_windows,
-    require_context,
-    scalar_scores,
-    scores_every_prefix,
-    sequence_classifier,
-    shared_columns,
-)
-from tokencredit.decoding.candidates.scores import CandidateScores
+from tokencredit.decoding.candidates.hf_reward_model import attention_windows, shared_columns
+from tokencredit.decoding.candidates.scores import CandidateBatch, CandidateScores
 from tokencredit.errors import ModelError
+from tokencredit.models.heads import scalar_scores
 from tokencredit.models.hf_architecture import (
     accepts,
     context_limit,
-    placed,
     require_evaluation,
+    require_prefix_scores,
+    require_room,
+    sequence_classifier,
     text_positions,
     vocabulary_width,
 )
@@ -164,20 +160,15 @@ class PackedText:
         self.ids: Tensor | None = None
         self.mask: Tensor | None = None
 
-    def step(
-        self,
-        text_ids: Int[Tensor, "batch time"],
-        text_mask: Bool[Tensor, "batch time"],
-        candidate_ids: Int[Tensor, "batch candidates"],
-        candidate_mask: Bool[Tensor, "batch candidates"],
-    ) -> Any:
+    def step(self, batch: CandidateBatch) -> Any:
         """The model's output; its last columns are the end of the text and each candidate."""
-        number, time = candidate_ids.shape[1], text_ids.shape[1]
+        text_ids, text_mask = batch.text_ids, batch.text_mask
+        number, time = batch.candidate_ids.shape[1], text_ids.shape[1]
         known = min(shared_columns(text_ids, text_mask, self.ids, self.mask), time - 1)
         self.packed.drop(self.packed.width - known)
-        positions = text_positions(text_mask, None)
-        ids = torch.cat([text_ids[:, known:], candidate_ids], dim=-1)
-        counts = torch.cat([text_mask[:, known:], candidate_mask], dim=-1)
+        positions = text_positions(text_mask)
+        ids = torch.cat([text_ids[:, known:], batch.candidate_ids], dim=-1)
+        counts = torch.cat([text_mask[:, known:], batch.candidate_mask], dim=-1)
         next_positions = (positions[:, -1:] + 1).expand(-1, number)
         positions = torch.cat([positions[:, known:], next_positions], dim=-1)
         sees = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril()
@@ -203,33 +194,21 @@ class PackedScorer:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = sequence_classifier(model)
-        if not scores_every_prefix(self.model):
-            raise ModelError(
-                f"{type(self.model).__name__} gives prefixes no score; expected a causal model "
-                "with a head named 'score': take method='full'"
-            )
+        require_prefix_scores(self.model, instead="method='full'")
         self.text = PackedText(self.model.base_model)
         self.vocab: int | None = vocabulary_width(self.model)
 
-    def __call__(
-        self,
-        text_ids: Int[Tensor, "batch time"],
-        text_mask: Bool[Tensor, "batch time"],
-        candidate_ids: Int[Tensor, "batch candidates"],
-        candidate_mask: Bool[Tensor, "batch candidates"],
-    ) -> CandidateScores:
-        """As `CandidateScorer`.
+    def __call__(self, batch: CandidateBatch) -> CandidateScores:
+        """Scores by one pass over what is new, all candidates as queries of it.
 
         Raises:
             DataError: a text with one more token is longer than the model reads.
             ModelError: the model is in training mode.
         """
-        text_ids, text_mask, candidate_ids, candidate_mask = placed(
-            self.model, text_ids, text_mask, candidate_ids, candidate_mask
-        )
-        require_context(self.model, text_mask, candidate_mask.any(-1))
-        output = self.text.step(text_ids, text_mask, candidate_ids, candidate_mask)
-        hidden = output.last_hidden_state[:, -1 - candidate_ids.shape[1] :]
+        batch = batch.to(self.model.device)
+        require_room(self.model, batch.longest + 1)
+        output = self.text.step(batch)
+        hidden = output.last_hidden_state[:, -1 - batch.candidate_ids.shape[1] :]
         with torch.no_grad():
             scores = scalar_scores(self.model.score(hidden))
         return CandidateScores(scores[:, 1:], scores[:, 0])

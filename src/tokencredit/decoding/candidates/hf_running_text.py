@@ -117,7 +117,7 @@ class RunningText:
         """Feed the ids, which stand at the end of the mask."""
         options: dict[str, Any] = {}
         if accepts(self.module, "position_ids"):
-            positions = text_positions(mask, context_limit(self.module))
+            positions = text_positions(mask, limit=context_limit(self.module))
             options["position_ids"] = positions[:, -ids.shape[1] :]
         if accepts(self.module, "logits_to_keep"):
             options["logits_to_keep"] = last

@@ -4,21 +4,23 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tokencredit.decoding.candidates.hf_reward_model import (
-    require_context,
-    scalar_scores,
-    scores_every_prefix,
-    sequence_classifier,
-)
 from tokencredit.decoding.candidates.hf_running_text import RunningText
-from tokencredit.decoding.candidates.scores import CandidateScores
+from tokencredit.decoding.candidates.scores import CandidateBatch, CandidateScores
 from tokencredit.errors import ModelError
 from tokencredit.masking import left_packed
-from tokencredit.models.hf_architecture import placed, require_evaluation, vocabulary_width
+from tokencredit.models.heads import scalar_scores
+from tokencredit.models.hf_architecture import (
+    is_causal,
+    require_evaluation,
+    require_prefix_scores,
+    require_room,
+    sequence_classifier,
+    vocabulary_width,
+)
 from tokencredit.models.hf_attention import pretrained_model
 
 
@@ -53,7 +55,7 @@ def _scores_of(model: PreTrainedModel, ids: Tensor, lengths: Tensor) -> Tensor:
     columns = torch.arange(int(lengths.max()), device=ids.device)
     real = columns < lengths[:, None]
     ids = ids[:, : real.shape[1]]
-    if not scores_every_prefix(model):
+    if not is_causal(model):
         ids = ids.masked_fill(~real, model.config.pad_token_id or 0)
         return scalar_scores(model(input_ids=ids, attention_mask=real.long()).logits)
     # No real token comes after padding: none is masked, which leaves the fastest kernels.
@@ -82,37 +84,28 @@ class FullScorer:
         self.micro_batch_size = micro_batch_size
         self.vocab: int | None = vocabulary_width(self.model)
 
-    def __call__(
-        self,
-        text_ids: Int[Tensor, "batch time"],
-        text_mask: Bool[Tensor, "batch time"],
-        candidate_ids: Int[Tensor, "batch candidates"],
-        candidate_mask: Bool[Tensor, "batch candidates"],
-    ) -> CandidateScores:
-        """As `CandidateScorer`.
+    def __call__(self, batch: CandidateBatch) -> CandidateScores:
+        """Scores by a pass over every text from its start.
 
         Raises:
             DataError: a text with one more token and the tail is longer than the model reads.
             ModelError: the model is in training mode.
         """
-        text_ids, text_mask, candidate_ids, candidate_mask = placed(
-            self.model, text_ids, text_mask, candidate_ids, candidate_mask
-        )
+        batch = batch.to(self.model.device)
         tail = len(self.tail_ids)
-        active = candidate_mask.any(-1)
-        require_context(self.model, text_mask, active, more=1 + tail)
-        packed, real = left_packed(text_ids, text_mask)
-        lengths, number = real.sum(-1), candidate_ids.shape[1]
+        require_room(self.model, batch.longest + 1 + tail)
+        packed, real = left_packed(batch.text_ids, batch.text_mask)
+        lengths, number = real.sum(-1), batch.candidate_ids.shape[1]
         # Column 0 is the text alone, column j + 1 the text with candidate j.
         ids = torch.nn.functional.pad(packed, (0, 1 + tail))[:, None].repeat(1, 1 + number, 1)
         ends = lengths[:, None].repeat(1, 1 + number)
-        ids[:, 1:].scatter_(2, ends[:, 1:, None], candidate_ids[:, :, None])
+        ids[:, 1:].scatter_(2, ends[:, 1:, None], batch.candidate_ids[:, :, None])
         ends[:, 1:] += 1
         for token in self.tail_ids:
             ids.scatter_(2, ends[:, :, None], token)
             ends = ends + 1
-        wanted = torch.cat([active[:, None], candidate_mask], dim=-1)
-        scores = torch.zeros(wanted.shape, dtype=torch.float32, device=text_ids.device)
+        wanted = torch.cat([batch.active[:, None], batch.candidate_mask], dim=-1)
+        scores = torch.zeros(wanted.shape, dtype=torch.float32, device=wanted.device)
         scores[wanted] = sequence_scores(
             self.model, ids[wanted], ends[wanted], micro_batch_size=self.micro_batch_size
         )
@@ -135,34 +128,23 @@ class RowsScorer:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = sequence_classifier(model)
-        if not scores_every_prefix(self.model):
-            raise ModelError(
-                f"{type(self.model).__name__} gives prefixes no score; expected a causal model "
-                "with a head named 'score': take method='full'"
-            )
+        require_prefix_scores(self.model, instead="method='full'")
         self.text = RunningText(self.model.base_model)
         self.vocab: int | None = vocabulary_width(self.model)
         self._rows = 1
 
-    def __call__(
-        self,
-        text_ids: Int[Tensor, "batch time"],
-        text_mask: Bool[Tensor, "batch time"],
-        candidate_ids: Int[Tensor, "batch candidates"],
-        candidate_mask: Bool[Tensor, "batch candidates"],
-    ) -> CandidateScores:
-        """As `CandidateScorer`.
+    def __call__(self, batch: CandidateBatch) -> CandidateScores:
+        """Scores by a pass over what is new, in one row per candidate.
 
         Raises:
             DataError: a text with one more token is longer than the model reads.
             ModelError: the model is in training mode.
         """
-        text_ids, text_mask, candidate_ids, candidate_mask = placed(
-            self.model, text_ids, text_mask, candidate_ids, candidate_mask
-        )
-        require_context(self.model, text_mask, candidate_mask.any(-1))
-        text_ids = text_ids.masked_fill(~text_mask, 0)
-        candidate_ids = candidate_ids.masked_fill(~candidate_mask, 0)
+        batch = batch.to(self.model.device)
+        require_room(self.model, batch.longest + 1)
+        text_mask = batch.text_mask
+        text_ids = batch.text_ids.masked_fill(~text_mask, 0)
+        candidate_ids = batch.candidate_ids.masked_fill(~batch.candidate_mask, 0)
         if self.text.croppable:
             hidden = self._rows_of(text_ids, text_mask, candidate_ids)
         else:
@@ -220,27 +202,19 @@ class VocabScorer:
         self.text = RunningText(self.model)
         self.vocab: int | None = min(vocabulary_width(self.model), int(head.weight.shape[0]))
 
-    def __call__(
-        self,
-        text_ids: Int[Tensor, "batch time"],
-        text_mask: Bool[Tensor, "batch time"],
-        candidate_ids: Int[Tensor, "batch candidates"],
-        candidate_mask: Bool[Tensor, "batch candidates"],
-    ) -> CandidateScores:
-        """As `CandidateScorer`; the prefix has no score of its own here and is given zero.
+    def __call__(self, batch: CandidateBatch) -> CandidateScores:
+        """Scores of the candidates by one pass; the text alone has none here and is given zero.
 
         Raises:
             DataError: a text is longer than the model reads.
             ModelError: the model is in training mode.
         """
-        text_ids, text_mask, candidate_ids, candidate_mask = placed(
-            self.model, text_ids, text_mask, candidate_ids, candidate_mask
-        )
-        require_context(self.model, text_mask, candidate_mask.any(-1), more=0)
-        ids = text_ids.masked_fill(~text_mask, 0)
-        logits = self.text.outputs(ids, text_mask)[:, -1].float()
+        batch = batch.to(self.model.device)
+        require_room(self.model, batch.longest)
+        ids = batch.text_ids.masked_fill(~batch.text_mask, 0)
+        logits = self.text.outputs(ids, batch.text_mask)[:, -1].float()
         values = logits if self.scores == "logits" else logits.log_softmax(-1)
-        width = values.shape[-1]
+        candidate_ids, width = batch.candidate_ids, values.shape[-1]
         scores = values.gather(-1, candidate_ids.clamp(max=width - 1))
         scores = scores.masked_fill(candidate_ids >= width, -torch.inf)
         return CandidateScores(scores, torch.zeros_like(scores[:, 0]))

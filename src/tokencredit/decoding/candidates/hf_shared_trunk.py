@@ -6,13 +6,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokencredit.decoding.candidates.hf_packed import PackedText
-from tokencredit.decoding.candidates.hf_reward_model import (
-    require_context,
-    scalar_scores,
-    shared_columns,
-)
-from tokencredit.decoding.candidates.scores import CandidateScores
-from tokencredit.models.hf_architecture import placed, vocabulary_width
+from tokencredit.decoding.candidates.hf_reward_model import shared_columns
+from tokencredit.decoding.candidates.scores import CandidateBatch, CandidateScores
+from tokencredit.models.heads import scalar_scores
+from tokencredit.models.hf_architecture import require_room, vocabulary_width
 
 
 class SharedTrunkScorer:
@@ -37,24 +34,17 @@ class SharedTrunkScorer:
         self._candidates: Tensor | None = None
         self._logits: Tensor | None = None
 
-    def __call__(
-        self,
-        text_ids: Int[Tensor, "batch time"],
-        text_mask: Bool[Tensor, "batch time"],
-        candidate_ids: Int[Tensor, "batch candidates"],
-        candidate_mask: Bool[Tensor, "batch candidates"],
-    ) -> CandidateScores:
-        """As `CandidateScorer`.
+    def __call__(self, batch: CandidateBatch) -> CandidateScores:
+        """Scores by one pass of the language model, whose logits are kept for `next_logits`.
 
         Raises:
             DataError: a text with one more token is longer than the model reads.
-            ModelError: the model is in training mode.
+            ModelError: the language model is in training mode, or the head has not one or two
+                outputs.
         """
-        text_ids, text_mask, candidate_ids, candidate_mask = placed(
-            self.model, text_ids, text_mask, candidate_ids, candidate_mask
-        )
-        require_context(self.model, text_mask, candidate_mask.any(-1))
-        hidden = self._step(text_ids, text_mask, candidate_ids, candidate_mask)
+        batch = batch.to(self.model.device)
+        require_room(self.model, batch.longest + 1)
+        hidden = self._step(batch)
         with torch.no_grad():
             scores = scalar_scores(self.head(hidden))
         return CandidateScores(scores[:, 1:], scores[:, 0])
@@ -79,13 +69,11 @@ class SharedTrunkScorer:
 
     def _first_logits(self, text_ids: Tensor, text_mask: Tensor) -> Tensor:
         """By a pass over what is new of the text, without candidates."""
-        self._step(text_ids, text_mask, text_ids[:, :0], text_mask[:, :0])
+        self._step(CandidateBatch(text_ids, text_mask, text_ids[:, :0], text_mask[:, :0]))
         assert self._logits is not None
         return self._logits[:, 0]
 
-    def _step(
-        self, text_ids: Tensor, text_mask: Tensor, candidate_ids: Tensor, candidate_mask: Tensor
-    ) -> Tensor:
+    def _step(self, batch: CandidateBatch) -> Tensor:
         """Hidden states at the end of the text and of each candidate; logits are remembered."""
         states: list[Tensor] = []
         trunk = self.model.base_model
@@ -93,10 +81,10 @@ class SharedTrunkScorer:
             lambda _module, _inputs, output: states.append(output.last_hidden_state)
         )
         try:
-            output = self.text.step(text_ids, text_mask, candidate_ids, candidate_mask)
+            output = self.text.step(batch)
         finally:
             hook.remove()
-        last = candidate_ids.shape[1] + 1
-        self._candidates, self._logits = candidate_ids, output.logits[:, -last:].float()
-        self._finished = ~candidate_mask.any(-1)
+        last = batch.candidate_ids.shape[1] + 1
+        self._candidates, self._logits = batch.candidate_ids, output.logits[:, -last:].float()
+        self._finished = ~batch.active
         return states[-1][:, -last:]

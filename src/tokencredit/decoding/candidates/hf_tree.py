@@ -8,21 +8,19 @@ last token that all paths share.
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from tokencredit.decoding.candidates.hf_candidate_texts import CandidateTexts
 from tokencredit.decoding.candidates.hf_packed import PackedCache
-from tokencredit.decoding.candidates.hf_reward_model import (
-    scalar_scores,
-    scores_every_prefix,
+from tokencredit.decoding.candidates.hf_scorers import sequence_scores
+from tokencredit.decoding.candidates.scores import CandidateBatch, CandidateScores
+from tokencredit.models.heads import scalar_scores
+from tokencredit.models.hf_architecture import (
+    require_prefix_scores,
+    require_room,
     sequence_classifier,
 )
-from tokencredit.decoding.candidates.hf_scorers import sequence_scores
-from tokencredit.decoding.candidates.scores import CandidateScores
-from tokencredit.errors import DataError, ModelError
-from tokencredit.models.hf_architecture import context_limit, placed
 
 
 class TokenTree(NamedTuple):
@@ -82,38 +80,31 @@ class TextScorer:
         self.texts = texts
         self.micro_batch_size = micro_batch_size
 
-    def __call__(
-        self,
-        text_ids: Int[Tensor, "batch time"],
-        text_mask: Bool[Tensor, "batch time"],
-        candidate_ids: Int[Tensor, "batch candidates"],
-        candidate_mask: Bool[Tensor, "batch candidates"],
-    ) -> CandidateScores:
-        """As `CandidateScorer`.
+    def __call__(self, batch: CandidateBatch) -> CandidateScores:
+        """Scores by a pass over every text from its start.
 
         Raises:
             DataError: a text is longer than the model reads, or there is not one prompt per row.
             ModelError: the model is in training mode.
         """
-        text_ids, text_mask, candidate_ids, candidate_mask = placed(
-            self.model, text_ids, text_mask, candidate_ids, candidate_mask
-        )
-        rows = self.texts.reward_ids(text_ids, text_mask, candidate_ids, candidate_mask)
+        batch = batch.to(self.model.device)
+        rows = self.texts.reward_ids(batch)
         paths = [path for row in rows for path in row]
-        _require_places(self.model, paths)
-        scores = torch.zeros(len(rows), 1 + candidate_ids.shape[1], device=text_ids.device)
+        require_room(self.model, max(map(len, paths), default=0))
+        device = batch.text_ids.device
+        scores = torch.zeros(len(rows), 1 + batch.candidate_ids.shape[1], device=device)
         if paths:
-            lengths = torch.tensor([len(path) for path in paths], device=text_ids.device)
+            lengths = torch.tensor([len(path) for path in paths], device=device)
             ids = torch.zeros(len(paths), int(lengths.max()), dtype=torch.long)
             for row, path in enumerate(paths):
                 ids[row, : len(path)] = torch.tensor(path)
             values = sequence_scores(
                 self.model,
-                ids.to(text_ids.device),
+                ids.to(device),
                 lengths,
                 micro_batch_size=self.micro_batch_size,
             )
-            scores[candidate_mask.any(-1)] = values.view(-1, scores.shape[1])
+            scores[batch.active] = values.view(-1, scores.shape[1])
         return CandidateScores(scores[:, 1:], scores[:, 0])
 
 
@@ -132,37 +123,26 @@ class TreeScorer:
 
     def __init__(self, model: nn.Module, texts: CandidateTexts) -> None:
         self.model = sequence_classifier(model)
-        if not scores_every_prefix(self.model):
-            raise ModelError(
-                f"{type(self.model).__name__} gives prefixes no score; expected a causal model "
-                "with a head named 'score': take `TextScorer`"
-            )
+        require_prefix_scores(self.model, instead="`TextScorer`")
         self.texts = texts
         self.packed = PackedCache(self.model.base_model)
         self._held: list[list[tuple[int, int]]] = []  # of each row: token and column
 
-    def __call__(
-        self,
-        text_ids: Int[Tensor, "batch time"],
-        text_mask: Bool[Tensor, "batch time"],
-        candidate_ids: Int[Tensor, "batch candidates"],
-        candidate_mask: Bool[Tensor, "batch candidates"],
-    ) -> CandidateScores:
-        """As `CandidateScorer`.
+    def __call__(self, batch: CandidateBatch) -> CandidateScores:
+        """Scores by one pass over the tree of all candidates.
 
         Raises:
             DataError: a text is longer than the model reads, or there is not one prompt per row.
             ModelError: the model is in training mode.
         """
-        text_ids, text_mask, candidate_ids, candidate_mask = placed(
-            self.model, text_ids, text_mask, candidate_ids, candidate_mask
-        )
-        rows = self.texts.reward_ids(text_ids, text_mask, candidate_ids, candidate_mask)
-        _require_places(self.model, [path for row in rows for path in row])
+        batch = batch.to(self.model.device)
+        rows = self.texts.reward_ids(batch)
+        require_room(self.model, max((len(path) for row in rows for path in row), default=0))
         trees = [token_tree(row) if row else TokenTree([], [], [], []) for row in rows]
-        scores = torch.zeros(len(rows), 1 + candidate_ids.shape[1], device=text_ids.device)
+        device = batch.text_ids.device
+        scores = torch.zeros(len(rows), 1 + batch.candidate_ids.shape[1], device=device)
         if any(rows):
-            values = self._node_scores(trees, text_ids.device)
+            values = self._node_scores(trees, device)
             for row, tree in enumerate(trees):
                 if tree.ends:
                     scores[row] = values[row, tree.ends]
@@ -222,14 +202,3 @@ class TreeScorer:
         if tree.ends:
             del held[known:]
         return tree.trunk[known:]
-
-
-def _require_places(model: PreTrainedModel, paths: list[list[int]]) -> None:
-    """No path is longer than the model reads."""
-    limit = context_limit(model)
-    longest = max((len(path) for path in paths), default=0)
-    if limit is not None and longest > limit:
-        raise DataError(
-            f"a text with a candidate has {longest} tokens and {type(model).__name__} reads at "
-            f"most {limit}; expected shorter prompts or fewer new tokens: lower max_new_tokens"
-        )

@@ -1,5 +1,6 @@
 """What a reward model says of candidate tokens, whoever asks it, and in what units."""
 
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -7,6 +8,50 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tokencredit.masking import masked_row_mean, masked_sum
+
+
+@dataclass(frozen=True)
+class CandidateBatch:
+    """Running texts, and the tokens that may come next in each.
+
+    A row without candidates is finished.
+
+    Attributes:
+        text_ids: padded on the left; anything where the mask is False.
+        text_mask: True on real tokens.
+        candidate_ids: the tokens that may come next.
+        candidate_mask: True on candidates that count.
+    """
+
+    text_ids: Int[Tensor, "batch time"]
+    text_mask: Bool[Tensor, "batch time"]
+    candidate_ids: Int[Tensor, "batch candidates"]
+    candidate_mask: Bool[Tensor, "batch candidates"]
+
+    def to(self, device: torch.device) -> "CandidateBatch":
+        """This batch on another device: where the reward model is."""
+        return CandidateBatch(
+            self.text_ids.to(device),
+            self.text_mask.to(device),
+            self.candidate_ids.to(device),
+            self.candidate_mask.to(device),
+        )
+
+    @property
+    def active(self) -> Bool[Tensor, "batch"]:
+        """Rows that are not finished."""
+        return self.candidate_mask.any(-1)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text that is not finished; 0 where all are.
+
+        >>> text, candidates = torch.tensor([[7, 5]]), torch.tensor([[1, 2, 3]])
+        >>> CandidateBatch(text, text > 6, candidates, candidates > 1).longest
+        1
+        """
+        lengths = self.text_mask.sum(-1) * self.active
+        return int(lengths.max()) if len(lengths) else 0
 
 
 class CandidateScores(NamedTuple):
@@ -27,8 +72,8 @@ class CandidateScorer(Protocol):
     """A callable from running texts and their candidates to scores.
 
     It may remember the texts of the call before to do less, and must not let them change a score:
-    any text may follow any other. A row without candidates is finished: it is not scored, and
-    whatever it holds changes nothing for the others.
+    any text may follow any other. A row that is finished is not scored, and whatever it holds
+    changes nothing for the others.
 
     Attributes:
         vocab: ids from here on are unknown to the scorer; None where it knows all.
@@ -36,21 +81,8 @@ class CandidateScorer(Protocol):
 
     vocab: int | None
 
-    def __call__(
-        self,
-        text_ids: Int[Tensor, "batch time"],
-        text_mask: Bool[Tensor, "batch time"],
-        candidate_ids: Int[Tensor, "batch candidates"],
-        candidate_mask: Bool[Tensor, "batch candidates"],
-    ) -> CandidateScores:
-        """Scores of each text with each of its candidates.
-
-        Args:
-            text_ids: padded on the left.
-            text_mask: True on real tokens.
-            candidate_ids: the tokens that may come next.
-            candidate_mask: True on candidates that count.
-        """
+    def __call__(self, batch: CandidateBatch) -> CandidateScores:
+        """Scores of each text with each of its candidates."""
         ...
 
 

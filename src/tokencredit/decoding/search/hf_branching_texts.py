@@ -9,13 +9,12 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from tokencredit.batch import ResponseBatch
-from tokencredit.decoding.candidates.hf_reward_model import require_context
 from tokencredit.decoding.candidates.hf_running_text import RunningText
 from tokencredit.decoding.rules import chosen_tokens
 from tokencredit.errors import DataError
-from tokencredit.logprobs import sampled_logits, top_allowed
 from tokencredit.masking import last_true_index, left_packed
-from tokencredit.sampling import TextSampling
+from tokencredit.models.hf_architecture import require_room
+from tokencredit.sampling import Sampling, drawable_tokens, sampling_logits
 
 Stops = Callable[[Float[Tensor, "rows vocab"], Int[Tensor, "rows"]], Bool[Tensor, "rows"]]
 
@@ -74,10 +73,12 @@ class BranchingTexts:
         prompt_ids: padded on the left.
         prompt_mask: True on real tokens.
         sampling: how tokens are drawn.
+        eos_token_ids: end a response, and belong to it.
+        pad_token_id: stands where there is no token.
         generator: of the random numbers; the global one by default.
 
     Raises:
-        DataError: a prompt is empty, or does not fit the context with `max_new_tokens` behind it.
+        DataError: a prompt is empty, or does not fit the context with `max_new_tokens` after it.
         ModelError: the model is in training mode.
     """
 
@@ -86,21 +87,24 @@ class BranchingTexts:
         model: PreTrainedModel,
         prompt_ids: Int[Tensor, "prompts prompt"],
         prompt_mask: Bool[Tensor, "prompts prompt"],
-        sampling: TextSampling,
+        sampling: Sampling,
         *,
+        eos_token_ids: tuple[int, ...] = (),
+        pad_token_id: int = 0,
         generator: torch.Generator | None = None,
     ) -> None:
         if not bool(prompt_mask.any(-1).all()):
             raise DataError("a prompt is empty; expected at least one token, a BOS token say")
-        everywhere = torch.ones_like(prompt_mask[:, 0])
-        require_context(model, prompt_mask, everywhere, more=sampling.max_new_tokens)
+        require_room(model, int(prompt_mask.sum(-1).max()) + sampling.max_new_tokens)
         self.sampling = sampling
+        self.pad_token_id = pad_token_id
         self.generator = generator
         self.prompt_ids, self.prompt_mask = prompt_ids, prompt_mask
         self.ids, self.mask = prompt_ids, prompt_mask
         self.prompts = torch.arange(len(prompt_ids), device=prompt_ids.device)
         self.positions = torch.zeros_like(self.prompts)
-        self._ends = self.prompts.new_tensor(sampling.eos_token_ids)
+        self._ends = self.prompts.new_tensor(eos_token_ids)
+        self._drawable: Tensor | None = None
         self._text = _CopiedText(model)
         if prompt_ids.shape[1] > 1:
             # Read once, however many responses are to begin here.
@@ -120,21 +124,29 @@ class BranchingTexts:
         return ended | (self.lengths >= self.sampling.max_new_tokens)
 
     def next_logits(self, writing: Bool[Tensor, "rows"]) -> Float[Tensor, "rows vocab"]:
-        """Logits of the next token, the end of sequence banned where it is too early.
+        """Logits of the next token, minus infinity where it cannot be drawn.
 
         Rows that are not being written get zeros, and their tokens are not counted.
+
+        Raises:
+            ConfigError: a suppressed id lies outside the vocabulary.
         """
         logits = self._text.outputs(self.ids, self.mask)[:, -1].float()
         self.positions.index_add_(0, self.prompts, self._text.fed * writing)
-        if len(self._ends) and self.sampling.min_new_tokens:
-            early = torch.zeros_like(logits, dtype=torch.bool)
-            early[:, self._ends] = (self.lengths < self.sampling.min_new_tokens)[:, None]
-            logits = logits.masked_fill(early, -torch.inf)
+        if self.sampling.bans:
+            logits = logits.masked_fill(~self._drawable_next(logits.shape[-1]), -torch.inf)
         return logits.masked_fill(~writing[:, None], 0.0)
+
+    def _drawable_next(self, vocab: int) -> Bool[Tensor, "rows vocab"]:
+        """Which tokens can be drawn in the next place of each row."""
+        if self._drawable is None:
+            ends = self._ends.tolist()
+            self._drawable = drawable_tokens(self.sampling, vocab, ends).to(self.ids.device)
+        return self._drawable[self.lengths.clamp(max=self.sampling.max_new_tokens - 1)]
 
     def append(self, tokens: Int[Tensor, "rows"], writing: Bool[Tensor, "rows"]) -> None:
         """One more column: a token where a row is written, padding elsewhere."""
-        column = tokens.masked_fill(~writing, self.sampling.pad_token_id)[:, None]
+        column = tokens.masked_fill(~writing, self.pad_token_id)[:, None]
         self.ids = torch.cat([self.ids, column], dim=-1)
         self.mask = torch.cat([self.mask, writing[:, None]], dim=-1)
 
@@ -164,9 +176,8 @@ class BranchingTexts:
         """A token for every row."""
         if self.sampling.temperature == 0.0:
             return chosen_tokens(logits, temperature=0.0)
-        logits = sampled_logits(logits, temperature=self.sampling.temperature)
-        allowed = top_allowed(logits, top_k=self.sampling.top_k, top_p=self.sampling.top_p)
-        return chosen_tokens(logits.masked_fill(~allowed, -torch.inf), generator=self.generator)
+        logits = sampling_logits(logits, None, self.sampling)
+        return chosen_tokens(logits, generator=self.generator)
 
     def select(self, rows: Int[Tensor, "new"], lengths: Int[Tensor, "new"] | None = None) -> None:
         """Go on with copies of these rows, in this order.
@@ -188,7 +199,7 @@ class BranchingTexts:
 
     def extend(self, ids: Int[Tensor, "rows more"], mask: Bool[Tensor, "rows more"]) -> None:
         """Put known tokens behind the texts, padded on the right, and read them."""
-        self.ids = torch.cat([self.ids, ids.masked_fill(~mask, self.sampling.pad_token_id)], dim=-1)
+        self.ids = torch.cat([self.ids, ids.masked_fill(~mask, self.pad_token_id)], dim=-1)
         self.mask = torch.cat([self.mask, mask], dim=-1)
         self._text.outputs(self.ids, self.mask)
         self.positions.index_add_(0, self.prompts, mask.sum(-1))
@@ -201,12 +212,12 @@ class BranchingTexts:
         before = self.prompt_mask.sum(-1)[self.prompts] + (0 if start is None else start)
         wanted = self.mask & (self.mask.cumsum(-1) > before[:, None])
         ids, mask = left_packed(self.ids, wanted)
-        return ids.masked_fill(~mask, self.sampling.pad_token_id), mask
+        return ids.masked_fill(~mask, self.pad_token_id), mask
 
     def responses(self) -> ResponseBatch:
         """Prompt and response of every row; a masked column where nothing is written yet."""
         ids, mask = self.tokens_from()
         if not ids.shape[1]:
-            ids, mask = pad(ids, (0, 1), value=self.sampling.pad_token_id), pad(mask, (0, 1))
+            ids, mask = pad(ids, (0, 1), value=self.pad_token_id), pad(mask, (0, 1))
         prompts = self.prompts
         return ResponseBatch(self.prompt_ids[prompts], self.prompt_mask[prompts], ids, mask)

@@ -1,5 +1,6 @@
 """Rejection sampling segment by segment (CARDS)."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,11 +17,47 @@ from tokencredit.decoding.search.hf_segment_search import (
 from tokencredit.decoding.search.rules import (
     acceptance_probabilities,
     ends_segment,
+    require_threshold_settings,
     segment_thresholds,
 )
 from tokencredit.errors import ConfigError
 from tokencredit.logprobs import token_entropies
-from tokencredit.sampling import TextSampling
+from tokencredit.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class CardsSettings:
+    """CARDS: segments that are each drawn until one is good enough."""
+
+    target_reward: float | None = None
+    """What a response should score, in units of the reward model; needed."""
+    acceptance_beta: float = 0.7
+    """How far below its threshold a score may lie, in the same unit."""
+    threshold_start: float = 0.5
+    """Where the threshold begins, from the score of the prompt, 0, to `target_reward`, 1."""
+    entropy_threshold: float = 3.0
+    """Nats of the next token at which a segment ends."""
+    min_segment_tokens: int = 4
+    """No end by entropy before this many."""
+    max_segment_tokens: int = 64
+    """A segment ends here in any case."""
+    max_proposals: int = 20
+    """After so many rejections in one place the best of them is taken."""
+
+    def __post_init__(self) -> None:
+        if self.max_proposals < 1:
+            raise ConfigError(f"max_proposals is {self.max_proposals}; expected at least 1")
+        target = 0.0 if self.target_reward is None else self.target_reward
+        require_threshold_settings(target, self.threshold_start)
+        none = torch.zeros(0)  # the rules refuse settings out of their range for no rows as well
+        acceptance_probabilities(none, none, acceptance_beta=self.acceptance_beta)
+        ends_segment(
+            none,
+            none.long(),
+            entropy_threshold=self.entropy_threshold,
+            min_segment_tokens=self.min_segment_tokens,
+            max_segment_tokens=self.max_segment_tokens,
+        )
 
 
 def cascade_sampling(
@@ -28,7 +65,7 @@ def cascade_sampling(
     prompt_ids: Int[Tensor, "prompts prompt"],
     prompt_mask: Bool[Tensor, "prompts prompt"],
     score: ResponseScorer,
-    sampling: TextSampling,
+    sampling: Sampling,
     *,
     target_reward: float,
     acceptance_beta: float = 0.7,
@@ -37,6 +74,8 @@ def cascade_sampling(
     min_segment_tokens: int = 4,
     max_segment_tokens: int = 64,
     max_proposals: int = 20,
+    eos_token_ids: tuple[int, ...] = (),
+    pad_token_id: int = 0,
     generator: torch.Generator | None = None,
 ) -> SearchOutput:
     """Responses whose segments are each drawn until one is good enough.
@@ -59,6 +98,8 @@ def cascade_sampling(
         min_segment_tokens: no end by entropy before this many.
         max_segment_tokens: an end in any case.
         max_proposals: when so many were rejected in one place, the best of them is taken.
+        eos_token_ids: end a response, and belong to it.
+        pad_token_id: stands where there is no token.
         generator: of the random numbers; the global one by default.
 
     Raises:
@@ -87,7 +128,15 @@ def cascade_sampling(
         min_segment_tokens=min_segment_tokens,
         max_segment_tokens=max_segment_tokens,
     )
-    texts = BranchingTexts(model, prompt_ids, prompt_mask, sampling, generator=generator)
+    texts = BranchingTexts(
+        model,
+        prompt_ids,
+        prompt_mask,
+        sampling,
+        eos_token_ids=eos_token_ids,
+        pad_token_id=pad_token_id,
+        generator=generator,
+    )
     scorer = CountedScorer(score, len(prompt_ids))
     starts = torch.zeros_like(texts.prompts)
     prompt_scores = scorer(texts, starts == 0)

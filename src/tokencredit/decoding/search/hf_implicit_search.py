@@ -1,5 +1,7 @@
 """Searches by the implicit reward of a model that DPO trained: beams, and the scorer of TreeBoN."""
 
+from functools import partial
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -11,7 +13,7 @@ from tokencredit.decoding.search.hf_segment_search import ResponseScorer, Search
 from tokencredit.decoding.search.implicit_rules import extended_beams, weighted_implicit_rewards
 from tokencredit.errors import ConfigError
 from tokencredit.models.hf_logprobs import response_logprobs
-from tokencredit.sampling import TextSampling
+from tokencredit.sampling import Sampling
 
 
 def implicit_scorer(model: PreTrainedModel, reference: PreTrainedModel) -> ResponseScorer:
@@ -36,11 +38,13 @@ def implicit_beam_search(
     model: PreTrainedModel,
     prompt_ids: Int[Tensor, "prompts prompt"],
     prompt_mask: Bool[Tensor, "prompts prompt"],
-    sampling: TextSampling,
+    sampling: Sampling,
     *,
     beams: int = 5,
     top_k: int = 10,
     reference: PreTrainedModel | None,
+    eos_token_ids: tuple[int, ...] = (),
+    pad_token_id: int = 0,
 ) -> SearchOutput:
     r"""The response with the largest sum of implicit rewards that beam search finds.
 
@@ -59,6 +63,8 @@ def implicit_beam_search(
             of tokens that neither model would write are noise.
         reference: the model that DPO started from; None searches by the likelihood of `model`
             alone, as the paper does.
+        eos_token_ids: end a response, and belong to it.
+        pad_token_id: stands where there is no token.
 
     Returns:
         Responses, and as their scores the sums in nats.
@@ -74,10 +80,16 @@ def implicit_beam_search(
     """
     if beams < 1 or top_k < 0:
         raise ConfigError(f"beams is {beams} and top_k {top_k}; expected beams >= 1 and top_k >= 0")
-    texts = BranchingTexts(model, prompt_ids, prompt_mask, sampling)
-    compared = None
-    if reference is not None:
-        compared = BranchingTexts(reference, prompt_ids, prompt_mask, sampling)
+    begun = partial(
+        BranchingTexts,
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        sampling=sampling,
+        eos_token_ids=eos_token_ids,
+        pad_token_id=pad_token_id,
+    )
+    texts = begun(model)
+    compared = None if reference is None else begun(reference)
     followed = [texts] if compared is None else [texts, compared]
     copies = texts.prompts.repeat_interleave(beams)
     for each in followed:

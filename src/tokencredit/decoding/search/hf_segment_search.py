@@ -17,7 +17,7 @@ from tokencredit.decoding.search.rules import (
     survivor_counts,
 )
 from tokencredit.errors import ConfigError
-from tokencredit.sampling import TextSampling
+from tokencredit.sampling import Sampling
 
 ResponseScorer = Callable[[ResponseBatch], Float[Tensor, "batch"]]
 
@@ -82,13 +82,15 @@ def tree_search(
     prompt_ids: Int[Tensor, "prompts prompt"],
     prompt_mask: Bool[Tensor, "prompts prompt"],
     score: ResponseScorer,
-    sampling: TextSampling,
+    sampling: Sampling,
     *,
     keep: int,
     children: int,
     lengths: Sequence[int],
     final_score: ResponseScorer | None = None,
     passes: int = 1,
+    eos_token_ids: tuple[int, ...] = (),
+    pad_token_id: int = 0,
     generator: torch.Generator | None = None,
 ) -> SearchOutput:
     """Responses that grow layer by layer: the best beginnings are kept, and each branches again.
@@ -109,6 +111,8 @@ def tree_search(
         lengths: tokens of each layer, `max_new_tokens` in all.
         final_score: by which the response is chosen; `score` by default.
         passes: how often `score` reads a text, for the count.
+        eos_token_ids: end a response, and belong to it.
+        pad_token_id: stands where there is no token.
         generator: of the random numbers; the global one by default.
 
     Raises:
@@ -127,7 +131,15 @@ def tree_search(
             f"keep is {keep}, children {children} and the layers have {list(lengths)} tokens; "
             f"expected at least 1 of each, and {sampling.max_new_tokens} tokens in all"
         )
-    texts = BranchingTexts(model, prompt_ids, prompt_mask, sampling, generator=generator)
+    texts = BranchingTexts(
+        model,
+        prompt_ids,
+        prompt_mask,
+        sampling,
+        eos_token_ids=eos_token_ids,
+        pad_token_id=pad_token_id,
+        generator=generator,
+    )
     number, pruner = len(prompt_ids), CountedScorer(score, len(prompt_ids), passes=passes)
     chooser = pruner if final_score is None else CountedScorer(final_score, number)
     width = keep * children
@@ -155,11 +167,13 @@ def speculative_rejection(
     prompt_ids: Int[Tensor, "prompts prompt"],
     prompt_mask: Bool[Tensor, "prompts prompt"],
     score: ResponseScorer,
-    sampling: TextSampling,
+    sampling: Sampling,
     *,
     n: int,
     rejection_share: float = 0.5,
     check_every: int = 16,
+    eos_token_ids: tuple[int, ...] = (),
+    pad_token_id: int = 0,
     generator: torch.Generator | None = None,
 ) -> SearchOutput:
     """Best-of-n that gives up the least promising beginnings on its way.
@@ -178,6 +192,8 @@ def speculative_rejection(
         n: responses that are begun for each prompt.
         rejection_share: of the beginnings still running, rejected at each check.
         check_every: tokens between two checks.
+        eos_token_ids: end a response, and belong to it.
+        pad_token_id: stands where there is no token.
         generator: of the random numbers; the global one by default.
 
     Raises:
@@ -192,7 +208,15 @@ def speculative_rejection(
     """
     if n < 1 or check_every < 1:
         raise ConfigError(f"n is {n} and check_every {check_every}; expected at least 1")
-    texts = BranchingTexts(model, prompt_ids, prompt_mask, sampling, generator=generator)
+    texts = BranchingTexts(
+        model,
+        prompt_ids,
+        prompt_mask,
+        sampling,
+        eos_token_ids=eos_token_ids,
+        pad_token_id=pad_token_id,
+        generator=generator,
+    )
     scorer = CountedScorer(score, len(prompt_ids))
     texts.select(texts.prompts.repeat_interleave(n))
     # Where each candidate stands among the texts; -1 once it is dropped.

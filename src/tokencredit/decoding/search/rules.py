@@ -46,22 +46,30 @@ def segment_thresholds(
     >>> segment_thresholds(lengths, prompts, target_reward=8.0, max_new_tokens=10)
     tensor([4., 6., 8.])
     """
-    if math.isnan(target_reward) or target_reward == math.inf:
-        raise ConfigError(
-            f"target_reward is {target_reward}; expected a score that the reward model can give, "
-            "or minus infinity to accept everything"
-        )
-    if not (0.0 <= threshold_start <= 1.0 and max_new_tokens >= 1):
-        raise ConfigError(
-            f"threshold_start is {threshold_start} and max_new_tokens {max_new_tokens}; expected "
-            "a share from 0 to 1, and at least 1 token"
-        )
+    require_threshold_settings(target_reward, threshold_start)
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens is {max_new_tokens}; expected at least 1 token")
     require_finite_scores(prompt_scores, "prompts")
     if target_reward == -math.inf:
         return torch.full_like(prompt_scores, -math.inf, dtype=torch.float32)
     start = (1 - threshold_start) * prompt_scores.float() + threshold_start * target_reward
     risen = start + lengths * (target_reward - start) / max_new_tokens
     return risen.clamp(max=target_reward)
+
+
+def require_threshold_settings(target_reward: float, threshold_start: float) -> None:
+    """Reject settings that no threshold of `segment_thresholds` can have.
+
+    Raises:
+        ConfigError: the target is NaN or plus infinity, or the start no share from 0 to 1.
+    """
+    if math.isnan(target_reward) or target_reward == math.inf:
+        raise ConfigError(
+            f"target_reward is {target_reward}; expected a score that the reward model can give, "
+            "or minus infinity to accept everything"
+        )
+    if not 0.0 <= threshold_start <= 1.0:
+        raise ConfigError(f"threshold_start is {threshold_start}; expected a share from 0 to 1")
 
 
 def acceptance_probabilities(
@@ -239,7 +247,8 @@ def require_finite_scores(scores: Float[Tensor, "batch *rest"], what: str) -> No
     Raises:
         NumericError: a score is NaN or infinite.
     """
-    wrong = ~scores.isfinite().reshape(len(scores), -1).all(-1)
+    wrong = ~scores.isfinite()
+    wrong = wrong.flatten(1).any(-1) if wrong.ndim > 1 else wrong
     if bool(wrong.any()):
         raise NumericError(
             f"the scores of {what} are NaN or infinite in rows {wrong.nonzero().flatten().tolist()}"

@@ -16,8 +16,8 @@ from tokencredit.logprobs import (
     token_logprobs,
 )
 from tokencredit.masking import last_true_index
+from tokencredit.models.hf_architecture import text_positions
 from tokencredit.models.hf_logprobs import response_entropies
-from tokencredit.policy.hf_models import positions_of
 from tokencredit.recipes.policy.models import PolicyModels
 from tokencredit.recipes.policy.settings import SamplingSettings, sampling_of
 from tokencredit.sampling import drawable_tokens, sampling_logits
@@ -147,7 +147,7 @@ def reference_logprobs(
             logits = model(
                 input_ids=part.input_ids,
                 attention_mask=part.attention_mask,
-                position_ids=positions_of(part.attention_mask),
+                position_ids=text_positions(part.attention_mask),
                 logits_to_keep=time + 1,
                 use_cache=False,
             ).logits[:, -(time + 1) :]

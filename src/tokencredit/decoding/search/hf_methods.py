@@ -1,0 +1,252 @@
+"""Every search by its name, with the function, its group of settings and what it needs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tokencredit.decoding.search.hf_cascade import CardsSettings, cascade_sampling
+from tokencredit.decoding.search.hf_implicit_search import implicit_beam_search, implicit_scorer
+from tokencredit.decoding.search.hf_sampling import best_of_n, best_of_n_kl, require_different
+from tokencredit.decoding.search.hf_segment_search import (
+    ResponseScorer,
+    SearchOutput,
+    speculative_rejection,
+    tree_search,
+)
+from tokencredit.decoding.search.implicit_rules import layer_lengths
+from tokencredit.errors import ConfigError
+from tokencredit.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class SearchTask:
+    """What every search is given.
+
+    Attributes:
+        model: a causal language model in evaluation mode, which writes.
+        prompt_ids: padded on the left.
+        prompt_mask: True on real tokens.
+        score: of responses, finished or not, by the reward model.
+        sampling: how tokens are drawn.
+        n: responses that are drawn, or begun, for each prompt.
+        implicit: a model that DPO trained and its reference; None where none is needed.
+        eos_token_ids: end a response, and belong to it.
+        pad_token_id: stands where there is no token.
+    """
+
+    model: PreTrainedModel
+    prompt_ids: Int[Tensor, "prompts prompt"]
+    prompt_mask: Bool[Tensor, "prompts prompt"]
+    score: ResponseScorer
+    sampling: Sampling
+    n: int
+    implicit: tuple[PreTrainedModel, PreTrainedModel] | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    pad_token_id: int = 0
+
+    @property
+    def writing(self) -> dict[str, Any]:
+        """The arguments that all searches share: prompts, and how responses are drawn and end."""
+        names = ("prompt_ids", "prompt_mask", "sampling", "eos_token_ids", "pad_token_id")
+        return {name: getattr(self, name) for name in names}
+
+    def implicit_models(self) -> tuple[PreTrainedModel, PreTrainedModel]:
+        """The model that DPO trained and its reference.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if self.implicit is None:
+            raise ConfigError(
+                "there is no implicit model; expected one that DPO trained, and its reference: "
+                "give implicit=(model, reference)"
+            )
+        return self.implicit
+
+
+@dataclass(frozen=True)
+class ChunkBeamSettings:
+    """Beams over chunks; with one beam, blockwise controlled decoding. Each draws `n` chunks."""
+
+    tokens: int = field(default=16, metadata={"was": "chunk_tokens"})
+    """Of a chunk."""
+    beams: int = 1
+    """Beginnings that go on after each chunk."""
+
+    def __post_init__(self) -> None:
+        _require_at_least_one(self, "tokens", "beams")
+
+
+@dataclass(frozen=True)
+class TreeBonSettings:
+    """TreeBoN: a tree of `n` beginnings in every layer."""
+
+    layers: int = 4
+    """Each writes its share of the tokens."""
+    children: int = 2
+    """Continuations of each beginning that is kept; n / children are."""
+
+    def __post_init__(self) -> None:
+        _require_at_least_one(self, "layers", "children")
+
+
+@dataclass(frozen=True)
+class RejectionSettings:
+    """Speculative rejection: `n` beginnings, fewer at every check."""
+
+    share: float = field(default=0.5, metadata={"was": "rejection_share"})
+    """Of the beginnings still running, rejected at each check; from 0 to below 1."""
+    check_every: int = 16
+    """Tokens between two checks."""
+
+    def __post_init__(self) -> None:
+        _require_at_least_one(self, "check_every")
+        if not 0.0 <= self.share < 1.0:
+            raise ConfigError(
+                f"rejection.share is {self.share}; expected from 0 (none is rejected) to below 1"
+            )
+
+
+@dataclass(frozen=True)
+class ImplicitBeamSettings:
+    """Beam search by the implicit reward of a model that DPO trained."""
+
+    beams: int = 5
+    """Beginnings that are followed."""
+    top_k: int = 10
+    """Of each, this many most probable tokens are tried; 0 for all."""
+
+    def __post_init__(self) -> None:
+        _require_at_least_one(self, "beams")
+        if self.top_k < 0:
+            raise ConfigError(f"top_k is {self.top_k}; expected 0 (all tokens) or more")
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search as commands know it.
+
+    Attributes:
+        function: from a task and the search's settings to one response per prompt.
+        settings: name of the group of settings that it reads; None if there is none.
+        needs: which models it asks, besides the one that writes.
+        draws: whether tokens are drawn, so that temperature, top-k and top-p tell.
+        require: raises ConfigError for settings, sampling and n that do not fit each other.
+        known_kl: what n alone says of the divergence from the language model, in nats.
+    """
+
+    function: Callable[[SearchTask, Any], SearchOutput]
+    settings: str | None = None
+    needs: tuple[Literal["reward model", "implicit model"], ...] = ("reward model",)
+    draws: bool = True
+    require: Callable[[Any, Sampling, int], None] = lambda _settings, _sampling, _n: None
+    known_kl: Callable[[int], dict[str, float]] = lambda _n: {}
+
+
+def _unguided(task: SearchTask, _settings: None) -> SearchOutput:
+    return best_of_n(task.model, score=task.score, n=1, **task.writing)
+
+
+def _best_of_n(task: SearchTask, _settings: None) -> SearchOutput:
+    return best_of_n(task.model, score=task.score, n=task.n, **task.writing)
+
+
+def _cards(task: SearchTask, settings: CardsSettings) -> SearchOutput:
+    return cascade_sampling(task.model, score=task.score, **task.writing, **vars(settings))
+
+
+def _require_target(settings: CardsSettings, _sampling: Sampling, _n: int) -> None:
+    if settings.target_reward is None:
+        raise ConfigError(
+            "cards.target_reward is not given for method 'cards'; expected what a good response "
+            "scores by this reward model: `generate --method best-of-n` shows what can be had"
+        )
+
+
+def _chunk_beam(task: SearchTask, settings: ChunkBeamSettings) -> SearchOutput:
+    tokens, chunk = task.sampling.max_new_tokens, settings.tokens
+    return tree_search(
+        task.model,
+        score=task.score,
+        keep=settings.beams,
+        children=task.n,
+        lengths=[min(chunk, tokens - start) for start in range(0, tokens, chunk)],
+        **task.writing,
+    )
+
+
+def _tree_bon(task: SearchTask, settings: TreeBonSettings) -> SearchOutput:
+    return tree_search(
+        task.model,
+        score=implicit_scorer(*task.implicit_models()),
+        keep=task.n // settings.children,
+        children=settings.children,
+        lengths=layer_lengths(task.sampling.max_new_tokens, settings.layers),
+        final_score=task.score,
+        passes=2,
+        **task.writing,
+    )
+
+
+def _require_tree(settings: TreeBonSettings, sampling: Sampling, n: int) -> None:
+    layer_lengths(sampling.max_new_tokens, settings.layers)
+    if n % settings.children:
+        raise ConfigError(
+            f"n is {n} and tree_bon.children {settings.children}; expected a multiple of children: "
+            "every layer of the tree has n beginnings"
+        )
+
+
+def _speculative_rejection(task: SearchTask, settings: RejectionSettings) -> SearchOutput:
+    return speculative_rejection(
+        task.model,
+        score=task.score,
+        n=task.n,
+        rejection_share=settings.share,
+        check_every=settings.check_every,
+        **task.writing,
+    )
+
+
+def _implicit_beam(task: SearchTask, settings: ImplicitBeamSettings) -> SearchOutput:
+    model, reference = task.implicit_models()
+    return implicit_beam_search(model, reference=reference, **task.writing, **vars(settings))
+
+
+SEARCHES: dict[str, Search] = {
+    "unguided": Search(_unguided, needs=(), known_kl=lambda _n: {"kl": 0.0}),
+    "best-of-n": Search(
+        _best_of_n,
+        require=lambda _settings, sampling, n: require_different(sampling, n),
+        known_kl=lambda n: {"kl_at_most": best_of_n_kl(n)},
+    ),
+    # Li et al. 2024, arXiv 2406.16306.
+    "cards": Search(_cards, settings="cards", require=_require_target),
+    # Mudgal et al. 2024, arXiv 2310.17022, with one beam.
+    "chunk-beam": Search(_chunk_beam, settings="chunk_beam"),
+    # Qiu et al. 2024, arXiv 2410.16033.
+    "tree-bon": Search(
+        _tree_bon,
+        settings="tree_bon",
+        needs=("reward model", "implicit model"),
+        require=_require_tree,
+    ),
+    # Sun et al. 2024, arXiv 2410.20290.
+    "speculative-rejection": Search(_speculative_rejection, settings="rejection"),
+    # Rafailov et al. 2024, arXiv 2404.12358.
+    "implicit-beam": Search(
+        _implicit_beam, settings="implicit_beam", needs=("implicit model",), draws=False
+    ),
+}
+"""Searches judge whole responses, or beginnings that are longer than a token; methods that choose
+token by token stand in `GUIDANCE_METHODS`."""
+
+
+def _require_at_least_one(settings: Any, *names: str) -> None:
+    for name in names:
+        if getattr(settings, name) < 1:
+            raise ConfigError(f"{name} is {getattr(settings, name)}; expected at least 1")
