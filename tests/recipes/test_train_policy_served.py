@@ -190,7 +190,7 @@ def test_settings_that_a_server_does_not_allow(tmp_path, changes, message):
 
 
 def test_another_layer_than_the_servers(served_config):
-    with pytest.raises(ConfigError, match="credit.layer is 0"):
+    with pytest.raises(ConfigError, match=r"credit\.layer is 0"):
         train_policy(served_config(credit__method="attention", credit__layer=0))
 
 

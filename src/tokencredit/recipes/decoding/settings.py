@@ -15,7 +15,8 @@ from tokencredit.decoding.search.hf_methods import (
     Search,
     TreeBonSettings,
 )
-from tokencredit.errors import ConfigError, named
+from tokencredit.errors import ConfigError
+from tokencredit.names import named
 from tokencredit.recipes.settings import LoadingSettings, group, require_at_least, setting
 from tokencredit.sampling import Sampling
 
