@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ def open_run_folder(path: str | Path, config: Any, *, free: Iterable[str] = ()) 
     Args:
         path: the folder.
         config: the dataclass of settings.
-        free: settings that may differ from the last time (how long to go on, say).
+        free: settings that may differ from the last time (how long to go on, for example); those
+            of a group by `group.setting`, or all of it by `group`.
 
     Raises:
         RunFolderError: the folder belongs to a run with other settings, holds files of something
@@ -66,7 +67,7 @@ def require_same_run(path: str | Path, config: Any, *, free: Iterable[str] = ())
         return
     if (folder / "config.yaml").exists():
         settings = yaml.safe_load(resolved_yaml(config))
-        _require_same_settings(folder, settings, _defaults(config), set(free))
+        _require_same_settings(folder, config, settings, set(free))
     elif any(folder.iterdir()):
         raise RunFolderError(
             f"{folder} is not empty and holds no config.yaml of a run; expected an empty or "
@@ -76,18 +77,38 @@ def require_same_run(path: str | Path, config: Any, *, free: Iterable[str] = ())
 
 def _defaults(config: Any) -> dict[str, Any]:
     """What settings are where a folder, older than they, does not name them."""
-    known = {f.name: f.default for f in fields(config) if f.default is not MISSING}
+    known = {}
+    for field in fields(config):
+        if field.default is not MISSING:
+            known[field.name] = field.default
+        elif field.default_factory is not MISSING:
+            default = field.default_factory()
+            known[field.name] = asdict(default) if is_dataclass(default) else default  # type: ignore[arg-type]
     return json.loads(json.dumps(known, default=str))
 
 
+def _single_settings(config: Any, settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every setting by its own name, those of groups by `group.setting`."""
+    single: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = getattr(config, name, None)
+        if is_dataclass(inner) and isinstance(value, dict):
+            single |= _single_settings(inner, value, f"{prefix}{name}.")
+        else:
+            single[f"{prefix}{name}"] = value
+    return single
+
+
 def _require_same_settings(
-    folder: Path, settings: dict[str, Any], defaults: dict[str, Any], free: set[str]
+    folder: Path, config: Any, settings: dict[str, Any], free: set[str]
 ) -> None:
-    there = defaults | (yaml.safe_load((folder / "config.yaml").read_text()) or {})
-    names = [n for n in {**there, **settings} if n not in free]
-    different = [n for n in names if there.get(n) != settings.get(n)]
+    written = yaml.safe_load((folder / "config.yaml").read_text()) or {}
+    there = _single_settings(config, _defaults(config)) | _single_settings(config, written)
+    now = _single_settings(config, settings)
+    names = [n for n in {**there, **now} if not any(f"{n}.".startswith(f"{one}.") for one in free)]
+    different = [n for n in names if there.get(n) != now.get(n)]
     if different:
-        changes = ", ".join(f"{n}: {there.get(n)!r} -> {settings.get(n)!r}" for n in different[:5])
+        changes = ", ".join(f"{n}: {there.get(n)!r} -> {now.get(n)!r}" for n in different[:5])
         raise RunFolderError(
             f"{folder} holds another run ({changes}); expected the same settings to continue it: "
             "choose another `output` or delete the folder"

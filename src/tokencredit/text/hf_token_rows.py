@@ -14,20 +14,43 @@ from tokencredit.errors import DataError, ModelError
 from tokencredit.text.hf_encoding import encode_chats, encode_responses
 
 
-def left_padded(
-    rows: list[list[int]], pad_token_id: int
-) -> tuple[Int[Tensor, "batch prompt"], Bool[Tensor, "batch prompt"]]:
-    """Rows of ids as one tensor, padded on the left, and the mask of real tokens.
+def padded_rows(
+    rows: Sequence[Sequence[int]], *, fill: int, side: Literal["left", "right"]
+) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]:
+    """Rows of numbers as one tensor as wide as the longest, and the mask of what is theirs.
 
-    >>> left_padded([[5], [6, 7]], 0)
+    Args:
+        rows: of any lengths, 0 among them.
+        fill: stands where a row has nothing.
+        side: where that is.
+
+    >>> padded_rows([[5], [6, 7]], fill=0, side="left")
     (tensor([[0, 5],
             [6, 7]]), tensor([[False,  True],
             [ True,  True]]))
     """
     width = max(map(len, rows))
-    ids = torch.tensor([[pad_token_id] * (width - len(row)) + row for row in rows])
-    lengths = torch.tensor([len(row) for row in rows])
-    return ids, torch.arange(width) >= width - lengths[:, None]
+    fills = [[fill] * (width - len(row)) for row in rows]
+    joined = [
+        [*before, *row] if side == "left" else [*row, *before]
+        for before, row in zip(fills, rows, strict=True)
+    ]
+    columns = torch.arange(width)
+    lengths = torch.tensor([len(row) for row in rows])[:, None]
+    mask = columns >= width - lengths if side == "left" else columns < lengths
+    return torch.tensor(joined, dtype=torch.long).reshape(len(rows), width), mask
+
+
+def left_padded(
+    rows: list[list[int]], pad_token_id: int
+) -> tuple[Int[Tensor, "batch prompt"], Bool[Tensor, "batch prompt"]]:
+    """Rows of ids as one tensor, padded on the left, and the mask of real tokens.
+
+    >>> left_padded([[5], [6, 7]], 0)[0]
+    tensor([[0, 5],
+            [6, 7]])
+    """
+    return padded_rows(rows, fill=pad_token_id, side="left")
 
 
 @dataclass(frozen=True)
@@ -53,18 +76,9 @@ class EncodedText:
 
 def response_batch(rows: Sequence[EncodedText], *, pad_id: int) -> ResponseBatch:
     """Rows as a batch whose responses reach to the end of the row."""
-    prompt = max(row.start for row in rows)
-    time = max(len(row) - row.start for row in rows)
-    shape = {"prompt": (len(rows), prompt), "response": (len(rows), time)}
-    ids = {name: torch.full(size, pad_id) for name, size in shape.items()}
-    mask = {name: torch.zeros(size, dtype=torch.bool) for name, size in shape.items()}
-    for index, row in enumerate(rows):
-        start, length = row.start, len(row) - row.start
-        ids["prompt"][index, prompt - start :] = torch.tensor(row.input_ids[:start])
-        mask["prompt"][index, prompt - start :] = True
-        ids["response"][index, :length] = torch.tensor(row.input_ids[start:])
-        mask["response"][index, :length] = True
-    return ResponseBatch(ids["prompt"], mask["prompt"], ids["response"], mask["response"])
+    prompts = padded_rows([row.input_ids[: row.start] for row in rows], fill=pad_id, side="left")
+    responses = padded_rows([row.input_ids[row.start :] for row in rows], fill=pad_id, side="right")
+    return ResponseBatch(*prompts, *responses)
 
 
 # For each token of a row: whether the score there is read.
@@ -88,10 +102,8 @@ def scored_rows(
 ]:
     """Token ids, attention mask, and where scores are read."""
     ids, attention_mask, _ = right_padded(rows, pad_id=pad_id)
-    counted = torch.zeros_like(ids, dtype=torch.bool)
-    for index, row in enumerate(rows):
-        counted[index, : len(row)] = torch.tensor(read_at(row))
-    return ids, attention_mask, counted
+    counted, _ = padded_rows([read_at(row) for row in rows], fill=0, side="right")
+    return ids, attention_mask, counted.bool()
 
 
 Truncation = Literal["response-end", "prompt-start"]
@@ -185,12 +197,6 @@ def right_padded(
     Int[Tensor, "batch sequence"], Int[Tensor, "batch sequence"], Bool[Tensor, "batch sequence"]
 ]:
     """Token ids, attention mask and response mask of rows, padded on the right."""
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), pad_id)
-    attention_mask = torch.zeros_like(ids)
-    response_mask = torch.zeros_like(ids, dtype=torch.bool)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = torch.tensor(row.input_ids)
-        attention_mask[index, : len(row)] = 1
-        response_mask[index, : len(row)] = torch.tensor(row.response_mask)
-    return ids, attention_mask, response_mask
+    ids, real = padded_rows([row.input_ids for row in rows], fill=pad_id, side="right")
+    response_mask, _ = padded_rows([row.response_mask for row in rows], fill=0, side="right")
+    return ids, real.long(), response_mask.bool()
