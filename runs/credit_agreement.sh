@@ -23,26 +23,26 @@ tokencredit=.venv/bin/tokencredit
 # Name, what it starts from, positions, and what is particular to the data.
 reward_model() {
   "$tokencredit" train-reward-model --device cpu --output "$models/$1" --model "$2" \
-    --positions "$3" --learning_rate 3e-4 --append_eos false "${@:4}"
+    --positions "$3" --training.learning_rate 3e-4 --append_eos false "${@:4}"
 }
 labels=(--objective classification --max_length 128)
-pairs=(--max_length 192 --batch_size 8)
-snippets=(--data "$models/sentiment-train.jsonl" "${labels[@]}" --epochs 2)
+pairs=(--max_length 192 --training.batch_size 8)
+snippets=(--data "$models/sentiment-train.jsonl" "${labels[@]}" --training.epochs 2)
 reward_model sentiment "$imdb/reward-model" every "${snippets[@]}"
 reward_model toxic "$imdb/language-model" every --data "$models/toxic-train.jsonl" \
   "${labels[@]}" --limit 12000
 reward_model mqm "$imdb/language-model" every --data "$models/mqm-train.jsonl" "${pairs[@]}"
 reward_model qa "$imdb/language-model" every --data "$models/qa-train.jsonl" "${pairs[@]}" \
-  --prompt_column prompt
+  --columns.prompt prompt
 # The same reviews and snippets once more, at the last token of each text alone.
 reward_model imdb-last "$imdb/language-model" last --data "$imdb/labels-first.jsonl" \
-  --eval_data "$imdb/labels-test.jsonl" "${labels[@]}" --epochs 1
+  --evaluation.data "$imdb/labels-test.jsonl" "${labels[@]}" --training.epochs 1
 reward_model sentiment-last "$models/imdb-last" last "${snippets[@]}"
 
 # Sentences once more, and every phrase of them, with the sentiment that people gave each.
 reward_model phrases "$models/sentiment" last --data "$models/phrases-train.jsonl" \
-  --objective regression --rating_column rating --max_length 64 --batch_size 64 --epochs 2 \
-  --learning_rate 1e-3
+  --objective regression --columns.rating rating --max_length 64 --training.batch_size 64 \
+  --training.epochs 2 --training.learning_rate 1e-3
 
 # Name of the result, reward model, marked set, and what differs. One pass and gradients cost
 # little; `leave-one-out` one score per word, `shapley` ten, hence on one set alone.

@@ -28,8 +28,9 @@ toy_high_rate() {
 toy_models() {
   "$tokencredit" quickstart
   "$tokencredit" train-implicit-reward --data output/quickstart/data/pairs.jsonl \
-    --prompt_column prompt --model output/quickstart/language-model --output "$out/toy-dpo" \
-    --append_eos false --max_length 96 --epochs 1 --learning_rate 3e-4 --device cpu
+    --columns.prompt prompt --model output/quickstart/language-model --output "$out/toy-dpo" \
+    --append_eos false --max_length 96 --training.epochs 1 --training.learning_rate 3e-4 \
+    --device cpu
 }
 
 # One way of training the reward model each, from the same pairs.
@@ -39,14 +40,15 @@ toy_training() {
   mkdir -p "$models"
   [ -f "$models/labels.jsonl" ] || "$python" runs/labelled_pairs.py "$data/pairs.jsonl" \
     "$models/labels.jsonl"
-  reward_model last --prompt_column prompt --data "$data/pairs.jsonl" --positions last --epochs 3
-  reward_model pairs --prompt_column prompt --data "$data/pairs.jsonl" --positions pairs \
-    --prefix_step 4 --epochs 1
-  reward_model segments --prompt_column prompt --data "$data/pairs.jsonl" --positions segments \
-    --epochs 3
-  reward_model labels --data "$models/labels.jsonl" --objective classification --epochs 3
+  reward_model last --columns.prompt prompt --data "$data/pairs.jsonl" --positions last \
+    --training.epochs 3
+  reward_model pairs --columns.prompt prompt --data "$data/pairs.jsonl" --positions pairs \
+    --beginnings.step 4 --training.epochs 1
+  reward_model segments --columns.prompt prompt --data "$data/pairs.jsonl" --positions segments \
+    --training.epochs 3
+  reward_model labels --data "$models/labels.jsonl" --objective classification --training.epochs 3
   reward_model bootstrapped --data "$models/labels.jsonl" --objective classification \
-    --positions bootstrapped --epochs 3
+    --positions bootstrapped --training.epochs 3
   "$tokencredit" compare-learning --config runs/learning/toy-training.yaml
 }
 
@@ -54,8 +56,8 @@ reward_model() { # name, more settings; the rest as `tokencredit quickstart` tra
   local output=output/learning/toy-training-models/$1
   shift
   [ -f "$output/config.json" ] || "$tokencredit" train-reward-model --output "$output" "$@" \
-    --model output/quickstart/language-model --append_eos false --max_length 96 --batch_size 16 \
-    --learning_rate 1e-3 --seed 0 --device cpu --progress false
+    --model output/quickstart/language-model --append_eos false --max_length 96 \
+    --training.batch_size 16 --training.learning_rate 1e-3 --seed 0 --device cpu --progress false
 }
 
 hh() {

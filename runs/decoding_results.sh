@@ -22,9 +22,9 @@ trained() { # output folder, then the command that makes it
 imdb_models() {
   local models=output/imdb
   trained $models/reward-model-last train-reward-model --data $models/labels-first.jsonl \
-    --eval_data $models/labels-test.jsonl --objective classification --positions last \
-    --model $models/language-model --max_length 128 --epochs 1 --learning_rate 3e-4 \
-    --append_eos false --seed 0
+    --evaluation.data $models/labels-test.jsonl --objective classification --positions last \
+    --model $models/language-model --max_length 128 --training.epochs 1 \
+    --training.learning_rate 3e-4 --append_eos false --seed 0
 }
 
 # A model over the whole vocabulary, from the same half as the guiding reward model.
@@ -32,8 +32,8 @@ vocabulary_model() { # task, objective, its data, more settings
   local task=$1 objective=$2 data=$3
   shift 3
   trained "output/$task/$objective" train-vocabulary-reward --data "output/$task/$data" \
-    --objective "$objective" --model "output/$task/language-model" --learning_rate 3e-4 --seed 0 \
-    "$@"
+    --objective "$objective" --model "output/$task/language-model" \
+    --training.learning_rate 3e-4 --seed 0 "$@"
 }
 
 responses() { # task, name of the run, method, more settings
@@ -107,7 +107,7 @@ imdb() {
   limits=(--prompt_tokens 8 --min_new_tokens 48 --max_new_tokens 48)
   betas=(0 0.5 1 2 4 8) few=(1 4) wide=(1 2 4) chunks=(4 10)
   imdb_models
-  vocabulary_model imdb cd-fudge labels-first.jsonl --rating_column label --max_length 128 \
+  vocabulary_model imdb cd-fudge labels-first.jsonl --columns.rating label --max_length 128 \
     --append_eos false --limit 5000
   ppo imdb --data.tokens '[2, 8]' --sampling.min_new_tokens 48 --sampling.max_new_tokens 48 \
     --sampling.response_lengths uniform
@@ -122,7 +122,8 @@ hh() {
     vocabulary_model hh $objective pairs-first.jsonl --unusable drop --max_length 256
   done
   trained output/hh/dpo train-implicit-reward --data output/hh/pairs-first.jsonl --unusable drop \
-    --model output/hh/language-model --max_length 256 --epochs 1 --learning_rate 3e-4 --seed 0
+    --model output/hh/language-model --max_length 256 --training.epochs 1 \
+    --training.learning_rate 3e-4 --seed 0
   ppo hh --max_new_tokens 64 --learning_rate 1e-4 --steps 60
   methods hh 0.5
   methods_of_pairs hh

@@ -20,15 +20,15 @@ common=(--device cpu --mixed_precision "${PRECISION:-no}")
 
 [ -f "$models/prompts.jsonl" ] || "$python" runs/imdb_data.py "$models"
 "$tokencredit" train-language-model "${common[@]}" --data "$models/texts.jsonl" \
-  --output "$models/language-model" --vocab_size 4096 --max_length 256 --batch_size 16 \
-  --epochs 1 --learning_rate 1e-3 --held_out 0.02
+  --output "$models/language-model" --vocab_size 4096 --max_length 256 --training.batch_size 16 \
+  --training.epochs 1 --training.learning_rate 1e-3 --evaluation.share 0.02
 
 # Each reward model sees one half of the labels; the policy never meets the second.
 reward_model() {
   "$tokencredit" train-reward-model "${common[@]}" --data "$models/labels-$1.jsonl" \
-    --eval_data "$models/labels-test.jsonl" --objective classification --positions every \
-    --model "$models/language-model" --output "$models/$2" --max_length 128 --epochs 1 \
-    --learning_rate 3e-4 --append_eos false --seed "$3"
+    --evaluation.data "$models/labels-test.jsonl" --objective classification --positions every \
+    --model "$models/language-model" --output "$models/$2" --max_length 128 --training.epochs 1 \
+    --training.learning_rate 3e-4 --append_eos false --seed "$3"
 }
 reward_model first reward-model 0 &
 reward_model second held-out-reward-model 1

@@ -3,15 +3,16 @@
 import json
 from pathlib import Path
 
+from named_settings import configured
 from tiny_models import tiny_model
 from tiny_tokenizers import CORPUS
 from transformers import AutoModelForCausalLM
 
 from tokencredit.recipes.language_model.corpus import byte_level_tokenizer
 from tokencredit.recipes.reward_model.examples import reward_batch
-from tokencredit.recipes.reward_model.objectives import reward_loss
 from tokencredit.recipes.reward_model.train_reward_model import TrainRewardModelConfig
-from tokencredit.scorers.fractions import PrefixScorer
+from tokencredit.reward_model.objectives import Judgements, LossSettings, objective_row
+from tokencredit.scorers.fractions import counted_scores
 
 WORDS = ("good", "bad", "slow", "very good")
 
@@ -70,18 +71,21 @@ def config(folder: Path, output: Path, objective="bradley-terry", **settings):
         "learning_rate": 1e-3,
         "progress": False,
     }
-    return TrainRewardModelConfig(
-        str(folder / f"{objective}.jsonl"),
+    return configured(
+        TrainRewardModelConfig,
+        data=str(folder / f"{objective}.jsonl"),
         output=str(output),
         objective=objective,
         **({"model": str(folder / "lm")} | tiny | settings),
     )
 
 
-def loss_of(model, judged, tokenizer, read_at, **options):
+def loss_of(model, judged, tokenizer, read_at, objective, positions="every", **options):
     """What one batch of these rows costs."""
     batch = reward_batch(judged, pad_id=tokenizer.pad_token_id, read_at=read_at)
     targets, strengths = batch.pop("targets"), batch.pop("strengths")
     counts = batch["counted"].sum(-1)[:, None]
     mask = counts.new_ones(int(counts.max())).cumsum(0) <= counts
-    return reward_loss(PrefixScorer(model)(**batch), mask, targets, strengths, **options)
+    settings = LossSettings(**options)
+    judgements = Judgements(counted_scores(model, **batch), mask, targets, strengths)
+    return objective_row(objective, positions, settings).loss(judgements, settings)

@@ -1,5 +1,5 @@
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import yaml
@@ -54,6 +54,38 @@ def test_a_folder_older_than_a_setting_has_it_at_its_default(tmp_path):
     with pytest.raises(RunFolderError, match=r"names: \['a', 'b'\] -> \['c'\]"):
         open_run_folder(folder, Settings(names=("c",)))
     assert open_run_folder(folder, Settings()) == folder
+
+
+@dataclass(frozen=True)
+class Room:
+    size: int = 1
+    colour: str = "red"
+
+
+@dataclass(frozen=True)
+class House:
+    room: Room = field(default_factory=lambda: Room(size=2))
+    plan: dict = field(default_factory=lambda: {"walls": 4})
+
+
+def test_settings_of_groups_are_compared_one_by_one(tmp_path):
+    folder = open_run_folder(tmp_path / "run", House())
+    with pytest.raises(RunFolderError, match=r"another run \(room.size: 2 -> 3\)"):
+        open_run_folder(folder, House(Room(3)))
+    assert open_run_folder(folder, House(Room(3)), free=["room.size"]) == folder
+    assert open_run_folder(folder, House(Room(4, "blue")), free=["room"]) == folder
+    with pytest.raises(RunFolderError, match=r"room.colour: 'blue' -> 'red'"):
+        open_run_folder(folder, House(Room(4)), free=["room.size"])
+    with pytest.raises(RunFolderError, match=r"plan: {'walls': 4} -> {'doors': 1}"):
+        open_run_folder(folder, House(Room(4, "blue"), {"doors": 1}))
+
+
+def test_a_folder_older_than_a_group_has_it_at_its_defaults(tmp_path):
+    folder = open_run_folder(tmp_path / "run", House())
+    (folder / "config.yaml").write_text("room: {colour: red}\n")
+    with pytest.raises(RunFolderError, match=r"another run \(room.size: 2 -> 3\)"):
+        open_run_folder(folder, House(Room(3)))
+    assert open_run_folder(folder, House()) == folder
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):

@@ -191,21 +191,50 @@ def _from_pretrained(auto_class: Any, name_or_path: str | Path, *, what: str, **
         ) from error
 
 
-def lora_model(model: PreTrainedModel, *, rank: int, alpha: int) -> Any:
-    """The model with adapters on its linear layers; they and the head are trained, the rest not.
+def lora_config(*, rank: int, alpha: int, task_type: str) -> Any:
+    """PEFT's settings of adapters on all linear layers of a model but its head.
+
+    Args:
+        rank: of each adapter.
+        alpha: what the adapter is multiplied by, times the rank.
+        task_type: as PEFT names it: `SEQ_CLS` trains the head too, `CAUSAL_LM` leaves it.
 
     Raises:
         ConfigError: PEFT is not installed.
     """
     try:
-        from peft import LoraConfig, get_peft_model
+        from peft import LoraConfig
     except ImportError as error:
         raise ConfigError(
-            f"lora_rank is {rank} and PEFT is not installed; expected it: "
+            f"lora.rank is {rank} and PEFT is not installed; expected it: "
             "pip install 'tokencredit[peft]'"
         ) from error
-    adapter = LoraConfig(task_type="SEQ_CLS", r=rank, lora_alpha=alpha, target_modules="all-linear")
+    return LoraConfig(task_type=task_type, r=rank, lora_alpha=alpha, target_modules="all-linear")
+
+
+def lora_model(model: PreTrainedModel, *, rank: int, alpha: int, task_type: str = "SEQ_CLS") -> Any:
+    """The model with adapters in training and its own weights frozen.
+
+    Args:
+        model: of transformers.
+        rank: as of `lora_config`; 0 gives the model itself, all of it in training.
+        alpha: as of `lora_config`.
+        task_type: as of `lora_config`.
+
+    Raises:
+        ConfigError: PEFT is not installed.
+    """
+    if not rank:
+        return model
+    adapter = lora_config(rank=rank, alpha=alpha, task_type=task_type)
+    from peft import get_peft_model
+
     return get_peft_model(model, adapter)
+
+
+def merged_model(model: Any) -> PreTrainedModel:
+    """The model whose adapters, if it has any, are added to its own weights."""
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
 @contextmanager

@@ -36,11 +36,13 @@ from tokencredit.recipes.policy.settings import (
 )
 from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
 from tokencredit.recipes.quickstart_report import CreditOfReviews, write_report
+from tokencredit.recipes.reward_model.settings import JudgementColumns
 from tokencredit.recipes.reward_model.train_reward_model import (
     TrainRewardModelConfig,
     train_reward_model,
 )
 from tokencredit.recipes.run_folder import read_jsonl, write_atomically
+from tokencredit.recipes.settings import TrainingSettings
 from tokencredit.reward_model.hf_scores import load_reward_model
 from tokencredit.scorers.token_scores import score_for_policy
 from tokencredit.text.hf_encoding import encode_responses
@@ -160,9 +162,7 @@ def _language_model_config(config: QuickstartConfig, folder: Path) -> TrainLangu
         architecture=ARCHITECTURE,
         tokenizer=str(folder / "data" / "tokenizer"),
         max_length=128,
-        epochs=4.0,
-        batch_size=16,
-        learning_rate=3e-3,
+        training=TrainingSettings(epochs=4.0, batch_size=16, learning_rate=3e-3, weight_decay=0.01),
         seed=config.seed,
         device="cpu",
         progress=config.progress,
@@ -176,12 +176,10 @@ def _reward_model_config(
         data=str(folder / "data" / "pairs.jsonl"),
         model=str(language_model),
         output=str(folder / "reward-model"),
-        prompt_column="prompt",
+        columns=JudgementColumns(prompt="prompt"),
         append_eos=False,
         max_length=96,
-        epochs=3.0,
-        batch_size=16,
-        learning_rate=1e-3,
+        training=TrainingSettings(epochs=3.0, batch_size=16, learning_rate=1e-3),
         seed=config.seed,
         device="cpu",
         progress=config.progress,

@@ -7,6 +7,7 @@ setting of a group is `group.setting`.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from functools import partial
 from typing import Any, Literal, get_type_hints
 
 from tokencredit.errors import ConfigError
@@ -25,9 +26,9 @@ def setting(default: Any = MISSING, *, was: str = "", free: bool = False) -> Any
     return field(default=default, metadata={"was": was, "free": free})
 
 
-def group(kind: type, *, free: bool = False) -> Any:
-    """A field that holds a group of settings, by default with all its defaults."""
-    return field(default_factory=kind, metadata={"free": free})
+def group(kind: type, *, free: bool = False, **defaults: Any) -> Any:
+    """A field that holds a group of settings, by default with its defaults or those named here."""
+    return field(default_factory=partial(kind, **defaults), metadata={"free": free})
 
 
 def all_settings(settings_class: type) -> Iterator[tuple[str, Field[Any]]]:
@@ -140,6 +141,22 @@ def require_at_least(settings: Any, least: int, *names: str) -> None:
             raise ConfigError(f"{name} is {getattr(settings, name)}; expected at least {least}")
 
 
+def require_positive(settings: Any, *names: str, room: str = "") -> None:
+    """Raise ConfigError if one of these settings, of a group `room.`, is there and not above 0."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value <= 0:
+            raise ConfigError(f"{room}{name} is {value}; expected more than 0")
+
+
+def require_share(settings: Any, *names: str, room: str = "") -> None:
+    """Raise ConfigError if one of these settings, of a group `room.`, lies outside [0, 1)."""
+    for name in names:
+        value = getattr(settings, name)
+        if not 0 <= value < 1:
+            raise ConfigError(f"{room}{name} is {value}; expected a share in [0, 1)")
+
+
 @dataclass(frozen=True)
 class LoadingSettings:
     """How models and tokenizers are loaded."""
@@ -149,7 +166,8 @@ class LoadingSettings:
     attn_implementation: str | None = None
     """Of transformers; None for its default."""
     pad_token: str | None = None
-    """Token to pad with, where the tokenizer names none."""
+    """Token to pad with, where the tokenizer names none. A classifier in training may take a new
+    one; everywhere else it is of the vocabulary."""
     trust_remote_code: bool = False
     """Run code that comes with a model; off unless you trust its author."""
 
@@ -165,3 +183,59 @@ class LoraSettings:
 
     def __post_init__(self) -> None:
         require_at_least(self, 0, "rank")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a supervised recipe trains."""
+
+    epochs: float = 1.0
+    """Passes over the data."""
+    batch_size: int = 16
+    """Rows per process and backward pass; pairs count once."""
+    gradient_accumulation: int = 1
+    """Backward passes per optimiser step."""
+    learning_rate: float | None = 2e-5
+    """Highest of AdamW's, reached after the warm-up; a cosine takes it to 0. None takes 1e-3 where
+    training starts from random weights and 2e-5 elsewhere."""
+    warmup: float = 0.05
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: float = 0.0
+    """Of AdamW."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """`bf16` trains under autocast; weights stay float32."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "epochs", "batch_size", "gradient_accumulation", room="training.")
+        require_share(self, "warmup", room="training.")
+
+
+@dataclass(frozen=True)
+class HeldOutSettings:
+    """What a supervised recipe is judged by: rows that it does not train on."""
+
+    data: str | None = setting(None, was="eval_data")
+    """Held-out data of the form of `data`; None holds rows of `data` out."""
+    split: str | None = setting(None, was="eval_split")
+    """Of a dataset folder or id; None for that of the training data."""
+    share: float = setting(0.05, was="held_out")
+    """Share of the different prompts or texts held out where `data` is None; 0 holds none out."""
+
+    def __post_init__(self) -> None:
+        require_share(self, "share", room="evaluation.")
+
+
+def require_float32(loading: LoadingSettings, *, frozen: str | None) -> None:
+    """Raise ConfigError if another precision is asked for where no model is frozen.
+
+    Args:
+        loading: the settings.
+        frozen: the model that is loaded beside the one in training; None if there is none.
+    """
+    if loading.dtype != "float32" and frozen is None:
+        raise ConfigError(
+            f"loading.dtype is {loading.dtype!r}; expected 'float32', in which weights are "
+            "trained: training.mixed_precision 'bf16' computes in less"
+        )

@@ -1,25 +1,18 @@
-"""What the supervised recipes share: a quiet Trainer, hold-out, checks, whole folders."""
+"""What the supervised recipes share: held-out data, the start of training, the folder of a run."""
 
 import hashlib
+import json
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    ProgressCallback,
-    Trainer,
-    TrainingArguments,
-)
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from tokencredit.batch import Prompt
 from tokencredit.errors import ConfigError, DataError, NumericError, RunFolderError
@@ -33,7 +26,100 @@ from tokencredit.models.hf_loading import (
 )
 from tokencredit.preference.hf_datasets import load_pairs
 from tokencredit.preference.pairs import PreferencePair
-from tokencredit.recipes.run_folder import append_jsonl, open_run_folder
+from tokencredit.recipes.run_folder import open_run_folder, write_atomically
+from tokencredit.recipes.settings import (
+    HeldOutSettings,
+    LoadingSettings,
+    TrainingSettings,
+    free_settings,
+)
+
+
+@runtime_checkable
+class SupervisedConfig(Protocol):
+    """The settings that every supervised recipe has."""
+
+    @property
+    def data(self) -> str:
+        """What to train on."""
+
+    @property
+    def split(self) -> str:
+        """Of the data."""
+
+    @property
+    def output(self) -> str:
+        """The folder of the run."""
+
+    @property
+    def max_length(self) -> int:
+        """Of a row, in tokens."""
+
+    @property
+    def evaluation(self) -> HeldOutSettings:
+        """What the model is judged by."""
+
+    @property
+    def training(self) -> TrainingSettings:
+        """How it is trained."""
+
+    @property
+    def loading(self) -> LoadingSettings:
+        """How it is loaded."""
+
+    @property
+    def seed(self) -> int:
+        """Of everything random."""
+
+    @property
+    def device(self) -> str | None:
+        """`cpu`, or None."""
+
+    @property
+    def progress(self) -> bool:
+        """Whether a bar is shown."""
+
+
+@runtime_checkable
+class PromptedRow(Protocol):
+    """A row of data that answers a prompt."""
+
+    @property
+    def prompt(self) -> Prompt:
+        """What is answered."""
+
+
+Row = TypeVar("Row", bound=PromptedRow)
+
+
+def train_and_held_out(
+    config: SupervisedConfig,
+    load: Callable[[str, str], Sequence[Row]],
+    *,
+    text: Callable[[Row], str],
+) -> tuple[list[Row], list[Row]]:
+    """Rows to train on and rows that are held out; no prompt stands on both sides.
+
+    Args:
+        config: says where both come from.
+        load: from a data set and its split to its rows.
+        text: what tells two rows apart that have the same prompt.
+
+    Raises:
+        DataError: the data are not there, are empty, a row does not fit, or none is left to train
+            on.
+    """
+    rows = list(load(config.data, config.split))
+    apart = config.evaluation
+    if apart.data is not None:
+        return rows, list(load(apart.data, apart.split or config.split))
+    train, held_out = held_out_rows(
+        [row.prompt for row in rows],
+        [text(row) for row in rows],
+        fraction=apart.share,
+        seed=config.seed,
+    )
+    return [rows[i] for i in train], [rows[i] for i in held_out]
 
 
 def held_out_rows(
@@ -61,105 +147,36 @@ def held_out_rows(
     if not train:
         raise DataError(
             f"{len(order)} different texts, of which the share {fraction} is held out, leave none "
-            "to train on; expected more data or a smaller held_out"
+            "to train on; expected more data or a smaller evaluation.share"
         )
     return train, [row for row, key in enumerate(keys) if key in held_out]
 
 
-_FREE_SETTINGS = ("output", "device", "progress")
-
-
-class SupervisedTrainer(Trainer):  # type: ignore[misc]
-    """The Trainer with a bar instead of printed logs, stopped by the first loss that is NaN."""
-
-    def __init__(self, *arguments: Any, log_file: Path, **keywords: Any) -> None:
-        super().__init__(*arguments, **keywords)
-        self.remove_callback(ProgressCallback)
-        self.remove_callback(PrinterCallback)
-        self.add_callback(_LossBar(log_file, visible=not self.args.disable_tqdm))
-
-    def training_step(self, *arguments: Any, **keywords: Any) -> Tensor:
-        """One forward and backward pass.
-
-        Raises:
-            NumericError: the loss is NaN or infinite.
-        """
-        loss: Tensor = super().training_step(*arguments, **keywords)
-        if not bool(torch.isfinite(loss)):
-            raise NumericError(
-                f"the loss is {float(loss)} after {self.state.global_step} optimiser steps; "
-                "expected a finite number: lower learning_rate, or look for broken rows in the data"
-            )
-        return loss
-
-
-class _LossBar(ProgressCallback):  # type: ignore[misc]
-    """A progress bar that shows the loss, and a JSON line for every log."""
-
-    def __init__(self, log_file: Path, *, visible: bool) -> None:
-        super().__init__()
-        self.log_file, self.visible = log_file, visible
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
-        if self.visible:
-            super().on_train_begin(args, state, control, **keywords)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
-        if self.training_bar is not None:
-            super().on_step_end(args, state, control, **keywords)
-
-    def on_log(self, _args: Any, state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
-        if not state.is_world_process_zero or "loss" not in logs:
-            return
-        append_jsonl(self.log_file, {"step": state.global_step, **logs})
-        if self.training_bar is not None:
-            self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}")
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
-        if self.training_bar is not None:
-            super().on_train_end(args, state, control, **keywords)
-
-
-def training_arguments(
-    config: Any, folder: Path, *, examples: int, learning_rate: float
-) -> TrainingArguments:
-    """The Trainer's settings: no checkpoints, no trackers, a cosine after a linear warm-up.
+def training_pairs(config: Any) -> tuple[list[PreferencePair], list[PreferencePair]]:
+    """Pairs to train on and pairs that are held out; no prompt stands on both sides.
 
     Args:
-        config: of a supervised recipe.
-        folder: of the run.
-        examples: rows to train on.
-        learning_rate: the highest.
+        config: of a supervised recipe that learns from pairs.
+
+    Raises:
+        DataError: the data are not there, are empty, or a row does not fit.
     """
-    on_cpu = config.device == "cpu" or not torch.accelerator.is_available()
-    batches = math.ceil(examples / config.batch_size)
-    steps = math.ceil(batches / config.gradient_accumulation) * config.epochs
-    return TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation,
-        num_train_epochs=config.epochs,
-        learning_rate=learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(config.warmup * steps),
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        bf16=config.mixed_precision == "bf16",
-        seed=config.seed,
-        data_seed=config.seed,
-        use_cpu=on_cpu,
-        save_strategy="no",
-        report_to="none",
-        logging_steps=10,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        disable_tqdm=not config.progress,
-        dataloader_pin_memory=not on_cpu,
-        remove_unused_columns=False,
-    )
+
+    def load(data: str, split: str) -> list[PreferencePair]:
+        return load_pairs(
+            data,
+            split=split,
+            prompt_column=config.columns.prompt,
+            chosen_column=config.columns.chosen,
+            rejected_column=config.columns.rejected,
+            unusable=config.unusable,
+            limit=config.limit,
+        )
+
+    return train_and_held_out(config, load, text=lambda pair: pair.chosen)
 
 
-def finished_run(config: Any) -> Path | None:
+def finished_run(config: SupervisedConfig) -> Path | None:
     """The folder of a run with the same settings that has written its model, or None.
 
     Raises:
@@ -167,19 +184,19 @@ def finished_run(config: Any) -> Path | None:
     """
     if not (Path(config.output) / "config.json").is_file():
         return None
-    folder = open_run_folder(config.output, config, free=_FREE_SETTINGS)
+    folder = open_run_folder(config.output, config, free=free_settings(type(config)))
     print(f"{folder} holds the finished model of these settings; nothing to do")
     return folder
 
 
 @contextmanager
-def supervised_run(config: Any) -> Iterator[Path]:
+def supervised_run(config: SupervisedConfig) -> Iterator[Path]:
     """The folder of a run; one that did not exist before goes again when the run fails.
 
     Inside, transformers shows neither bars nor remarks of its own; the bar of training stays.
     """
     existed = Path(config.output).exists()
-    folder = open_run_folder(config.output, config, free=_FREE_SETTINGS)
+    folder = open_run_folder(config.output, config, free=free_settings(type(config)))
     (folder / "metrics.jsonl").unlink(missing_ok=True)
     try:
         with quiet_transformers():
@@ -188,6 +205,34 @@ def supervised_run(config: Any) -> Iterator[Path]:
         if not existed:
             shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def write_results(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    metrics: Mapping[str, float | None],
+    folder: Path,
+    *,
+    name: str,
+) -> None:
+    """Write and print the numbers of a run, and put its model into its folder.
+
+    Args:
+        model: as it was trained.
+        tokenizer: its own.
+        metrics: for `metrics.json`.
+        folder: of the run.
+        name: of what was made, to print.
+
+    Raises:
+        NumericError: a weight is NaN or infinite.
+        RunFolderError: the disk is full or not writable.
+    """
+    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    write_model(model, tokenizer, folder)
+    told = (f"{key} {value:,.6g}" for key, value in metrics.items() if value is not None)
+    print("  ".join(told))
+    print(f"{name}: {folder}")
 
 
 def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -214,23 +259,9 @@ def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def autocast(config: Any, device: torch.device) -> torch.autocast:
+def autocast(training: TrainingSettings, device: torch.device) -> torch.autocast:
     """bfloat16 where the settings ask for it."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16")
-
-
-def require_fitting(config: Any) -> None:
-    """The settings that every supervised recipe has make sense.
-
-    Raises:
-        ConfigError: one does not.
-    """
-    for name in ("batch_size", "gradient_accumulation", "max_length", "epochs"):
-        if getattr(config, name) <= 0:
-            raise ConfigError(f"{name} is {getattr(config, name)}; expected more than 0")
-    for name in ("held_out", "warmup"):
-        if not 0 <= getattr(config, name) < 1:
-            raise ConfigError(f"{name} is {getattr(config, name)}; expected a share in [0, 1)")
+    return torch.autocast(device.type, torch.bfloat16, enabled=training.mixed_precision == "bf16")
 
 
 def require_context(
@@ -254,58 +285,72 @@ def _require_finite_weights(model: nn.Module) -> None:
         if not bool(torch.isfinite(weight).all()):
             raise NumericError(
                 f"the weight {name} is NaN or infinite after training; expected finite numbers: "
-                "lower learning_rate"
+                "lower training.learning_rate"
             )
 
 
-def training_pairs(config: Any) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """Pairs to train on and pairs that are held out; no prompt stands on both sides.
-
-    Raises:
-        DataError: the data are not there, are empty, or a row does not fit.
-    """
-    pairs = _loaded(config, config.data, config.split)
-    if config.eval_data is not None:
-        return pairs, _loaded(config, config.eval_data, config.eval_split or config.split)
-    train, held_out = held_out_rows(
-        [pair.prompt for pair in pairs],
-        [pair.chosen for pair in pairs],
-        fraction=config.held_out,
-        seed=config.seed,
-    )
-    return [pairs[row] for row in train], [pairs[row] for row in held_out]
-
-
-def _loaded(config: Any, data: str, split: str) -> list[PreferencePair]:
-    return load_pairs(
-        data,
-        split=split,
-        prompt_column=config.prompt_column,
-        chosen_column=config.chosen_column,
-        rejected_column=config.rejected_column,
-        unusable=config.unusable,
-        limit=config.limit,
-    )
-
-
-def language_model_to_train(config: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def language_model_to_train(
+    config: Any,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model that training starts from, dropout off, and its tokenizer with a pad token.
+
+    Args:
+        config: of a supervised recipe that starts from a model.
 
     Raises:
         ModelError: a model or tokenizer is not there, or there is no pad token.
         ConfigError: the model is too short for `max_length`.
     """
+    loading = config.loading
     tokenizer = load_tokenizer(
-        config.model, pad_token=config.pad_token, trust_remote_code=config.trust_remote_code
+        config.model, pad_token=loading.pad_token, trust_remote_code=loading.trust_remote_code
     )
     require_pad_token(tokenizer)
     with quiet_transformers():
         model = load_model(
             AutoModelForCausalLM,
             config.model,
-            attn_implementation=config.attn_implementation,
-            trust_remote_code=config.trust_remote_code,
+            attn_implementation=loading.attn_implementation,
+            trust_remote_code=loading.trust_remote_code,
         )
+    require_context(model, tokenizer, config.max_length)
+    disable_dropout(model)
+    return model, tokenizer
+
+
+def classifier_to_train(
+    config: Any, auto_class: Any, **heads: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The classifier that training starts from, dropout off, and its tokenizer with a pad token.
+
+    Args:
+        config: of a supervised recipe that starts from a model.
+        auto_class: of transformers; the head is new where the start has another.
+        **heads: what the configuration shall say of the head.
+
+    Raises:
+        ModelError: a model or tokenizer is not there or lacks what is needed.
+        ConfigError: the model is too short for `max_length`.
+    """
+    loading = config.loading
+    tokenizer = load_tokenizer(config.model, trust_remote_code=loading.trust_remote_code)
+    with quiet_transformers():  # about the head
+        model = load_model(
+            auto_class,
+            config.model,
+            attn_implementation=loading.attn_implementation,
+            trust_remote_code=loading.trust_remote_code,
+            ignore_mismatched_sizes=True,
+            **heads,
+        )
+    if loading.pad_token is not None:
+        tokenizer.add_special_tokens({"pad_token": loading.pad_token})
+        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.config.pad_token_id = require_pad_token(tokenizer)
+    # Scoring code elsewhere can see from it whether complete answers carry an end of sequence.
+    model.config.eos_appended = config.append_eos
+    tokenizer.padding_side = "right"
     require_context(model, tokenizer, config.max_length)
     disable_dropout(model)
     return model, tokenizer

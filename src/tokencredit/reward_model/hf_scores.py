@@ -139,12 +139,12 @@ def reward_model_output(
             hidden = pretrained.base_model(ids, use_cache=False).last_hidden_state
             scores = scalar_scores(pretrained.score(hidden))
             sequence_scores = at_last_token(scores, packed)
-            position_scores = _unpacked(scores, packed, real)
+            position_scores = _unpacked_values(scores, packed, real)
         else:
             ids = ids.masked_fill(~packed, pretrained.config.pad_token_id or 0)
             logits = pretrained(ids, attention_mask=packed.long()).logits
             sequence_scores, position_scores = scalar_scores(logits), None
-    attention = None if record is None else _unpacked(record.rows[:, 0], packed, real)
+    attention = None if record is None else _unpacked_values(record.rows[:, 0], packed, real)
     return RewardModelOutput(sequence_scores, position_scores, attention)
 
 
@@ -190,8 +190,8 @@ def score_responses(
         ]
     back = torch.cat(batches).argsort()
     sequence_scores = torch.cat([output.sequence_scores for output in outputs])[back]
-    positions = _joined([output.position_scores for output in outputs], back)
-    attention = _joined([output.attention for output in outputs], back)
+    positions = _joined_parts([output.position_scores for output in outputs], back)
+    attention = _joined_parts([output.attention for output in outputs], back)
     _require_finite(sequence_scores, positions)
     start = batch.prompt_ids.shape[1]
     return ResponseScores(
@@ -216,7 +216,7 @@ def _require_finite(
         )
 
 
-def _unpacked(
+def _unpacked_values(
     values: Float[Tensor, "batch packed"],
     packed: Bool[Tensor, "batch packed"],
     real: Bool[Tensor, "batch sequence"],
@@ -227,7 +227,7 @@ def _unpacked(
     return unpacked
 
 
-def _joined(
+def _joined_parts(
     parts: list[Float[Tensor, "_ sequence"] | None], order: Int[Tensor, "batch"]
 ) -> Float[Tensor, "batch sequence"] | None:
     """Micro-batches put together, in this order; None where there is nothing to join."""

@@ -24,30 +24,20 @@ from tokencredit.text.hf_token_rows import (
 )
 
 
-class PrefixScorer(nn.Module):
-    """A reward model whose forward gives the scores that the loss is made of.
+def counted_scores(
+    model: nn.Module,
+    input_ids: Int[Tensor, "batch sequence"],
+    attention_mask: Int[Tensor, "batch sequence"],
+    counted: Bool[Tensor, "batch sequence"],
+) -> Float[Tensor, "batch time"]:
+    """Scores at the counted tokens, moved to the left end, with gradient.
 
-    A module around the model, so that wrappers for several processes see every forward pass.
+    An encoder has one score, that of the whole, whatever is counted.
     """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self,
-        input_ids: Int[Tensor, "batch sequence"],
-        attention_mask: Int[Tensor, "batch sequence"],
-        counted: Bool[Tensor, "batch sequence"],
-    ) -> Float[Tensor, "batch time"]:
-        """Scores at the counted tokens, moved to the left end.
-
-        An encoder has one score, that of the whole, whatever is counted.
-        """
-        output = reward_model_output(self.model, input_ids, attention_mask)
-        if output.position_scores is None:
-            return output.sequence_scores[:, None]
-        return left_packed(output.position_scores, counted)[0]
+    output = reward_model_output(model, input_ids, attention_mask)
+    if output.position_scores is None:
+        return output.sequence_scores[:, None]
+    return left_packed(output.position_scores, counted)[0]
 
 
 def fraction_scores(
@@ -100,7 +90,7 @@ def _scores(
         tensors = scored_rows(texts, pad_id=pad_id, read_at=read_at)
         ids, attention_mask, counted = (tensor.to(model.device) for tensor in tensors)
         with torch.no_grad(), context:
-            packed = PrefixScorer(model)(ids, attention_mask, counted)
+            packed = counted_scores(model, ids, attention_mask, counted)
         mask, _ = left_packed(counted, counted)
         if segment_ends is not None:
             ends = scored_rows(texts, pad_id=pad_id, read_at=segment_ends)[2].to(model.device)

@@ -142,10 +142,10 @@ def scored_responses(
             max_length=max_length,
             truncation=truncation,
         )
-        yield from _finite(scorer, rows, pad_id=pad_id, batch_size=batch_size, first=at)
+        yield from _finite_scores(scorer, rows, pad_id=pad_id, batch_size=batch_size, first=at)
 
 
-def _finite(
+def _finite_scores(
     scorer: ResponseScorer, rows: list[EncodedText], *, pad_id: int, batch_size: int, first: int
 ) -> Float[Tensor, "rows fractions"]:
     scores = scorer.row_scores(rows, pad_id=pad_id, batch_size=batch_size, context=nullcontext())

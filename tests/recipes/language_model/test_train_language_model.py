@@ -1,15 +1,17 @@
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from named_settings import configured
 from safetensors.torch import load_file
 from tiny_tokenizers import byte_level
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tokencredit.errors import ConfigError, DataError, ModelError, NumericError, RunFolderError
-from tokencredit.recipes import supervised
+from tokencredit.recipes import supervised, trainer
 from tokencredit.recipes.language_model import train_language_model as recipe
 from tokencredit.recipes.language_model.corpus import (
     IGNORED,
@@ -55,7 +57,14 @@ def config(data: Path, output: Path, **settings) -> TrainLanguageModelConfig:
         "held_out": 0.2,
         "progress": False,
     }
-    return TrainLanguageModelConfig(str(data), str(output), **(tiny | settings))
+    return configured(
+        TrainLanguageModelConfig, data=str(data), output=str(output), **(tiny | settings)
+    )
+
+
+def texts_of(settings):
+    load = partial(recipe._load, settings)
+    return supervised.train_and_held_out(settings, load, text=lambda row: row.response)
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +94,11 @@ def test_the_folder_is_a_hugging_face_model(trained):
 def test_perplexity_is_that_of_the_saved_model_on_held_out_tokens(data, trained):
     """Counted anew from the logits of the saved model, one block at a time."""
     metrics = json.loads((trained / "metrics.json").read_text())
-    _, held_out = recipe._texts(config(data, trained))
+    _, held_out = texts_of(config(data, trained))
     tokenizer = AutoTokenizer.from_pretrained(trained)
     model = AutoModelForCausalLM.from_pretrained(trained)
     nats = []
-    for row in recipe._rows(config(data, trained), tokenizer, held_out):
+    for row in recipe._causal_examples(config(data, trained), tokenizer, held_out):
         logprobs = model(row["input_ids"][None]).logits[0].log_softmax(-1)
         nats += [-logprobs[t, token].item() for t, token in enumerate(row["input_ids"][1:])]
     assert metrics["held_out_tokens"] == len(nats)
@@ -146,7 +155,7 @@ def test_a_run_that_was_interrupted_starts_again(data, trained, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_leaves_nothing(data, tmp_path):
-    with pytest.raises(NumericError, match=r"the loss is (nan|inf).*lower learning_rate"):
+    with pytest.raises(NumericError, match=r"the loss is (nan|inf).*lower training.learning_rate"):
         train_language_model(
             config(data, tmp_path / "lm", learning_rate=1e38, max_grad_norm=1e38, epochs=3.0)
         )
@@ -161,7 +170,7 @@ def test_weights_that_are_no_numbers_are_not_written(data, tmp_path, monkeypatch
         next(self.model.parameters()).data[0, 0] = math.nan
         return loss
 
-    class Spoiling(supervised.SupervisedTrainer):
+    class Spoiling(trainer.SupervisedTrainer):
         training_step = spoil
 
     monkeypatch.setattr(
@@ -229,7 +238,7 @@ def test_completions_of_chats_learn_the_end_of_the_turn(data, tmp_path):
     )
     train_language_model(settings)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "sft")
-    row = recipe._rows(settings, tokenizer, recipe._texts(settings)[0])[0]
+    row = recipe._causal_examples(settings, tokenizer, texts_of(settings)[0])[0]
     answer = row["labels"][row["labels"] != IGNORED]
     assert tokenizer.decode(answer).startswith("the film is")
     assert answer[-1] == tokenizer.eos_token_id
@@ -258,7 +267,7 @@ def test_separate_held_out_data(data, tmp_path):
         ({"vocab_size": 200}, "expected at least 259"),
         ({"max_length": 1}, "at least 2 tokens"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"held_out": 1.0}, r"held_out is 1.0; expected a share in \[0, 1\)"),
+        ({"held_out": 1.0}, r"evaluation.share is 1.0; expected a share in \[0, 1\)"),
         ({"architecture": {"hidden_size": 8}}, "expected a model_type"),
     ],
 )

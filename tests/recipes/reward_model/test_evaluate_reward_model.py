@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from named_settings import configured
 from saved_models import save_reward_model
 from tiny_models import tiny_model
 from tiny_tokenizers import byte_level
@@ -24,7 +25,7 @@ from tokencredit.recipes.reward_model.evaluate_reward_model import (
     evaluate_reward_model,
 )
 from tokencredit.recipes.reward_model.evaluation_report import evaluation_tables
-from tokencredit.recipes.reward_model.pair_evaluation import Scored, evaluation
+from tokencredit.recipes.reward_model.pair_evaluation import ScoredComparison, evaluation
 from tokencredit.recipes.run_folder import read_jsonl
 
 CHAT = "{% for m in messages %}<bos>{{ m['role'] }}\n{{ m['content'] }}<eos>{% endfor %}"
@@ -68,8 +69,11 @@ def write(path: Path, rows: list[dict]) -> Path:
 
 def config(folder: Path, output: Path, **settings):
     usual = {"reward_model": str(folder / "rm"), "data": str(folder / "pairs.jsonl")}
-    return EvaluateRewardModelConfig(
-        output=str(output), progress=False, **(usual | {"batch_size": 3} | settings)
+    return configured(
+        EvaluateRewardModelConfig,
+        output=str(output),
+        progress=False,
+        **(usual | {"batch_size": 3} | settings),
     )
 
 
@@ -79,9 +83,9 @@ def found_in(output: Path) -> dict:
 
 def scored(
     *rows: tuple[list[float], list[float]], subset: str = "", texts=("aa", "b")
-) -> list[Scored]:
+) -> list[ScoredComparison]:
     return [
-        Scored(
+        ScoredComparison(
             Comparison("Q", (texts[0],) * len(chosen), (texts[1],) * len(rejected), subset, number),
             torch.tensor(chosen)[:, None].expand(-1, 5),
             torch.tensor(rejected)[:, None].expand(-1, 5),

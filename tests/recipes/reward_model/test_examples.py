@@ -5,11 +5,11 @@ from tiny_tokenizers import byte_level
 
 from tokencredit.preference.pairs import LabelledResponse, PreferencePair, RatedResponse
 from tokencredit.recipes.reward_model.examples import (
-    judged_rows,
-    read_segment_ends,
-    reading,
     reward_batch,
+    score_reading,
 )
+from tokencredit.recipes.reward_model.train_reward_model import _judged_rows
+from tokencredit.scorers.trained_reading import SegmentEndSettings, segment_end_reading
 from tokencredit.text.hf_token_rows import (
     EncodedText,
     encoded_texts,
@@ -36,7 +36,7 @@ def test_where_scores_are_read():
 def test_the_last_segment_ends_where_the_row_does(settings, length, ends):
     """What the template puts behind the response belongs to its last segment."""
     chosen = settings(positions="segments", segment_length=length)
-    read = read_segment_ends(chosen, byte_level())(ROW)
+    read = segment_end_reading(chosen.segments, byte_level())(ROW)
     assert [at for at, is_read in enumerate(read) if is_read] == ends
 
 
@@ -47,7 +47,7 @@ def test_the_last_segment_ends_where_the_row_does(settings, length, ends):
 def test_sentences_and_clauses_end_where_the_text_says(settings, kind, expected):
     tokenizer = byte_level(bos=True)
     (row,) = encoded_texts(tokenizer, ["So?"], ["A dull start. Yet, it is good."], append_eos=True)
-    read = read_segment_ends(settings(positions="segments", segments=kind), tokenizer)(row)
+    read = segment_end_reading(SegmentEndSettings(kind), tokenizer)(row)
     ends = [at for at, is_read in enumerate(read) if is_read]
     assert ends[-1] == len(row) - 1
     starts = [row.start, *(end + 1 for end in ends)]
@@ -61,26 +61,26 @@ def test_positions_name_where_scores_are_read(settings):
     tokenizer = byte_level()
     for positions, read_at in (("last", read_last_token), ("pairs", read_last_token),
                                ("every", read_every_token)):  # fmt: skip
-        assert reading(settings(positions=positions), tokenizer) is read_at
+        assert score_reading(settings(positions=positions), tokenizer) is read_at
     bootstrapped = settings(objective="classification", positions="bootstrapped")
-    assert reading(bootstrapped, tokenizer) is read_every_token
-    assert reading(settings(positions="segments"), tokenizer)(ROW) == [False] * 5 + [True]
+    assert score_reading(bootstrapped, tokenizer) is read_every_token
+    assert score_reading(settings(positions="segments"), tokenizer)(ROW) == [False] * 5 + [True]
 
 
 def test_rows_keep_what_was_said_of_them(settings):
     tokenizer = byte_level(bos=True)
     pairs = [PreferencePair("a", " good", " bad", 0.5, 3.0), PreferencePair("a", " b", " c")]
-    judged = judged_rows(settings(), tokenizer, pairs)
+    judged = _judged_rows(settings(), tokenizer, pairs)
     assert [(one.target, one.strength) for one in judged] == [(0.5, 3.0), (0.0, 1.0)]
     batch = reward_batch(judged, pad_id=0, read_at=read_last_token)
     assert batch["strengths"].tolist() == [3.0, 1.0]
     assert batch["targets"].tolist() == [0.5, 0.0]
     assert batch["counted"].sum(-1).tolist() == [1] * 4
-    (rated,) = judged_rows(
+    (rated,) = _judged_rows(
         settings(objective="regression"), tokenizer, [RatedResponse("", "good", 7.5)]
     )
     assert (rated.target, len(rated.responses)) == (7.5, 1)
-    (labelled,) = judged_rows(
+    (labelled,) = _judged_rows(
         settings(objective="classification"), tokenizer, [LabelledResponse("", "good", 1)]
     )
     assert labelled.target == 1.0

@@ -6,7 +6,7 @@ import torch
 from tiny_models import tiny_model
 
 from tokencredit.evaluation.calibration import expected_calibration_error
-from tokencredit.recipes.reward_model.examples import Judged
+from tokencredit.recipes.reward_model.examples import JudgedRow
 from tokencredit.recipes.reward_model.report import (
     held_out_metrics,
     held_out_rows_by_fraction,
@@ -25,11 +25,11 @@ def model():
     return tiny_model("llama")
 
 
-def found(model, judged, objective, rating_mean=0.0):
+def found(model, judged, kind, rating_mean=0.0):
     return held_out_rows_by_fraction(
         model,
         judged,
-        objective=objective,
+        kind=kind,
         rating_mean=rating_mean,
         batch_size=2,
         context=nullcontext(),
@@ -43,9 +43,9 @@ def scores(model, judged) -> torch.Tensor:
 
 
 def test_pairs_are_the_first_responses_against_the_second(model):
-    pairs = [Judged((text(6, 3), text(4, 9)), 0.0), Judged((text(2, 5), text(7, 4)), 0.0)]
-    rows = found(model, pairs, "bradley-terry")
-    swapped = found(model, [Judged(one.responses[::-1], 0.0) for one in pairs], "bradley-terry")
+    pairs = [JudgedRow((text(6, 3), text(4, 9)), 0.0), JudgedRow((text(2, 5), text(7, 4)), 0.0)]
+    rows = found(model, pairs, "pairs")
+    swapped = found(model, [JudgedRow(one.responses[::-1], 0.0) for one in pairs], "pairs")
     for row, other in zip(rows, swapped, strict=True):
         assert row["accuracy"] == 1 - other["accuracy"]
         assert row["expected_calibration_error"] == expected_calibration_error(row["curve"])
@@ -53,15 +53,15 @@ def test_pairs_are_the_first_responses_against_the_second(model):
 
 
 def test_labels_and_ratings_are_compared_with_scores(model, tmp_path):
-    judged = [Judged((text(6 - row, 3 + row),), float(row % 2)) for row in range(4)]
+    judged = [JudgedRow((text(6 - row, 3 + row),), float(row % 2)) for row in range(4)]
     labels = torch.tensor([one.target for one in judged])
     whole = scores(model, judged)[:, -1]
-    rows = found(model, judged, "classification")
+    rows = found(model, judged, "labels")
     assert rows[-1]["accuracy"] == ((whole > 0) == (labels > 0)).double().mean().item()
-    rated = found(model, judged, "regression", rating_mean=0.5)
+    rated = found(model, judged, "ratings", rating_mean=0.5)
     error = (whole + 0.5 - labels).square().mean().sqrt()
     assert rated[-1]["root_mean_squared_error"] == pytest.approx(error.item(), rel=1e-4)
-    write_report(rated, tmp_path, objective="regression")
+    write_report(rated, tmp_path, kind="ratings")
     assert held_out_metrics(rated) == {
         "held_out_accuracy": rated[-1]["accuracy"],
         "expected_calibration_error": rated[-1]["expected_calibration_error"],
@@ -70,8 +70,8 @@ def test_labels_and_ratings_are_compared_with_scores(model, tmp_path):
 
 
 def test_what_is_written(model, tmp_path, capsys):
-    rows = found(model, [Judged((text(6, 3), text(4, 9)), 0.0)], "bradley-terry")
-    write_report(rows, tmp_path, objective="bradley-terry")
+    rows = found(model, [JudgedRow((text(6, 3), text(4, 9)), 0.0)], "pairs")
+    write_report(rows, tmp_path, kind="pairs")
     accuracy = json.loads((tmp_path / "prefix_accuracy.json").read_text())
     assert [set(row) for row in accuracy] == [{"fraction", "accuracy", "count"}] * 5
     calibration = json.loads((tmp_path / "calibration.json").read_text())

@@ -8,10 +8,10 @@ from tiny_tokenizers import byte_level
 
 from tokencredit.errors import DataError, ModelError
 from tokencredit.recipes.reward_model.examples import (
-    Judged,
+    JudgedRow,
+    beginning_row,
     example_columns,
     filler_id,
-    judged_beginning,
 )
 from tokencredit.text.hf_token_rows import EncodedText, read_every_token, read_last_token
 
@@ -23,8 +23,8 @@ def text(prompt: list[int], response: list[int], tail: list[int] = ()) -> Encode
     return EncodedText([*prompt, *response, *tail], mask)
 
 
-def pair(chosen: list[int], rejected: list[int]) -> Judged:
-    return Judged((text([2, 3], chosen), text([2, 3], rejected)), 0.0)
+def pair(chosen: list[int], rejected: list[int]) -> JudgedRow:
+    return JudgedRow((text([2, 3], chosen), text([2, 3], rejected)), 0.0)
 
 
 @pytest.fixture
@@ -37,22 +37,22 @@ def model():
     return tiny_model("llama").eval()
 
 
-def as_examples(one: Judged, settings, filler: int | None) -> list[Judged]:
+def as_examples(one: JudgedRow, settings, filler: int | None) -> list[JudgedRow]:
     options = {"filler": filler, "causal": True}
     columns = example_columns([one], settings, **options)
     return [
-        judged_beginning(one, prefix, max_length=settings.max_length, **options)
+        beginning_row(one, prefix, max_length=settings.max_length, **options)
         for prefix in columns["prefix"]
     ]
 
 
-def pairs_loss(model, examples: list[Judged]) -> torch.Tensor:
+def pairs_loss(model, examples: list[JudgedRow]) -> torch.Tensor:
     return loss_of(
         model, examples, byte_level(), read_last_token, objective="bradley-terry", positions="pairs"
     )
 
 
-def every_loss(model, one: Judged) -> torch.Tensor:
+def every_loss(model, one: JudgedRow) -> torch.Tensor:
     return loss_of(model, [one], byte_level(), read_every_token, objective="bradley-terry")
 
 
@@ -104,31 +104,31 @@ def test_columns_say_how_long_examples_are(tmp_path):
     }
     for row, prefix, tokens in zip(*(columns[name] for name in ("row", "prefix", "tokens")),
                                    strict=True):  # fmt: skip
-        shown = judged_beginning(judged[row], prefix, filler=None, max_length=64, causal=True)
+        shown = beginning_row(judged[row], prefix, filler=None, max_length=64, causal=True)
         assert sum(map(len, shown.responses)) == tokens
 
 
 def test_without_pairs_a_row_is_one_example(tmp_path):
-    judged = [pair([5, 6], [7]), Judged((text([2], [5]),), 1.0)]
+    judged = [pair([5, 6], [7]), JudgedRow((text([2], [5]),), 1.0)]
     settings = config(tmp_path, tmp_path / "rm")
     columns = example_columns(judged, settings, filler=None, causal=True)
     assert columns == {"row": [0, 1], "prefix": [0, 0], "length": [4, 2], "tokens": [7, 2]}
-    assert judged_beginning(judged[0], 0, filler=None, max_length=2, causal=True) is judged[0]
+    assert beginning_row(judged[0], 0, filler=None, max_length=2, causal=True) is judged[0]
 
 
 def test_a_filled_answer_that_is_too_long_loses_the_start_of_its_prompt():
-    one = Judged((text([2, 3, 4, 5], [6]), text([5], [7, 7, 7, 7])), 0.5, 2.0)
-    shown = judged_beginning(one, 4, filler=EOS, max_length=5, causal=True)
+    one = JudgedRow((text([2, 3, 4, 5], [6]), text([5], [7, 7, 7, 7])), 0.5, 2.0)
+    shown = beginning_row(one, 4, filler=EOS, max_length=5, causal=True)
     assert shown.responses[0] == text([5], [6, EOS, EOS, EOS])
     assert shown.responses[1] == one.responses[1]
     assert (shown.target, shown.strength) == (0.5, 2.0)
 
 
 def test_the_end_of_a_turn_is_a_last_token_or_stands_behind_every_beginning():
-    one = Judged((text([2], [5, 6], [9]), text([2], [7], [9])), 0.0)
-    causal = judged_beginning(one, 2, filler=None, max_length=9, causal=True)
+    one = JudgedRow((text([2], [5, 6], [9]), text([2], [7], [9])), 0.0)
+    causal = beginning_row(one, 2, filler=None, max_length=9, causal=True)
     assert [row.input_ids for row in causal.responses] == [[2, 5, 6], [2, 7, 9]]
-    encoder = judged_beginning(one, 1, filler=None, max_length=9, causal=False)
+    encoder = beginning_row(one, 1, filler=None, max_length=9, causal=False)
     assert [row.input_ids for row in encoder.responses] == [[2, 5, 9], [2, 7, 9]]
 
 
@@ -140,7 +140,7 @@ def test_the_filler_is_the_end_of_sequence(tmp_path):
     assert filler_id(held, tokenizer) is None
     assert filler_id(config(tmp_path, tmp_path / "rm"), tokenizer) is None
     tokenizer.eos_token = None
-    with pytest.raises(ModelError, match="or prefix_padding='held'"):
+    with pytest.raises(ModelError, match=r"or beginnings.padding='held'"):
         filler_id(settings, tokenizer)
 
 

@@ -7,10 +7,10 @@ from tiny_reward_training import config, lines, write_inputs
 
 from tokencredit.errors import DataError
 from tokencredit.recipes.reward_model.examples import (
-    Judged,
-    in_standard_deviations,
+    JudgedRow,
     require_an_order,
     scale_scores,
+    standardised_rows,
 )
 from tokencredit.recipes.reward_model.train_reward_model import train_reward_model
 from tokencredit.reward_model.hf_scores import load_reward_model, score_responses
@@ -20,13 +20,13 @@ from tokencredit.text.hf_token_rows import EncodedText, sequence_start
 ROW = EncodedText([4, 5], [False, True])
 
 
-def rated(*ratings: float) -> list[Judged]:
-    return [Judged((ROW,), rating) for rating in ratings]
+def rated(*ratings: float) -> list[JudgedRow]:
+    return [JudgedRow((ROW,), rating) for rating in ratings]
 
 
-def test_ratings_are_learnt_in_standard_deviations():
+def test_ratings_are_learnt_standardised_rows():
     model = tiny_model("llama")
-    judged = in_standard_deviations(model, rated(2.0, 4.0, 6.0, 8.0))
+    judged = standardised_rows(model, rated(2.0, 4.0, 6.0, 8.0))
     targets = torch.tensor([one.target for one in judged])
     assert targets.mean().item() == pytest.approx(0.0, abs=1e-6)
     assert targets.std(correction=0).item() == pytest.approx(1.0)
@@ -37,8 +37,8 @@ def test_ratings_are_learnt_in_standard_deviations():
 
 def test_ratings_that_are_all_the_same_teach_nothing():
     with pytest.raises(DataError, match="all 3 ratings are 5"):
-        in_standard_deviations(tiny_model("llama"), rated(5.0, 5.0, 5.0))
-    with pytest.raises(DataError, match=r"all of them rated alike.*held_out=0"):
+        standardised_rows(tiny_model("llama"), rated(5.0, 5.0, 5.0))
+    with pytest.raises(DataError, match=r"all of them rated alike.*evaluation.share=0"):
         require_an_order(rated(5.0, 5.0))
     require_an_order(rated(5.0, 6.0))
     require_an_order([])

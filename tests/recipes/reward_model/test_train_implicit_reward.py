@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from named_settings import configured
 from safetensors.torch import load_file
 from tiny_models import tiny_model
 from tiny_tokenizers import CORPUS, byte_level
@@ -79,8 +80,11 @@ def config(folder: Path, output: Path, **settings):
         "progress": False,
         "device": "cpu",
     }
-    return TrainImplicitRewardConfig(
-        str(folder / "pairs.jsonl"), output=str(output), **(tiny | settings)
+    return configured(
+        TrainImplicitRewardConfig,
+        data=str(folder / "pairs.jsonl"),
+        output=str(output),
+        **(tiny | settings),
     )
 
 
@@ -126,8 +130,8 @@ def test_the_loss_is_that_of_our_own_log_ratios(folder, tmp_path):
     )  # fmt: skip
     train_implicit_reward(again)
     loss = read_jsonl(tmp_path / "again" / "metrics.jsonl")[0]["loss"]
-    model, tokenizer = recipe._start(again)
-    rows = recipe._encoded(again, tokenizer, training_pairs(again)[0])
+    model, tokenizer = recipe._model_to_train(again)
+    rows = recipe._encoded_pairs(again, tokenizer, training_pairs(again)[0])
     scores = implicit_fraction_scores(
         model,
         AutoModelForCausalLM.from_pretrained(folder / "lm"),

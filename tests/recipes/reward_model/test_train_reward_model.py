@@ -1,5 +1,6 @@
 import json
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tiny_reward_training import config, lines, loss_of, save_start, write_input
 from tiny_tokenizers import byte_level, word_level
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from tokencredit.cli import main
 from tokencredit.errors import (
     ConfigError,
     DataError,
@@ -19,13 +21,17 @@ from tokencredit.errors import (
     TokenCreditWarning,
 )
 from tokencredit.recipes.reward_model import train_reward_model as recipe
-from tokencredit.recipes.reward_model.examples import Judged, judged_rows, reading, reward_batch
-from tokencredit.recipes.reward_model.objectives import reward_loss
+from tokencredit.recipes.reward_model.examples import (
+    JudgedRow,
+    judgement_text,
+    reward_batch,
+    score_reading,
+)
 from tokencredit.recipes.reward_model.train_reward_model import train_reward_model
-from tokencredit.recipes.supervised import held_out_rows
+from tokencredit.recipes.supervised import held_out_rows, train_and_held_out
 from tokencredit.reward_model.hf_scores import load_reward_model, score_responses
-from tokencredit.reward_model.losses.pairs import bradley_terry_loss, prefix_bradley_terry_loss
-from tokencredit.scorers.fractions import PrefixScorer, fraction_scores
+from tokencredit.reward_model.objectives import OBJECTIVES, Objective
+from tokencredit.scorers.fractions import counted_scores, fraction_scores
 from tokencredit.text.hf_encoding import encode_responses
 from tokencredit.text.hf_token_rows import (
     EncodedText,
@@ -53,6 +59,10 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(folder, tmp_path_factory):
     return train_reward_model(config(folder, tmp_path_factory.mktemp("run") / "rm"))
+
+
+def rows_of_data(settings):
+    return train_and_held_out(settings, partial(recipe._load, settings), text=judgement_text)[0]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -112,9 +122,9 @@ def test_other_positions_and_ratings_are_learnt_too(folder, tmp_path, objective,
 def test_the_loss_comes_from_one_pass_per_response(folder, tmp_path, objective, positions):
     """The loss of a batch equals that of every prefix scored in a pass of its own."""
     settings = config(folder, tmp_path / "rm", objective, positions=positions)
-    model, tokenizer = recipe._start(settings)
-    judged = judged_rows(settings, tokenizer, recipe._judgements(settings)[0])[:3]
-    read_at = reading(settings, tokenizer)
+    model, tokenizer = recipe._model_to_train(settings)
+    judged = recipe._judged_rows(settings, tokenizer, rows_of_data(settings))[:3]
+    read_at = score_reading(settings, tokenizer)
     loss = loss_of(model, judged, tokenizer, read_at, objective=objective, positions=positions)
 
     def prefix_scores(row: EncodedText) -> torch.Tensor:
@@ -193,7 +203,9 @@ def test_a_reward_model_with_two_outputs_gets_a_new_head(folder, tmp_path):
 
 def test_a_reward_model_with_one_output_keeps_its_head(folder, trained, tmp_path):
     settings = config(folder, tmp_path / "rm", model=str(trained))
-    assert torch.equal(recipe._start(settings)[0].score.weight, weights(trained)["score.weight"])
+    assert torch.equal(
+        recipe._model_to_train(settings)[0].score.weight, weights(trained)["score.weight"]
+    )
 
 
 def test_an_encoder_learns_whole_responses_only(folder, tmp_path):
@@ -222,8 +234,8 @@ def test_chats_are_scored_at_the_end_of_the_turn(folder, tmp_path):
     ]
     lines(tmp_path / "bradley-terry.jsonl", chats)
     settings = config(tmp_path, tmp_path / "rm", model=str(start))
-    tokenizer = recipe._start(settings)[1]
-    judged = judged_rows(settings, tokenizer, recipe._judgements(settings)[0])
+    tokenizer = recipe._model_to_train(settings)[1]
+    judged = recipe._judged_rows(settings, tokenizer, rows_of_data(settings))
     batch = reward_batch(judged[:1], pad_id=tokenizer.pad_token_id, read_at=read_every_token)
     counted = [
         tokenizer.decode(ids[at])
@@ -250,13 +262,13 @@ def test_a_pad_token_is_asked_for_and_added(folder, tmp_path):
 def test_padding_with_the_end_of_sequence_warns_and_changes_no_score(folder, tmp_path):
     settings = config(folder, tmp_path / "rm", pad_token="<eos>")
     with pytest.warns(TokenCreditWarning, match="pads with its end-of-sequence token"):
-        model, tokenizer = recipe._start(settings)
-    judged = judged_rows(settings, tokenizer, recipe._judgements(settings)[0])
+        model, tokenizer = recipe._model_to_train(settings)
+    judged = recipe._judged_rows(settings, tokenizer, rows_of_data(settings))
     rows = [judged[0].responses[0], judged[0].responses[1]]
     assert len(rows[0]) != len(rows[1])
     read = {"pad_id": tokenizer.eos_token_id, "read_at": read_last_token}
     together, apart = (
-        [PrefixScorer(model)(*scored_rows(some, **read)) for some in batches]
+        [counted_scores(model, *scored_rows(some, **read)) for some in batches]
         for batches in ([rows], [rows[:1], rows[1:]])
     )
     torch.testing.assert_close(together[0], torch.cat(apart))
@@ -265,8 +277,8 @@ def test_padding_with_the_end_of_sequence_warns_and_changes_no_score(folder, tmp
 def test_fractions_come_from_the_prefixes_themselves(folder, tmp_path):
     """One pass gives what the cut texts give, and batches of any size the same."""
     settings = config(folder, tmp_path / "rm", append_eos=False)
-    model, tokenizer = recipe._start(settings)
-    rows = [row for one in judged_rows(settings, tokenizer, recipe._judgements(settings)[0])
+    model, tokenizer = recipe._model_to_train(settings)
+    rows = [row for one in recipe._judged_rows(settings, tokenizer, rows_of_data(settings))
             for row in one.responses]  # fmt: skip
     several = {"pad_id": tokenizer.pad_token_id, "context": nullcontext()}
     scores = fraction_scores(model, rows, batch_size=5, **several)
@@ -285,44 +297,25 @@ def test_dropout_is_off(folder, tmp_path):
     start.config.resid_pdrop = start.config.embd_pdrop = start.config.attn_pdrop = 0.5
     start.save_pretrained(tmp_path / "start")
     tokenizer.save_pretrained(tmp_path / "start")
-    model, _ = recipe._start(config(folder, tmp_path / "rm", model=str(tmp_path / "start")))
+    model, _ = recipe._model_to_train(
+        config(folder, tmp_path / "rm", model=str(tmp_path / "start"))
+    )
     ids = torch.tensor([tokenizer("a good film")["input_ids"]])
     model.train()
     assert torch.equal(model(ids).logits, model(ids).logits)
 
 
-def test_margins_and_centering_enter_the_loss():
-    scores = torch.tensor([[2.0], [1.0]])
-    mask = torch.ones(2, 1, dtype=torch.bool)
-    margin = torch.tensor([0.5])
-    loss = reward_loss(scores, mask, margin, objective="bradley-terry", centering=0.1)
-    expected = bradley_terry_loss(scores[0], scores[1], margin=margin) + 0.1 * 9.0
-    torch.testing.assert_close(loss, expected)
-    plain = reward_loss(scores, mask, margin, objective="bradley-terry")
-    torch.testing.assert_close(
-        plain, prefix_bradley_terry_loss(scores[:1], scores[1:], mask[:1], mask[1:], margin=margin)
-    )
-
-
-def test_centering_in_segments_is_of_the_means_that_are_compared():
-    scores = torch.tensor([[2.0, 4.0], [1.0, 0.0]])
-    mask = torch.tensor([[True, True], [True, False]])
-    loss = reward_loss(scores, mask, torch.zeros(1), objective="bradley-terry",
-                       positions="segments", centering=0.1)  # fmt: skip
-    expected = bradley_terry_loss(torch.tensor([3.0]), torch.tensor([1.0])) + 0.1 * 16.0
-    torch.testing.assert_close(loss, expected)
-
-
 @pytest.mark.parametrize(
     ("objective", "settings", "message"),
     [
-        ("classification", {"center_rewards_coefficient": 0.1}, "labels already say where 0 is"),
-        ("regression", {"center_rewards_coefficient": 0.1}, "ratings already say where 0 is"),
+        ("classification", {"centering": 0.1}, r"loss\.centering is 0\.1 .* does not read it"),
+        ("regression", {"bootstrap_lambda": 0.5}, "one of classification bootstrapped, regression"),
+        ("bradly-terry", {}, "objective is 'bradly-terry'; expected one of bradley-terry, "),
         ("classification", {"positions": "pairs"}, "expected one of last, every, bootstrapped"),
         ("regression", {"positions": "segments"}, "expected one of last, every, bootstrapped"),
         ("bradley-terry", {"positions": "bootstrapped"}, "one of last, every, pairs, segments"),
-        ("bradley-terry", {"prefix_start": 0}, "prefix_start is 0"),
-        ("bradley-terry", {"segment_length": 0}, "segment_length is 0"),
+        ("bradley-terry", {"prefix_start": 0}, "start is 0"),
+        ("bradley-terry", {"segment_length": 0}, "length is 0"),
         ("regression", {"bootstrap_lambda": 2.0}, "expected a number from 0 to 1"),
     ],
 )
@@ -398,7 +391,7 @@ def test_padding_stands_on_the_right():
 def test_first_all_chosen_then_all_rejected():
     rows = [EncodedText([number, 9], [False, True]) for number in range(4)]
     batch = reward_batch(
-        [Judged((rows[0], rows[1]), 0.0), Judged((rows[2], rows[3]), 1.5)],
+        [JudgedRow((rows[0], rows[1]), 0.0), JudgedRow((rows[2], rows[3]), 1.5)],
         pad_id=7,
         read_at=read_every_token,
     )
@@ -427,3 +420,40 @@ def test_nothing_is_held_out_of_a_fraction_of_zero():
     assert held_out_rows(["a", "b"], ["c", "d"], fraction=0.0, seed=0) == ([0, 1], [])
     with pytest.raises(DataError, match="leave none to train on"):
         held_out_rows(["a"], ["c"], fraction=0.5, seed=0)
+
+
+def test_an_objective_is_a_loss_and_a_row_and_every_command_has_it(folder, tmp_path, monkeypatch):
+    def hinge_loss(judgements, settings):
+        chosen, rejected, *_ = judgements.sides
+        return (1 - chosen + rejected).clamp(min=0).mean()
+
+    monkeypatch.setitem(OBJECTIVES, ("hinge", "last"), Objective("pairs", "last", hinge_loss))
+    words = ["--data", folder / "bradley-terry.jsonl", "--model", folder / "lm", "--max_length", 64]
+    words += ["--objective", "hinge", "--positions", "last", "--training.learning_rate", 1e-2]
+    words += ["--training.epochs", 8, "--evaluation.share", 0.2, "--progress", "false"]
+    words += ["--output", tmp_path / "rm", "--device", "cpu"]
+    assert main(["train-reward-model", *map(str, words)]) == 0
+    metrics = json.loads((tmp_path / "rm" / "metrics.json").read_text())
+    assert metrics["held_out_accuracy"] == 1.0
+    assert metrics["train_loss"] < 0.9  # 1 where all scores are the same
+    assert load_reward_model(tmp_path / "rm")[0].config.num_labels == 1
+
+
+def test_the_flat_name_of_a_setting_is_answered_with_the_one_it_has_now(folder, tmp_path, capsys):
+    for old, now in (
+        ("epochs", "training.epochs"),
+        ("held_out", "evaluation.share"),
+        ("lora_rank", "lora.rank"),
+        ("prompt_column", "columns.prompt"),
+        ("prefix_step", "beginnings.step"),
+        ("segment_length", "segments.length"),
+        ("center_rewards_coefficient", "loss.centering"),
+    ):
+        assert main(["train-reward-model", "--data", "x", "--model", "y", "--output",
+                     str(tmp_path / "rm"), f"--{old}", "1"]) == 1  # fmt: skip
+        assert f"{old!r} is now {now!r}" in capsys.readouterr().err
+
+
+def test_weights_are_trained_in_float32(folder, tmp_path):
+    with pytest.raises(ConfigError, match="expected 'float32', in which weights are trained"):
+        config(folder, tmp_path / "rm", dtype="bfloat16")

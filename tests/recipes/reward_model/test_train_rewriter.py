@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from named_settings import configured
 from safetensors.torch import load_file
 from tiny_models import tiny_model
 from tiny_tokenizers import CORPUS, byte_level
@@ -17,7 +18,7 @@ from tokencredit.errors import (
 )
 from tokencredit.recipes.language_model.corpus import byte_level_tokenizer
 from tokencredit.recipes.reward_model import train_rewriter as recipe
-from tokencredit.recipes.reward_model.settings import TrainRewriterConfig
+from tokencredit.recipes.reward_model.causal_settings import TrainRewriterConfig
 from tokencredit.recipes.reward_model.train_rewriter import train_rewriter
 from tokencredit.recipes.supervised import training_pairs
 from tokencredit.reward_model.hf_rewriter import INSTRUCTION, TEMPLATE, rewriter_logprobs
@@ -58,7 +59,12 @@ def config(folder: Path, output: Path, **settings):
         "progress": False,
         "device": "cpu",
     }
-    return TrainRewriterConfig(str(folder / "pairs.jsonl"), output=str(output), **(tiny | settings))
+    return configured(
+        TrainRewriterConfig,
+        data=str(folder / "pairs.jsonl"),
+        output=str(output),
+        **(tiny | settings),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +103,7 @@ def test_each_pair_gives_a_correction_and_a_row_to_keep(folder, tmp_path, monkey
     settings = config(folder, tmp_path / "rewriter")
     kept = []
     monkeypatch.setattr(
-        recipe, "_trained", lambda _config, _model, rows, _folder: kept.extend(rows) or {}
+        recipe, "_train", lambda _config, _model, rows, _folder: kept.extend(rows) or {}
     )
     train_rewriter(settings)
     tokenizer = AutoTokenizer.from_pretrained(folder / "lm")
@@ -128,7 +134,7 @@ def test_conversations_are_rendered(folder, tmp_path):
     settings = config(tmp_path, tmp_path / "rewriter", instruction="again")
     assert train_rewriter(settings) == tmp_path / "rewriter"
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "lm")
-    (row,) = recipe._rows(
+    (row,) = recipe._rewriting_rows(
         settings, tokenizer, training_pairs(settings)[1][:1], read="rejected", write="chosen"
     )
     text = tokenizer.decode(row.input_ids)
@@ -182,4 +188,4 @@ def test_a_tokenizer_without_padding_is_told_so(folder, tmp_path):
     with pytest.raises(ModelError, match="no pad token"):
         train_rewriter(config(folder, tmp_path / "rewriter", model=str(tmp_path / "lm")))
     settings = config(folder, tmp_path / "x", model=str(tmp_path / "lm"), pad_token="<unk>")
-    assert recipe._start(settings)[1].pad_token == "<unk>"
+    assert recipe._model_to_train(settings)[1].pad_token == "<unk>"

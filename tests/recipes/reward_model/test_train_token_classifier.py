@@ -1,9 +1,11 @@
 import json
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from named_settings import configured
 from safetensors.torch import load_file
 from tiny_models import tiny_model
 from tiny_tokenizers import CORPUS, byte_level, word_level
@@ -24,6 +26,7 @@ from tokencredit.recipes.reward_model.token_labels import (
     class_report,
     label_targets,
     labelled_logits,
+    labelled_text,
     labelled_texts,
     token_batch,
 )
@@ -31,6 +34,7 @@ from tokencredit.recipes.reward_model.train_token_classifier import (
     TrainTokenClassifierConfig,
     train_token_classifier,
 )
+from tokencredit.recipes.supervised import classifier_to_train, train_and_held_out
 from tokencredit.reward_model.hf_token_classifier import (
     load_token_classifier,
     token_classifier_logits,
@@ -100,8 +104,9 @@ def config(folder: Path, output: Path, labels: str = "edits", **settings):
         "progress": False,
         "severities": ("minor", "major") if labels == "spans" else (),
     }
-    return TrainTokenClassifierConfig(
-        str(folder / f"{labels}.jsonl"),
+    return configured(
+        TrainTokenClassifierConfig,
+        data=str(folder / f"{labels}.jsonl"),
         output=str(output),
         labels=labels,
         **({"model": str(folder / "lm")} | tiny | settings),
@@ -114,9 +119,17 @@ def trained(folder, tmp_path_factory):
     return train_token_classifier(config(folder, run, epochs=8.0, learning_rate=1e-2))
 
 
+def rows_of_data(settings):
+    return train_and_held_out(settings, partial(recipe._load, settings), text=labelled_text)
+
+
 def labelled(settings):
-    model, tokenizer = recipe._start(settings)
-    data, _ = recipe._examples(settings)
+    model, tokenizer = classifier_to_train(
+        settings,
+        AutoModelForTokenClassification,
+        id2label=dict(enumerate(settings.classes)),
+    )
+    data, _ = rows_of_data(settings)
     return model, tokenizer, labelled_texts(settings, tokenizer, data)
 
 
@@ -219,7 +232,7 @@ def test_a_row_without_a_label_is_an_error(folder, tmp_path):
 
 
 def test_both_sides_of_an_edit_stay_together(folder, tmp_path):
-    train, held_out = recipe._examples(config(folder, tmp_path))
+    train, held_out = rows_of_data(config(folder, tmp_path))
     assert (len(train), len(held_out)) == (16, 4)
     assert not {row.prompt for row in train} & {row.prompt for row in held_out}
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from generate_settings import generate_config
+from named_settings import configured
 from safetensors.torch import load_file
 from saved_models import save_reward_model
 from tiny_reward_training import lines, save_start, write_inputs
@@ -57,8 +58,9 @@ def config(folder: Path, output: Path, objective="farma", **settings):
         "progress": False,
         "device": "cpu",
     }
-    return TrainVocabularyRewardConfig(
-        **({"output": str(output), "objective": objective} | tiny | settings)
+    return configured(
+        TrainVocabularyRewardConfig,
+        **({"output": str(output), "objective": objective} | tiny | settings),
     )
 
 
@@ -167,7 +169,7 @@ def test_the_constraint_reads_the_chosen_side_alone(trained):
 def test_turns_of_the_constraint_stand_between_those_of_pairs(folder, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "tokencredit.recipes.reward_model.train_vocabulary_reward.trained_turn",
+        "tokencredit.recipes.reward_model.train_vocabulary_reward.train_turn",
         lambda _config, _model, turn, *_, number, pad_id: seen.append((number, turn)) or (0.1, 5),
     )
     train_vocabulary_reward(config(folder, tmp_path / "run", rounds=3))

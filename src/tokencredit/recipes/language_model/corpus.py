@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from tokencredit.batch import padded_rows
 from tokencredit.errors import DataError, ModelError
 
 IGNORED = -100
@@ -87,8 +88,8 @@ def causal_batch(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     No mask: a causal model does not look at what comes behind, and padding has no label, so any id
     will do for it.
     """
-    pad = torch.nn.utils.rnn.pad_sequence
+    fills = {"input_ids": 0, "labels": IGNORED}
     return {
-        "input_ids": pad([row["input_ids"] for row in rows], batch_first=True),
-        "labels": pad([row["labels"] for row in rows], batch_first=True, padding_value=IGNORED),
+        name: padded_rows([row[name].tolist() for row in rows], fill=fill, side="right")[0]
+        for name, fill in fills.items()
     }

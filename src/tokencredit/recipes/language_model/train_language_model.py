@@ -11,10 +11,9 @@ The Trainer of transformers does the training, at the speed of a bare loop. The 
 4.2M parameters. `mixed_precision: bf16` pays on CPUs with matrix instructions too.
 """
 
-import json
 import math
-import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,18 +38,23 @@ from tokencredit.recipes.language_model.corpus import (
     causal_example,
     token_blocks,
 )
-from tokencredit.recipes.run_folder import write_atomically
+from tokencredit.recipes.settings import (
+    HeldOutSettings,
+    LoadingSettings,
+    TrainingSettings,
+    group,
+    require_float32,
+    setting,
+)
 from tokencredit.recipes.supervised import (
-    SupervisedTrainer,
     autocast,
     finished_run,
-    held_out_rows,
     require_context,
-    require_fitting,
     supervised_run,
-    training_arguments,
-    write_model,
+    train_and_held_out,
+    write_results,
 )
+from tokencredit.recipes.trainer import SupervisedTrainer, train, training_arguments
 from tokencredit.text.hf_token_rows import Truncation, encoded_texts
 
 SMALL_LLAMA: dict[str, Any] = {
@@ -65,78 +69,58 @@ SMALL_LLAMA: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class TrainLanguageModelConfig:
-    """Settings of one language model.
+class TextColumns:
+    """Names of the columns of texts, or of prompts and answers."""
 
-    Attributes:
-        data: JSON-lines file, dataset folder or dataset id.
-        output: run folder; holds the model in Hugging Face layout when it is done.
-        objective: `texts` learns every token of texts, `completions` the answers to prompts.
-        split: of a dataset folder or id.
-        text_column: column of the texts.
-        prompt_column: column of the prompts, texts or lists of chat messages.
-        completion_column: column of the answers.
-        limit: use only the first rows; None uses all.
-        eval_data: held-out data of the same form; None holds rows of `data` out.
-        eval_split: split of `eval_data`; None for `split`.
-        held_out: share of the different texts or prompts held out where there is no `eval_data`;
-            0 holds none out.
-        model: Hub id or folder of a causal language model to start from; None starts from random
-            weights.
-        architecture: of a model from random weights: `model_type` and settings of its
-            configuration.
-        tokenizer: Hub id or folder; None takes that of `model`, or learns one.
-        vocab_size: of a learnt tokenizer, in tokens.
-        max_length: of a block or row, in tokens.
-        truncation: what a longer row loses first with `completions`: `response-end`, or
-            `prompt-start` and then the end of the answer.
-        epochs: passes over the data.
-        batch_size: blocks or rows per process and backward pass.
-        gradient_accumulation: backward passes per optimiser step.
-        learning_rate: highest of AdamW's, reached after the warm-up; a cosine takes it to 0. None
-            takes 1e-3 from random weights and 2e-5 for a given model.
-        warmup: share of the steps in which the learning rate rises.
-        weight_decay: of AdamW.
-        max_grad_norm: gradients are clipped to this norm.
-        mixed_precision: `bf16` trains under autocast; weights stay float32.
-        trust_remote_code: run code that comes with a model; off unless you trust its author.
-        seed: of everything random.
-        device: `cpu` keeps to the CPU; None takes what Accelerate finds.
-        progress: show a progress bar.
-    """
+    text: str = setting("text", was="text_column")
+    """Texts."""
+    prompt: str = setting("prompt", was="prompt_column")
+    """Prompts, texts or lists of chat messages."""
+    completion: str = setting("completion", was="completion_column")
+    """Answers."""
+
+
+@dataclass(frozen=True)
+class TrainLanguageModelConfig:
+    """One language model."""
 
     data: str
-    output: str
+    """JSON-lines file, dataset folder or dataset id."""
+    output: str = setting(free=True)
+    """Run folder; holds the model in Hugging Face layout when it is done."""
     objective: Literal["texts", "completions"] = "texts"
-    split: str = "train"
-    text_column: str = "text"
-    prompt_column: str = "prompt"
-    completion_column: str = "completion"
-    limit: int | None = None
-    eval_data: str | None = None
-    eval_split: str | None = None
-    held_out: float = 0.05
+    """`texts` learns every token of texts, `completions` the answers to prompts."""
     model: str | None = None
+    """Hub id or folder of a causal language model to start from; None starts from random
+    weights."""
     architecture: dict[str, Any] = field(default_factory=lambda: dict(SMALL_LLAMA))
+    """Of a model from random weights: `model_type` and settings of its configuration."""
     tokenizer: str | None = None
+    """Hub id or folder; None takes that of `model`, or learns one."""
     vocab_size: int = 4096
+    """Of a learnt tokenizer, in tokens."""
+    split: str = "train"
+    """Of a dataset folder or id."""
+    limit: int | None = None
+    """Use only the first rows; None uses all."""
     max_length: int = 256
+    """Of a block or row, in tokens."""
     truncation: Truncation = "response-end"
-    epochs: float = 1.0
-    batch_size: int = 16
-    gradient_accumulation: int = 1
-    learning_rate: float | None = None
-    warmup: float = 0.05
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    mixed_precision: Literal["no", "bf16"] = "no"
-    trust_remote_code: bool = False
+    """What a longer row loses first with `completions`: `response-end`, or `prompt-start` and then
+    the end of the answer."""
+    columns: TextColumns = group(TextColumns)
+    evaluation: HeldOutSettings = group(HeldOutSettings)
+    training: TrainingSettings = group(TrainingSettings, learning_rate=None, weight_decay=0.01)
+    loading: LoadingSettings = group(LoadingSettings)
     seed: int = 0
-    device: str | None = None
-    progress: bool = True
+    """Of everything random."""
+    device: str | None = setting(None, free=True)
+    """`cpu` keeps to the CPU; None takes what Accelerate finds."""
+    progress: bool = setting(True, free=True)
+    """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        require_fitting(self)
+        require_float32(self.loading, frozen=None)
         if self.max_length < 2:
             raise ConfigError(f"max_length is {self.max_length}; expected at least 2 tokens")
         if self.model is None and self.tokenizer is None and self.vocab_size < 259:
@@ -169,58 +153,49 @@ def train_language_model(config: TrainLanguageModelConfig) -> Path:
     done = finished_run(config)
     if done is not None:
         return done
-    texts, eval_texts = _texts(config)
+    texts, eval_texts = train_and_held_out(
+        config, partial(_load, config), text=lambda row: row.response
+    )
     set_seed(config.seed)
     tokenizer = _tokenizer(config, texts)
     model = _model(config, tokenizer)
     require_context(model, tokenizer, config.max_length)
-    rows = _rows(config, tokenizer, texts)
-    eval_rows = _rows(config, tokenizer, eval_texts) if eval_texts else []
+    rows = _causal_examples(config, tokenizer, texts)
+    eval_rows = _causal_examples(config, tokenizer, eval_texts) if eval_texts else []
     with supervised_run(config) as folder:
-        metrics = _trained(config, model, rows, folder)
+        metrics = _train(config, model, rows, folder)
         if eval_rows:
             metrics |= _perplexity(config, model, eval_rows)
-        write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        write_model(model, tokenizer, folder)
-    print("  ".join(f"{name} {value:,.6g}" for name, value in metrics.items()))
-    print(f"language model: {folder}")
+        write_results(model, tokenizer, metrics, folder, name="language model")
     return folder
 
 
 Texts = list[PromptedResponse]
 
 
-def _texts(config: TrainLanguageModelConfig) -> tuple[Texts, Texts]:
-    """What to train on and what is held out; plain texts are answers without a prompt."""
-
-    def loaded(data: str, split: str) -> Texts:
-        if config.objective == "texts":
-            texts = load_texts(data, split=split, column=config.text_column, limit=config.limit)
-            return [PromptedResponse("", text) for text in texts]
-        return load_prompted_responses(
-            data,
-            split=split,
-            prompt_column=config.prompt_column,
-            response_column=config.completion_column,
-            limit=config.limit,
-        )
-
-    texts = loaded(config.data, config.split)
-    if config.eval_data is not None:
-        return texts, loaded(config.eval_data, config.eval_split or config.split)
-    train, held_out = held_out_rows(
-        [text.prompt for text in texts],
-        [text.response for text in texts],
-        fraction=config.held_out,
-        seed=config.seed,
+def _load(config: TrainLanguageModelConfig, data: str, split: str) -> Texts:
+    """The rows of a data set; plain texts are answers without a prompt."""
+    columns = config.columns
+    if config.objective == "texts":
+        texts = load_texts(data, split=split, column=columns.text, limit=config.limit)
+        return [PromptedResponse("", text) for text in texts]
+    return load_prompted_responses(
+        data,
+        split=split,
+        prompt_column=columns.prompt,
+        response_column=columns.completion,
+        limit=config.limit,
     )
-    return [texts[row] for row in train], [texts[row] for row in held_out]
 
 
 def _tokenizer(config: TrainLanguageModelConfig, texts: Texts) -> PreTrainedTokenizerBase:
     name = config.tokenizer or config.model
     if name is not None:
-        return load_tokenizer(name, trust_remote_code=config.trust_remote_code)
+        return load_tokenizer(
+            name,
+            pad_token=config.loading.pad_token,
+            trust_remote_code=config.loading.trust_remote_code,
+        )
     parts = (part for text in texts for part in (text.prompt, text.response))
     return byte_level_tokenizer(
         (part for part in parts if isinstance(part, str)), vocab_size=config.vocab_size
@@ -228,10 +203,14 @@ def _tokenizer(config: TrainLanguageModelConfig, texts: Texts) -> PreTrainedToke
 
 
 def _model(config: TrainLanguageModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    loading = config.loading
     if config.model is not None:
         with quiet_transformers():
             return load_model(
-                AutoModelForCausalLM, config.model, trust_remote_code=config.trust_remote_code
+                AutoModelForCausalLM,
+                config.model,
+                attn_implementation=loading.attn_implementation,
+                trust_remote_code=loading.trust_remote_code,
             )
     if tokenizer.pad_token_id is None:
         tokenizer.add_special_tokens({"pad_token": "<pad>"})
@@ -244,7 +223,10 @@ def _model(config: TrainLanguageModelConfig, tokenizer: PreTrainedTokenizerBase)
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     } | settings
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
+    return AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(model_type, **settings),
+        attn_implementation=loading.attn_implementation,
+    )
 
 
 def _require_known_settings(model_type: str, settings: dict[str, Any]) -> None:
@@ -264,7 +246,7 @@ def _require_known_settings(model_type: str, settings: dict[str, Any]) -> None:
         )
 
 
-def _rows(
+def _causal_examples(
     config: TrainLanguageModelConfig, tokenizer: PreTrainedTokenizerBase, texts: Texts
 ) -> list[dict[str, Tensor]]:
     responses = [text.response for text in texts]
@@ -282,31 +264,25 @@ def _rows(
     return [causal_example(torch.tensor(row.input_ids), start=row.start) for row in rows]
 
 
-def _trained(
+def _train(
     config: TrainLanguageModelConfig,
     model: PreTrainedModel,
     rows: list[dict[str, Tensor]],
     folder: Path,
 ) -> dict[str, float]:
     """Train the model in place; what it took."""
-    rate = config.learning_rate or (1e-3 if config.model is None else 2e-5)
+    rate = 1e-3 if config.model is None else 2e-5
     trainer = SupervisedTrainer(
         model=model,
-        args=training_arguments(config, folder, examples=len(rows), learning_rate=rate),
+        args=training_arguments(
+            config, folder, examples=len(rows), learning_rate=rate, sampling="random"
+        ),
         train_dataset=rows,
         data_collator=causal_batch,
         log_file=folder / "metrics.jsonl",
     )
-    start = time.perf_counter()
-    loss = trainer.train().training_loss
-    seconds = time.perf_counter() - start
-    tokens = config.epochs * sum(len(row["input_ids"]) for row in rows)
-    return {
-        "train_loss": loss,
-        "train_tokens": tokens,
-        "seconds": seconds,
-        "tokens_per_second": tokens / seconds,
-    }
+    tokens = config.training.epochs * sum(len(row["input_ids"]) for row in rows)
+    return train(trainer, tokens=tokens)
 
 
 def _perplexity(
@@ -315,11 +291,12 @@ def _perplexity(
     """Perplexity of held-out tokens: exp of the mean negative log-probability, over all tokens."""
     model.eval()
     nats, count = 0.0, 0
-    for at in range(0, len(rows), config.batch_size):
-        batch = causal_batch(rows[at : at + config.batch_size])
+    batch_size = config.training.batch_size
+    for at in range(0, len(rows), batch_size):
+        batch = causal_batch(rows[at : at + batch_size])
         tokens = int((batch["labels"] != IGNORED).sum())
         batch = {name: values.to(model.device) for name, values in batch.items()}
-        with torch.no_grad(), autocast(config, model.device):
+        with torch.no_grad(), autocast(config.training, model.device):
             nats += float(model(**batch, use_cache=False).loss) * tokens
         count += tokens
     return {"held_out_perplexity": math.exp(nats / count), "held_out_tokens": count}

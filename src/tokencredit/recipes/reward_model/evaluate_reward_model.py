@@ -12,7 +12,7 @@ There a tie counts as RewardBench counts it: against the model among two, 1 / k 
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,94 +27,95 @@ from tokencredit.evaluation.plots import plot_calibration, plot_prefix_accuracy
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.preference.hf_comparisons import Comparison, load_comparisons
 from tokencredit.recipes.reward_model.evaluation_report import evaluation_tables, write_rewardbench
-from tokencredit.recipes.reward_model.pair_evaluation import Scored, evaluation, scored_pairs
+from tokencredit.recipes.reward_model.pair_evaluation import (
+    ScoredComparison,
+    evaluation,
+    scored_pairs,
+)
 from tokencredit.recipes.run_folder import open_run_folder, require_same_run, write_atomically
+from tokencredit.recipes.settings import (
+    LoadingSettings,
+    free_settings,
+    group,
+    require_positive,
+    setting,
+)
 from tokencredit.scorers.responses import Kind, ResponseScorer, loaded_scorer, scored_responses
 from tokencredit.text.hf_rendering import Template
 from tokencredit.text.hf_token_rows import Truncation
 
-_FREE_SETTINGS = ("output", "batch_size", "device", "progress")
+
+@dataclass(frozen=True)
+class ComparisonColumns:
+    """Names of the columns of judged answers."""
+
+    prompt: str | None = setting(None, was="prompt_column")
+    """Prompts, texts or lists of chat messages; None takes `prompt` where it is there, or else what
+    both texts begin with."""
+    chosen: str = setting("chosen", was="chosen_column")
+    """The preferred answers, texts or lists of texts; with `label` the first ones."""
+    rejected: str = setting("rejected", was="rejected_column")
+    """The others; with `label` the second ones."""
+    label: str | None = setting(None, was="label_column")
+    """1 or 2, or the name of a column: the better answer."""
+    subset: str | None = setting(None, was="subset_column")
+    """Parts of the data; None takes `subset` where it is there, and with several data sets their
+    names."""
+    name: str | None = setting(None, was="name_column")
+    """What rows are called; None takes `id` where it is there."""
 
 
 @dataclass(frozen=True)
 class EvaluateRewardModelConfig:
-    """Settings of one evaluation.
-
-    Attributes:
-        reward_model: Hub id or folder of a sequence-classification model with one or two outputs,
-            or of a language model that was trained by DPO.
-        data: JSON-lines file, dataset folder or dataset id; or a list of them.
-        output: folder for `evaluation.json`, `pairs.jsonl`, two figures and `rewardbench/`.
-        kind: `classification` or `implicit`; None is `implicit` where a reference is given or the
-            model's configuration names one.
-        reference: Hub id or folder of the reference of an implicit reward; None takes what the
-            model's configuration says.
-        dpo_beta: of an implicit reward; None takes what the model's configuration says.
-        split: of a dataset folder or id.
-        prompt_column: column of the prompts, texts or lists of chat messages; None takes `prompt`
-            where it is there, or else what both texts begin with.
-        chosen_column: column of the preferred answers, texts or lists of texts; with
-            `label_column` of the first ones.
-        rejected_column: column of the others; with `label_column` of the second ones.
-        label_column: column of 1 or 2, or of the name of a column: the better answer.
-        subset_column: column of the parts of the data; None takes `subset` where it is there, and
-            with several data sets their names.
-        name_column: column of what rows are called; None takes `id` where it is there.
-        unusable: what to do with rows of equal or empty answers: `error` or `drop`.
-        limit: use only the first rows of each data set; None uses all.
-        template: `chat` renders with the model's chat template, a plain prompt as one message of
-            the user; `plain` joins prompt and response; `auto` is `chat` where the model has a
-            chat template.
-        append_eos: end plain responses with the end of sequence; None does what the model learnt
-            on, and no where it does not say.
-        max_length: of prompt and response, in tokens; None takes what the model can read.
-        truncation: what a longer row loses first: `prompt-start` and then the end of the response,
-            or `response-end`.
-        batch_size: responses per forward pass.
-        confidence: of the intervals.
-        bins: of the calibration.
-        dtype: of the weights.
-        attn_implementation: of transformers; None for its default.
-        device: to compute on; None for the CPU.
-        pad_token: token to pad with, where the tokenizer names none.
-        trust_remote_code: run code that comes with the model; off unless you trust its author.
-        progress: show a progress bar.
-    """
+    """One evaluation."""
 
     reward_model: str
+    """Hub id or folder of a sequence-classification model with one or two outputs, or of a language
+    model that was trained by DPO."""
     data: str | list[str]
-    output: str
+    """JSON-lines file, dataset folder or dataset id; or a list of them."""
+    output: str = setting(free=True)
+    """Folder for `evaluation.json`, `pairs.jsonl`, two figures and `rewardbench/`."""
     kind: Kind | None = None
+    """`classification` or `implicit`; None is `implicit` where a reference is given or the model's
+    configuration names one."""
     reference: str | None = None
+    """Hub id or folder of the reference of an implicit reward; None takes what the model's
+    configuration says."""
     dpo_beta: float | None = None
+    """Of an implicit reward; None takes what the model's configuration says."""
     split: str = "train"
-    prompt_column: str | None = None
-    chosen_column: str = "chosen"
-    rejected_column: str = "rejected"
-    label_column: str | None = None
-    subset_column: str | None = None
-    name_column: str | None = None
+    """Of a dataset folder or id."""
     unusable: Literal["error", "drop"] = "error"
+    """What to do with rows of equal or empty answers."""
     limit: int | None = None
+    """Use only the first rows of each data set; None uses all."""
     template: Template = "auto"
+    """`chat` renders with the model's chat template, a plain prompt as one message of the user;
+    `plain` joins prompt and response; `auto` is `chat` where the model has a chat template."""
     append_eos: bool | None = None
+    """End plain responses with the end of sequence; None does what the model learnt on, and no
+    where it does not say."""
     max_length: int | None = None
+    """Of prompt and response, in tokens; None takes what the model can read."""
     truncation: Truncation = "prompt-start"
-    batch_size: int = 16
+    """What a longer row loses first: `prompt-start` and then the end of the response, or
+    `response-end`."""
+    batch_size: int = setting(16, free=True)
+    """Responses per forward pass."""
     confidence: float = 0.95
+    """Of the intervals."""
     bins: int = 10
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
-    attn_implementation: str | None = None
-    device: str | None = None
-    pad_token: str | None = None
-    trust_remote_code: bool = False
-    progress: bool = True
+    """Of the calibration."""
+    columns: ComparisonColumns = group(ComparisonColumns)
+    loading: LoadingSettings = group(LoadingSettings)
+    device: str | None = setting(None, free=True)
+    """To compute on; None for the CPU."""
+    progress: bool = setting(True, free=True)
+    """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "bins", "max_length", "dpo_beta"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"{name} is {value}; expected more than 0")
+        require_positive(self, "batch_size", "bins", "max_length", "dpo_beta")
         if not 0 < self.confidence < 1:
             raise ConfigError(f"confidence is {self.confidence}; expected a share between 0 and 1")
         if self.kind == "classification" and (self.reference or self.dpo_beta):
@@ -142,16 +143,16 @@ def evaluate_reward_model(config: EvaluateRewardModelConfig) -> Path:
         NumericError: a score is NaN or infinite.
         RunFolderError: the folder holds something else, or cannot be written.
     """
-    require_same_run(config.output, config, free=_FREE_SETTINGS)
+    require_same_run(config.output, config, free=free_settings(type(config)))
     comparisons = load_comparisons(
         config.data,
         split=config.split,
-        prompt_column=config.prompt_column,
-        chosen_column=config.chosen_column,
-        rejected_column=config.rejected_column,
-        label_column=config.label_column,
-        subset_column=config.subset_column,
-        name_column=config.name_column,
+        prompt_column=config.columns.prompt,
+        chosen_column=config.columns.chosen,
+        rejected_column=config.columns.rejected,
+        label_column=config.columns.label,
+        subset_column=config.columns.subset,
+        name_column=config.columns.name,
         unusable=config.unusable,
         limit=config.limit,
     )
@@ -160,14 +161,11 @@ def evaluate_reward_model(config: EvaluateRewardModelConfig) -> Path:
         kind=config.kind,
         reference=config.reference,
         dpo_beta=config.dpo_beta,
-        pad_token=config.pad_token,
-        dtype=config.dtype,
-        attn_implementation=config.attn_implementation,
         device=config.device,
-        trust_remote_code=config.trust_remote_code,
+        **asdict(config.loading),
     )
-    scored = _scored(config, scorer, comparisons)
-    folder = open_run_folder(config.output, config, free=_FREE_SETTINGS)
+    scored = _scored_comparisons(config, scorer, comparisons)
+    folder = open_run_folder(config.output, config, free=free_settings(type(config)))
     found = {
         "reward_model": config.reward_model,
         "kind": scorer.kind,
@@ -185,9 +183,9 @@ def evaluate_reward_model(config: EvaluateRewardModelConfig) -> Path:
     return folder
 
 
-def _scored(
+def _scored_comparisons(
     config: EvaluateRewardModelConfig, scorer: ResponseScorer, comparisons: list[Comparison]
-) -> list[Scored]:
+) -> list[ScoredComparison]:
     """Every answer scored once, and put back to its comparison."""
     answers = [(one.prompt, answer) for one in comparisons for answer in one.chosen + one.rejected]
     scores = track(
@@ -209,7 +207,7 @@ def _scored(
     table: Float[Tensor, "answers fractions"] = torch.stack(list(scores))
     counts = [len(one.chosen) + len(one.rejected) for one in comparisons]
     return [
-        Scored(one, part[: len(one.chosen)], part[len(one.chosen) :])
+        ScoredComparison(one, part[: len(one.chosen)], part[len(one.chosen) :])
         for one, part in zip(comparisons, torch.split(table, counts), strict=True)
     ]
 
@@ -219,9 +217,9 @@ def _length(config: EvaluateRewardModelConfig, scorer: ResponseScorer) -> int | 
     return min(lengths, default=None)
 
 
-def _write(folder: Path, found: dict[str, Any], scored: list[Scored]) -> None:
+def _write(folder: Path, found: dict[str, Any], scored: list[ScoredComparison]) -> None:
     """The evaluation, the scores of every pair, and the figures."""
-    rows = (json.dumps(pair.shown(), ensure_ascii=False) + "\n" for pair in scored_pairs(scored))
+    rows = (json.dumps(pair.json_row(), ensure_ascii=False) + "\n" for pair in scored_pairs(scored))
     write_atomically(folder / "pairs.jsonl", "".join(rows))
     plot_prefix_accuracy(found["fractions"], folder / "prefix_accuracy.png")
     plot_calibration(

@@ -9,7 +9,7 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from tokencredit.evaluation.pair_scores import best_of_n_outcome
-from tokencredit.recipes.reward_model.pair_evaluation import Scored
+from tokencredit.recipes.reward_model.pair_evaluation import ScoredComparison
 from tokencredit.recipes.run_folder import write_atomically
 from tokencredit.scorers.responses import ResponseScorer, reads_chats, rendered_text
 from tokencredit.text.hf_rendering import Template
@@ -62,7 +62,7 @@ def write_rewardbench(
     folder: Path,
     model: str,
     scorer: ResponseScorer,
-    scored: Sequence[Scored],
+    scored: Sequence[ScoredComparison],
     template: Template,
 ) -> None:
     """Write `eval-set/<model>.json` and `eval-set-scores/<model>.json` in RewardBench's layouts.
@@ -108,7 +108,7 @@ def write_rewardbench(
 
 
 def _pair_columns(
-    tokenizer: PreTrainedTokenizerBase, scored: Sequence[Scored], template: Template
+    tokenizer: PreTrainedTokenizerBase, scored: Sequence[ScoredComparison], template: Template
 ) -> dict[str, list[Any]]:
     """The columns of version 1; a tie counts against the model."""
     chosen = [float(one.chosen_scores[0, -1]) for one in scored]
@@ -123,7 +123,7 @@ def _pair_columns(
 
 
 def _best_of_n_columns(
-    tokenizer: PreTrainedTokenizerBase, scored: Sequence[Scored], template: Template
+    tokenizer: PreTrainedTokenizerBase, scored: Sequence[ScoredComparison], template: Template
 ) -> dict[str, list[Any]]:
     """The columns of version 2: the better answers come first in each list."""
     return {
@@ -140,6 +140,8 @@ def _best_of_n_columns(
     }
 
 
-def _texts(tokenizer: PreTrainedTokenizerBase, one: Scored, template: Template) -> list[str]:
+def _texts(
+    tokenizer: PreTrainedTokenizerBase, one: ScoredComparison, template: Template
+) -> list[str]:
     answers = one.comparison.chosen + one.comparison.rejected
     return [rendered_text(tokenizer, one.comparison.prompt, text, template) for text in answers]

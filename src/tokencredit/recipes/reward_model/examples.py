@@ -5,15 +5,15 @@ standard deviations above their mean; afterwards the head is scaled, so that a s
 above the mean. The mean, for which a head without bias has no place, stands in the configuration.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tokencredit.batch import Prompt
 from tokencredit.errors import DataError, ModelError
 from tokencredit.models.hf_architecture import HEADS
 from tokencredit.preference.pairs import (
@@ -24,24 +24,20 @@ from tokencredit.preference.pairs import (
     prefix_lengths,
 )
 from tokencredit.recipes.reward_model.settings import TrainRewardModelConfig
-from tokencredit.text.hf_decoding import decoded_response
+from tokencredit.scorers.trained_reading import segment_end_reading
 from tokencredit.text.hf_token_rows import (
     EncodedText,
     ReadAt,
-    Truncation,
-    encoded_texts,
     read_every_token,
     read_last_token,
     scored_rows,
 )
-from tokencredit.text.segments import ngram_segments, segment_ends
-from tokencredit.text.sentences import text_segments
 
 Judgement = PreferencePair | LabelledResponse | RatedResponse
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedRow:
     """What one row of the data says.
 
     Attributes:
@@ -59,64 +55,45 @@ class Judged:
 
 
 def judged_rows(
-    config: TrainRewardModelConfig, tokenizer: PreTrainedTokenizerBase, data: Sequence[Judgement]
-) -> list[Judged]:
-    """Rows as token ids, with their margins, labels or ratings."""
-    default: Truncation = "prompt-start" if config.objective == "bradley-terry" else "response-end"
-    encoded = partial(
-        encoded_texts,
-        tokenizer,
-        [row.prompt for row in data],
-        append_eos=config.append_eos,
-        max_length=config.max_length,
-        truncation=config.truncation or default,
-    )
+    data: Sequence[Judgement], encode: Callable[[list[Prompt], list[str]], list[EncodedText]]
+) -> list[JudgedRow]:
+    """Rows as token ids, with their margins, labels or ratings.
+
+    Args:
+        data: all pairs, or none.
+        encode: from prompts and as many responses to token ids.
+    """
     pairs = [row for row in data if isinstance(row, PreferencePair)]
     if pairs:
-        chosen = encoded([pair.chosen for pair in pairs])
-        rejected = encoded([pair.rejected for pair in pairs])
+        prompts = [pair.prompt for pair in pairs]
+        chosen = encode(prompts, [pair.chosen for pair in pairs])
+        rejected = encode(prompts, [pair.rejected for pair in pairs])
         return [
-            Judged(both, pair.margin, pair.strength)
+            JudgedRow(both, pair.margin, pair.strength)
             for both, pair in zip(zip(chosen, rejected, strict=True), pairs, strict=True)
         ]
     alone = [row for row in data if not isinstance(row, PreferencePair)]
-    rows = encoded([row.response for row in alone])
-    return [Judged((row,), _target(one)) for row, one in zip(rows, alone, strict=True)]
+    rows = encode([row.prompt for row in alone], [row.response for row in alone])
+    return [JudgedRow((row,), _target(one)) for row, one in zip(rows, alone, strict=True)]
+
+
+def judgement_text(row: Judgement) -> str:
+    """What tells two rows of the same prompt apart."""
+    return row.chosen if isinstance(row, PreferencePair) else row.response
 
 
 def _target(one: LabelledResponse | RatedResponse) -> float:
     return one.rating if isinstance(one, RatedResponse) else float(one.label)
 
 
-def read_segment_ends(config: TrainRewardModelConfig, tokenizer: PreTrainedTokenizerBase) -> ReadAt:
-    """At the last token of each segment; the last segment ends where the row does."""
-
-    def read_at(text: EncodedText) -> list[bool]:
-        mask = torch.tensor([text.response_mask])
-        if config.segments == "ngram":
-            segment_ids = ngram_segments(mask, n=config.segment_length)
-        else:
-            ids = text.input_ids
-            decoded = decoded_response(
-                tokenizer, ids[: text.start], [ids[i] for i in mask[0].nonzero().flatten().tolist()]
-            )
-            segment_ids = torch.full(mask.shape, -1)
-            segment_ids[mask] = text_segments(decoded.spans, decoded.response, kind=config.segments)
-        ends = segment_ends(segment_ids)[0]
-        ends[ends.nonzero()[-1]] = False
-        return [*ends[:-1].tolist(), True]
-
-    return read_at
-
-
-def reading(config: TrainRewardModelConfig, tokenizer: PreTrainedTokenizerBase) -> ReadAt:
+def score_reading(config: TrainRewardModelConfig, tokenizer: PreTrainedTokenizerBase) -> ReadAt:
     """Where scores are read in training."""
-    if config.positions == "segments":
-        return read_segment_ends(config, tokenizer)
-    return read_last_token if config.positions in ("last", "pairs") else read_every_token
+    if config.row.reading == "segment-ends":
+        return segment_end_reading(config.segments, tokenizer)
+    return read_last_token if config.row.reading == "last" else read_every_token
 
 
-def reward_batch(judged: Sequence[Judged], *, pad_id: int, read_at: ReadAt) -> dict[str, Tensor]:
+def reward_batch(judged: Sequence[JudgedRow], *, pad_id: int, read_at: ReadAt) -> dict[str, Tensor]:
     """Rows of several judgements padded on the right: all first responses, then all second ones.
 
     Returns:
@@ -135,7 +112,7 @@ def reward_batch(judged: Sequence[Judged], *, pad_id: int, read_at: ReadAt) -> d
 
 
 def example_columns(
-    judged: Sequence[Judged],
+    judged: Sequence[JudgedRow],
     config: TrainRewardModelConfig,
     *,
     filler: int | None,
@@ -147,7 +124,7 @@ def example_columns(
         judged: rows of the data.
         config: the settings.
         filler: as in `prefix_pairs`.
-        causal: as in `judged_beginning`.
+        causal: as in `beginning_row`.
 
     Returns:
         Columns: `row`; `prefix`, the tokens seen of its responses, 0 for all of them; `length`, of
@@ -173,14 +150,14 @@ def example_columns(
 
 
 def _prefixes(
-    one: Judged, config: TrainRewardModelConfig, *, filler: int | None, causal: bool
+    one: JudgedRow, config: TrainRewardModelConfig, *, filler: int | None, causal: bool
 ) -> list[int]:
     """Tokens to be seen of the responses, once for each example; 0 for all of them."""
-    if config.positions != "pairs":
+    if not config.row.beginnings:
         return [0]
     chosen, rejected = (_parts(text, causal=causal)[1] for text in one.responses)
     return prefix_lengths(
-        chosen, rejected, filler=filler, start=config.prefix_start, step=config.prefix_step
+        chosen, rejected, filler=filler, start=config.beginnings.start, step=config.beginnings.step
     )
 
 
@@ -200,17 +177,17 @@ def _length(
     return min(len(prompt) + seen + len(tail), config.max_length)
 
 
-def judged_beginning(
-    one: Judged, prefix: int, *, filler: int | None, max_length: int, causal: bool
-) -> Judged:
-    """The same judgement of the first tokens of both responses.
+def beginning_row(
+    one: JudgedRow, prefix: int, *, filler: int | None, max_length: int, causal: bool
+) -> JudgedRow:
+    """A judgement about the first tokens of both responses alone.
 
     Args:
         one: of whole responses.
         prefix: tokens to keep of each; 0 keeps the row as it is.
         filler: as in `prefix_pairs`.
         max_length: of a text, in tokens; a longer one loses the start of its prompt.
-        causal: whether the model reads prefixes as they are. If so, what stands behind a response
+        causal: whether the model reads prefixes as they are. If so, what stands after a response
             (the end of a chat turn) is read as its last tokens; if not, behind every beginning.
     """
     if not prefix:
@@ -227,29 +204,29 @@ def judged_beginning(
 
 
 def filler_id(config: TrainRewardModelConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token behind answers that have ended, or None where they stay as they are.
+    """The token after answers that have ended, or None where they stay as they are.
 
     Raises:
         ModelError: it is asked for and the tokenizer has no end of sequence.
     """
-    if config.positions != "pairs" or config.prefix_padding == "held":
+    if not config.row.beginnings or config.beginnings.padding == "held":
         return None
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"the tokenizer {tokenizer.name_or_path!r} has no end-of-sequence token to fill up "
-            "answers with; expected one, or prefix_padding='held'"
+            "answers with; expected one, or beginnings.padding='held'"
         )
     return int(tokenizer.eos_token_id)
 
 
 def _parts(text: EncodedText, *, causal: bool) -> tuple[list[int], list[int], list[int]]:
-    """Prompt, response, and what stands behind it, unless that is read as part of it."""
+    """Prompt, response, and what stands after it, unless that is read as part of it."""
     end = len(text) if causal else len(text) - text.response_mask[::-1].index(True)
     ids = text.input_ids
     return ids[: text.start], ids[text.start : end], ids[end:]
 
 
-def in_standard_deviations(model: PreTrainedModel, judged: Sequence[Judged]) -> list[Judged]:
+def standardised_rows(model: PreTrainedModel, judged: Sequence[JudgedRow]) -> list[JudgedRow]:
     """Ratings as they are learnt; the model's configuration keeps what undoes it.
 
     Raises:
@@ -260,13 +237,13 @@ def in_standard_deviations(model: PreTrainedModel, judged: Sequence[Judged]) -> 
     if spread == 0:
         raise DataError(
             f"all {len(judged)} ratings are {mean:g}; expected different ones: name another "
-            "rating_column"
+            "columns.rating"
         )
     model.config.rating_mean, model.config.rating_standard_deviation = mean, spread
     return [replace(one, target=(one.target - mean) / spread) for one in judged]
 
 
-def require_an_order(judged: Sequence[Judged]) -> None:
+def require_an_order(judged: Sequence[JudgedRow]) -> None:
     """Held-out ratings, if there are any, differ.
 
     Raises:
@@ -275,7 +252,7 @@ def require_an_order(judged: Sequence[Judged]) -> None:
     if judged and len({one.target for one in judged}) == 1:
         raise DataError(
             f"{len(judged)} held-out responses, all of them rated alike; expected at least two "
-            "ratings: hold more of them out, or none (held_out=0)"
+            "ratings: hold more of them out, or none (evaluation.share=0)"
         )
 
 

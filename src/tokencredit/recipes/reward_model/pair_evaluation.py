@@ -27,7 +27,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredComparison:
     """One comparison and what the model says about its answers.
 
     Attributes:
@@ -67,14 +67,14 @@ class ScoredPair:
     chosen_characters: int
     rejected_characters: int
 
-    def shown(self) -> dict[str, Any]:
-        """As a line of a file."""
+    def json_row(self) -> dict[str, Any]:
+        """The pair as a line of `pairs.jsonl`."""
         margin = self.chosen_scores[-1] - self.rejected_scores[-1]
         correct = 0.5 if margin == 0 else float(margin > 0)
         return {**asdict(self), "margin": margin, "correct": correct}
 
 
-def scored_pairs(scored: Sequence[Scored]) -> list[ScoredPair]:
+def scored_pairs(scored: Sequence[ScoredComparison]) -> list[ScoredPair]:
     """Every better answer with every worse one of the same comparison."""
     return [
         ScoredPair(
@@ -93,7 +93,9 @@ def scored_pairs(scored: Sequence[Scored]) -> list[ScoredPair]:
     ]
 
 
-def evaluation(scored: Sequence[Scored], *, confidence: float, bins: int) -> dict[str, Any]:
+def evaluation(
+    scored: Sequence[ScoredComparison], *, confidence: float, bins: int
+) -> dict[str, Any]:
     """The numbers of `evaluation.json`.
 
     Args:
@@ -168,7 +170,7 @@ def _longer_wins(pairs: list[ScoredPair]) -> Float[Tensor, "pairs"]:
 
 
 def _length(
-    scored: Sequence[Scored],
+    scored: Sequence[ScoredComparison],
     pairs: list[ScoredPair],
     outcomes: Float[Tensor, "pairs"],
     margins: Float[Tensor, "pairs"],

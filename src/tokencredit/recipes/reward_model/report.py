@@ -26,9 +26,10 @@ from tokencredit.evaluation.prefix_accuracy import (
     pair_accuracy_by_fraction,
     rating_accuracy_by_fraction,
 )
-from tokencredit.recipes.reward_model.examples import Judged
-from tokencredit.recipes.reward_model.settings import Objective
+from tokencredit.recipes.reward_model.evaluation_report import fraction_table
+from tokencredit.recipes.reward_model.examples import JudgedRow
 from tokencredit.recipes.run_folder import write_atomically
+from tokencredit.reward_model.objectives import RowKind
 from tokencredit.scorers.fractions import fraction_scores
 from tokencredit.text.hf_token_rows import ReadAt
 
@@ -38,9 +39,9 @@ DRAWN = (0.4, 1.0)
 
 def held_out_rows_by_fraction(
     model: PreTrainedModel,
-    judged: Sequence[Judged],
+    rows: Sequence[JudgedRow],
     *,
-    objective: Objective,
+    kind: RowKind,
     rating_mean: float,
     batch_size: int,
     context: AbstractContextManager[Any],
@@ -50,8 +51,8 @@ def held_out_rows_by_fraction(
 
     Args:
         model: the trained one.
-        judged: held-out rows, ratings in their own unit.
-        objective: what they are.
+        rows: held-out rows, ratings in their own unit.
+        kind: of the rows.
         rating_mean: what a score of 0 stands for.
         batch_size: texts per forward pass.
         context: autocast, or none.
@@ -62,7 +63,7 @@ def held_out_rows_by_fraction(
         `count`, `expected_calibration_error` (of ratings in their unit), `curve`; for ratings also
         `root_mean_squared_error`.
     """
-    texts = [row for side in zip(*(one.responses for one in judged), strict=True) for row in side]
+    texts = [row for side in zip(*(one.responses for one in rows), strict=True) for row in side]
     scores = fraction_scores(
         model,
         texts,
@@ -71,13 +72,13 @@ def held_out_rows_by_fraction(
         context=context,
         segment_ends=segment_ends,
     )
-    targets = torch.tensor([one.target for one in judged])
-    if objective == "bradley-terry":
+    targets = torch.tensor([one.target for one in rows])
+    if kind == "pairs":
         return _with_curves(
             pair_accuracy_by_fraction(*scores.chunk(2)),
             [pair_reliability_curve(*column.chunk(2)) for column in scores.T],
         )
-    if objective == "classification":
+    if kind == "labels":
         return _with_curves(
             label_accuracy_by_fraction(scores, targets),
             [label_reliability_curve(column, targets) for column in scores.T],
@@ -117,7 +118,14 @@ def held_out_metrics(rows: Rows) -> dict[str, float]:
     return {name: rows[-1][key] for name, key in named.items() if key in rows[-1]}
 
 
-def write_report(rows: Rows, folder: Path, *, objective: Objective) -> None:
+def write_prefix_accuracy(rows: Rows, folder: Path) -> None:
+    """Write accuracies by the part seen to `prefix_accuracy.json` and `.png`, and print them."""
+    write_atomically(folder / "prefix_accuracy.json", json.dumps(rows, indent=2) + "\n")
+    plot_prefix_accuracy(rows, folder / "prefix_accuracy.png")
+    Console().print(fraction_table(rows, title="held-out accuracy"))
+
+
+def write_report(rows: Rows, folder: Path, *, kind: RowKind) -> None:
     """Write `prefix_accuracy` and `calibration`, each `.json` and `.png`, and print a table."""
     accuracy = [{key: row[key] for key in ("fraction", "accuracy", "count")} for row in rows]
     calibration = [
@@ -127,7 +135,7 @@ def write_report(rows: Rows, folder: Path, *, objective: Objective) -> None:
     for name, content in (("prefix_accuracy", accuracy), ("calibration", calibration)):
         write_atomically(folder / f"{name}.json", json.dumps(content, indent=2) + "\n")
     plot_prefix_accuracy(accuracy, folder / "prefix_accuracy.png")
-    rated = objective == "regression"
+    rated = kind == "ratings"
     labels = {"xlabel": "predicted rating", "ylabel": "mean rating"} if rated else {}
     plot_calibration(
         {f"{rows[i]['fraction']:.0%} seen": rows[i]["curve"] for i in map(FRACTIONS.index, DRAWN)},

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tokencredit.batch import Prompt
+from tokencredit.batch import Prompt, padded_rows
 from tokencredit.errors import DataError
 from tokencredit.evaluation.agreement import token_auroc
 from tokencredit.preference.labels import (
@@ -23,16 +23,16 @@ from tokencredit.preference.labels import (
 )
 from tokencredit.recipes.language_model.corpus import IGNORED
 from tokencredit.recipes.reward_model.settings import LabelSource, TrainTokenClassifierConfig
-from tokencredit.recipes.supervised import SupervisedTrainer
+from tokencredit.recipes.trainer import SupervisedTrainer
 from tokencredit.reward_model.losses.tokens import token_classification_loss
 from tokencredit.text.alignment import Span
 from tokencredit.text.hf_rendering import encoded_prompts
 from tokencredit.text.hf_token_rows import EncodedText, right_padded
 
-Labelled = EditedResponse | SpanLabelledResponse | StepLabels
+LabelledRow = EditedResponse | SpanLabelledResponse | StepLabels
 
 
-# Number of the label of a token that an edit kept; it comes behind the two classes.
+# Number of the label of a token that an edit kept; it comes after the two classes.
 _KEPT = 2
 
 
@@ -58,8 +58,17 @@ def label_targets(labels: LabelSource, classes: int) -> Float[Tensor, "numbers c
     return torch.cat([own, own.new_full((1, 2), 0.5)]) if labels == "edits" else own
 
 
+def labelled_text(row: LabelledRow) -> str:
+    """What tells two rows of the same prompt apart."""
+    if isinstance(row, EditedResponse):
+        return row.rejected
+    return row.response if isinstance(row, SpanLabelledResponse) else "".join(row.completions)
+
+
 def labelled_texts(
-    config: TrainTokenClassifierConfig, tokenizer: PreTrainedTokenizerBase, data: Sequence[Labelled]
+    config: TrainTokenClassifierConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Sequence[LabelledRow],
 ) -> list[LabelledText]:
     """Rows of token ids with labels, cut to `max_length`; an edit makes two of them.
 
@@ -70,29 +79,29 @@ def labelled_texts(
     prompts = [row.prompt for row in data]
     edits = [row for row in data if isinstance(row, EditedResponse)]
     if edits:
-        rejected = list(_encoded(config, tokenizer, prompts, [row.rejected for row in edits]))
-        edited = list(_encoded(config, tokenizer, prompts, [row.edited for row in edits]))
+        rejected = list(_encoded_rows(config, tokenizer, prompts, [row.rejected for row in edits]))
+        edited = list(_encoded_rows(config, tokenizer, prompts, [row.edited for row in edits]))
         numbered = _numbered_edits([row for row, _ in rejected], [row for row, _ in edited])
     else:
         responses = [_response(config, row) for row in data]
-        encoded = _encoded(config, tokenizer, prompts, responses)
+        encoded = _encoded_rows(config, tokenizer, prompts, responses)
         numbered = [
-            (text, _numbers(config, row, number, response, spans))
+            (text, _label_numbers(config, row, number, response, spans))
             for number, (row, response, (text, spans)) in enumerate(
                 zip(data, responses, encoded, strict=True)
             )
         ]
-    return [_shortened(text, numbers, config.max_length) for text, numbers in numbered]
+    return [_shortened_row(text, numbers, config.max_length) for text, numbers in numbered]
 
 
-def _response(config: TrainTokenClassifierConfig, row: Labelled) -> str:
+def _response(config: TrainTokenClassifierConfig, row: LabelledRow) -> str:
     if isinstance(row, StepLabels):
         return row.response(step_separator=config.step_separator)
     assert isinstance(row, SpanLabelledResponse)
     return row.response
 
 
-def _encoded(
+def _encoded_rows(
     config: TrainTokenClassifierConfig,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
@@ -135,9 +144,9 @@ def _response_ids(text: EncodedText) -> list[int]:
     return [token for token, counts in rows if counts]
 
 
-def _numbers(
+def _label_numbers(
     config: TrainTokenClassifierConfig,
-    row: Labelled,
+    row: LabelledRow,
     number: int,
     response: str,
     spans: Sequence[Span],
@@ -163,7 +172,7 @@ def _numbers(
         raise DataError(f"{config.data}, example {number}: {error}") from error
 
 
-def _shortened(text: EncodedText, numbers: Sequence[int], length: int) -> LabelledText:
+def _shortened_row(text: EncodedText, numbers: Sequence[int], length: int) -> LabelledText:
     """The row without the start of its prompt, and then without the end of its response."""
     left = iter(numbers)
     labels = [next(left) if counts else IGNORED for counts in text.response_mask]
@@ -180,33 +189,21 @@ def _shortened(text: EncodedText, numbers: Sequence[int], length: int) -> Labell
 def token_batch(rows: Sequence[LabelledText], *, pad_id: int) -> dict[str, Tensor]:
     """Rows padded on the right: `input_ids`, `attention_mask` and `token_labels`."""
     ids, attention_mask, _ = right_padded([row.text for row in rows], pad_id=pad_id)
-    labels = torch.full_like(ids, IGNORED)
-    for index, row in enumerate(rows):
-        labels[index, : len(row)] = torch.tensor(row.labels)
+    labels, _ = padded_rows([row.labels for row in rows], fill=IGNORED, side="right")
     return {"input_ids": ids, "attention_mask": attention_mask, "token_labels": labels}
 
 
-class TokenLogits(nn.Module):
-    """A token classifier whose forward gives logits alone.
-
-    A module around the model, so that wrappers for several processes see every forward pass.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self,
-        input_ids: Int[Tensor, "batch sequence"],
-        attention_mask: Int[Tensor, "batch sequence"],
-    ) -> Float[Tensor, "batch sequence classes"]:
-        """Logits of every token of rows that are padded on the right."""
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+def token_logits(
+    model: nn.Module,
+    input_ids: Int[Tensor, "batch sequence"],
+    attention_mask: Int[Tensor, "batch sequence"],
+) -> Float[Tensor, "batch sequence classes"]:
+    """Logits of every token of rows that are padded on the right, with gradient."""
+    return model(input_ids=input_ids, attention_mask=attention_mask).logits
 
 
 class TokenTrainer(SupervisedTrainer):
-    """The Trainer of a `TokenLogits`."""
+    """The Trainer of a `ModelFunction` that gives logits of tokens."""
 
     def __init__(
         self,
@@ -259,7 +256,7 @@ def labelled_logits(
         numbers = batch.pop("token_labels")
         inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
         with torch.no_grad(), context:
-            given = TokenLogits(model)(**inputs).float().cpu()
+            given = token_logits(model, **inputs).float().cpu()
         logits.append(given[numbers != IGNORED])
         labels.append(numbers[numbers != IGNORED])
     return torch.cat(logits), torch.cat(labels)

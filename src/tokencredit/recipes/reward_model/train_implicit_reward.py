@@ -14,31 +14,27 @@ rows that are too long lose the start of the prompt first; (2) a batch holds row
 to it: `dpo_reference`, `dpo_beta`, `dpo_direction`.
 """
 
-import json
-import time
 import warnings
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from tokencredit.errors import ConfigError
-from tokencredit.evaluation.plots import plot_prefix_accuracy
 from tokencredit.evaluation.prefix_accuracy import pair_accuracy_by_fraction
+from tokencredit.models.hf_loading import lora_config, merged_model
 from tokencredit.preference.pairs import PreferencePair
-from tokencredit.recipes.reward_model.evaluation_report import fraction_table
-from tokencredit.recipes.reward_model.settings import TrainImplicitRewardConfig
-from tokencredit.recipes.run_folder import write_atomically
+from tokencredit.recipes.reward_model.causal_settings import TrainImplicitRewardConfig
+from tokencredit.recipes.reward_model.report import write_prefix_accuracy
 from tokencredit.recipes.supervised import (
     autocast,
     finished_run,
     language_model_to_train,
     supervised_run,
-    training_arguments,
     training_pairs,
-    write_model,
+    write_results,
 )
+from tokencredit.recipes.trainer import train, training_arguments
 from tokencredit.scorers.implicit import implicit_fraction_scores, loaded_reference
 from tokencredit.text.hf_token_rows import EncodedText, encoded_texts
 
@@ -73,23 +69,19 @@ def train_implicit_reward(config: TrainImplicitRewardConfig) -> Path:
     adapter = _adapter(config)
     pairs, eval_pairs = _pairs(config)
     set_seed(config.seed)
-    model, tokenizer = _start(config)
-    train_rows = _encoded(config, tokenizer, pairs)
-    eval_rows = _encoded(config, tokenizer, eval_pairs) if eval_pairs else []
+    model, tokenizer = _model_to_train(config)
+    train_rows, eval_rows = (
+        _encoded_pairs(config, tokenizer, some) for some in (pairs, eval_pairs)
+    )
     reference = None if adapter is not None else _reference(config, tokenizer)
     with supervised_run(config) as folder:
-        model, metrics = _trained(config, model, reference, tokenizer, train_rows, folder, adapter)
+        model, metrics = _train(config, model, reference, tokenizer, train_rows, folder, adapter)
         if eval_rows:
             reference = reference or _reference(config, tokenizer).to(model.device)
-            rows = _accuracy(config, model, reference, tokenizer, eval_rows)
+            rows = _accuracy_rows(config, model, reference, tokenizer, eval_rows)
             metrics["held_out_accuracy"] = rows[-1]["accuracy"]
-            write_atomically(folder / "prefix_accuracy.json", json.dumps(rows, indent=2) + "\n")
-            plot_prefix_accuracy(rows, folder / "prefix_accuracy.png")
-            Console().print(fraction_table(rows, title="held-out accuracy"))
-        write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        write_model(model, tokenizer, folder)
-    print("  ".join(f"{name} {value:,.6g}" for name, value in metrics.items()))
-    print(f"implicit reward: {folder}")
+            write_prefix_accuracy(rows, folder)
+        write_results(model, tokenizer, metrics, folder, name="implicit reward")
     return folder
 
 
@@ -105,21 +97,9 @@ def _require_trl() -> None:
 
 def _adapter(config: TrainImplicitRewardConfig) -> Any:
     """The LoRA configuration, or None."""
-    if not config.lora_rank:
+    if not config.lora.rank:
         return None
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise ConfigError(
-            f"lora_rank is {config.lora_rank} and PEFT is not installed; expected it: "
-            "pip install 'tokencredit[peft]'"
-        ) from error
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        target_modules="all-linear",
-    )
+    return lora_config(rank=config.lora.rank, alpha=config.lora.alpha, task_type="CAUSAL_LM")
 
 
 def _pairs(
@@ -129,15 +109,17 @@ def _pairs(
     both = training_pairs(config)
     if config.direction == "chosen":
         return both
-    train, held_out = ([_swapped(pair) for pair in pairs] for pairs in both)
-    return train, held_out
+    rows, held_out = ([_swapped_pair(pair) for pair in pairs] for pairs in both)
+    return rows, held_out
 
 
-def _swapped(pair: PreferencePair) -> PreferencePair:
+def _swapped_pair(pair: PreferencePair) -> PreferencePair:
     return PreferencePair(pair.prompt, pair.rejected, pair.chosen)
 
 
-def _start(config: TrainImplicitRewardConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _model_to_train(
+    config: TrainImplicitRewardConfig,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model to train, dropout off, and its tokenizer."""
     model, tokenizer = language_model_to_train(config)
     model.config.dpo_reference = _lasting_name(config.reference or config.model)
@@ -153,8 +135,9 @@ def _reference(
     return loaded_reference(
         config.reference or config.model,
         tokenizer,
-        attn_implementation=config.attn_implementation,
-        trust_remote_code=config.trust_remote_code,
+        dtype=config.loading.dtype,
+        attn_implementation=config.loading.attn_implementation,
+        trust_remote_code=config.loading.trust_remote_code,
     )
 
 
@@ -164,7 +147,7 @@ def _lasting_name(name_or_path: str) -> str:
     return str(path.resolve()) if path.is_dir() else name_or_path
 
 
-def _encoded(
+def _encoded_pairs(
     config: TrainImplicitRewardConfig,
     tokenizer: PreTrainedTokenizerBase,
     pairs: list[PreferencePair],
@@ -186,7 +169,7 @@ def _encoded(
     return list(zip(*sides, strict=True))
 
 
-def _trained(
+def _train(
     config: TrainImplicitRewardConfig,
     model: PreTrainedModel,
     reference: PreTrainedModel | None,
@@ -198,10 +181,7 @@ def _trained(
     """The trained model, adapters merged, and what it took."""
     from tokencredit.recipes.reward_model.trl_implicit_reward import implicit_reward_trainer
 
-    arguments = training_arguments(
-        config, folder, examples=len(rows), learning_rate=config.learning_rate
-    )
-    arguments.train_sampling_strategy = "group_by_length"
+    tokens = config.training.epochs * sum(len(row) for pair in rows for row in pair)
     with warnings.catch_warnings():  # TRL asks transformers for a name that it will lose
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
         trainer = implicit_reward_trainer(
@@ -209,25 +189,16 @@ def _trained(
             reference,
             tokenizer,
             rows,
-            arguments=arguments,
+            arguments=training_arguments(config, folder, examples=len(rows)),
             dpo_beta=config.dpo_beta,
             log_file=folder / "metrics.jsonl",
             adapter=adapter,
         )
-        start = time.perf_counter()
-        loss = trainer.train().training_loss
-    seconds = time.perf_counter() - start
-    tokens = config.epochs * sum(len(row) for pair in rows for row in pair)
-    metrics = {
-        "train_loss": loss,
-        "train_tokens": tokens,
-        "seconds": seconds,
-        "tokens_per_second": tokens / seconds,
-    }
-    return model if adapter is None else trainer.model.merge_and_unload(), metrics
+        metrics = train(trainer, tokens=tokens)
+    return model if adapter is None else merged_model(trainer.model), metrics
 
 
-def _accuracy(
+def _accuracy_rows(
     config: TrainImplicitRewardConfig,
     model: PreTrainedModel,
     reference: PreTrainedModel,
@@ -241,7 +212,7 @@ def _accuracy(
         [row for side in zip(*rows, strict=True) for row in side],
         dpo_beta=config.dpo_beta,
         pad_id=int(tokenizer.pad_token_id),
-        batch_size=2 * config.batch_size,
-        context=autocast(config, model.device),
+        batch_size=2 * config.training.batch_size,
+        context=autocast(config.training, model.device),
     )
     return pair_accuracy_by_fraction(*scores.chunk(2))

@@ -10,7 +10,7 @@ longer one; (3) the loss is averaged over prefixes, not summed; (4) labels can t
 pairs. `positions: pairs` is their objective as published, at its price: every pair of beginnings is
 an example. `positions: segments` follows Yin et al. 2025 (arXiv 2501.02790), `positions:
 bootstrapped` CD-Q of Mudgal et al. 2023 (arXiv 2310.17022), with eligibility traces unless
-`bootstrap_lambda` is 0.
+`loss.bootstrap_lambda` is 0.
 
 The Trainer of transformers does the training, batches hold rows of like length, padded on the
 right. Dropout is off. The accuracy on held-out data by the fraction of the response that has been
@@ -18,15 +18,13 @@ seen stands in `prefix_accuracy.json` and `prefix_accuracy.png`, and how far pro
 ratings can be taken at their word in `calibration.json` and `calibration.png`.
 """
 
-import json
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
@@ -34,56 +32,50 @@ from transformers import (
     set_seed,
 )
 
+from tokencredit.batch import Prompt
 from tokencredit.errors import ConfigError
 from tokencredit.models.hf_architecture import is_causal
-from tokencredit.models.hf_loading import (
-    disable_dropout,
-    load_model,
-    load_tokenizer,
-    lora_model,
-    quiet_transformers,
-    require_pad_token,
-)
+from tokencredit.models.hf_loading import lora_model, merged_model
 from tokencredit.preference.hf_datasets import (
     load_labelled_responses,
     load_pairs,
     load_rated_responses,
 )
-from tokencredit.preference.pairs import LabelledResponse, PreferencePair, RatedResponse
 from tokencredit.recipes.reward_model.examples import (
-    Judged,
+    JudgedRow,
+    Judgement,
+    beginning_row,
     example_columns,
     filler_id,
-    in_standard_deviations,
-    judged_beginning,
     judged_rows,
-    reading,
+    judgement_text,
     require_an_order,
     reward_batch,
     scale_scores,
+    score_reading,
+    standardised_rows,
 )
-from tokencredit.recipes.reward_model.objectives import RewardTrainer, reward_loss
 from tokencredit.recipes.reward_model.report import (
     held_out_metrics,
     held_out_rows_by_fraction,
     write_report,
 )
 from tokencredit.recipes.reward_model.settings import TrainRewardModelConfig
-from tokencredit.recipes.run_folder import write_atomically
+from tokencredit.recipes.reward_model.training import RewardTrainer
 from tokencredit.recipes.supervised import (
     autocast,
+    classifier_to_train,
     finished_run,
-    held_out_rows,
-    require_context,
     supervised_run,
-    training_arguments,
-    write_model,
+    train_and_held_out,
+    write_results,
 )
-from tokencredit.scorers.fractions import PrefixScorer
+from tokencredit.recipes.trainer import ModelFunction, train, training_arguments
+from tokencredit.reward_model.objectives import Judgements
+from tokencredit.scorers.fractions import counted_scores
+from tokencredit.text.hf_token_rows import EncodedText, Truncation, encoded_texts
 
 __all__ = ["TrainRewardModelConfig", "train_reward_model"]
-
-Judgements = list[PreferencePair] | list[LabelledResponse] | list[RatedResponse]
 
 
 def train_reward_model(config: TrainRewardModelConfig) -> Path:
@@ -107,186 +99,156 @@ def train_reward_model(config: TrainRewardModelConfig) -> Path:
     done = finished_run(config)
     if done is not None:
         return done
-    data, eval_data = _judgements(config)
+    data, eval_data = train_and_held_out(config, partial(_load, config), text=judgement_text)
     set_seed(config.seed)
-    model, tokenizer = _start(config)
-    judged = judged_rows(config, tokenizer, data)
-    eval_judged = judged_rows(config, tokenizer, eval_data) if eval_data else []
-    if config.objective == "regression":
-        judged = in_standard_deviations(model, judged)
-        require_an_order(eval_judged)
+    model, tokenizer = _model_to_train(config)
+    rows, eval_rows = (_judged_rows(config, tokenizer, some) for some in (data, eval_data))
+    if config.row.rows == "ratings":
+        rows = standardised_rows(model, rows)
+        require_an_order(eval_rows)
     with supervised_run(config) as folder:
-        model, metrics = _trained(config, model, tokenizer, judged, folder)
-        if eval_judged:
-            rows = _held_out(config, model, tokenizer, eval_judged)
-            metrics |= held_out_metrics(rows)
-            write_report(rows, folder, objective=config.objective)
-        write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        write_model(model, tokenizer, folder)
-    print("  ".join(f"{name} {value:,.6g}" for name, value in metrics.items()))
-    print(f"reward model: {folder}")
+        model, metrics = _train(config, model, tokenizer, rows, folder)
+        if eval_rows:
+            by_fraction = _held_out_rows(config, model, tokenizer, eval_rows)
+            metrics |= held_out_metrics(by_fraction)
+            write_report(by_fraction, folder, kind=config.row.rows)
+        write_results(model, tokenizer, metrics, folder, name="reward model")
     return folder
 
 
-def _judgements(config: TrainRewardModelConfig) -> tuple[Judgements, Judgements]:
-    """What to train on and what is held out."""
-    data = _loaded(config, config.data, config.split)
-    if config.eval_data is not None:
-        return data, _loaded(config, config.eval_data, config.eval_split or config.split)
-    train, held_out = held_out_rows(
-        [row.prompt for row in data],
-        [row.chosen if isinstance(row, PreferencePair) else row.response for row in data],
-        fraction=config.held_out,
-        seed=config.seed,
-    )
-    return [data[i] for i in train], [data[i] for i in held_out]  # type: ignore[return-value]
-
-
-def _loaded(config: TrainRewardModelConfig, data: str, split: str) -> Judgements:
-    if config.objective == "classification":
+def _load(config: TrainRewardModelConfig, data: str, split: str) -> Sequence[Judgement]:
+    """The rows of a data set that the objective learns from."""
+    columns = config.columns
+    if config.row.rows == "labels":
         return load_labelled_responses(
             data,
             split=split,
-            text_column=config.text_column,
-            label_column=config.label_column,
-            prompt_column=config.prompt_column,
+            text_column=columns.text,
+            label_column=columns.label,
+            prompt_column=columns.prompt,
             limit=config.limit,
         )
-    if config.objective == "regression":
+    if config.row.rows == "ratings":
         return load_rated_responses(
             data,
             split=split,
-            text_column=config.text_column,
-            rating_column=config.rating_column,
-            prompt_column=config.prompt_column,
+            text_column=columns.text,
+            rating_column=columns.rating,
+            prompt_column=columns.prompt,
             limit=config.limit,
         )
     return load_pairs(
         data,
         split=split,
-        prompt_column=config.prompt_column,
-        chosen_column=config.chosen_column,
-        rejected_column=config.rejected_column,
-        margin_column=config.margin_column,
-        strength_column=config.strength_column,
+        prompt_column=columns.prompt,
+        chosen_column=columns.chosen,
+        rejected_column=columns.rejected,
+        margin_column=columns.margin,
+        strength_column=columns.strength,
         unusable=config.unusable,
         limit=config.limit,
     )
 
 
-def _start(config: TrainRewardModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model to train, with one output and a pad token, and its tokenizer."""
-    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
-    with quiet_transformers():  # about the head, which is new where the start has no score
-        model = load_model(
-            AutoModelForSequenceClassification,
-            config.model,
-            attn_implementation=config.attn_implementation,
-            trust_remote_code=config.trust_remote_code,
-            num_labels=1,
-            ignore_mismatched_sizes=True,
+def _judged_rows(
+    config: TrainRewardModelConfig, tokenizer: PreTrainedTokenizerBase, data: Sequence[Judgement]
+) -> list[JudgedRow]:
+    """Rows as token ids, cut as the settings say, with what was said of them."""
+    default: Truncation = "prompt-start" if config.row.rows == "pairs" else "response-end"
+
+    def encode(prompts: list[Prompt], responses: list[str]) -> list[EncodedText]:
+        return encoded_texts(
+            tokenizer,
+            prompts,
+            responses,
+            append_eos=config.append_eos,
+            max_length=config.max_length,
+            truncation=config.truncation or default,
         )
-    if config.positions not in ("last", "pairs") and not is_causal(model):
+
+    return judged_rows(data, encode)
+
+
+def _model_to_train(
+    config: TrainRewardModelConfig,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model to train, with one output and a pad token, and its tokenizer."""
+    model, tokenizer = classifier_to_train(config, AutoModelForSequenceClassification, num_labels=1)
+    if config.row.reading != "last" and not is_causal(model):
         raise ConfigError(
             f"positions is {config.positions!r} and {type(model).__name__} reads in both "
             "directions, so that prefixes have no score of their own; expected a causal model, or "
             "positions='last' (with pairs also 'pairs')"
         )
-    if config.pad_token is not None:
-        tokenizer.add_special_tokens({"pad_token": config.pad_token})
-        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    model.config.pad_token_id = require_pad_token(tokenizer)
-    # Scoring code elsewhere can see from it whether complete answers carry an end of sequence.
-    model.config.eos_appended = config.append_eos
     for name in ("rating_mean", "rating_standard_deviation", "score_segments"):
         vars(model.config).pop(name, None)  # of the training before this one
-    if config.positions == "segments":
+    if config.row.reading == "segment-ends":
         # The score of a response is the mean at these ends, not what stands at its last token.
-        model.config.score_segments = config.segments
-        model.config.score_segment_length = config.segment_length
-    tokenizer.padding_side = "right"
-    require_context(model, tokenizer, config.max_length)
-    disable_dropout(model)
+        model.config.score_segments = config.segments.kind
+        model.config.score_segment_length = config.segments.length
     return model, tokenizer
 
 
-def _trained(
+def _train(
     config: TrainRewardModelConfig,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    judged: list[Judged],
+    rows: list[JudgedRow],
     folder: Path,
 ) -> tuple[PreTrainedModel, dict[str, float]]:
     """The trained model, adapters merged, and what it took."""
-    adapted = model
-    if config.lora_rank:
-        adapted = lora_model(model, rank=config.lora_rank, alpha=config.lora_alpha)
+    adapted = lora_model(model, rank=config.lora.rank, alpha=config.lora.alpha)
     filler, causal = filler_id(config, tokenizer), is_causal(model)
-    columns = example_columns(judged, config, filler=filler, causal=causal)
-    tokens = config.epochs * sum(columns.pop("tokens"))
-    arguments = training_arguments(
-        config, folder, examples=len(columns["row"]), learning_rate=config.learning_rate
-    )
-    arguments.train_sampling_strategy = "group_by_length"
-    pad_id, read_at = int(model.config.pad_token_id), reading(config, tokenizer)
+    columns = example_columns(rows, config, filler=filler, causal=causal)
+    tokens = config.training.epochs * sum(columns.pop("tokens"))
+    pad_id, read_at = int(model.config.pad_token_id), score_reading(config, tokenizer)
 
-    def batch(rows: Sequence[dict[str, int]]) -> dict[str, torch.Tensor]:
+    def batch(examples: Sequence[dict[str, int]]) -> dict[str, Tensor]:
         some = [
-            judged_beginning(
-                judged[example["row"]],
+            beginning_row(
+                rows[example["row"]],
                 example["prefix"],
                 filler=filler,
                 max_length=config.max_length,
                 causal=causal,
             )
-            for example in rows
+            for example in examples
         ]
         return reward_batch(some, pad_id=pad_id, read_at=read_at)
 
+    def loss(judgements: Judgements) -> Tensor:
+        return config.row.loss(judgements, config.loss)
+
+    count = len(columns["row"])
     trainer = RewardTrainer(
-        model=PrefixScorer(adapted),
-        args=arguments,
+        model=ModelFunction(adapted, counted_scores),
+        args=training_arguments(config, folder, examples=count),
         train_dataset=Dataset.from_dict(columns),
         data_collator=batch,
-        loss=partial(
-            reward_loss,
-            objective=config.objective,
-            positions=config.positions,
-            centering=config.center_rewards_coefficient,
-            bootstrap_lambda=config.bootstrap_lambda,
-        ),
+        loss=loss,
         log_file=folder / "metrics.jsonl",
     )
-    start = time.perf_counter()
-    loss = trainer.train().training_loss
-    seconds = time.perf_counter() - start
-    metrics = {
-        "train_loss": loss,
-        "train_examples": float(len(columns["row"])),
-        "train_tokens": tokens,
-        "seconds": seconds,
-        "tokens_per_second": tokens / seconds,
-    }
-    trained = adapted.merge_and_unload() if config.lora_rank else model
-    if config.objective == "regression":
+    metrics = {"train_examples": float(count)} | train(trainer, tokens=tokens)
+    trained = merged_model(adapted)
+    if config.row.rows == "ratings":
         scale_scores(trained, trained.config.rating_standard_deviation)
     return trained, metrics
 
 
-def _held_out(
+def _held_out_rows(
     config: TrainRewardModelConfig,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    judged: list[Judged],
+    rows: list[JudgedRow],
 ) -> list[dict[str, Any]]:
     """Accuracy and calibration on held-out data by the fraction of the response seen."""
+    at_ends = config.row.reading == "segment-ends"
     return held_out_rows_by_fraction(
         model,
-        judged,
-        objective=config.objective,
+        rows,
+        kind=config.row.rows,
         rating_mean=getattr(model.config, "rating_mean", 0.0),
-        batch_size=2 * config.batch_size,
-        context=autocast(config, model.device),
-        segment_ends=reading(config, tokenizer) if config.positions == "segments" else None,
+        batch_size=2 * config.training.batch_size,
+        context=autocast(config.training, model.device),
+        segment_ends=score_reading(config, tokenizer) if at_ends else None,
     )

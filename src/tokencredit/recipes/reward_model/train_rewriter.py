@@ -7,21 +7,19 @@ to itself, as Zhou et al. 2024 (arXiv 2409.00162) do. What the trained model thi
 token by token, is how likely it writes that token after it has read the whole response:
 `rewriter_logprobs` in `tokencredit.reward_model.hf_rewriter`.
 
-Departures and choices: (1) a decoder reads prompt, answer and a separator and writes behind them,
+Departures and choices: (1) a decoder reads prompt, answer and a separator and writes after them,
 instead of an encoder and a decoder; (2) the words of the separator are ours; they are kept in the
 configuration of the model (`rewriter_template`, `rewriter_instruction`), so that what is scored
 reads as what was trained.
 """
 
-import json
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from datasets import Dataset
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from tokencredit.evaluation.pair_scores import pair_outcomes
@@ -29,18 +27,16 @@ from tokencredit.masking import masked_row_mean, masked_sum
 from tokencredit.models.hf_logprobs import response_logprobs
 from tokencredit.preference.pairs import PreferencePair
 from tokencredit.recipes.language_model.corpus import causal_batch, causal_example
-from tokencredit.recipes.reward_model.settings import TrainRewriterConfig
-from tokencredit.recipes.run_folder import write_atomically
+from tokencredit.recipes.reward_model.causal_settings import TrainRewriterConfig
 from tokencredit.recipes.supervised import (
-    SupervisedTrainer,
     autocast,
     finished_run,
     language_model_to_train,
     supervised_run,
-    training_arguments,
     training_pairs,
-    write_model,
+    write_results,
 )
+from tokencredit.recipes.trainer import SupervisedTrainer, row_numbers, train, training_arguments
 from tokencredit.reward_model.hf_rewriter import rewriting_prompt
 from tokencredit.text.hf_token_rows import EncodedText, encoded_texts, response_batch
 
@@ -69,24 +65,23 @@ def train_rewriter(config: TrainRewriterConfig) -> Path:
         return done
     pairs, eval_pairs = training_pairs(config)
     set_seed(config.seed)
-    model, tokenizer = _start(config)
-    corrections = _rows(config, tokenizer, pairs, read="rejected", write="chosen")
-    rows = corrections + _rows(config, tokenizer, pairs, read="chosen", write="chosen")
+    model, tokenizer = _model_to_train(config)
+    corrections = _rewriting_rows(config, tokenizer, pairs, read="rejected", write="chosen")
+    rows = corrections + _rewriting_rows(config, tokenizer, pairs, read="chosen", write="chosen")
     with supervised_run(config) as folder:
-        metrics = _trained(config, model, rows, folder)
+        metrics = _train(config, model, rows, folder)
         if eval_pairs:
-            metrics |= _held_out(config, model, tokenizer, eval_pairs)
-        write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        write_model(model, tokenizer, folder)
-    print("  ".join(f"{name} {value:,.6g}" for name, value in metrics.items()))
-    print(f"rewriter: {folder}")
+            metrics |= _held_out_metrics(config, model, tokenizer, eval_pairs)
+        write_results(model, tokenizer, metrics, folder, name="rewriter")
     return folder
 
 
 Side = Literal["chosen", "rejected"]
 
 
-def _start(config: TrainRewriterConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _model_to_train(
+    config: TrainRewriterConfig,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model to train, dropout off, with the template in its configuration; its tokenizer."""
     model, tokenizer = language_model_to_train(config)
     model.config.rewriter_template = config.template
@@ -95,7 +90,7 @@ def _start(config: TrainRewriterConfig) -> tuple[PreTrainedModel, PreTrainedToke
     return model, tokenizer
 
 
-def _rows(
+def _rewriting_rows(
     config: TrainRewriterConfig,
     tokenizer: PreTrainedTokenizerBase,
     pairs: list[PreferencePair],
@@ -123,16 +118,12 @@ def _rows(
     )
 
 
-def _trained(
+def _train(
     config: TrainRewriterConfig, model: PreTrainedModel, rows: list[EncodedText], folder: Path
 ) -> dict[str, float]:
     """Train the model in place; what it took."""
-    arguments = training_arguments(
-        config, folder, examples=len(rows), learning_rate=config.learning_rate
-    )
-    arguments.train_sampling_strategy = "group_by_length"
 
-    def batch(some: Sequence[dict[str, int]]) -> dict[str, torch.Tensor]:
+    def batch(some: Sequence[dict[str, int]]) -> dict[str, Tensor]:
         chosen = [rows[one["row"]] for one in some]
         return causal_batch(
             [causal_example(torch.tensor(row.input_ids), start=row.start) for row in chosen]
@@ -140,26 +131,15 @@ def _trained(
 
     trainer = SupervisedTrainer(
         model=model,
-        args=arguments,
-        train_dataset=Dataset.from_dict(
-            {"row": list(range(len(rows))), "length": [len(row) for row in rows]}
-        ),
+        args=training_arguments(config, folder, examples=len(rows)),
+        train_dataset=row_numbers([len(row) for row in rows]),
         data_collator=batch,
         log_file=folder / "metrics.jsonl",
     )
-    start = time.perf_counter()
-    loss = trainer.train().training_loss
-    seconds = time.perf_counter() - start
-    tokens = config.epochs * sum(map(len, rows))
-    return {
-        "train_loss": loss,
-        "train_tokens": tokens,
-        "seconds": seconds,
-        "tokens_per_second": tokens / seconds,
-    }
+    return train(trainer, tokens=config.training.epochs * sum(map(len, rows)))
 
 
-def _held_out(
+def _held_out_metrics(
     config: TrainRewriterConfig,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -170,10 +150,12 @@ def _held_out(
 
     def said(read: Side, write: Side) -> tuple[torch.Tensor, float]:
         """Mean log-probability of the tokens of each answer, and perplexity of all of them."""
-        rows = _rows(config, tokenizer, pairs, read=read, write=write)
+        rows = _rewriting_rows(config, tokenizer, pairs, read=read, write=write)
         batch = response_batch(rows, pad_id=int(tokenizer.pad_token_id))
-        with autocast(config, model.device):
-            logprobs = response_logprobs(model, batch, micro_batch_size=config.batch_size).cpu()
+        with autocast(config.training, model.device):
+            logprobs = response_logprobs(
+                model, batch, micro_batch_size=config.training.batch_size
+            ).cpu()
         nats = -float(masked_sum(logprobs, batch.response_mask).sum())
         tokens = int(batch.response_mask.sum())
         return masked_row_mean(logprobs, batch.response_mask), math.exp(nats / tokens)

@@ -15,54 +15,42 @@ like length, padded on the right. Dropout is off. How well held-out tokens are t
 """
 
 import json
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
-from transformers import (
-    AutoModelForTokenClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    set_seed,
-)
+from torch import Tensor
+from transformers import AutoModelForTokenClassification, PreTrainedModel, set_seed
 
-from tokencredit.models.hf_loading import (
-    disable_dropout,
-    load_model,
-    load_tokenizer,
-    lora_model,
-    quiet_transformers,
-    require_pad_token,
-)
+from tokencredit.models.hf_loading import lora_model, merged_model
 from tokencredit.preference.hf_labels import load_edits, load_labelled_spans, load_step_labels
-from tokencredit.preference.labels import EditedResponse, SpanLabelledResponse
 from tokencredit.recipes.reward_model.settings import TrainTokenClassifierConfig
 from tokencredit.recipes.reward_model.token_labels import (
-    Labelled,
+    LabelledRow,
     LabelledText,
-    TokenLogits,
     TokenTrainer,
     class_report,
     label_targets,
     labelled_logits,
+    labelled_text,
     labelled_texts,
     token_batch,
+    token_logits,
 )
 from tokencredit.recipes.run_folder import write_atomically
 from tokencredit.recipes.supervised import (
     autocast,
+    classifier_to_train,
     finished_run,
-    held_out_rows,
-    require_context,
     supervised_run,
-    training_arguments,
-    write_model,
+    train_and_held_out,
+    write_results,
 )
+from tokencredit.recipes.trainer import ModelFunction, row_numbers, train, training_arguments
 
 __all__ = ["TrainTokenClassifierConfig", "train_token_classifier"]
 
@@ -88,149 +76,83 @@ def train_token_classifier(config: TrainTokenClassifierConfig) -> Path:
     done = finished_run(config)
     if done is not None:
         return done
-    data, eval_data = _examples(config)
+    data, eval_data = train_and_held_out(config, partial(_load, config), text=labelled_text)
     set_seed(config.seed)
-    model, tokenizer = _start(config)
-    rows = labelled_texts(config, tokenizer, data)
-    eval_rows = labelled_texts(config, tokenizer, eval_data) if eval_data else []
+    classes = dict(enumerate(config.classes))
+    model, tokenizer = classifier_to_train(
+        config,
+        AutoModelForTokenClassification,
+        id2label=classes,
+        label2id={name: number for number, name in classes.items()},
+    )
+    rows, eval_rows = (labelled_texts(config, tokenizer, some) for some in (data, eval_data))
     with supervised_run(config) as folder:
-        model, metrics = _trained(config, model, rows, folder)
+        model, metrics = _train(config, model, rows, folder)
         if eval_rows:
             report = _report(config, model, eval_rows)
             metrics |= {f"held_out_{name}": report[name] for name in ("accuracy", "majority")}
             write_atomically(folder / "token_report.json", json.dumps(report, indent=2) + "\n")
             _show(report)
-        write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        write_model(model, tokenizer, folder)
-    print("  ".join(f"{name} {value:,.6g}" for name, value in metrics.items() if value is not None))
-    print(f"token classifier: {folder}")
+        write_results(model, tokenizer, metrics, folder, name="token classifier")
     return folder
 
 
-def _examples(config: TrainTokenClassifierConfig) -> tuple[list[Labelled], list[Labelled]]:
-    """What to train on and what is held out; both sides of an edit stay together."""
-    data = _loaded(config, config.data, config.split)
-    if config.eval_data is not None:
-        return data, _loaded(config, config.eval_data, config.eval_split or config.split)
-    train, held_out = held_out_rows(
-        [row.prompt for row in data],
-        [_text(row) for row in data],
-        fraction=config.held_out,
-        seed=config.seed,
-    )
-    return [data[i] for i in train], [data[i] for i in held_out]
-
-
-def _text(row: Labelled) -> str:
-    if isinstance(row, EditedResponse):
-        return row.rejected
-    return row.response if isinstance(row, SpanLabelledResponse) else "".join(row.completions)
-
-
-def _loaded(config: TrainTokenClassifierConfig, data: str, split: str) -> list[Labelled]:
+def _load(config: TrainTokenClassifierConfig, data: str, split: str) -> Sequence[LabelledRow]:
+    """The rows of a data set; both sides of an edit stay together."""
+    columns = config.columns
     if config.labels == "edits":
-        return list(
-            load_edits(
-                data,
-                split=split,
-                prompt_column=config.prompt_column,
-                rejected_column=config.rejected_column,
-                edited_column=config.edited_column,
-                limit=config.limit,
-            )
-        )
-    if config.labels == "spans":
-        return list(
-            load_labelled_spans(
-                data,
-                split=split,
-                prompt_column=config.prompt_column,
-                text_column=config.text_column,
-                spans_column=config.spans_column,
-                limit=config.limit,
-            )
-        )
-    return list(
-        load_step_labels(
+        return load_edits(
             data,
             split=split,
-            prompt_column=config.prompt_column,
-            completions_column=config.completions_column,
-            labels_column=config.labels_column,
+            prompt_column=columns.prompt,
+            rejected_column=columns.rejected,
+            edited_column=columns.edited,
             limit=config.limit,
         )
+    if config.labels == "spans":
+        return load_labelled_spans(
+            data,
+            split=split,
+            prompt_column=columns.prompt,
+            text_column=columns.text,
+            spans_column=columns.spans,
+            limit=config.limit,
+        )
+    return load_step_labels(
+        data,
+        split=split,
+        prompt_column=columns.prompt,
+        completions_column=columns.completions,
+        labels_column=columns.labels,
+        limit=config.limit,
     )
 
 
-def _start(
-    config: TrainTokenClassifierConfig,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model to train, with one output per class and a pad token, and its tokenizer."""
-    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
-    with quiet_transformers():  # about the head, which is new
-        model = load_model(
-            AutoModelForTokenClassification,
-            config.model,
-            attn_implementation=config.attn_implementation,
-            trust_remote_code=config.trust_remote_code,
-            id2label=dict(enumerate(config.classes)),
-            label2id={name: number for number, name in enumerate(config.classes)},
-            ignore_mismatched_sizes=True,
-        )
-    if config.pad_token is not None:
-        tokenizer.add_special_tokens({"pad_token": config.pad_token})
-        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    model.config.pad_token_id = require_pad_token(tokenizer)
-    # Scoring code elsewhere can see from it whether complete answers carry an end of sequence.
-    model.config.eos_appended = config.append_eos
-    tokenizer.padding_side = "right"
-    require_context(model, tokenizer, config.max_length)
-    disable_dropout(model)
-    return model, tokenizer
-
-
-def _trained(
+def _train(
     config: TrainTokenClassifierConfig,
     model: PreTrainedModel,
     rows: Sequence[LabelledText],
     folder: Path,
 ) -> tuple[PreTrainedModel, dict[str, float | None]]:
     """The trained model, adapters merged, and what it took."""
-    adapted = model
-    if config.lora_rank:
-        adapted = lora_model(model, rank=config.lora_rank, alpha=config.lora_alpha)
-    arguments = training_arguments(
-        config, folder, examples=len(rows), learning_rate=config.learning_rate
-    )
-    arguments.train_sampling_strategy = "group_by_length"
+    adapted = lora_model(model, rank=config.lora.rank, alpha=config.lora.alpha)
     pad_id = int(model.config.pad_token_id)
 
-    def batch(some: Sequence[dict[str, int]]) -> dict[str, torch.Tensor]:
+    def batch(some: Sequence[dict[str, int]]) -> dict[str, Tensor]:
         return token_batch([rows[one["row"]] for one in some], pad_id=pad_id)
 
     trainer = TokenTrainer(
-        model=TokenLogits(adapted),
-        args=arguments,
-        train_dataset=Dataset.from_dict(
-            {"row": list(range(len(rows))), "length": [len(row) for row in rows]}
-        ),
+        model=ModelFunction(adapted, token_logits),
+        args=training_arguments(config, folder, examples=len(rows)),
+        train_dataset=row_numbers([len(row) for row in rows]),
         data_collator=batch,
         targets=label_targets(config.labels, len(config.classes)),
         class_weights=torch.tensor(config.class_weights) if config.class_weights else None,
         log_file=folder / "metrics.jsonl",
     )
-    start = time.perf_counter()
-    loss = trainer.train().training_loss
-    seconds = time.perf_counter() - start
-    tokens = config.epochs * sum(map(len, rows))
-    metrics = {
-        "train_loss": loss,
-        "train_tokens": tokens,
-        "seconds": seconds,
-        "tokens_per_second": tokens / seconds,
-    }
-    return adapted.merge_and_unload() if config.lora_rank else model, metrics
+    tokens = config.training.epochs * sum(map(len, rows))
+    metrics: dict[str, float | None] = {**train(trainer, tokens=tokens)}
+    return merged_model(adapted), metrics
 
 
 def _report(
@@ -241,8 +163,8 @@ def _report(
         model,
         rows,
         pad_id=int(model.config.pad_token_id),
-        batch_size=2 * config.batch_size,
-        context=autocast(config, model.device),
+        batch_size=2 * config.training.batch_size,
+        context=autocast(config.training, model.device),
     )
     return class_report(logits, labels, config.classes)
 

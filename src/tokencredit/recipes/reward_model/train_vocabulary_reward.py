@@ -16,50 +16,45 @@ each; (3) a turn of the constraint sees all prefixes of the training data, not 8
 learning rate for all turns, a cosine in each, dropout off.
 """
 
-import json
 import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from tokencredit.evaluation.plots import plot_prefix_accuracy
+from tokencredit.batch import Prompt
 from tokencredit.evaluation.prefix_accuracy import (
     pair_accuracy_by_fraction,
     rating_accuracy_by_fraction,
 )
-from tokencredit.preference.hf_datasets import load_rated_responses
-from tokencredit.preference.pairs import PreferencePair, RatedResponse
-from tokencredit.recipes.reward_model.evaluation_report import fraction_table
+from tokencredit.models.hf_loading import lora_model, merged_model
+from tokencredit.preference.hf_datasets import load_pairs, load_rated_responses
+from tokencredit.recipes.reward_model.causal_settings import TrainVocabularyRewardConfig
 from tokencredit.recipes.reward_model.examples import (
-    Judged,
-    in_standard_deviations,
+    JudgedRow,
+    Judgement,
+    judged_rows,
+    judgement_text,
     require_an_order,
+    standardised_rows,
 )
-from tokencredit.recipes.reward_model.settings import TrainVocabularyRewardConfig
-from tokencredit.recipes.reward_model.vocabulary_turns import (
-    adapted_model,
-    ended_row,
-    trained_turn,
-    turns,
-)
-from tokencredit.recipes.run_folder import write_atomically
+from tokencredit.recipes.reward_model.report import write_prefix_accuracy
+from tokencredit.recipes.reward_model.vocabulary_turns import ended_row, train_turn, turns
 from tokencredit.recipes.supervised import (
     autocast,
     finished_run,
-    held_out_rows,
     language_model_to_train,
     supervised_run,
-    training_pairs,
-    write_model,
+    train_and_held_out,
+    write_results,
 )
 from tokencredit.scorers.vocabulary import vocabulary_fraction_scores
 from tokencredit.text.hf_token_rows import EncodedText, encoded_texts
 
 __all__ = ["TrainVocabularyRewardConfig", "train_vocabulary_reward"]
-
-Rows = list[PreferencePair] | list[RatedResponse]
 
 
 def train_vocabulary_reward(config: TrainVocabularyRewardConfig) -> Path:
@@ -83,58 +78,48 @@ def train_vocabulary_reward(config: TrainVocabularyRewardConfig) -> Path:
     done = finished_run(config)
     if done is not None:
         return done
-    data, eval_data = _rows(config)
+    data, eval_data = train_and_held_out(config, partial(_load, config), text=judgement_text)
     set_seed(config.seed)
-    model, tokenizer = _start(config)
-    judged = _judged(config, tokenizer, data)
-    eval_judged = _judged(config, tokenizer, eval_data) if eval_data else []
+    model, tokenizer = _model_to_train(config)
+    rows, eval_rows = (_judged_rows(config, tokenizer, some) for some in (data, eval_data))
     if config.objective == "cd-fudge":
-        judged = in_standard_deviations(model, _apart(judged))
-        if config.rating_column is not None:
-            require_an_order(eval_judged)
+        rows = standardised_rows(model, _separate_rows(rows))
+        if config.columns.rating is not None:
+            require_an_order(eval_rows)
     with supervised_run(config) as folder:
-        model, metrics = _trained(config, model, judged, folder, int(tokenizer.pad_token_id))
-        if eval_judged:
-            rows = _accuracy(config, model, eval_judged, int(tokenizer.pad_token_id))
-            metrics["held_out_accuracy"] = float(rows[-1]["accuracy"])
-            write_atomically(folder / "prefix_accuracy.json", json.dumps(rows, indent=2) + "\n")
-            plot_prefix_accuracy(rows, folder / "prefix_accuracy.png")
-            Console().print(fraction_table(rows, title="held-out accuracy"))
-        write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        write_model(model, tokenizer, folder)
-    print("  ".join(f"{name} {value:,.6g}" for name, value in metrics.items()))
-    print(f"reward model over the vocabulary: {folder}")
+        model, metrics = _train(config, model, rows, folder, int(tokenizer.pad_token_id))
+        if eval_rows:
+            by_fraction = _accuracy_rows(config, model, eval_rows, int(tokenizer.pad_token_id))
+            metrics["held_out_accuracy"] = float(by_fraction[-1]["accuracy"])
+            write_prefix_accuracy(by_fraction, folder)
+        write_results(model, tokenizer, metrics, folder, name="reward model over the vocabulary")
     return folder
 
 
-def _rows(config: TrainVocabularyRewardConfig) -> tuple[Rows, Rows]:
-    """What to train on and what is held out."""
-    if config.rating_column is None:
-        return training_pairs(config)
-    rated = _rated(config, config.data, config.split)
-    if config.eval_data is not None:
-        return rated, _rated(config, config.eval_data, config.eval_split or config.split)
-    train, held_out = held_out_rows(
-        [row.prompt for row in rated],
-        [row.response for row in rated],
-        fraction=config.held_out,
-        seed=config.seed,
-    )
-    return [rated[i] for i in train], [rated[i] for i in held_out]
-
-
-def _rated(config: TrainVocabularyRewardConfig, data: str, split: str) -> list[RatedResponse]:
-    return load_rated_responses(
+def _load(config: TrainVocabularyRewardConfig, data: str, split: str) -> Sequence[Judgement]:
+    """Pairs, or with a column of ratings rated texts."""
+    columns = config.columns
+    if columns.rating is not None:
+        return load_rated_responses(
+            data,
+            split=split,
+            text_column=columns.text,
+            rating_column=columns.rating,
+            prompt_column=columns.prompt,
+            limit=config.limit,
+        )
+    return load_pairs(
         data,
         split=split,
-        text_column=config.text_column,
-        rating_column=str(config.rating_column),
-        prompt_column=config.prompt_column,
+        prompt_column=columns.prompt,
+        chosen_column=columns.chosen,
+        rejected_column=columns.rejected,
+        unusable=config.unusable,
         limit=config.limit,
     )
 
 
-def _start(
+def _model_to_train(
     config: TrainVocabularyRewardConfig,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model to train, dropout off, its configuration saying what it becomes; its tokenizer."""
@@ -148,86 +133,75 @@ def _start(
     return model, tokenizer
 
 
-def _judged(
-    config: TrainVocabularyRewardConfig, tokenizer: PreTrainedTokenizerBase, data: Rows
-) -> list[Judged]:
-    """Rows as token ids, with their margins or ratings; pairs hold both sides."""
-    pairs = [row for row in data if isinstance(row, PreferencePair)]
-    rated = [row for row in data if isinstance(row, RatedResponse)]
-    if rated:
-        rows = _encoded(config, tokenizer, rated, [row.response for row in rated])
-        return [Judged((row,), one.rating) for row, one in zip(rows, rated, strict=True)]
-    sides = (
-        _encoded(config, tokenizer, pairs, [pair.chosen for pair in pairs]),
-        _encoded(config, tokenizer, pairs, [pair.rejected for pair in pairs]),
-    )
-    return [Judged(both, config.margin) for both in zip(*sides, strict=True)]
-
-
-def _encoded(
+def _judged_rows(
     config: TrainVocabularyRewardConfig,
     tokenizer: PreTrainedTokenizerBase,
-    data: list[PreferencePair] | list[RatedResponse],
-    responses: list[str],
-) -> list[EncodedText]:
-    rows = encoded_texts(
-        tokenizer,
-        [row.prompt for row in data],
-        responses,
-        append_eos=config.append_eos,
-        max_length=config.max_length,
-        truncation=config.truncation,
-    )
-    return [ended_row(row, tokenizer.eos_token_id) for row in rows]
+    data: Sequence[Judgement],
+) -> list[JudgedRow]:
+    """Rows as token ids, with their ratings, or with the margin that all pairs have."""
+
+    def encode(prompts: list[Prompt], responses: list[str]) -> list[EncodedText]:
+        rows = encoded_texts(
+            tokenizer,
+            prompts,
+            responses,
+            append_eos=config.append_eos,
+            max_length=config.max_length,
+            truncation=config.truncation,
+        )
+        return [ended_row(row, tokenizer.eos_token_id) for row in rows]
+
+    rows = judged_rows(data, encode)
+    if config.columns.rating is not None:
+        return rows
+    return [replace(one, target=config.margin) for one in rows]
 
 
-def _apart(judged: list[Judged]) -> list[Judged]:
+def _separate_rows(rows: list[JudgedRow]) -> list[JudgedRow]:
     """The sides of pairs as rows of their own, 1 for the chosen and 0 for the other."""
     return [
-        Judged((text,), float(side == 0)) if len(one.responses) == 2 else one
-        for one in judged
+        JudgedRow((text,), float(side == 0)) if len(one.responses) == 2 else one
+        for one in rows
         for side, text in enumerate(one.responses)
     ]
 
 
-def _trained(
+def _train(
     config: TrainVocabularyRewardConfig,
     model: PreTrainedModel,
-    judged: list[Judged],
+    rows: list[JudgedRow],
     folder: Path,
     pad_id: int,
 ) -> tuple[PreTrainedModel, dict[str, float]]:
     """The trained model, adapters merged, and what it took: the last loss of each kind."""
-    adapted = model
-    if config.lora_rank:
-        adapted = adapted_model(model, rank=config.lora_rank, alpha=config.lora_alpha)
+    adapted = lora_model(
+        model, rank=config.lora.rank, alpha=config.lora.alpha, task_type="CAUSAL_LM"
+    )
     losses: dict[str, float] = {}
     tokens = 0.0
     start = time.perf_counter()
     for number, turn in enumerate(turns(config), start=1):
-        loss, read = trained_turn(
-            config, adapted, turn, judged, folder, number=number, pad_id=pad_id
-        )
+        loss, read = train_turn(config, adapted, turn, rows, folder, number=number, pad_id=pad_id)
         losses[f"{turn.name}_loss"] = loss
-        tokens += config.epochs * read
+        tokens += read
     seconds = time.perf_counter() - start
     took = {"train_tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
-    return adapted.merge_and_unload() if config.lora_rank else model, losses | took
+    return merged_model(adapted), losses | took
 
 
-def _accuracy(
-    config: TrainVocabularyRewardConfig, model: PreTrainedModel, judged: list[Judged], pad_id: int
+def _accuracy_rows(
+    config: TrainVocabularyRewardConfig, model: PreTrainedModel, rows: list[JudgedRow], pad_id: int
 ) -> list[dict[str, float | int]]:
     """Accuracy on held-out data by the fraction of the response seen."""
     scores = vocabulary_fraction_scores(
         model,
-        [row for side in zip(*(one.responses for one in judged), strict=True) for row in side],
+        [row for side in zip(*(one.responses for one in rows), strict=True) for row in side],
         method=config.objective,
         over_tokens=config.over_tokens,
         pad_id=pad_id,
-        batch_size=2 * config.batch_size,
-        context=autocast(config, model.device),
+        batch_size=2 * config.training.batch_size,
+        context=autocast(config.training, model.device),
     )
-    if config.rating_column is None:
+    if config.columns.rating is None:
         return pair_accuracy_by_fraction(*scores.chunk(2))
-    return rating_accuracy_by_fraction(scores, torch.tensor([one.target for one in judged]))
+    return rating_accuracy_by_fraction(scores, torch.tensor([one.target for one in rows]))

@@ -1,4 +1,4 @@
-"""TRL's DPOTrainer on rows that are tokenized already. The one file that imports TRL."""
+"""TRL's DPOTrainer on rows that are tokenized already."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from trl import DPOConfig, DPOTrainer
 
-from tokencredit.recipes.supervised import SupervisedTrainer
+from tokencredit.recipes.trainer import SupervisedTrainer, row_numbers
 from tokencredit.text.hf_token_rows import EncodedText, right_padded
 
 EncodedPair = tuple[EncodedText, EncodedText]
@@ -57,12 +57,7 @@ def implicit_reward_trainer(
         ref_model=reference,
         args=DPOConfig(**same, beta=dpo_beta, max_length=None),
         data_collator=batch,
-        train_dataset=Dataset.from_dict(
-            {
-                "row": list(range(len(pairs))),
-                "length": [max(map(len, pair)) for pair in pairs],
-            }
-        ),
+        train_dataset=row_numbers([max(map(len, pair)) for pair in pairs]),
         processing_class=tokenizer,
         peft_config=adapter,
         log_file=log_file,

@@ -7,18 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from tokencredit.errors import ConfigError
 from tokencredit.logprobs import token_logprobs
 from tokencredit.models.hf_logprobs import Statistic
-from tokencredit.recipes.reward_model.examples import Judged, reward_batch
-from tokencredit.recipes.reward_model.objectives import RewardTrainer
-from tokencredit.recipes.reward_model.settings import TrainVocabularyRewardConfig
-from tokencredit.recipes.supervised import training_arguments
+from tokencredit.recipes.reward_model.causal_settings import TrainVocabularyRewardConfig
+from tokencredit.recipes.reward_model.examples import JudgedRow, reward_batch
+from tokencredit.recipes.reward_model.training import RewardTrainer
+from tokencredit.recipes.trainer import ModelFunction, row_numbers, train, training_arguments
 from tokencredit.reward_model.hf_vocabulary import trained_statistics
 from tokencredit.reward_model.losses.pairs import prefix_regression_loss
 from tokencredit.reward_model.losses.vocabulary import (
@@ -28,9 +25,10 @@ from tokencredit.reward_model.losses.vocabulary import (
     maximum_constraint_loss,
     token_values,
 )
+from tokencredit.reward_model.objectives import Judgements
 from tokencredit.text.hf_token_rows import EncodedText, ReadAt, read_last_token
 
-Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+Loss = Callable[[Judgements], Tensor]
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Turn:
         name: as the metrics have it: `preferences`, `constraint` or `outcomes`.
         statistic: what is taken of the logits of each token.
         read_at: the tokens it is taken of.
-        loss: of what was taken, padded on the right, its mask, targets and strengths.
+        loss: of what was taken and what was said of it.
         chosen_alone: whether the rejected responses are left out.
     """
 
@@ -60,20 +58,23 @@ def turns(config: TrainVocabularyRewardConfig) -> list[Turn]:
             reward_beta=config.reward_beta,
             over_tokens=config.over_tokens,
         )
-        return [Turn("preferences", token_logprobs, read_response, _of_pairs(compared))]
+        return [Turn("preferences", token_logprobs, read_response, _pair_loss(compared))]
     if config.objective == "cd-fudge":
-        return [Turn("outcomes", token_values, read_response, _of_outcomes)]
-    preferences = Turn("preferences", token_values, read_last_token, _of_pairs(final_value_loss))
+        return [Turn("outcomes", token_values, read_response, _outcome_loss)]
+    preferences = Turn("preferences", token_values, read_last_token, _pair_loss(final_value_loss))
     bound = partial(
         maximum_constraint_loss,
         first_token=config.first_token,
         target_gradient=config.target_gradient,
     )
 
-    def of_prefixes(values: Tensor, mask: Tensor, *_: Any) -> Tensor:
-        return bound(values[..., 0], values[..., 1], mask)
+    def constraint_loss(judgements: Judgements) -> Tensor:
+        values, best = judgements.scores.unbind(-1)
+        return bound(values, best, judgements.mask)
 
-    constraint = Turn("constraint", _value_and_best, read_response, of_prefixes, chosen_alone=True)
+    constraint = Turn(
+        "constraint", _value_and_best, read_response, constraint_loss, chosen_alone=True
+    )
     return [preferences, *[constraint, preferences] * (config.rounds - 1)]
 
 
@@ -83,7 +84,7 @@ def read_response(text: EncodedText) -> list[bool]:
 
 
 def ended_row(row: EncodedText, eos_token_id: int | None) -> EncodedText:
-    """The row without what a chat template puts behind the end of sequence: generation stops there.
+    """The row without what a chat template puts after the end of sequence: generation stops there.
 
     An end of sequence inside the response, or none at all, changes nothing.
     """
@@ -100,40 +101,13 @@ def _value_and_best(logits: Tensor, token_ids: Tensor) -> Float[Tensor, "tokens 
     return torch.stack([token_values(logits, token_ids), best_values(logits)], dim=-1)
 
 
-def _of_pairs(loss: Callable[..., Tensor]) -> Loss:
+def _pair_loss(loss: Callable[..., Tensor]) -> Loss:
     """The loss of rows of which the first half is preferred."""
-
-    def of_rows(values: Tensor, mask: Tensor, targets: Tensor, *_: Any) -> Tensor:
-        return loss(*values.chunk(2), *mask.chunk(2), margin=targets)
-
-    return of_rows
+    return lambda judgements: loss(*judgements.sides, margin=judgements.targets)
 
 
-def _of_outcomes(values: Tensor, mask: Tensor, targets: Tensor, *_: Any) -> Tensor:
-    return prefix_regression_loss(values, targets, mask)
-
-
-class TokenScorer(nn.Module):
-    """A language model whose forward gives the numbers that the loss is made of.
-
-    Args:
-        model: a causal language model.
-        statistic: of logits and ids.
-    """
-
-    def __init__(self, model: nn.Module, statistic: Statistic) -> None:
-        super().__init__()
-        self.model = model
-        self.statistic = statistic
-
-    def forward(
-        self,
-        input_ids: Int[Tensor, "batch sequence"],
-        attention_mask: Int[Tensor, "batch sequence"],
-        counted: Bool[Tensor, "batch sequence"],
-    ) -> Float[Tensor, "batch time *rest"]:
-        """What is taken of the counted tokens, moved to the left end."""
-        return trained_statistics(self.model, input_ids, attention_mask, counted, self.statistic)
+def _outcome_loss(judgements: Judgements) -> Tensor:
+    return prefix_regression_loss(judgements.scores, judgements.targets, judgements.mask)
 
 
 class TurnTrainer(RewardTrainer):
@@ -148,28 +122,28 @@ class TurnTrainer(RewardTrainer):
         self.turn = turn
 
     def log(self, logs: dict[str, Any], *arguments: Any, **keywords: Any) -> None:
-        """As of Trainer."""
+        """Add which turn it is to what the Trainer logs."""
         number, name = self.turn
         super().log({**logs, "turn": number, "trains": name}, *arguments, **keywords)
 
 
-def trained_turn(
+def train_turn(
     config: TrainVocabularyRewardConfig,
     model: nn.Module,
     turn: Turn,
-    judged: Sequence[Judged],
+    rows: Sequence[JudgedRow],
     folder: Path,
     *,
     number: int,
     pad_id: int,
-) -> tuple[float, int]:
+) -> tuple[float, float]:
     """Train the model in place for one turn.
 
     Args:
         config: the settings.
         model: a causal language model, with or without adapters.
         turn: what is done.
-        judged: the rows.
+        rows: of the data.
         folder: of the run.
         number: of the turn, from 1.
         pad_id: fills padding.
@@ -177,46 +151,20 @@ def trained_turn(
     Returns:
         The mean loss, and the tokens that were read.
     """
-    rows = list(judged)
     if turn.chosen_alone:
-        rows = [replace(one, responses=one.responses[:1]) for one in judged]
-    arguments = training_arguments(
-        config, folder, examples=len(rows), learning_rate=config.learning_rate
-    )
-    arguments.train_sampling_strategy = "group_by_length"
+        rows = [replace(one, responses=one.responses[:1]) for one in rows]
 
     def batch(some: Sequence[dict[str, int]]) -> dict[str, Tensor]:
         return reward_batch([rows[one["row"]] for one in some], pad_id=pad_id, read_at=turn.read_at)
 
     trainer = TurnTrainer(
-        model=TokenScorer(model, turn.statistic),
-        args=arguments,
-        train_dataset=Dataset.from_dict(
-            {"row": list(range(len(rows))), "length": [len(one) for one in rows]}
-        ),
+        model=ModelFunction(model, partial(trained_statistics, statistic=turn.statistic)),
+        args=training_arguments(config, folder, examples=len(rows)),
+        train_dataset=row_numbers([len(one) for one in rows]),
         data_collator=batch,
         loss=turn.loss,
         log_file=folder / "metrics.jsonl",
         turn=(number, turn.name),
     )
-    loss = float(trainer.train().training_loss)
-    return loss, sum(len(text) for one in rows for text in one.responses)
-
-
-def adapted_model(model: PreTrainedModel, *, rank: int, alpha: int) -> Any:
-    """The model with LoRA adapters on its linear layers; its head over the vocabulary stays.
-
-    Raises:
-        ConfigError: PEFT is not installed.
-    """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise ConfigError(
-            f"lora_rank is {rank} and PEFT is not installed; expected it: "
-            "pip install 'tokencredit[peft]'"
-        ) from error
-    adapter = LoraConfig(
-        task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, target_modules="all-linear"
-    )
-    return get_peft_model(model, adapter)
+    tokens = config.training.epochs * sum(len(text) for one in rows for text in one.responses)
+    return train(trainer, tokens=tokens)["train_loss"], tokens

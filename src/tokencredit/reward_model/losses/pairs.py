@@ -41,7 +41,7 @@ def bradley_terry_loss(
     tensor(0.3466)
     """
     losses = -logsigmoid(_lead(chosen_scores, rejected_scores, margin))
-    return _weighted(losses, strength).mean()
+    return _weighted_losses(losses, strength).mean()
 
 
 def prefix_bradley_terry_loss(
@@ -84,12 +84,15 @@ def prefix_bradley_terry_loss(
     tensor(0.4100)
     """
     time = max(chosen_mask.shape[-1], rejected_mask.shape[-1])
-    chosen_mask, rejected_mask = _widened(chosen_mask, time), _widened(rejected_mask, time)
-    chosen = held_prefix_scores(_widened(chosen_prefix_scores, time), chosen_mask)
-    rejected = held_prefix_scores(_widened(rejected_prefix_scores, time), rejected_mask)
+    chosen_mask, rejected_mask = (
+        _widened_rows(chosen_mask, time),
+        _widened_rows(rejected_mask, time),
+    )
+    chosen = held_prefix_scores(_widened_rows(chosen_prefix_scores, time), chosen_mask)
+    rejected = held_prefix_scores(_widened_rows(rejected_prefix_scores, time), rejected_mask)
     lead = _lead(chosen, rejected, None if margin is None else margin[:, None])
     losses = masked_row_mean(-logsigmoid(lead), chosen_mask | rejected_mask)
-    return _weighted(losses, strength).mean()
+    return _weighted_losses(losses, strength).mean()
 
 
 def segment_bradley_terry_loss(
@@ -340,11 +343,11 @@ def _lead(chosen: Tensor, rejected: Tensor, margin: Tensor | None) -> Tensor:
     return lead if margin is None else lead - margin.float()
 
 
-def _weighted(losses: Tensor, strength: Tensor | None) -> Tensor:
+def _weighted_losses(losses: Tensor, strength: Tensor | None) -> Tensor:
     return losses if strength is None else losses * strength.float()
 
 
-def _widened(values: Tensor, time: int) -> Tensor:
+def _widened_rows(values: Tensor, time: int) -> Tensor:
     """Rows with columns that do not count added on the right."""
     missing = values.new_zeros((len(values), time - values.shape[-1]))
     return torch.cat([values, missing], dim=-1)

@@ -6,16 +6,9 @@ from tiny_models import tiny_model
 from tiny_reward_training import config, loss_of
 from tiny_tokenizers import byte_level
 
-from tokencredit.recipes.reward_model.examples import Judged, read_segment_ends
-from tokencredit.recipes.reward_model.objectives import reward_loss
-from tokencredit.reward_model.losses.pairs import (
-    prefix_bradley_terry_loss,
-    prefix_classification_loss,
-    prefix_regression_loss,
-    segment_bradley_terry_loss,
-)
-from tokencredit.reward_model.losses.values import q_classification_loss, q_value_loss
+from tokencredit.recipes.reward_model.examples import JudgedRow
 from tokencredit.scorers.fractions import fraction_scores, running_segment_means
+from tokencredit.scorers.trained_reading import segment_end_reading
 from tokencredit.text.hf_token_rows import EncodedText, read_every_token
 
 
@@ -23,43 +16,12 @@ def row(length: int, first: int = 3) -> EncodedText:
     return EncodedText([2, *range(first, first + length)], [False] + [True] * length)
 
 
-def test_objective_and_positions_name_the_loss():
-    scores, targets = torch.randn(2, 3), torch.tensor([1.0, 0.0])
-    mask = torch.tensor([[True, True, True], [True, False, False]])
-    for objective, positions, expected in (
-        ("classification", "every", prefix_classification_loss(scores, targets, mask)),
-        ("regression", "every", prefix_regression_loss(scores, targets, mask)),
-        ("classification", "bootstrapped", q_classification_loss(scores, targets, mask)),
-        ("regression", "bootstrapped", q_value_loss(scores, targets, mask)),
-    ):
-        loss = reward_loss(scores, mask, targets, objective=objective, positions=positions)
-        torch.testing.assert_close(loss, expected)
-    looks_ahead = reward_loss(scores, mask, targets, objective="regression",
-                              positions="bootstrapped", bootstrap_lambda=1.0)  # fmt: skip
-    torch.testing.assert_close(looks_ahead, prefix_regression_loss(scores, targets, mask))
-
-
-def test_strengths_and_margins_reach_every_loss_of_pairs():
-    scores, margin, strength = torch.randn(4, 3), torch.rand(2), torch.tensor([3.0, 0.5])
-    mask = torch.ones(4, 3, dtype=torch.bool)
-    for positions, loss in (
-        ("every", prefix_bradley_terry_loss), ("segments", segment_bradley_terry_loss)
-    ):  # fmt: skip
-        expected = loss(
-            scores[:2], scores[2:], mask[:2], mask[2:], margin=margin, strength=strength
-        )
-        found = reward_loss(
-            scores, mask, margin, strength, objective="bradley-terry", positions=positions
-        )
-        torch.testing.assert_close(found, expected)
-
-
 def test_a_segment_per_token_is_the_mean_of_all_prefixes(tmp_path):
     """The scores are averaged before they are compared, not the losses afterwards."""
     model, tokenizer = tiny_model("llama").eval(), byte_level()
     settings = config(tmp_path, tmp_path / "rm", positions="segments", segment_length=1)
-    pair = Judged((row(4), row(2, first=9)), 0.0)
-    read_at = read_segment_ends(settings, tokenizer)
+    pair = JudgedRow((row(4), row(2, first=9)), 0.0)
+    read_at = segment_end_reading(settings.segments, tokenizer)
     options = {"objective": "bradley-terry", "positions": "segments"}
     means = []
     for text in pair.responses:
@@ -91,7 +53,7 @@ def test_a_beginning_of_segments_scores_what_a_response_cut_there_would(tmp_path
         "pad_id": 0,
         "batch_size": batch_size,
         "context": nullcontext(),
-        "segment_ends": read_segment_ends(settings, tokenizer),
+        "segment_ends": segment_end_reading(settings.segments, tokenizer),
     }
     scores = fraction_scores(model, rows, **options)
     for text, found in zip(rows, scores, strict=True):

@@ -1,0 +1,230 @@
+"""The settings of the recipes whose reward model is a language model, with what they refuse."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tokencredit.errors import ConfigError
+from tokencredit.recipes.reward_model.settings import Unusable
+from tokencredit.recipes.settings import (
+    HeldOutSettings,
+    LoadingSettings,
+    LoraSettings,
+    TrainingSettings,
+    group,
+    require_at_least,
+    require_float32,
+    require_positive,
+    setting,
+)
+from tokencredit.reward_model.hf_rewriter import INSTRUCTION, TEMPLATE, require_template
+from tokencredit.scorers.vocabulary import VocabularyObjective
+from tokencredit.text.hf_token_rows import Truncation
+
+
+@dataclass(frozen=True)
+class PairColumns:
+    """Names of the columns of pairs."""
+
+    prompt: str | None = setting(None, was="prompt_column")
+    """Prompts, texts or lists of chat messages; None takes `prompt` where it is there, or else what
+    both texts begin with."""
+    chosen: str = setting("chosen", was="chosen_column")
+    """The preferred responses."""
+    rejected: str = setting("rejected", was="rejected_column")
+    """The others."""
+
+
+@dataclass(frozen=True)
+class TrainRewriterConfig:
+    """One rewriter. A pair is two rows: the rejected side to mend, and the chosen one to keep."""
+
+    data: str
+    """JSON-lines file, dataset folder or dataset id."""
+    model: str
+    """Hub id or folder of the causal language model to start from."""
+    output: str = setting(free=True)
+    """Run folder; holds the model in Hugging Face layout when it is done."""
+    template: str = TEMPLATE
+    """Of prompts that are texts: `{prompt}` and `{response}` stand for what is read, and what is
+    written follows."""
+    instruction: str = INSTRUCTION
+    """Of prompts that are messages: what the user says after the answer."""
+    split: str = "train"
+    """Of a dataset folder or id."""
+    unusable: Unusable = "error"
+    """What to do with pairs of equal or empty answers."""
+    limit: int | None = None
+    """Use only the first rows; None uses all."""
+    max_length: int = 1024
+    """Of prompt, answer and what is written, in tokens. What is longer loses the start of the
+    prompt first, then the end of what is written."""
+    columns: PairColumns = group(PairColumns)
+    evaluation: HeldOutSettings = group(HeldOutSettings)
+    training: TrainingSettings = group(TrainingSettings)
+    loading: LoadingSettings = group(LoadingSettings)
+    seed: int = 0
+    """Of everything random."""
+    device: str | None = setting(None, free=True)
+    """`cpu` keeps to the CPU; None takes what Accelerate finds."""
+    progress: bool = setting(True, free=True)
+    """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "max_length")
+        require_float32(self.loading, frozen=None)
+        require_template(self.template)
+
+
+@dataclass(frozen=True)
+class VocabularyColumns:
+    """Names of the columns of pairs or of rated texts."""
+
+    prompt: str | None = setting(None, was="prompt_column")
+    """Prompts, texts or lists of chat messages; None takes `prompt` of pairs where it is there, or
+    else what both texts begin with, and no prompt of rated texts."""
+    chosen: str = setting("chosen", was="chosen_column")
+    """The preferred responses."""
+    rejected: str = setting("rejected", was="rejected_column")
+    """The others."""
+    rating: str | None = setting(None, was="rating_column")
+    """With `cd-fudge`, numbers, more for better texts, labels 0 and 1 too. Values are then standard
+    deviations of it above its mean. None reads pairs."""
+    text: str = setting("text", was="text_column")
+    """The rated texts."""
+
+
+@dataclass(frozen=True)
+class TrainVocabularyRewardConfig:
+    """One reward model that scores the whole vocabulary."""
+
+    data: str
+    """JSON-lines file, dataset folder or dataset id: pairs, or with `columns.rating` texts with a
+    number each."""
+    model: str
+    """Hub id or folder of the causal language model to start from. It needs the vocabulary of the
+    model that is to be guided."""
+    output: str = setting(free=True)
+    """Run folder; holds the model in Hugging Face layout when it is done."""
+    objective: VocabularyObjective = "farma"
+    """What its logits become. `farma`: the value of the text with each token after it, from pairs.
+    `genarm`: a language model whose log-probabilities are rewards, from pairs. `cd-fudge`: the mean
+    outcome of texts that go on with each token, from ratings, or from pairs, of which the chosen
+    side counts 1 and the other 0."""
+    rounds: int = 2
+    """Of `farma`: times that pairs are compared; between two of them stands a turn of the maximum
+    constraint. Every turn has a learning rate of its own, and `training.epochs` passes."""
+    first_token: int = 11
+    """Of `farma`: number of the token with which the first prefixes end that the constraint
+    binds."""
+    target_gradient: Literal["flows", "stopped"] = "flows"
+    """Of `farma`: whether the constraint moves the best continuation too (`flows`, as published) or
+    the prefix alone (`stopped`)."""
+    reward_beta: float = 0.05
+    """Of `genarm`: nats of reward per nat of log-probability."""
+    over_tokens: Literal["sum", "mean"] = "sum"
+    """Of `genarm`: `mean` divides the log-probability of a response by its length."""
+    margin: float = 0.0
+    """Of pairs: by how much the better response should win, in nats."""
+    split: str = "train"
+    """Of a dataset folder or id."""
+    unusable: Unusable = "error"
+    """What to do with pairs of equal or empty answers."""
+    limit: int | None = None
+    """Use only the first rows; None uses all."""
+    append_eos: bool = True
+    """End each response with the end of sequence. Leave it on if the policy ends its responses, off
+    if it is kept from ending them. A chat template ends them itself."""
+    max_length: int = 512
+    """Of prompt and response, in tokens."""
+    truncation: Truncation = "prompt-start"
+    """What a longer row loses first: `prompt-start` and then the end of the response, or
+    `response-end`."""
+    columns: VocabularyColumns = group(VocabularyColumns)
+    evaluation: HeldOutSettings = group(HeldOutSettings)
+    training: TrainingSettings = group(TrainingSettings, learning_rate=5e-6)
+    lora: LoraSettings = group(LoraSettings)
+    loading: LoadingSettings = group(LoadingSettings)
+    seed: int = 0
+    """Of everything random."""
+    device: str | None = setting(None, free=True)
+    """`cpu` keeps to the CPU; None takes what Accelerate finds."""
+    progress: bool = setting(True, free=True)
+    """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "max_length")
+        require_float32(self.loading, frozen=None)
+        require_at_least(self, 1, "rounds", "first_token")
+        if self.reward_beta <= 0:
+            raise ConfigError(
+                f"reward_beta is {self.reward_beta}; expected a positive number, such as 0.05"
+            )
+        if self.columns.rating is not None and self.objective != "cd-fudge":
+            raise ConfigError(
+                f"columns.rating is {self.columns.rating!r} with objective {self.objective!r}, "
+                "which learns from pairs; expected none, or objective 'cd-fudge'"
+            )
+        if self.margin and self.objective == "cd-fudge":
+            raise ConfigError(
+                f"margin is {self.margin} with objective 'cd-fudge', which compares nothing; "
+                "expected 0, or objective 'farma' or 'genarm'"
+            )
+
+
+Direction = Literal["chosen", "reversed"]
+
+
+@dataclass(frozen=True)
+class TrainImplicitRewardConfig:
+    """One implicit reward. With LoRA it needs no second copy of the model in memory."""
+
+    data: str
+    """JSON-lines file, dataset folder or dataset id."""
+    model: str
+    """Hub id or folder of the causal language model to start from."""
+    output: str = setting(free=True)
+    """Run folder; holds the model in Hugging Face layout when it is done."""
+    direction: Direction = "chosen"
+    """`chosen` learns to prefer the chosen responses, `reversed` the rejected ones."""
+    dpo_beta: float = 0.1
+    """Price of the log-ratio to the reference: the larger, the nearer the model stays."""
+    reference: str | None = None
+    """Hub id or folder of the frozen model; None for `model`."""
+    split: str = "train"
+    """Of a dataset folder or id."""
+    unusable: Unusable = "error"
+    """What to do with pairs of equal or empty answers."""
+    limit: int | None = None
+    """Use only the first rows; None uses all."""
+    append_eos: bool = True
+    """End each response with the end of sequence. A chat template ends them itself."""
+    max_length: int = 512
+    """Of prompt and response, in tokens."""
+    truncation: Truncation = "prompt-start"
+    """What a longer row loses first: `prompt-start` and then the end of the response, or
+    `response-end`."""
+    columns: PairColumns = group(PairColumns)
+    evaluation: HeldOutSettings = group(HeldOutSettings)
+    training: TrainingSettings = group(
+        TrainingSettings, batch_size=8, learning_rate=1e-6, warmup=0.1
+    )
+    lora: LoraSettings = group(LoraSettings)
+    loading: LoadingSettings = group(LoadingSettings)
+    seed: int = 0
+    """Of everything random."""
+    device: str | None = setting(None, free=True)
+    """`cpu` keeps to the CPU; None takes what Accelerate finds."""
+    progress: bool = setting(True, free=True)
+    """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "max_length")
+        if self.dpo_beta <= 0:
+            raise ConfigError(
+                f"dpo_beta is {self.dpo_beta}; expected a positive number, such as 0.1"
+            )
+        if self.lora.rank and self.reference is not None:
+            raise ConfigError(
+                f"reference is {self.reference!r} with lora.rank {self.lora.rank}; expected none: "
+                "the model without its adapter is the reference"
+            )

@@ -1,0 +1,218 @@
+"""Every objective of reward models by its name: its rows, where scores are read, its loss.
+
+An objective has a name and positions, the places of a response that are scored in training. A new
+one is a function of `Judgements` and a row in `OBJECTIVES`; `train-reward-model` then offers it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Literal, NoReturn
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tokencredit.errors import ConfigError
+from tokencredit.masking import masked_row_mean
+from tokencredit.reward_model.losses.pairs import (
+    centering_loss,
+    held_prefix_scores,
+    prefix_bradley_terry_loss,
+    prefix_classification_loss,
+    prefix_regression_loss,
+    segment_bradley_terry_loss,
+)
+from tokencredit.reward_model.losses.values import q_classification_loss, q_value_loss
+
+RowKind = Literal["pairs", "labels", "ratings"]
+"""What a row of data says: which answer is better, 0 or 1, or a number."""
+
+Reading = Literal["last", "every", "segment-ends"]
+"""The tokens where scores are read."""
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Options of the losses of reward models."""
+
+    centering: float = field(default=0.0, metadata={"was": "center_rewards_coefficient"})
+    """Of pairs: price of the squared sum of their scores, per squared nat, which keeps scores
+    around 0."""
+    bootstrap_lambda: float = 0.95
+    """Of `bootstrapped` positions: from 0, only the next score counts (CD-Q as published), to 1,
+    only the label or rating, which is `every`."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.bootstrap_lambda <= 1:
+            raise ConfigError(
+                f"bootstrap_lambda is {self.bootstrap_lambda}; expected a number from 0 to 1"
+            )
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """Scores of a batch and what was said of its rows.
+
+    Attributes:
+        scores: at the places that are read, from column 0 on; of pairs first those of all preferred
+            responses, then those of all others. Models over the vocabulary may say more than one
+            number of a place.
+        mask: True on scores that are there.
+        targets: of each pair its margin in nats, of each response its label or rating.
+        strengths: of each row, the weight of a preference.
+    """
+
+    scores: Float[Tensor, "rows time *rest"]
+    mask: Bool[Tensor, "rows time"]
+    targets: Float[Tensor, "judgements"]
+    strengths: Float[Tensor, "judgements"]
+
+    @property
+    def sides(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Scores of preferred and of other responses, then their masks, as losses take them."""
+        chosen, rejected = self.scores.chunk(2)
+        chosen_mask, rejected_mask = self.mask.chunk(2)
+        return chosen, rejected, chosen_mask, rejected_mask
+
+
+Loss = Callable[[Judgements, LossSettings], Float[Tensor, ""]]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One row of the table.
+
+    Attributes:
+        rows: what it learns from.
+        reading: where scores are read. All but `last` need a causal model.
+        loss: of a batch.
+        options: names of the settings that the loss reads.
+        beginnings: whether every pair of beginnings of equal length is an example of its own.
+    """
+
+    rows: RowKind
+    reading: Reading
+    loss: Loss
+    options: tuple[str, ...] = ()
+    beginnings: bool = False
+
+
+def centred_prefix_loss(judgements: Judgements, settings: LossSettings) -> Float[Tensor, ""]:
+    """Bradley-Terry on prefixes of equal length, with the price of sums that are not 0."""
+    chosen, rejected, chosen_mask, rejected_mask = judgements.sides
+    loss = prefix_bradley_terry_loss(
+        *judgements.sides, margin=judgements.targets, strength=judgements.strengths
+    )
+    if not settings.centering:
+        return loss
+    held = held_prefix_scores(chosen, chosen_mask), held_prefix_scores(rejected, rejected_mask)
+    return loss + settings.centering * centering_loss(*held, chosen_mask | rejected_mask)
+
+
+def centred_segment_loss(judgements: Judgements, settings: LossSettings) -> Float[Tensor, ""]:
+    """Bradley-Terry on means over ends of segments, with the price of sums that are not 0."""
+    chosen, rejected, chosen_ends, rejected_ends = judgements.sides
+    loss = segment_bradley_terry_loss(
+        *judgements.sides, margin=judgements.targets, strength=judgements.strengths
+    )
+    if not settings.centering:
+        return loss
+    means = masked_row_mean(chosen, chosen_ends), masked_row_mean(rejected, rejected_ends)
+    every_pair = torch.ones_like(means[0], dtype=torch.bool)
+    return loss + settings.centering * centering_loss(*means, every_pair)
+
+
+def label_loss(judgements: Judgements, _: LossSettings) -> Float[Tensor, ""]:
+    """Cross-entropy of every score that is read against the label of its response."""
+    return prefix_classification_loss(judgements.scores, judgements.targets, judgements.mask)
+
+
+def rating_loss(judgements: Judgements, _: LossSettings) -> Float[Tensor, ""]:
+    """Squared error of every score that is read against the rating of its response."""
+    return prefix_regression_loss(judgements.scores, judgements.targets, judgements.mask)
+
+
+def next_label_loss(judgements: Judgements, settings: LossSettings) -> Float[Tensor, ""]:
+    """Cross-entropy of every prefix against what the model says of the next one."""
+    return q_classification_loss(
+        judgements.scores,
+        judgements.targets,
+        judgements.mask,
+        bootstrap_lambda=settings.bootstrap_lambda,
+    )
+
+
+def next_rating_loss(judgements: Judgements, settings: LossSettings) -> Float[Tensor, ""]:
+    """Squared error of every prefix against what the model says of the next one."""
+    return q_value_loss(
+        judgements.scores,
+        judgements.targets,
+        judgements.mask,
+        bootstrap_lambda=settings.bootstrap_lambda,
+    )
+
+
+OBJECTIVES: dict[tuple[str, str], Objective] = {
+    ("bradley-terry", "last"): Objective("pairs", "last", centred_prefix_loss, ("centering",)),
+    ("bradley-terry", "every"): Objective("pairs", "every", centred_prefix_loss, ("centering",)),
+    ("bradley-terry", "pairs"): Objective(
+        "pairs", "last", centred_prefix_loss, ("centering",), beginnings=True
+    ),
+    ("bradley-terry", "segments"): Objective(
+        "pairs", "segment-ends", centred_segment_loss, ("centering",)
+    ),
+    ("classification", "last"): Objective("labels", "last", label_loss),
+    ("classification", "every"): Objective("labels", "every", label_loss),
+    ("classification", "bootstrapped"): Objective(
+        "labels", "every", next_label_loss, ("bootstrap_lambda",)
+    ),
+    ("regression", "last"): Objective("ratings", "last", rating_loss),
+    ("regression", "every"): Objective("ratings", "every", rating_loss),
+    ("regression", "bootstrapped"): Objective(
+        "ratings", "every", next_rating_loss, ("bootstrap_lambda",)
+    ),
+}
+"""Each objective by its name and its positions."""
+
+
+def objective_row(objective: str, positions: str, settings: LossSettings) -> Objective:
+    """The row of an objective whose loss reads all settings that are not at their defaults.
+
+    Args:
+        objective: its name.
+        positions: what is scored in training.
+        settings: of its loss.
+
+    Raises:
+        ConfigError: there is no such objective, it has no such positions, or its loss does not read
+            a setting that was changed.
+
+    >>> objective_row("regression", "every", LossSettings()).rows
+    'ratings'
+    """
+    row = OBJECTIVES.get((objective, positions))
+    if row is None:
+        _refuse_name(objective, positions)
+    for one in fields(settings):
+        value = getattr(settings, one.name)
+        if value != one.default and one.name not in row.options:
+            readers = sorted(
+                " ".join(key) for key, r in OBJECTIVES.items() if one.name in r.options
+            )
+            raise ConfigError(
+                f"loss.{one.name} is {value} with objective {objective!r} and positions "
+                f"{positions!r}, whose loss does not read it; expected {one.default}, or one of "
+                f"{', '.join(readers)}"
+            )
+    return row
+
+
+def _refuse_name(objective: str, positions: str) -> NoReturn:
+    names = list(dict.fromkeys(name for name, _ in OBJECTIVES))
+    if objective not in names:
+        raise ConfigError(f"objective is {objective!r}; expected one of {', '.join(names)}")
+    known = [place for name, place in OBJECTIVES if name == objective]
+    raise ConfigError(
+        f"positions is {positions!r} with objective {objective!r}; expected one of "
+        f"{', '.join(known)}"
+    )
