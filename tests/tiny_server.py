@@ -14,16 +14,33 @@ from fastapi import FastAPI
 from tiny_models import tiny_model
 from tiny_tokenizers import byte_level
 
-from tokencredit.recipes.serving.served_model import ServedModel, credits_on_offer
+from tokencredit.aggregation.methods import CombinationSettings
+from tokencredit.credit.methods import CreditSettings
+from tokencredit.recipes.serving.served_model import ServedModel, rewards_on_offer
+from tokencredit.scorers.sources import RewardSource, loaded_rewards
 from tokencredit.server.app import reward_app
 from tokencredit.server.intake import Limits
+from tokencredit.text.segments import SegmentSettings
 
 
 def tiny_served(tokenizer: Any = None, architecture: str = "gpt2", **changes: Any) -> ServedModel:
     """A random model and its tokenizer, with all credit methods that it allows."""
     tokenizer = tokenizer or byte_level(bos=True)
     model = tiny_model(architecture, vocab_size=len(tokenizer), max_position_embeddings=128)
-    return ServedModel(model, tokenizer, credits_on_offer(model, tokenizer), **changes)
+    return served_model(model, tokenizer, **changes)
+
+
+def served_model(model: Any, tokenizer: Any, **changes: Any) -> ServedModel:
+    """A model that is served with all credit methods that it allows."""
+    rewards = loaded_rewards(
+        [RewardSource("own", name="reward")],
+        CreditSettings("terminal"),
+        SegmentSettings(),
+        CombinationSettings(),
+        tokenizer,
+        known={"own": (model, tokenizer)},
+    )
+    return ServedModel(model, tokenizer, rewards_on_offer(rewards), **changes)
 
 
 class GatedModel(ServedModel):

@@ -12,13 +12,12 @@ from tiny_tokenizers import CHAT_TEMPLATE, byte_level, unigram, word_level, word
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
-from tiny_server import break_model, listening, posted, tiny_app
+from tiny_server import break_model, listening, posted, served_model, tiny_app
 
 from tokencredit.batch import ResponseBatch, TokenScorer
 from tokencredit.credit.methods import CreditSettings
 from tokencredit.errors import ConfigError, DataError, NumericError, ServerError
 from tokencredit.models.hf_vocabularies import shares_vocabulary, vocabulary_fingerprint
-from tokencredit.recipes.serving.served_model import ServedModel, credits_on_offer
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.served import served_reward_model
 from tokencredit.scorers.token_scores import score_for_policy, served_token_scorer
@@ -45,7 +44,7 @@ def served_by(tokenizer, architecture="gpt2", *, eos_appended=None, **settings):
     size = {"vocab_size": len(tokenizer), "max_position_embeddings": 256}
     model = tiny_model(architecture, **size)
     model.config.eos_appended = eos_appended
-    return ServedModel(model, tokenizer, credits_on_offer(model, tokenizer), **settings)
+    return served_model(model, tokenizer, **settings)
 
 
 @contextmanager

@@ -1,20 +1,18 @@
 """A reward model and the name of a credit as the callable that adapters take."""
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.batch import Prompt, ResponseBatch
 from tokencredit.credit.methods import CreditSettings
-from tokencredit.scorers.credit_models import loaded_credit_models
-from tokencredit.scorers.evidence import require_evidence
-from tokencredit.scorers.local import LocalScorer
+from tokencredit.scorers.sources import RewardSource, is_local, loaded_rewards, required_sources
 from tokencredit.scorers.texts import loaded_reward_model
-from tokencredit.scorers.token_scores import score_for_policy
 from tokencredit.text.hf_rendering import Template
 from tokencredit.text.segments import SegmentSettings
 
@@ -39,12 +37,13 @@ class TokenRewards(Protocol):
 
 
 def reward_model_token_rewards(
-    reward_model: nn.Module | str,
+    reward_model: nn.Module | str | Sequence[RewardSource],
     policy_tokenizer: PreTrainedTokenizerBase,
     *,
     reward_tokenizer: PreTrainedTokenizerBase | None = None,
     credit: CreditSettings | str = "prefix-difference",
     segments: SegmentSettings | None = None,
+    combine: CombinationSettings | None = None,
     micro_batch_size: int | None = None,
     template: Template = "auto",
     dtype: str = "float32",
@@ -56,12 +55,14 @@ def reward_model_token_rewards(
     are rendered for it by its own chat template.
 
     Args:
-        reward_model: a sequence-classification model, or its folder or Hub id.
+        reward_model: a sequence-classification model, its folder, Hub id or the address of a
+            `tokencredit serve`, or a list of sources of reward.
         policy_tokenizer: that of the generated ids.
         reward_tokenizer: of the reward model; None takes the one beside it, for a folder or id, or
             else the policy's.
         credit: a method of `CREDIT_METHODS` by its name, or with its options.
         segments: how completions are cut, for methods that need it or to pay at their ends.
+        combine: how several sources become one reward.
         micro_batch_size: completions per forward pass; None for all at once.
         template: how to render for the reward model, as in `score_for_policy`.
         dtype: of the weights, for a folder or id.
@@ -74,13 +75,28 @@ def reward_model_token_rewards(
         ModelError: a model cannot be loaded, or the reward model lacks what the credit needs.
     """
     settings = CreditSettings(credit) if isinstance(credit, str) else credit
-    if isinstance(reward_model, str):
-        reward_model, stored = loaded_reward_model(reward_model, dtype=dtype)
-        reward_tokenizer = reward_tokenizer or stored
-    model = reward_model.eval().requires_grad_(False)
-    scorer = LocalScorer(model, reward_tokenizer or policy_tokenizer, policy_tokenizer)
-    require_evidence(settings, scorer, where="the reward model")
-    others = loaded_credit_models(settings, policy_tokenizer, loading={"dtype": dtype})
+    known: dict[str, Any] = {}
+    if isinstance(reward_model, nn.Module):
+        own = reward_tokenizer or policy_tokenizer
+        known = {"reward": (reward_model.eval().requires_grad_(False), own)}
+        reward_model = "reward"
+    elif isinstance(reward_model, str) and is_local(reward_model):
+        model, stored = loaded_reward_model(reward_model, dtype=dtype)
+        known = {reward_model: (model.requires_grad_(False), reward_tokenizer or stored)}
+    listed = () if isinstance(reward_model, str) else tuple(reward_model)
+    rewards = loaded_rewards(
+        required_sources(
+            reward_model if isinstance(reward_model, str) else None, listed, combine=combine
+        ),
+        settings,
+        segments or SegmentSettings(),
+        combine or CombinationSettings(),
+        policy_tokenizer,
+        known=known,
+        template=template,
+        micro_batch_size=micro_batch_size,
+        loading={"dtype": dtype},
+    )
 
     @torch.no_grad()
     def token_rewards(
@@ -93,18 +109,9 @@ def reward_model_token_rewards(
         batch = ResponseBatch(
             prompt_ids, prompt_mask.bool(), completion_ids, completion_mask.bool()
         )
-        token_scores, _ = score_for_policy(
-            model.to(prompt_ids.device),
-            reward_tokenizer or policy_tokenizer,
-            policy_tokenizer,
-            batch,
-            credit=settings,
-            segments=segments,
-            models=others.to(prompt_ids.device),
-            micro_batch_size=micro_batch_size,
-            template=template,
-            conversations=prompts if prompts and not isinstance(prompts[0], str) else None,
-        )
-        return token_scores
+        for module in rewards.modules:
+            module.to(prompt_ids.device)
+        chats = prompts if prompts and not isinstance(prompts[0], str) else None
+        return rewards(batch, chats)
 
     return token_rewards

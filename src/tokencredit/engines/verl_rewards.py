@@ -34,7 +34,8 @@ from tokencredit.engines.verl_settings import (
 from tokencredit.engines.versions import require_version
 from tokencredit.errors import NumericError
 from tokencredit.evaluation.credit_shape import credit_entropy, last_token_share
-from tokencredit.scorers.texts import loaded_reward_model
+from tokencredit.models.hf_loading import load_tokenizer
+from tokencredit.scorers.sources import is_local, required_sources
 
 require_version("verl", at_least="0.9.1", below="0.10", extra="verl")
 from verl import DataProto  # noqa: E402
@@ -156,19 +157,20 @@ class TokenCreditRewardManager(NaiveRewardManager):  # type: ignore[misc]
 
 
 def _loaded(settings: RewardSettings, tokenizer: Any) -> tuple[TokenRewards, bool]:
-    """The reward model as a callable, and whether it renders the messages of the data itself."""
-    model, reward_tokenizer = loaded_reward_model(settings.reward_model, dtype=settings.dtype)
-    has_template = getattr(reward_tokenizer, "chat_template", None) is not None
+    """The rewards as a callable, and whether they render the messages of the data themselves."""
+    sources = required_sources(settings.reward_model, settings.rewards, combine=settings.combine)
     token_rewards = reward_model_token_rewards(
-        model.to(_device(settings.device)),
+        sources,
         tokenizer,
-        reward_tokenizer=reward_tokenizer,
         credit=settings.credit,
         segments=settings.segments,
+        combine=settings.combine,
         template=settings.template,
+        dtype=settings.dtype,
     )
+    templates = [load_tokenizer(one.model).chat_template for one in sources if is_local(one.model)]
     return token_rewards, settings.template == "chat" or (
-        settings.template == "auto" and has_template
+        settings.template == "auto" and all(one is not None for one in templates)
     )
 
 

@@ -4,9 +4,12 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
+from tokencredit.aggregation.methods import CombinationSettings
+from tokencredit.aggregation.transforms import ScoreSettings
 from tokencredit.credit.methods import CreditSettings
 from tokencredit.errors import ConfigError
 from tokencredit.names import nearest
+from tokencredit.scorers.sources import RewardSource, required_sources
 from tokencredit.text.hf_rendering import Template
 from tokencredit.text.segments import SegmentSettings
 
@@ -19,6 +22,8 @@ class RewardSettings:
 
     Attributes:
         reward_model: a sequence-classification model, folder or Hub id.
+        rewards: a list of mappings as in `RewardSource`, in the place of `reward_model`.
+        combine: a mapping as in `CombinationSettings`: how several sources become one reward.
         credit: name of a credit method, or a mapping of `method` and its options as in
             `CreditSettings`.
         segments: a mapping as in `SegmentSettings`, for methods that need segments.
@@ -31,7 +36,9 @@ class RewardSettings:
             data source), paid on the last token besides; 0 does not ask for it.
     """
 
-    reward_model: str
+    reward_model: str | None = None
+    rewards: tuple[RewardSource, ...] = ()
+    combine: CombinationSettings = field(default_factory=CombinationSettings)
     credit: CreditSettings = field(default_factory=CreditSettings)
     segments: SegmentSettings = field(default_factory=SegmentSettings)
     template: Template = "auto"
@@ -56,11 +63,6 @@ def reward_settings(given: Mapping[str, Any]) -> RewardSettings:
                 f"reward.reward_kwargs has {name!r}; expected names out of {', '.join(known)}"
                 f"{_moved(str(name)) or hint}"
             )
-    for name, one in known.items():
-        if one.default is MISSING and one.default_factory is MISSING and given.get(name) is None:
-            raise ConfigError(
-                f"reward.reward_kwargs.{name} is missing; expected a folder or Hub id"
-            )
     values = {str(name): _of_its_type(str(name), value, known) for name, value in given.items()}
     template = values.get("template", "auto")
     if template not in get_args(Template):
@@ -68,6 +70,7 @@ def reward_settings(given: Mapping[str, Any]) -> RewardSettings:
             f"reward.reward_kwargs.template is {template!r}; expected 'auto', 'plain' or 'chat'"
         )
     settings = RewardSettings(**values)
+    required_sources(settings.reward_model, settings.rewards, combine=settings.combine)
     if settings.micro_batch_size < 1:
         raise ConfigError(
             f"reward.reward_kwargs.micro_batch_size is {settings.micro_batch_size}; expected at "
@@ -76,7 +79,12 @@ def reward_settings(given: Mapping[str, Any]) -> RewardSettings:
     return settings
 
 
-_GROUPS: dict[str, type[Any]] = {"credit": CreditSettings, "segments": SegmentSettings}
+_GROUPS: dict[str, type[Any]] = {
+    "combine": CombinationSettings,
+    "credit": CreditSettings,
+    "segments": SegmentSettings,
+}
+_INNER: dict[str, type[Any]] = {**_GROUPS, "score": ScoreSettings}
 
 
 def _moved(name: str) -> str:
@@ -104,19 +112,21 @@ def _group(name: str, value: Any, kind: type[Any]) -> Any:
                 f"reward.reward_kwargs.{name} has {key!r}; expected names out of "
                 f"{', '.join(kinds)}{hint}"
             )
-    inner = {
-        key: _group(f"{name}.{key}", one, kinds[key]) if is_dataclass(kinds[key]) else one
-        for key, one in value.items()
-    }
+    inner = {}
+    for key, one in value.items():
+        group = kinds[key] if is_dataclass(kinds[key]) else _INNER.get(key)
+        inner[key] = one if group is None or one is None else _group(f"{name}.{key}", one, group)
     return kind(**inner)
 
 
 def _of_its_type(name: str, value: Any, known: Mapping[str, Field[Any]]) -> Any:
     """A value of the type that its setting has: text, a whole number, a number, or a group."""
+    if name == "rewards":
+        return tuple(_group(f"rewards.{at}", one, RewardSource) for at, one in enumerate(value))
     if name in _GROUPS:
         return _group(name, value, _GROUPS[name])
     default = known[name].default
-    wanted = str if default is MISSING else type(default)
+    wanted = str if default is MISSING or default is None else type(default)
     if wanted is float and type(value) is int:
         return float(value)
     if type(value) is not wanted:

@@ -231,6 +231,7 @@ class Rewards:
         self,
         responses: Responses,
         *,
+        scores: Sequence[ResponseScores] | None = None,
         moments: Mapping[str, RunningMoments] | None = None,
         ask_policy: AskPolicy | None = None,
     ) -> PaidResponses:
@@ -238,6 +239,7 @@ class Rewards:
 
         Args:
             responses: with segment ids where the settings of the run cut segments.
+            scores: what each source said of them, as `scores` gives it; None asks them.
             moments: of the scores of each source so far, for running normalisation; this batch is
                 counted in.
             ask_policy: of the policy that wrote the responses, where there is one.
@@ -245,7 +247,7 @@ class Rewards:
         Raises:
             ConfigError, DataError, ModelError, NumericError, ServerError: as the sources.
         """
-        raw = [self._scores(one, responses) for one in self.sources]
+        raw = self.scores(responses) if scores is None else scores
         changed = [
             self._changed(one, scores, moments)
             for one, scores in zip(self.sources, raw, strict=True)
@@ -257,10 +259,22 @@ class Rewards:
             self._token_scores(responses, changed, ask_policy),
         )
 
-    def _scores(self, source: LoadedSource, responses: Responses) -> ResponseScores:
-        credited = source.credited or self.credited
-        attention = "attention" in credit_method(credited.credit.method).needs
-        return response_scores(source.scorer, responses, attention=attention)
+    def scores(
+        self, responses: Responses, *, attention: bool | None = None
+    ) -> list[ResponseScores]:
+        """What each source says of responses, as it is.
+
+        Args:
+            responses: of the policy.
+            attention: whether to ask for it; None where a credit needs it.
+        """
+        found = []
+        for one in self.sources:
+            credited = one.credited or self.credited
+            needed = "attention" in credit_method(credited.credit.method).needs
+            asks = needed if attention is None else attention
+            found.append(response_scores(one.scorer, responses, attention=asks))
+        return found
 
     def _changed(
         self,
@@ -360,6 +374,7 @@ def loaded_rewards(
     combine: CombinationSettings,
     tokenizer: PreTrainedTokenizerBase,
     *,
+    known: Mapping[str, tuple[nn.Module, PreTrainedTokenizerBase]] | None = None,
     server: Callable[[str], RewardServer] = RewardServer,
     template: Template = "auto",
     micro_batch_size: int | None = None,
@@ -374,6 +389,7 @@ def loaded_rewards(
         segments: of the run.
         combine: how sources become one.
         tokenizer: of the responses that will be paid.
+        known: models that are loaded already, by the name that a source gives them.
         server: makes a client of an address.
         template: how local models render texts, as in `encoded_prompts`.
         micro_batch_size: responses per forward pass.
@@ -396,7 +412,9 @@ def loaded_rewards(
     loaded = []
     for one in sources:
         own = one.credit or credit
-        scorer = _loaded(one, own, tokenizer, server, template, micro_batch_size, loading)
+        scorer = _loaded(
+            one, own, tokenizer, known or {}, server, template, micro_batch_size, loading
+        )
         of_its_own = None
         if one.credit is not None:
             cut = one.segments or segments
@@ -421,6 +439,7 @@ def _loaded(
     source: RewardSource,
     credit: CreditSettings,
     tokenizer: PreTrainedTokenizerBase,
+    known: Mapping[str, tuple[nn.Module, PreTrainedTokenizerBase]],
     server: Callable[[str], RewardServer],
     template: Template,
     micro_batch_size: int | None,
@@ -431,7 +450,7 @@ def _loaded(
         return served_reward_model(server(source.model), tokenizer, credit=credit)
     if _FUNCTION.fullmatch(source.model):
         return FunctionScorer(_function(source.model), tokenizer, f"the function {source.model}")
-    model, own = loaded_reward_model(source.model, **loading)
+    model, own = known.get(source.model) or loaded_reward_model(source.model, **loading)
     model.requires_grad_(False)
     return LocalScorer(model, own, tokenizer, template, credit.layer, micro_batch_size)
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from tokencredit.batch import Prompt
 from tokencredit.server.messages import PromptAndResponse, PromptAndResponseIds, Served
 from tokencredit.text.alignment import Span
 
@@ -20,6 +21,8 @@ class TokenRow:
         spans: character span of each response token in the response's text.
         credit: the credit methods that are asked for.
         details: likewise what they are made from, "prefix-scores" or "attention".
+        prompt: what was asked, as it came, for sources of reward that read other tokens; None
+            where ids came.
     """
 
     prompt_ids: list[int]
@@ -29,6 +32,7 @@ class TokenRow:
     spans: list[Span]
     credit: tuple[str, ...]
     details: tuple[str, ...] = ()
+    prompt: Prompt | None = None
 
     @property
     def length(self) -> int:

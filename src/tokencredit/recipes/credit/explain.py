@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.credit.methods import CreditSettings, credit_method, with_method
 from tokencredit.errors import ConfigError, RunFolderError
 from tokencredit.evaluation.heatmap import heatmap_html, heatmap_png, heatmap_terminal
@@ -19,8 +20,8 @@ from tokencredit.evaluation.token_display import text_pieces, visible
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.recipes.run_folder import write_atomically
 from tokencredit.recipes.settings import LoadingSettings, group, setting
-from tokencredit.scorers.texts import loaded_credited_scorer, other_credit, paid_texts
-from tokencredit.scorers.token_scores import CreditedScorer
+from tokencredit.scorers.sources import Rewards, RewardSource, required_sources
+from tokencredit.scorers.text_rewards import loaded_text_rewards, other_credit, paid_texts
 from tokencredit.text.hf_rendering import Template, token_texts
 from tokencredit.text.segments import SegmentSettings
 
@@ -29,10 +30,15 @@ from tokencredit.text.segments import SegmentSettings
 class ExplainConfig:
     """Settings of one explanation."""
 
-    reward_model: str
-    """Hub id or folder of a sequence-classification model with one or two outputs."""
     response: str
     """The text to explain, with its leading space if it has one."""
+    reward_model: str | None = None
+    """Hub id or folder of a sequence-classification model with one or two outputs."""
+    rewards: tuple[RewardSource, ...] = ()
+    """Several sources of reward in the place of `reward_model`, as in `train-policy`. Tokens are
+    those of the first model among them."""
+    combine: CombinationSettings = group(CombinationSettings)
+    """How several sources become one reward."""
     prompt: str = ""
     """The text that it answers; none for a text that stands alone."""
     methods: tuple[str, ...] = setting(("attention", "prefix-difference"), was="credit_methods")
@@ -54,6 +60,7 @@ class ExplainConfig:
     """To compute on; None for the CPU."""
 
     def __post_init__(self) -> None:
+        required_sources(self.reward_model, self.rewards, combine=self.combine)
         for name in self.methods:
             credit_method(name)
         if not self.methods:
@@ -109,7 +116,7 @@ def explain(config: ExplainConfig) -> Path | None:
             heatmap = heatmap_html(explanation.pieces, explanation.scores, caption=caption)
             page = report_html(
                 "What each token is worth",
-                notes=[f"Reward model: {config.reward_model}"],
+                notes=[f"Reward: {_names(config)}"],
                 heatmaps=[heatmap],
             )
             write_atomically(path, page)
@@ -124,10 +131,10 @@ def explain(config: ExplainConfig) -> Path | None:
 
 
 def _explained(config: ExplainConfig) -> _Explanation:
-    credited = _credited(config)
-    found = paid_texts(credited, [config.prompt], [config.response])
+    rewards = _rewards(config)
+    found = paid_texts(rewards, [config.prompt], [config.response])
     (spans,) = found.encoded.response_spans
-    (names,) = token_texts(credited[0].tokenizer, found.encoded, [config.response])
+    (names,) = token_texts(rewards[0].credited.tokenizer, found.encoded, [config.response])
     pieces, groups = text_pieces(config.response, spans, names)
     paid = {
         name: scores[0].tolist()
@@ -140,25 +147,25 @@ def _explained(config: ExplainConfig) -> _Explanation:
     )
 
 
-def _credited(config: ExplainConfig) -> list[CreditedScorer]:
-    """The reward model with the credit of each method."""
+def _rewards(config: ExplainConfig) -> list[Rewards]:
+    """The sources of reward, loaded once, with the credit of each method."""
+    loading = {**vars(config.loading), "device": config.device}
     first, *others = [with_method(config.credit, name) for name in config.methods]
-    loaded = loaded_credited_scorer(
-        config.reward_model,
+    loaded = loaded_text_rewards(
+        required_sources(config.reward_model, config.rewards, combine=config.combine),
         first,
         config.segments,
+        combine=config.combine,
         template=config.template if config.prompt else "plain",
         micro_batch_size=32,
-        loading=config.loading,
-        device=config.device,
+        loading=loading,
     )
-    return [
-        loaded,
-        *(
-            other_credit(loaded, credit, loading=config.loading, device=config.device)
-            for credit in others
-        ),
-    ]
+    return [loaded, *(other_credit(loaded, credit, loading=loading) for credit in others)]
+
+
+def _names(config: ExplainConfig) -> str:
+    sources = required_sources(config.reward_model, config.rewards, combine=config.combine)
+    return ", ".join(one.model for one in sources)
 
 
 def _print(explanation: _Explanation, caption: str) -> None:

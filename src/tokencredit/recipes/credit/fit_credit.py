@@ -15,7 +15,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tokencredit.credit.location import fitted_location_normaliser
-from tokencredit.credit.methods import CreditSettings
 from tokencredit.credit.prefixes import prefix_length_means
 from tokencredit.errors import ConfigError, ModelError, RunFolderError
 from tokencredit.models.hf_loading import quiet_transformers
@@ -27,7 +26,7 @@ from tokencredit.scorers.credit_models import FittedCredit
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.policy_tokens import ended_scores
 from tokencredit.scorers.segmentation import response_segments
-from tokencredit.scorers.texts import loaded_credited_scorer, scored_texts
+from tokencredit.scorers.texts import loaded_reward_model, scored_texts
 from tokencredit.text.hf_rendering import Template
 from tokencredit.text.pooling import segment_end_scores
 from tokencredit.text.segments import SegmentSettings
@@ -90,17 +89,9 @@ def fit_credit(config: FitCreditConfig) -> Path:
         response_column=config.columns.response,
         limit=config.limit,
     )
-    credited = loaded_credited_scorer(
-        config.reward_model,
-        CreditSettings("terminal"),
-        config.segments,
-        template=config.template,
-        micro_batch_size=config.batch_size,
-        loading=config.loading,
-        device=config.device,
-    )
-    scorer = credited.scorer
-    assert isinstance(scorer, LocalScorer)
+    loading = {**vars(config.loading), "device": config.device}
+    model, tokenizer = loaded_reward_model(config.reward_model, **loading)
+    scorer = LocalScorer(model, tokenizer, tokenizer, config.template)
     if "prefix_scores" not in scorer.gives:
         raise ModelError(
             f"the reward model {config.reward_model!r} reads in both directions and scores no "

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
+from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.batch import Prompt
 from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError, DataError, RunFolderError
@@ -25,8 +26,8 @@ from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.preference.hf_datasets import load_prompted_responses, load_texts
 from tokencredit.preference.pairs import PromptedResponse
 from tokencredit.recipes.settings import LoadingSettings, group, require_at_least, setting
-from tokencredit.scorers.texts import loaded_credited_scorer, paid_texts
-from tokencredit.scorers.token_scores import CreditedScorer
+from tokencredit.scorers.sources import Rewards, RewardSource, required_sources
+from tokencredit.scorers.text_rewards import loaded_text_rewards, paid_texts
 from tokencredit.text.alignment import Span
 from tokencredit.text.hf_rendering import Template, token_texts
 from tokencredit.text.segments import SegmentSettings
@@ -52,10 +53,15 @@ class ResponseColumns:
 class ScoreTokensConfig:
     """Settings of one scoring job."""
 
-    reward_model: str
-    """Hub id or folder of a sequence-classification model with one or two outputs."""
     data: str
     """Dataset id, dataset folder, or JSON-lines file."""
+    reward_model: str | None = None
+    """Hub id or folder of a sequence-classification model with one or two outputs."""
+    rewards: tuple[RewardSource, ...] = ()
+    """Several sources of reward in the place of `reward_model`, as in `train-policy`. Tokens are
+    those of the first model among them."""
+    combine: CombinationSettings = group(CombinationSettings)
+    """How several sources become one reward."""
     output: str | None = None
     """JSON-lines file to write; None prints a table."""
     split: str = "train"
@@ -83,6 +89,7 @@ class ScoreTokensConfig:
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "batch_size")
+        required_sources(self.reward_model, self.rewards, combine=self.combine)
         if self.output is not None and Path(self.output).suffix != ".jsonl":
             raise ConfigError(
                 f"output is {self.output!r}; expected a file name that ends in .jsonl, or none "
@@ -102,10 +109,11 @@ class ScoredResponse:
     Attributes:
         prompt: text or messages that it answers.
         response: its text.
-        sequence_score: the reward model's score, in nats.
+        sequence_score: the reward model's score, in nats; of several sources, combined.
         tokens: the reward model's tokens of the response, as text.
         spans: character span of each token in the response.
         token_scores: of each token, in nats.
+        source_scores: of each source by its name, where there are several.
     """
 
     prompt: Prompt
@@ -114,6 +122,14 @@ class ScoredResponse:
     tokens: list[str]
     spans: list[Span]
     token_scores: list[float]
+    source_scores: dict[str, float] | None = None
+
+    def as_row(self) -> dict[str, Any]:
+        """One line of the file."""
+        row = asdict(self)
+        if self.source_scores is None:
+            del row["source_scores"]
+        return row
 
 
 @quiet_transformers()
@@ -133,17 +149,17 @@ def score_tokens(config: ScoreTokensConfig) -> Path | None:
         RunFolderError: the output cannot be written.
     """
     rows = _rows(config)
-    credited = loaded_credited_scorer(
-        config.reward_model,
+    rewards = loaded_text_rewards(
+        required_sources(config.reward_model, config.rewards, combine=config.combine),
         config.credit,
         config.segments,
+        combine=config.combine,
         template="plain" if config.columns.text is not None else config.template,
         micro_batch_size=config.batch_size,
-        loading=config.loading,
-        device=config.device,
+        loading={**vars(config.loading), "device": config.device},
     )
     scored = track(
-        _scored(config, credited, rows),
+        _scored(config, rewards, rows),
         description="scoring",
         total=len(rows),
         console=Console(stderr=True),
@@ -155,7 +171,7 @@ def score_tokens(config: ScoreTokensConfig) -> Path | None:
     path = Path(config.output)
     with _whole_file(path) as file:
         for response in scored:
-            file.write(json.dumps(asdict(response), ensure_ascii=False) + "\n")
+            file.write(json.dumps(response.as_row(), ensure_ascii=False) + "\n")
     print(f"token scores of {len(rows)} responses: {path}")
     return path
 
@@ -175,14 +191,14 @@ def _rows(config: ScoreTokensConfig) -> list[PromptedResponse]:
 
 
 def _scored(
-    config: ScoreTokensConfig, credited: CreditedScorer, rows: list[PromptedResponse]
+    config: ScoreTokensConfig, rewards: Rewards, rows: list[PromptedResponse]
 ) -> Iterator[ScoredResponse]:
     one_pass = credit_method(config.credit.method).one_pass
     size = config.batch_size * (_PASSES_PER_CHUNK if one_pass else 1)
     for first in range(0, len(rows), size):
         chunk = rows[first : first + size]
         try:
-            yield from _scored_chunk(credited, chunk)
+            yield from _scored_chunk(rewards, chunk)
         except DataError as error:
             raise DataError(
                 f"{config.data}, rows {first} to {first + len(chunk) - 1}, counted from the first "
@@ -190,20 +206,22 @@ def _scored(
             ) from error
 
 
-def _scored_chunk(
-    credited: CreditedScorer, rows: list[PromptedResponse]
-) -> Iterator[ScoredResponse]:
+def _scored_chunk(rewards: Rewards, rows: list[PromptedResponse]) -> Iterator[ScoredResponse]:
     responses = [row.response for row in rows]
-    found = paid_texts([credited], [row.prompt for row in rows], responses)
-    for row, tokens, spans, score, paid in zip(
-        rows,
-        token_texts(credited.tokenizer, found.encoded, responses),
-        found.encoded.response_spans,
-        found.sequence_scores.tolist(),
-        found.token_scores[0].tolist(),
-        strict=True,
-    ):
-        yield ScoredResponse(row.prompt, row.response, score, tokens, spans, paid[: len(spans)])
+    found = paid_texts([rewards], [row.prompt for row in rows], responses)
+    tokens = token_texts(rewards.credited.tokenizer, found.encoded, responses)
+    several = len(found.source_scores) > 1
+    for at, (row, spans) in enumerate(zip(rows, found.encoded.response_spans, strict=True)):
+        sources = {name: float(scores[at]) for name, scores in found.source_scores.items()}
+        yield ScoredResponse(
+            row.prompt,
+            row.response,
+            float(found.sequence_scores[at]),
+            tokens[at],
+            spans,
+            found.token_scores[0][at, : len(spans)].tolist(),
+            sources if several else None,
+        )
 
 
 @contextmanager

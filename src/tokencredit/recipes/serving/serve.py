@@ -10,15 +10,17 @@ import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Any
 
-from tokencredit.credit.methods import CreditSettings, credit_method
+from tokencredit.aggregation.methods import CombinationSettings
+from tokencredit.credit.methods import CreditSettings, credit_method, with_method
 from tokencredit.errors import ConfigError, TokenCreditWarning
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.recipes.settings import LoadingSettings, group, require_at_least, setting
-from tokencredit.scorers.texts import loaded_reward_model
+from tokencredit.scorers.sources import RewardSource, is_local, required_sources
+from tokencredit.scorers.text_rewards import loaded_text_rewards, reader_of
 from tokencredit.text.hf_rendering import Template
 from tokencredit.text.segments import SegmentSettings
 
@@ -54,8 +56,13 @@ class LimitSettings:
 class ServeConfig:
     """Settings of one server."""
 
-    reward_model: str
+    reward_model: str | None = None
     """Hub id or folder of a sequence-classification model with one or two outputs."""
+    rewards: tuple[RewardSource, ...] = ()
+    """Several sources of reward in the place of `reward_model`, as in `train-policy`. Tokens are
+    those of the first, a reward model by Hub id or folder."""
+    combine: CombinationSettings = group(CombinationSettings)
+    """How several sources become one reward."""
     methods: tuple[str, ...] | None = setting(None, was="credit_methods")
     """Credit methods that are on offer; None offers all of one pass that the model allows and that
     need nothing besides."""
@@ -84,6 +91,12 @@ class ServeConfig:
     """To compute on; None for the CPU."""
 
     def __post_init__(self) -> None:
+        sources = required_sources(self.reward_model, self.rewards, combine=self.combine)
+        if not is_local(sources[0].model):
+            raise ConfigError(
+                f"the first reward is {sources[0].model!r}; expected a reward model by Hub id or "
+                "folder, whose tokens are paid"
+            )
         for name in self.methods or ():
             credit_method(name)
         if not 0 <= self.port < 2**16:
@@ -128,9 +141,14 @@ def serve(config: ServeConfig) -> None:
                 "an address of this machine: choose another `port`, or 0 for any"
             ) from error
         host, port = listening.getsockname()[:2]
-        print(f"serving {config.reward_model} at http://{host}:{port}", flush=True)
+        named = ", ".join(one.model for one in _sources(config))
+        print(f"serving {named} at http://{host}:{port}", flush=True)
         server.run(sockets=[listening])
     print("stopped", flush=True)
+
+
+def _sources(config: ServeConfig) -> tuple[RewardSource, ...]:
+    return required_sources(config.reward_model, config.rewards, combine=config.combine)
 
 
 def application_of(config: ServeConfig, *, token: str | None = None) -> Any:
@@ -147,7 +165,7 @@ def application_of(config: ServeConfig, *, token: str | None = None) -> Any:
         ConfigError, ModelError, NumericError: as `serve`.
     """
     try:
-        from tokencredit.recipes.serving.served_model import ServedModel, credits_on_offer
+        from tokencredit.recipes.serving.served_model import ServedModel, rewards_on_offer
         from tokencredit.server.app import reward_app
         from tokencredit.server.intake import Limits
         from tokencredit.server.messages import PromptAndResponse
@@ -156,22 +174,21 @@ def application_of(config: ServeConfig, *, token: str | None = None) -> Any:
             f"{error.name} is not installed; expected the extra `serve`: "
             "pip install 'tokencredit[serve]'"
         ) from error
-    model, tokenizer = loaded_reward_model(
-        config.reward_model, device=config.device, **vars(config.loading)
+    loading = {**vars(config.loading), "device": config.device}
+    rewards = loaded_text_rewards(
+        _sources(config),
+        with_method(config.credit, "terminal"),
+        config.segments,
+        combine=config.combine,
+        template=config.template,
+        loading=loading,
     )
-    loading = {name: value for name, value in vars(config.loading).items() if name != "pad_token"}
+    reader = reader_of(rewards)
+    rewards = replace(rewards, credited=replace(rewards.credited, credit=config.credit))
     served = ServedModel(
-        model,
-        tokenizer,
-        credits_on_offer(
-            model,
-            tokenizer,
-            config.methods,
-            credit=config.credit,
-            segments=config.segments,
-            template=config.template,
-            loading={**loading, "device": config.device},
-        ),
+        reader.model,
+        reader.tokenizer,
+        rewards_on_offer(rewards, config.methods, loading=loading),
         layer=config.credit.layer,
         template=config.template,
         max_tokens=config.limits.max_batch_tokens,

@@ -4,7 +4,7 @@ A client that has the prefix scores or the attention of a text makes every credi
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from tokencredit.batch import Prompt, ResponseBatch, ResponseScores
+from tokencredit.batch import Prompt, ResponseBatch, ResponseScores, RewardScorer
 from tokencredit.credit.methods import (
     CREDIT_METHODS,
     NEEDS,
@@ -22,17 +22,14 @@ from tokencredit.credit.methods import (
     credit_method,
     with_method,
 )
-from tokencredit.errors import ConfigError, DataError, ModelError, NumericError
-from tokencredit.models.hf_architecture import is_causal
+from tokencredit.errors import ConfigError, DataError, NumericError
 from tokencredit.models.hf_loading import context_length, pad_token_id
 from tokencredit.models.hf_vocabularies import vocabulary_fingerprint
 from tokencredit.reward_model.hf_scores import score_responses
-from tokencredit.scorers.credit_models import loaded_credit_models
-from tokencredit.scorers.evidence import Responses
-from tokencredit.scorers.local import LocalScorer
+from tokencredit.scorers.evidence import Responses, require_evidence, response_scores
 from tokencredit.scorers.policy_tokens import ended_scores
-from tokencredit.scorers.segmentation import response_segments
-from tokencredit.scorers.token_scores import CreditedScorer
+from tokencredit.scorers.sources import CombinedScorer, LoadedSource, Rewards
+from tokencredit.scorers.text_rewards import other_credit, with_segments
 from tokencredit.server.messages import PromptAndResponse, PromptAndResponseIds, Served
 from tokencredit.server.rows import RowScores, TokenRow
 from tokencredit.text.hf_decoding import decoded_response
@@ -42,26 +39,25 @@ from tokencredit.text.segments import SegmentSettings
 
 
 def offered_credit(
-    model: nn.Module,
+    scorer: RewardScorer,
     asked: Sequence[str] | None,
     credit: CreditSettings,
     segments: SegmentSettings,
 ) -> tuple[str, ...]:
-    """Names of the credit methods that a model is served with.
+    """Names of the credit methods that a scorer is served with.
 
     Args:
-        model: a sequence-classification model.
-        asked: names of them; None for all of one pass that the model allows and that need nothing
+        scorer: of one source of reward, or of several.
+        asked: names of them; None for all of one pass that the scorer allows and that need nothing
             besides.
         credit: their options.
         segments: how responses are cut.
 
     Raises:
-        ModelError: one that is named needs prefix scores and the model gives none.
+        ModelError: one that is named needs what the scorer does not give.
         ConfigError: one that is named needs what a server does not have.
     """
-    gives = {"sequence_scores", "attention", "kept_tokens", "embeddings"}
-    gives |= {"prefix_scores"} if is_causal(model) else set()
+    gives = set(scorer.gives)
     gives |= {"segments"} if segments.kind != "none" else set()
     gives |= {"length_means", "location"} if credit.fitted is not None else set()
     if asked is None:
@@ -72,15 +68,9 @@ def offered_credit(
         )
     for name in asked:
         method = credit_method(name)
-        if method.model_kind and credit.model is not None:
-            continue
+        require_evidence(with_method(credit, name), scorer, where="the reward model")
         lacking = [need for need in method.needs if need not in gives]
-        if lacking == ["prefix_scores"] and not is_causal(model):
-            raise ModelError(
-                f"credit {name!r} of a reward model that reads in both directions; expected "
-                "a causal one, which scores prefixes: leave it out of methods"
-            )
-        if lacking:
+        if lacking and not (method.model_kind and credit.model is not None):
             raise ConfigError(
                 f"credit {name!r} needs {NEEDS[lacking[0]]}, which this server does not have; "
                 "expected another method, or settings that give it: segments.kind, credit.fitted "
@@ -89,38 +79,27 @@ def offered_credit(
     return tuple(asked)
 
 
-def credits_on_offer(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+def rewards_on_offer(
+    rewards: Rewards,
     asked: Sequence[str] | None = None,
     *,
-    credit: CreditSettings | None = None,
-    segments: SegmentSettings | None = None,
-    template: Template = "auto",
-    loading: dict[str, Any] | None = None,
-) -> dict[str, CreditedScorer]:
-    """The credit methods that a model is served with, each with what it needs.
+    loading: Mapping[str, Any] | None = None,
+) -> dict[str, Rewards]:
+    """The credit methods that sources of reward are served with, each with what it needs.
 
     Args:
-        model: a sequence-classification model.
-        tokenizer: its tokenizer.
+        rewards: the sources, as `loaded_text_rewards` returns them.
         asked: names of methods; None for all that need nothing besides.
-        credit: their options.
-        segments: how responses are cut, for methods that need it.
-        template: as in `encoded_prompts`.
         loading: of models that methods need, as `load_model` takes it.
 
     Raises:
-        ConfigError, DataError, ModelError: as `offered_credit` and `loaded_credit_models`.
+        ConfigError, DataError, ModelError: as `offered_credit` and `other_credit`.
     """
-    credit, segments = credit or CreditSettings(), segments or SegmentSettings()
-    scorer = LocalScorer(model, tokenizer, tokenizer, template, credit.layer)
-    offered = {}
-    for name in offered_credit(model, asked, credit, segments):
-        settings = with_method(credit, name)
-        models = loaded_credit_models(settings, tokenizer, loading=loading)
-        offered[name] = CreditedScorer(scorer, tokenizer, settings, models, segments)
-    return offered
+    credit, segments = rewards.credited.credit, rewards.credited.segments
+    names = offered_credit(rewards.credited.scorer, asked, credit, segments)
+    return {
+        name: other_credit(rewards, with_method(credit, name), loading=loading) for name in names
+    }
 
 
 @dataclass(frozen=True)
@@ -130,7 +109,8 @@ class ServedModel:
     Attributes:
         model: a sequence-classification model.
         tokenizer: its tokenizer.
-        credits: the credit methods on offer, with what they need.
+        credits: the credit methods on offer, each over the same sources of reward; the model is
+            the first of them.
         layer: whose attention is recorded.
         template: as in `encoded_prompts`; a text without a prompt stands alone.
         max_tokens: of one row, if that is less than the model can read.
@@ -138,7 +118,7 @@ class ServedModel:
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
-    credits: Mapping[str, CreditedScorer]
+    credits: Mapping[str, Rewards]
     layer: int = -1
     template: Template = "auto"
     max_tokens: int = 16384
@@ -259,13 +239,9 @@ class ServedModel:
         asked = {name for row in rows for name in row.credit}
         attends = any("attention" in row.details for row in rows)
         attends = attends or any("attention" in credit_method(name).needs for name in asked)
-        scores = score_responses(
-            self.model,
-            batch,
-            attention_mask=attention_mask,
-            attention_layer=self.layer if attends else None,
-        )
-        paid = {name: self._paid(name, scores, batch, attention_mask) for name in asked}
+        found = self._source_scores(rows, batch, attention_mask, attends)
+        scores = found[0] if len(found) == 1 else self._combined(found)
+        paid = {name: self._paid(name, rows, found, batch, attention_mask) for name in asked}
         for name, token_scores in paid.items():
             if not bool(token_scores.isfinite().all()):
                 raise NumericError(
@@ -284,20 +260,57 @@ class ServedModel:
             )
         ]
 
+    def _source_scores(
+        self,
+        rows: Sequence[TokenRow],
+        batch: ResponseBatch,
+        attention_mask: Bool[Tensor, "batch sequence"],
+        attends: bool,
+    ) -> list[ResponseScores]:
+        """What the model says, and after it the other sources, in the model's tokens."""
+        own = score_responses(
+            self.model,
+            batch,
+            attention_mask=attention_mask,
+            attention_layer=self.layer if attends else None,
+        )
+        others = self._sources[1:]
+        if not others:
+            return [own]
+        asked = Responses(batch, self._prompts(rows))
+        found = [response_scores(one.scorer, asked) for one in others]
+        return [ended_scores(own, batch.response_mask), *found]
+
+    @property
+    def _sources(self) -> tuple[LoadedSource, ...]:
+        return next(iter(self.credits.values())).sources
+
+    def _combined(self, scores: Sequence[ResponseScores]) -> ResponseScores:
+        combine = next(iter(self.credits.values())).combine
+        return CombinedScorer(self._sources, combine).combined(scores)
+
+    def _prompts(self, rows: Sequence[TokenRow]) -> list[Prompt]:
+        """What was asked, as it came; the text of its ids where ids came."""
+        return [
+            row.prompt
+            if row.prompt is not None
+            else self.tokenizer.decode(row.prompt_ids, skip_special_tokens=True)
+            for row in rows
+        ]
+
     def _paid(
         self,
         name: str,
-        scores: ResponseScores,
+        rows: Sequence[TokenRow],
+        scores: Sequence[ResponseScores],
         batch: ResponseBatch,
         attention_mask: Bool[Tensor, "batch sequence"],
     ) -> Float[Tensor, "batch time"]:
-        credited = self.credits[name]
-        asked = Responses(
-            batch,
-            attention_mask=attention_mask,
-            segment_ids=response_segments(credited.segments, self.tokenizer, batch),
-        )
-        return credited.paid(asked, scores=ended_scores(scores, batch.response_mask))
+        rewards = self.credits[name]
+        prompts = self._prompts(rows) if len(scores) > 1 else None
+        asked = with_segments(rewards, Responses(batch, prompts, attention_mask))
+        ended = [ended_scores(one, batch.response_mask) for one in scores]
+        return rewards.paid(asked, scores=ended).token_scores
 
     def _encoded(
         self,
@@ -326,7 +339,8 @@ class ServedModel:
                 self._encoded([text], credit, details, [number], alone)
             raise
         names = token_texts(self.tokenizer, encoded, responses)
-        return _token_rows(encoded, names, credit, details)
+        found = _token_rows(encoded, names, credit, details)
+        return [replace(row, prompt=_prompt(text)) for row, text in zip(found, texts, strict=True)]
 
     def _id_row(
         self,

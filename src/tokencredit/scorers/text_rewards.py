@@ -1,0 +1,161 @@
+"""Sources of reward asked about whole texts, in the tokens of the first reward model among them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from tokencredit.aggregation.methods import CombinationSettings
+from tokencredit.batch import Prompt
+from tokencredit.credit.methods import CreditSettings, credit_method
+from tokencredit.errors import ConfigError
+from tokencredit.models.hf_loading import context_length
+from tokencredit.scorers.credit_models import loaded_credit_models
+from tokencredit.scorers.evidence import Responses, require_evidence
+from tokencredit.scorers.local import LocalScorer
+from tokencredit.scorers.segmentation import response_segments
+from tokencredit.scorers.sources import Rewards, RewardSource, is_local, loaded_rewards
+from tokencredit.scorers.texts import loaded_reward_model
+from tokencredit.text.hf_encoding import EncodedResponses
+from tokencredit.text.hf_rendering import Template, encoded_prompts, reads_eos
+from tokencredit.text.segments import SegmentSettings
+
+
+@dataclass(frozen=True)
+class PaidTexts:
+    """Responses in the tokens of their reader, and what each token is paid.
+
+    Attributes:
+        encoded: prompts and responses, with the characters of each token.
+        source_scores: sequence scores of each source by its name, in nats.
+        sequence_scores: the same, combined.
+        token_scores: by each credit, of each token, in nats.
+    """
+
+    encoded: EncodedResponses
+    source_scores: dict[str, Float[Tensor, "batch"]]
+    sequence_scores: Float[Tensor, "batch"]
+    token_scores: tuple[Float[Tensor, "batch time"], ...]
+
+
+def loaded_text_rewards(
+    sources: Sequence[RewardSource],
+    credit: CreditSettings,
+    segments: SegmentSettings,
+    *,
+    combine: CombinationSettings | None = None,
+    template: Template = "auto",
+    micro_batch_size: int | None = None,
+    loading: Mapping[str, Any] | None = None,
+) -> Rewards:
+    """Sources of reward for responses in the tokens of the first reward model that is loaded here.
+
+    Args:
+        sources: as `required_sources` gives them.
+        credit: of the run.
+        segments: how responses are cut.
+        combine: how sources become one.
+        template: as in `encoded_prompts`.
+        micro_batch_size: responses per forward pass.
+        loading: of models, as `load_model` takes it; also `pad_token`.
+
+    Raises:
+        ConfigError: no source is a reward model that is loaded here, whose tokens could be paid.
+        DataError, ModelError, ServerError: as `loaded_rewards`.
+    """
+    first = next((one.model for one in sources if is_local(one.model)), None)
+    if first is None:
+        raise ConfigError(
+            f"the rewards are {', '.join(one.model for one in sources)}; expected a reward model "
+            "by Hub id or folder among them: its tokens are those that are paid"
+        )
+    reader = loaded_reward_model(first, **dict(loading or {}))
+    return loaded_rewards(
+        sources,
+        credit,
+        segments,
+        combine or CombinationSettings(),
+        reader[1],
+        known={first: reader},
+        template=template,
+        micro_batch_size=micro_batch_size,
+        loading=loading,
+    )
+
+
+def other_credit(
+    rewards: Rewards, credit: CreditSettings, *, loading: Mapping[str, Any] | None = None
+) -> Rewards:
+    """Sources of reward with another credit, whose own model is loaded if it needs one.
+
+    Args:
+        rewards: as `loaded_text_rewards` returns them.
+        credit: the other method.
+        loading: as there.
+
+    Raises:
+        ConfigError, ModelError: as `loaded_credit_models`, or the sources lack what it needs.
+    """
+    require_evidence(credit, rewards.credited.scorer, where="the reward model")
+    others = {name: value for name, value in (loading or {}).items() if name != "pad_token"}
+    models = loaded_credit_models(credit, rewards.credited.tokenizer, loading=others)
+    return replace(rewards, credited=replace(rewards.credited, credit=credit, models=models))
+
+
+def reader_of(rewards: Rewards) -> LocalScorer:
+    """The reward model whose own tokens are paid."""
+    tokenizer = rewards.credited.tokenizer
+    return next(
+        one.scorer
+        for one in rewards.sources
+        if isinstance(one.scorer, LocalScorer) and one.scorer.tokenizer is tokenizer
+    )
+
+
+def paid_texts(
+    rewards: Sequence[Rewards], prompts: Sequence[Prompt], responses: Sequence[str]
+) -> PaidTexts:
+    """What each token of whole responses is paid, in the tokens of the first reward model.
+
+    One forward pass of each source serves every credit that needs no more.
+
+    Args:
+        rewards: the same sources with one credit or several, as `loaded_text_rewards` and
+            `other_credit` make them.
+        prompts: texts or conversations; an empty text stands for the start of a sequence.
+        responses: one per prompt.
+
+    Raises:
+        DataError, ModelError: as `encoded_prompts`.
+        NumericError: a score is NaN or infinite.
+    """
+    reader = reader_of(rewards[0])
+    encoded = encoded_prompts(
+        reader.tokenizer,
+        prompts,
+        responses,
+        template=reader.template,
+        append_eos=bool(reads_eos(reader.model)),
+        max_length=context_length(reader.model, reader.tokenizer),
+        device=next(reader.model.parameters()).device,
+    )
+    asked = Responses(encoded.batch, list(prompts), encoded.attention_mask.bool())
+    attends = any("attention" in credit_method(one.credited.credit.method).needs for one in rewards)
+    scores = rewards[0].scores(asked, attention=attends)
+    paid = [one.paid(with_segments(one, asked), scores=scores) for one in rewards]
+    return PaidTexts(
+        encoded,
+        paid[0].raw,
+        paid[0].sequence_scores,
+        tuple(one.token_scores for one in paid),
+    )
+
+
+def with_segments(rewards: Rewards, responses: Responses) -> Responses:
+    """The responses, cut as the settings of the rewards say."""
+    tokenizer: PreTrainedTokenizerBase = rewards.credited.tokenizer
+    ids = response_segments(rewards.credited.segments, tokenizer, responses.batch)
+    return replace(responses, segment_ids=ids)
