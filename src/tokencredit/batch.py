@@ -23,7 +23,7 @@ class ResponseBatch:
         prompt_mask: True on real prompt tokens.
         response_ids: token ids, padded on the right.
         response_mask: True on response tokens that count. Tokens inside a response that the policy
-            did not choose (tool output, say) are False and stay visible to attention.
+            did not choose (tool output, for example) are False and stay visible to attention.
 
     Raises:
         ShapeError: ids and masks differ in shape, or prompts and responses in number.
@@ -90,7 +90,7 @@ class ResponseBatch:
         return self.response_mask.sum(-1)
 
     def to(self, device: torch.device | str) -> "ResponseBatch":
-        """The same batch on another device."""
+        """This batch on another device."""
         return ResponseBatch(
             self.prompt_ids.to(device),
             self.prompt_mask.to(device),

@@ -88,7 +88,7 @@ def last_true_index(mask: Bool[Tensor, "batch time"]) -> Int[Tensor, "batch"]:
 def left_packed(
     values: Shaped[Tensor, "batch time *rest"], mask: Bool[Tensor, "batch time"]
 ) -> tuple[Shaped[Tensor, "batch packed *rest"], Bool[Tensor, "batch packed"]]:
-    """The unmasked entries of each row moved to its left end, zeros behind them.
+    """The unmasked entries of each row moved to its left end, zeros after them.
 
     Returns:
         The packed values and their mask; the new time axis is as long as the fullest row.
