@@ -257,7 +257,7 @@ def implicit_q_values(
 
         Q*(s, a) = β z(s, a)
 
-    Q includes the reference: it is r(s, a) + beta log pi_ref(a | s) + V(s'). Logits may be shifted
+    Q includes the reference: it is r(s, a) + β log π_ref(a | s) + V(s'). Logits may be shifted
     by any constant without changing the policy, so Q and `implicit_values` are known up to one
     constant per state, which cancels in `implicit_advantages` but not between states.
 
@@ -323,7 +323,7 @@ def implicit_advantages(
         dpo_beta: of the DPO training, positive.
 
     Returns:
-        In nats, float32. Less beta log pi_ref they are what `log_ratio_credit` gives, for every
+        In nats, float32. Less β log π_ref they are what `log_ratio_credit` gives, for every
         token of the vocabulary.
 
     Raises:

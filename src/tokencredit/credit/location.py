@@ -183,8 +183,8 @@ def _huber_scale(sizes: Float[Tensor, "points"], *, epsilon: float) -> float:
     """The scale that is best for residuals of these sizes.
 
     With the k smallest residuals within reach, the derivative of the sum by the scale vanishes at
-    s^2 = (their squares) / (n - epsilon^2 (n - k)); k is the first for which the next residual
-    really lies beyond epsilon s.
+    s² = (their squares) / (n − ε² (n − k)); k is the first for which the next residual
+    really lies beyond ε s.
     """
     ordered = sizes.sort().values
     count = len(sizes)

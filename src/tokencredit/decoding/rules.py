@@ -2,7 +2,7 @@
 
     π(v | x, y_{<t}) ∝ exp((log p(v | x, y_{<t}) + β · s(x, y_{<t} v)) / τ),   v ∈ C_t
 
-Published methods differ in the candidates C, in what the score s is and in beta and tau;
+Published methods differ in the candidates C, in what the score s is and in β and τ;
 `GUIDANCE_METHODS` lists them. The temperature divides the sum, not the language model alone.
 """
 

@@ -111,7 +111,7 @@ def macro_gae_advantages(
         A_k = δ_k + γ λ A_{k+1}
         G_k = A_k + V_k
 
-    With one token per segment these are `gae_advantages`. gamma and lambda count once per segment,
+    With one token per segment these are `gae_advantages`. γ and λ count once per segment,
     however long it is. A baseline that reads values after the first token of a segment depends on
     the actions it is a baseline for, which biases the gradient a little; `value_pooling="first"`,
     the value of the state that the segment begins in, does not.

@@ -2,7 +2,7 @@
 
     r(y_t) = log π_DPO(y_t | x, y_{<t}) − log π_ref(y_t | x, y_{<t})
 
-The positive factor beta of DPO, which gives this its unit, ranks nothing differently and is left
+The positive factor β of DPO, which gives this its unit, ranks nothing differently and is left
 out everywhere here.
 """
 

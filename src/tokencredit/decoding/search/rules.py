@@ -186,7 +186,7 @@ def surviving_candidates(
     Args:
         scores: of the beginnings; anything where `running` is False.
         running: candidates that have not been rejected before.
-        rejection_share: alpha, from 0 (none is rejected) to less than 1.
+        rejection_share: α, from 0 (none is rejected) to less than 1.
 
     Returns:
         True on the best, at least one where any was running; of equal ones the earlier.

@@ -39,7 +39,7 @@ def bootstrapped_targets(
     Raises:
         ConfigError: `bootstrap_lambda` lies outside [0, 1].
 
-    Source: Sutton 1988, Machine Learning 3, TD(lambda), with one reward at the end and no
+    Source: Sutton 1988, Machine Learning 3, TD(λ), with one reward at the end and no
     discount; at 0 the target of CD-Q, Mudgal et al. 2023, arXiv 2310.17022, where the next value is
     the mean over the base policy's next tokens and here the value of the one that it wrote.
 
