@@ -4,9 +4,13 @@
 
 A language model learns film reviews of the grammar of `tokencredit.toy`, a reward model learns
 pairs of them at every prefix, and PPO trains the language model with the differences of prefix
-scores as token rewards. The grammar knows the true reward of any text, which nothing here learns
-from. Every step prints a line; at the end stands one review with what each word was paid. About
-one minute on two CPU cores: the true reward rises from about 0 nats per review to about 15.
+scores as token rewards. The grammar knows the true reward of any text; nothing here learns from it.
+
+Every step prints the mean score of the reward model, the KL from the first policy, the length and
+the true reward of its responses, all in nats but the length; at the end stands one review with what
+each word was paid. With seed 0 the true reward rises from 0.0 to 6.1 in 40 steps. About a minute
+and a half of one CPU core, two thirds of it for the two models that PPO begins with;
+`--steps 2 --supervised_steps 20` shows the form in seconds.
 
 The algorithm is Schulman et al. 2017 (arXiv 1707.06347) with the KL-penalised reward of Ziegler et
 al. 2019 (arXiv 1909.08593). Departures from these papers:
