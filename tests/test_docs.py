@@ -1,5 +1,6 @@
 """The documentation is true: its code runs, its commands parse, its tables match the code."""
 
+import ast
 import importlib
 import inspect
 import re
@@ -146,6 +147,39 @@ def test_every_page_is_in_the_navigation():
 
     listed = files(yaml.safe_load((PROJECT / "mkdocs.yml").read_text())["nav"])
     assert sorted(f"docs/{file}" for file in listed) == sorted(pages.keys() - {"README.md"})
+
+
+def test_every_public_name_is_on_one_page_of_the_reference():
+    shown = [
+        module
+        for page, text in pages.items()
+        if page.startswith("docs/reference/")
+        for module in re.findall(r"^::: (\S+)$", text, flags=re.M)
+    ]
+    defined_in = {getattr(tokencredit, name).__module__ for name in tokencredit.__all__}
+    assert sorted(shown) == sorted(defined_in)
+
+
+def documented(file: Path) -> list[str]:
+    """Docstrings of a file: its own, and those of everything in it."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, kinds))
+    return [text for text in map(ast.get_docstring, nodes) if text is not None]
+
+
+ROOMS = (".", "credit", "decoding", "evaluation", "models", "policy", "preference", "reward_model",
+         "text", "toy")  # fmt: skip
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_docstrings_can_be_read_in_a_tooltip(room):
+    files = (PACKAGE / room).glob("*.py") if room == "." else (PACKAGE / room).rglob("*.py")
+    texts = [(file.name, text) for file in files for text in documented(file)]
+    assert texts
+    for name, text in texts:
+        assert not re.search(r"math::|:math:", text), text
+        if not name.startswith("hf_"):
+            assert not re.match(r"(The same|As|Of)\b", text), text
 
 
 def credit_functions() -> set[str]:

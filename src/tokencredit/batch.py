@@ -126,7 +126,7 @@ class ResponseBatch:
         return self.response_mask.sum(-1)
 
     def to(self, device: torch.device | str) -> "ResponseBatch":
-        """The same batch on another device."""
+        """This batch on another device."""
         return ResponseBatch(
             self.prompt_ids.to(device),
             self.prompt_mask.to(device),

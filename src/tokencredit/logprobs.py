@@ -1,7 +1,7 @@
 """From logits to log-probabilities and entropies of response tokens.
 
-The only file that shifts by one: a causal model's logits at position i speak about token i + 1.
-Everything it returns has column t about response token t.
+A causal model's logits at position i speak about token i + 1: `predicting_positions` shifts them,
+and everything after it has column t about response token t.
 """
 
 import torch
@@ -30,7 +30,7 @@ def predicting_positions(
     if num_response_tokens > end:
         raise ShapeError(
             f"{num_response_tokens} response tokens in a sequence of {values.shape[1]}; expected "
-            "at least one prompt token (BOS, say) before them"
+            "at least one prompt token (BOS, for example) before them"
         )
     return values[:, end - num_response_tokens : end]
 

@@ -1,7 +1,7 @@
 """Masked reductions and selections over the time axis.
 
-One convention: a mask is bool, True marks an entry that counts. This is the only file that
-divides by the size of a mask.
+One convention: a mask is bool, True marks an entry that counts. What lies under a mask may be
+anything, NaN included.
 """
 
 import torch
@@ -58,13 +58,9 @@ def masked_whiten(
     values: Float[Tensor, "batch time"],
     mask: Bool[Tensor, "batch time"],
     *,
-    shift_mean: bool = True,
     epsilon: float = 1e-8,
 ) -> Float[Tensor, "batch time"]:
-    """Values scaled to unit variance over the mask, zero outside it.
-
-    With `shift_mean=False` the mean stays where it was, so that signs and the ratio between rows
-    survive: the form for token rewards, whose sum would otherwise be lost.
+    """Values shifted to mean 0 and scaled to variance 1 over the mask, zero outside it.
 
     >>> masked_whiten(torch.tensor([[1.0, 3.0, 7.0]]), torch.tensor([[True, True, False]]))
     tensor([[-1.,  1.,  0.]])
@@ -72,7 +68,7 @@ def masked_whiten(
     values = values.masked_fill(~mask, 0.0)
     mean = masked_mean(values, mask)
     scaled = (values - mean) * torch.rsqrt(masked_var(values, mask) + epsilon)
-    return (scaled if shift_mean else scaled + mean).masked_fill(~mask, 0.0)
+    return scaled.masked_fill(~mask, 0.0)
 
 
 def last_true_index(mask: Bool[Tensor, "batch time"]) -> Int[Tensor, "batch"]:
@@ -88,7 +84,7 @@ def last_true_index(mask: Bool[Tensor, "batch time"]) -> Int[Tensor, "batch"]:
 def left_packed(
     values: Shaped[Tensor, "batch time *rest"], mask: Bool[Tensor, "batch time"]
 ) -> tuple[Shaped[Tensor, "batch packed *rest"], Bool[Tensor, "batch packed"]]:
-    """The unmasked entries of each row moved to its left end, zeros behind them.
+    """The unmasked entries of each row moved to its left end, zeros after them.
 
     Returns:
         The packed values and their mask; the new time axis is as long as the fullest row.

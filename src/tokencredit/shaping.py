@@ -21,10 +21,10 @@ def kl_estimates(
     *,
     estimator: KlEstimator = "k1",
 ) -> Float[Tensor, "batch time"]:
-    r"""Per-token estimates of KL(policy || reference) from tokens drawn from the policy.
+    """Per-token estimates of KL(policy || reference) from tokens drawn from the policy.
 
-    With :math:`d = \log \pi - \log \pi_{ref}`: k1 is :math:`d`, k2 is :math:`d^2 / 2`, k3 is
-    :math:`e^{-d} - 1 + d`.
+        d = log π − log π_ref
+        k1 = d,   k2 = d² / 2,   k3 = e^{−d} − 1 + d
 
     k1 and k3 have the right mean; k1 may be negative on single tokens, k3 never is. In a reward
     use k1. In a loss, k2 has the gradient of the true KL; that of k3 is biased.
@@ -62,9 +62,9 @@ def kl_penalised_rewards(
     *,
     kl_coef: float,
 ) -> Float[Tensor, "batch time"]:
-    r"""Token scores minus the price of leaving the reference.
+    """Token scores minus the price of leaving the reference.
 
-    .. math:: r_t = s_t - \beta_{KL} k_t
+        r_t = s_t − β_KL · k_t
 
     Args:
         token_scores: in nats.
@@ -87,9 +87,9 @@ def kl_penalised_rewards(
 def adapted_kl_coef(
     kl_coef: float, observed_kl: float, *, kl_target: float, responses: int, horizon: int
 ) -> float:
-    r"""The KL coefficient moved so that the next batch comes nearer to the target.
+    """The KL coefficient moved so that the next batch comes nearer to the target.
 
-    .. math:: \beta \leftarrow \beta (1 + \mathrm{clip}(KL / KL_{target} - 1, \pm 0.2) \, n / H)
+        β ← β · (1 + clip(KL / KL_target − 1, ±0.2) · n / H)
 
     Args:
         kl_coef: the present coefficient.
@@ -123,9 +123,9 @@ def potential_shaping(
     *,
     gamma: float = 1.0,
 ) -> Float[Tensor, "batch time"]:
-    r"""Rewards that change what is learned when, but not which policy is best.
+    """Rewards that change what is learned when, but not which policy is best.
 
-    .. math:: F_t = \gamma \Phi(s_{t+1}) - \Phi(s_t), \quad \Phi(s_{T+1}) = 0
+        F_t = γ Φ(s_{t+1}) − Φ(s_t),   Φ(s_{T+1}) = 0
 
     Args:
         potentials: column t is the potential of the state before response token t; the last
@@ -153,14 +153,14 @@ def blended_scores(
     *,
     share: float,
 ) -> Float[Tensor, "batch time"]:
-    r"""A convex mixture of a dense credit with another, usually the terminal one.
+    """A convex mixture of a dense credit with another, usually the terminal one.
 
-    .. math:: r'_t = \alpha r_t + (1 - \alpha) R \cdot 1[t = T]
+        r'_t = α r_t + (1 − α) R · 1[t = T]
 
     Args:
         token_scores: of the dense method, in nats.
         terminal_scores: of `terminal_credit`, or any other credit of the same responses.
-        share: alpha, from 0 (all terminal) to 1.
+        share: α, from 0 (all terminal) to 1.
 
     Returns:
         Token scores in nats. A row sums to what it summed to if both did.

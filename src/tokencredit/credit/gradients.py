@@ -25,9 +25,9 @@ def gradient_times_input_credit(
     embeddings: Float[Tensor, "batch time width"],
     response_mask: Bool[Tensor, "batch time"],
 ) -> Float[Tensor, "batch time"]:
-    r"""Gradient of the score at the embedding of a token, multiplied with that embedding.
+    """Gradient of the score at the embedding of a token, multiplied with that embedding.
 
-    .. math:: r_t = \sum_d e_{t d} \frac{\partial R}{\partial e_{t d}}
+        r_t = Σ_d e_{t,d} · ∂R / ∂e_{t,d}
 
     Conserves: no. Causal: no. Bounded: no. Needs: embedding gradients.
 
@@ -66,17 +66,16 @@ def integrated_gradients_credit(
     *,
     steps: int = 32,
 ) -> Float[Tensor, "batch time"]:
-    r"""Gradient times input, averaged on the straight way from a baseline to the embeddings.
+    """Gradient times input, averaged on the straight way from a baseline to the embeddings.
 
-    .. math:: r_t = \sum_d (e_{t d} - b_{t d})
-        \int_0^1 \frac{\partial R}{\partial e_{t d}}(b + a (e - b)) \, da
+        r_t = Σ_d (e_{t,d} − b_{t,d}) · ∫_0^1 ∂R / ∂e_{t,d} (b + a (e − b)) da
 
     Conserves: up to the score of the baseline. Causal: no. Bounded: no. Needs: embedding gradients.
 
     Args:
         score_of_embeddings: score of each response, in nats, differentiable.
         embeddings: of the response tokens; what lies outside the mask is ignored.
-        baseline: embeddings of tokens that say nothing: of a filler token, say. Zeros are usual.
+        baseline: embeddings of tokens that say nothing, such as a filler token. Zeros are usual.
         response_mask: True on response tokens.
         steps: gradients per response. The integral is a Gauss-Legendre sum: exact for a score
             that is a polynomial of degree up to 2 `steps` on the way. A model that normalises its

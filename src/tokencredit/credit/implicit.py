@@ -24,10 +24,9 @@ def log_ratio_credit(
     dpo_beta: float,
     clip: float | None = None,
 ) -> Float[Tensor, "batch time"]:
-    r"""The implicit reward of DPO, token by token.
+    """The implicit reward of DPO, token by token.
 
-    .. math:: r_t = \mathrm{clip}\left(
-        \beta \log \frac{\pi_{dpo}(y_t \mid s_t)}{\pi_{ref}(y_t \mid s_t)}, \pm c\right)
+        r_t = clip(β log(π_dpo(y_t | s_t) / π_ref(y_t | s_t)), ±c)
 
     Conserves: no. Causal: yes. Bounded: by clip, where given. Needs: log-probs of two models.
 
@@ -88,10 +87,10 @@ def shaped_log_ratio_credit(
     dpo_beta: float,
     clip: float | None = None,
 ) -> Float[Tensor, "batch time"]:
-    r"""Log-ratios as shaping of the sequence score: what they paid is taken back at the end.
+    """Log-ratios as shaping of the sequence score: what they paid is taken back at the end.
 
-    .. math:: r_t = d_t + 1[t = T] \left(R - \sum_{u \le T} d_u\right),
-        \quad d_t = \mathrm{clip}(\beta \log (\pi_{dpo} / \pi_{ref})(y_t \mid s_t), \pm c)
+        r_t = d_t + 1[t = T] (R − Σ_{u≤T} d_u)
+        d_t = clip(β log(π_dpo(y_t | s_t) / π_ref(y_t | s_t)), ±c)
 
     Conserves: yes. Causal: yes. Bounded: no. Needs: sequence scores and log-probs of two models.
 
@@ -136,10 +135,9 @@ def contrastive_prompt_credit(
     worse_logprobs: Float[Tensor, "batch time"],
     response_mask: Bool[Tensor, "batch time"],
 ) -> Float[Tensor, "batch time"]:
-    r"""How much likelier a token is when the prompt asks for a better answer than for a worse one.
+    """How much likelier a token is when the prompt asks for a better answer than for a worse one.
 
-    .. math:: r_t = \sigma\left(\log \pi(y_t \mid x_{better}, y_{<t})
-        - \log \pi(y_t \mid x_{worse}, y_{<t})\right) - \tfrac{1}{2}
+        r_t = σ(log π(y_t | x_better, y_{<t}) − log π(y_t | x_worse, y_{<t})) − 1/2
 
     Conserves: no. Causal: yes. Bounded: by 0.5. Needs: log-probs under two prompts.
 
@@ -177,9 +175,9 @@ def top_share_mask(
     share: float,
     side: Literal["top", "bottom"],
 ) -> Bool[Tensor, "batch time"]:
-    r"""The tokens of each response that score highest, or lowest.
+    """The tokens of each response that score highest, or lowest.
 
-    .. math:: |I| = \max(1, \lfloor k T \rfloor)
+        |I| = max(1, ⌊k T⌋)
 
     SePO trains on the top share of the preferred response and on the bottom share of the other.
 
@@ -255,11 +253,11 @@ def _finite(token_scores: Float[Tensor, "batch time"]) -> Float[Tensor, "batch t
 def implicit_q_values(
     logits: Float[Tensor, "*batch vocab"], *, dpo_beta: float
 ) -> Float[Tensor, "*batch vocab"]:
-    r"""Logits of an optimal policy read as the values of its actions.
+    """Logits of an optimal policy read as the values of its actions.
 
-    .. math:: Q^*(s, a) = \beta z(s, a)
+        Q*(s, a) = β z(s, a)
 
-    Q includes the reference: it is r(s, a) + beta log pi_ref(a | s) + V(s'). Logits may be shifted
+    Q includes the reference: it is r(s, a) + β log π_ref(a | s) + V(s'). Logits may be shifted
     by any constant without changing the policy, so Q and `implicit_values` are known up to one
     constant per state, which cancels in `implicit_advantages` but not between states.
 
@@ -287,9 +285,9 @@ def implicit_q_values(
 def implicit_values(
     logits: Float[Tensor, "*batch vocab"], *, dpo_beta: float
 ) -> Float[Tensor, "*batch"]:
-    r"""Value of each state under the optimal policy with these logits, up to a constant per state.
+    """Value of each state under the optimal policy with these logits, up to a constant per state.
 
-    .. math:: V^*(s) = \beta \log \sum_a \exp(Q^*(s, a) / \beta)
+        V*(s) = β log Σ_a exp(Q*(s, a) / β)
 
     Args:
         logits: of a policy that DPO trained, unscaled by temperature. A constant that is added to
@@ -316,16 +314,16 @@ def implicit_values(
 def implicit_advantages(
     logits: Float[Tensor, "*batch vocab"], *, dpo_beta: float
 ) -> Float[Tensor, "*batch vocab"]:
-    r"""Advantage of every action under the optimal policy with these logits; never positive.
+    """Advantage of every action under the optimal policy with these logits; never positive.
 
-    .. math:: A^*(s, a) = Q^*(s, a) - V^*(s) = \beta \log \pi(a \mid s)
+        A*(s, a) = Q*(s, a) − V*(s) = β log π(a | s)
 
     Args:
         logits: as in `implicit_q_values`, whose unknown constant cancels here.
         dpo_beta: of the DPO training, positive.
 
     Returns:
-        In nats, float32. Less beta log pi_ref they are what `log_ratio_credit` gives, for every
+        In nats, float32. Less β log π_ref they are what `log_ratio_credit` gives, for every
         token of the vocabulary.
 
     Raises:

@@ -11,10 +11,11 @@ from tokencredit.errors import ConfigError, DataError, ShapeError
 
 @dataclass(frozen=True)
 class LocationNormaliser:
-    r"""Mean and deviation of segment rewards as lines in the log of where the segment stands.
+    """Mean and deviation of segment rewards as lines in the log of where the segment stands.
 
-    .. math:: \mu(p) = w_\mu \log p + b_\mu, \qquad
-        \sigma(p) = \max(w_\sigma \log p + b_\sigma, \; c \, b_\sigma), \qquad p = k / K
+        p = k / K
+        μ(p) = w_μ log p + b_μ
+        σ(p) = max(w_σ log p + b_σ, c · b_σ)
 
     The first four are in the order of the published parameters, so that
     `LocationNormaliser(*published)` works. They belong to one reward model and one segmentation.
@@ -56,9 +57,9 @@ def location_normalised(
     segment_mask: Bool[Tensor, "batch segments"],
     normaliser: LocationNormaliser,
 ) -> Float[Tensor, "batch segments"]:
-    r"""Segment rewards with the mean and deviation of their location taken out.
+    """Segment rewards with the mean and deviation of their location taken out.
 
-    .. math:: \tilde e_k = \frac{e_k - \mu(k / K)}{\sigma(k / K)}
+        ẽ_k = (e_k − μ(k / K)) / σ(k / K)
 
     Args:
         segment_rewards: in nats, as `segment_end_scores` gives them.
@@ -93,14 +94,14 @@ def fitted_location_normaliser(
     *,
     epsilon: float = 1.35,
 ) -> LocationNormaliser:
-    r"""Lines through the mean and the deviation of segment rewards by the log of their location.
+    """Lines through the mean and the deviation of segment rewards by the log of their location.
 
     Rewards are gathered by location k / K, to three decimals; the means, and the population
     deviations, of the locations are each fitted by Huber regression, which minimises over line and
     scale
 
-    .. math:: \sum_i \Big[s + s \, H_\epsilon\big((y_i - w \log p_i - b) / s\big)\Big], \qquad
-        H_\epsilon(z) = z^2 \text{ if } |z| \le \epsilon, \text{ else } 2 \epsilon |z| - \epsilon^2
+        Σ_i [s + s · H_ε((y_i − w log p_i − b) / s)]
+        H_ε(z) = z² if |z| ≤ ε, else 2 ε |z| − ε²
 
     Args:
         segment_rewards: of many responses, in nats, as `segment_end_scores` gives them.
@@ -182,8 +183,8 @@ def _huber_scale(sizes: Float[Tensor, "points"], *, epsilon: float) -> float:
     """The scale that is best for residuals of these sizes.
 
     With the k smallest residuals within reach, the derivative of the sum by the scale vanishes at
-    s^2 = (their squares) / (n - epsilon^2 (n - k)); k is the first for which the next residual
-    really lies beyond epsilon s.
+    s² = (their squares) / (n − ε² (n − k)); k is the first for which the next residual
+    really lies beyond ε s.
     """
     ordered = sizes.sort().values
     count = len(sizes)

@@ -30,9 +30,9 @@ def leave_one_out_credit(
     *,
     segment_ids: Int[Tensor, "batch time"] | None = None,
 ) -> Float[Tensor, "batch time"]:
-    r"""Score of the response minus its score without the token.
+    """Score of the response minus its score without the token.
 
-    .. math:: r_t = R(x, y) - R(x, y_{\setminus t})
+        r_t = R(x, y) − R(x, y_{∖t})
 
     Conserves: no. Causal: no. Bounded: no. Needs: subset scores.
 
@@ -73,13 +73,11 @@ def shapley_credit(
     generator: torch.Generator,
     segment_ids: Int[Tensor, "batch time"] | None = None,
 ) -> Float[Tensor, "batch time"]:
-    r"""What a token adds to the score when tokens are added in random order, on average.
+    """What a token adds to the score when tokens are added in random order, on average.
 
-    .. math:: r_t = \frac{1}{N} \sum_\pi
-        \left( R(x, y_{P_\pi(t) \cup t}) - R(x, y_{P_\pi(t)}) \right)
+        r_t = 1/N · Σ_π (R(x, y_{P_π(t) ∪ t}) − R(x, y_{P_π(t)}))
 
-    where :math:`P_\pi(t)` are the tokens that order :math:`\pi` adds before t; they stand in the
-    text where they stood.
+    where P_π(t) are the tokens that order π adds before t; they stand in the text where they stood.
 
     Conserves: up to the score of the empty response. Causal: no. Bounded: no. Needs: subset scores.
 
@@ -132,10 +130,9 @@ def exact_shapley_credit(
     *,
     segment_ids: Int[Tensor, "batch time"] | None = None,
 ) -> Float[Tensor, "batch time"]:
-    r"""What a token adds to the score, averaged over all orders of adding tokens.
+    """What a token adds to the score, averaged over all orders of adding tokens.
 
-    .. math:: r_t = \sum_{S \not\ni t} \frac{|S|! \, (T - |S| - 1)!}{T!}
-        \left( R(x, y_{S \cup t}) - R(x, y_S) \right)
+        r_t = Σ_{S ∌ t} |S|! (T − |S| − 1)! / T! · (R(x, y_{S ∪ t}) − R(x, y_S))
 
     Conserves: up to the score of the empty response. Causal: no. Bounded: no. Needs: subset scores.
 
@@ -226,11 +223,11 @@ def window_credit(
     width: int = 3,
     segment_ids: Int[Tensor, "batch time"] | None = None,
 ) -> Float[Tensor, "batch time"]:
-    r"""Mean score of the windows that hold the token, each read without the rest.
+    """Mean score of the windows that hold the token, each read without the rest.
 
-    .. math:: r_t = \frac{1}{|U_t|} \sum_{U \in U_t} \left( R(x, y_U) - R(x, \emptyset) \right)
+        r_t = 1/|U_t| · Σ_{U ∈ U_t} (R(x, y_U) − R(x, ∅))
 
-    where :math:`U_t` are the runs of 1 to `width` neighbouring tokens that hold t.
+    where U_t are the runs of 1 to `width` neighbouring tokens that hold t.
 
     Conserves: no. Causal: no. Bounded: no. Needs: subset scores.
 

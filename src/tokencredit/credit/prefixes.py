@@ -24,9 +24,9 @@ from tokencredit.text.segments import segment_ends
 def prefix_difference_credit(
     prefix_scores: Float[Tensor, "batch time_plus_1"], response_mask: Bool[Tensor, "batch time"]
 ) -> Float[Tensor, "batch time"]:
-    r"""Score of the prefix with a token minus the score of the prefix without it.
+    """Score of the prefix with a token minus the score of the prefix without it.
 
-    .. math:: r_t = R(x, y_{\le t}) - R(x, y_{<t})
+        r_t = R(x, y_{≤t}) − R(x, y_{<t})
 
     Conserves: up to the score of the prompt. Causal: yes. Bounded: no. Needs: prefix scores.
 
@@ -72,22 +72,21 @@ def smoothed_prefix_scores(
     *,
     decay: float,
 ) -> Float[Tensor, "batch time_plus_1"]:
-    r"""Prefix scores smoothed exponentially along the response, the last one left true.
+    """Prefix scores smoothed exponentially along the response, the last one left true.
 
-    .. math::
-        \Phi_0 = R_0, \quad \Phi_t = \lambda \Phi_{t-1} + (1 - \lambda) R_t, \quad \Phi_T = R_T
+        Φ_0 = R_0,   Φ_t = λ Φ_{t−1} + (1 − λ) R_t,   Φ_T = R_T
 
     The credit of a token is then paid in instalments: the difference that token k made,
-    :math:`\delta_k = R_k - R_{k-1}`, reaches token t < T with the share
-    :math:`(1 - \lambda) \lambda^{t - k}`, never earlier than k, and the last token collects what is
-    still owed, :math:`R_T - \Phi_{T-1}`. So noise that comes and goes cancels, true changes are
-    paid late, and with a long memory (`decay` near 1) most of the reward is terminal again.
+    δ_k = R_k − R_{k−1}, reaches token t < T with the share (1 − λ) λ^{t−k}, never earlier than k,
+    and the last token collects what is still owed, R_T − Φ_{T−1}. So noise that comes and goes
+    cancels, true changes are paid late, and with a long memory (`decay` near 1) most of the reward
+    is terminal again.
 
     Args:
         prefix_scores: in nats; column 0 is the prompt alone, column t + 1 ends with response token
             t. Columns that end outside the mask are ignored.
         response_mask: True on response tokens.
-        decay: the weight of what came before, from 0 (nothing changes) to 1 (the prompt's score
+        decay: λ, the weight of what came before, from 0 (nothing changes) to 1 (the prompt's score
             until the end: terminal reward).
 
     Returns:
@@ -123,13 +122,13 @@ def length_centred_prefix_scores(
     *,
     ending: Literal["true", "centred"] = "true",
 ) -> Float[Tensor, "batch time_plus_1"]:
-    r"""Prefix scores without what is usual for their length, relative to the prompt alone.
+    """Prefix scores without what is usual for their length, relative to the prompt alone.
 
-    .. math:: \Phi_k = R_k - (m_k - m_0), \quad k < T
+        Φ_k = R_k − (m_k − m_0) for k < T
 
     Training on pairs of prefixes of equal length (`prefix_bradley_terry_loss`) sees only
-    differences at the same k, so a constant of each length, :math:`R_k + c_k`, costs nothing:
-    it is arbitrary, and differencing along the response would pay it out as credit.
+    differences at the same k, so a constant of each length, R_k + c_k, costs nothing: it is
+    arbitrary, and differencing along the response would pay it out as credit.
 
     Args:
         prefix_scores: in nats; column 0 is the prompt alone, column t + 1 ends with response token
@@ -138,7 +137,7 @@ def length_centred_prefix_scores(
         length_means: mean score of prefixes of 0, 1, 2, ... response tokens, in nats, from
             `prefix_length_means`; longer prefixes take the last one.
         ending: `true` leaves the whole response its score, so that the sum of the credit is as it
-            was and the last token gets :math:`m_T - m_0` back; `centred` takes the mean from it
+            was and the last token gets m_T − m_0 back; `centred` takes the mean from it
             too, so that the response is compared with what is usual for its length: another
             objective.
 
@@ -175,9 +174,9 @@ def length_centred_prefix_scores(
 def prefix_length_means(
     prefix_scores: Float[Tensor, "batch time_plus_1"], response_mask: Bool[Tensor, "batch time"]
 ) -> Float[Tensor, "lengths"]:
-    r"""Mean score of the prefixes of each length, over responses that are at least so long.
+    """Mean score of the prefixes of each length, over responses that are at least so long.
 
-    .. math:: m_k = \operatorname{mean}_{i:\, T_i \ge k} R(x_i, y_i^{\le k})
+        m_k = mean of R(x_i, y_i^{≤k}) over all i with T_i ≥ k
 
     Fit it once on ordinary responses of the policy, hundreds at least: at lengths that few reach
     it is the mean of those few. A row without response tokens is left out.
@@ -206,9 +205,9 @@ def prefix_length_means(
 def segment_held_prefix_scores(
     prefix_scores: Float[Tensor, "batch time_plus_1"], segment_ids: Int[Tensor, "batch time"]
 ) -> Float[Tensor, "batch time_plus_1"]:
-    r"""Prefix scores that change only where a segment ends.
+    """Prefix scores that change only where a segment ends.
 
-    .. math:: \Phi_t = R_{e(t)}, \quad e(t) = \text{the last end of a segment up to } t
+        Φ_t = R_{e(t)},   e(t) = the last end of a segment up to t
 
     The credit of a segment then stands on its last token and is what the whole segment added.
     It is as causal as the segments are: an end that is known only from the next token makes the
@@ -245,7 +244,7 @@ def _held(scores: Tensor, counts: Tensor) -> Tensor:
 
 
 def _from_the_end_on(response_mask: Tensor) -> Tensor:
-    """True on the prefix that ends with the last response token and on those behind it."""
+    """True on the prefix that ends with the last response token and on those after it."""
     seen = response_mask.long().cumsum(-1)
     return pad(seen == seen[:, -1:], (1, 0))
 

@@ -16,9 +16,9 @@ from tokencredit.masking import last_true_index, masked_row_mean, masked_sum
 def uniform_credit(
     sequence_scores: Float[Tensor, "batch"], response_mask: Bool[Tensor, "batch time"]
 ) -> Float[Tensor, "batch time"]:
-    r"""The same share of the score for every response token.
+    """An equal share of the score for every response token.
 
-    .. math:: r_t = R / T
+        r_t = R / T
 
     Conserves: yes. Causal: no (needs the final length). Bounded: by |R|. Needs: sequence scores.
 
@@ -48,9 +48,9 @@ def attention_credit(
     *,
     credit_beta: float = 1.0,
 ) -> Float[Tensor, "batch time"]:
-    r"""Part of the score spread by attention, the rest on the last token.
+    """Part of the score spread by attention, the rest on the last token.
 
-    .. math:: r_t = \beta R \frac{w_t}{\sum_u w_u} + (1 - \beta) R \cdot 1[t = T]
+        r_t = β R · w_t / Σ_u w_u + (1 − β) R · 1[t = T]
 
     With the reward model's attention row as weights this is Attention Based Credit (ABC); with
     `mean_attention_received` or `last_attention_received` of the generator it is ABC-D or ABC-D2.
@@ -107,9 +107,9 @@ def attention_credit(
 def mean_attention_received(
     attention: Float[Tensor, "batch time time"], response_mask: Bool[Tensor, "batch time"]
 ) -> Float[Tensor, "batch time"]:
-    r"""Mean attention that each response token receives from itself and later ones (ABC-D).
+    """Mean attention that each response token receives from itself and later ones (ABC-D).
 
-    .. math:: w_t = \frac{1}{T - t + 1} \sum_{q = t}^{T} a_{q t}
+        w_t = 1 / (T − t + 1) · Σ_{q=t..T} a_{q,t}
 
     Args:
         attention: of the generator, heads averaged: entry (q, t) is the attention that response
@@ -138,9 +138,9 @@ def mean_attention_received(
 def last_attention_received(
     attention: Float[Tensor, "batch time time"], response_mask: Bool[Tensor, "batch time"]
 ) -> Float[Tensor, "batch time"]:
-    r"""Attention that the last response token pays to each response token (ABC-D2).
+    """Attention that the last response token pays to each response token (ABC-D2).
 
-    .. math:: w_t = a_{T t}
+        w_t = a_{T,t}
 
     Args:
         attention: of the generator, as in `mean_attention_received`.
@@ -183,9 +183,9 @@ def score_column(
 def terminal_credit(
     sequence_scores: Float[Tensor, "batch"], response_mask: Bool[Tensor, "batch time"]
 ) -> Float[Tensor, "batch time"]:
-    r"""Each sequence score on the last response token, zero elsewhere.
+    """Each sequence score on the last response token, zero elsewhere.
 
-    .. math:: r_t = R \cdot 1[t = T]
+        r_t = R · 1[t = T]
 
     Conserves: yes. Causal: yes. Bounded: by |R|. Needs: sequence scores.
 

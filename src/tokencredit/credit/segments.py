@@ -25,10 +25,10 @@ def segment_credit(
     normaliser: LocationNormaliser | None = None,
     spread: Spreading = "even",
 ) -> Float[Tensor, "batch time"]:
-    r"""The reward of each segment, normalised by where it stands, spread over its tokens.
+    """The reward of each segment, normalised by where it stands, spread over its tokens.
 
-    .. math:: r_t = \frac{1}{|S_k|} \frac{e_k - \mu(k / K)}{\sigma(k / K)}, \qquad
-        e_k = f(x, y_{\le \mathrm{end}(k)}), \quad t \in S_k
+        r_t = (e_k − μ(k / K)) / σ(k / K) / |S_k| for t ∈ S_k
+        e_k = f(x, y_{≤end(k)})
 
     Conserves: up to the segment count. Causal: no. Bounded: no. Needs: prefix scores and segments.
 
@@ -80,9 +80,9 @@ def utterance_credit(
     *,
     spread: Spreading = "copy",
 ) -> Float[Tensor, "batch time"]:
-    r"""The advantage of each utterance of a dialogue, on all of its tokens.
+    """The advantage of each utterance of a dialogue, on all of its tokens.
 
-    .. math:: r_t = A(s_k, u_k) = Q(s_k, u_k) - V(s_k), \qquad t \in u_k
+        r_t = A(s_k, u_k) = Q(s_k, u_k) − V(s_k) for t ∈ u_k
 
     Conserves: no. Causal: no. Bounded: by utterance scores. Needs: utterance scores and segments.
 
@@ -170,9 +170,9 @@ def fine_grained_credit(
     model_weights: Float[Tensor, "models"],
     response_mask: Bool[Tensor, "batch time"],
 ) -> Float[Tensor, "batch time"]:
-    r"""What several reward models say about spans of their own, weighted, at the ends of the spans.
+    """What several reward models say about spans of their own, weighted, at the ends of the spans.
 
-    .. math:: r_t = \sum_m w_m \sum_j 1[t = e_{m j}] \, R_m(x, y, s_{m j})
+        r_t = Σ_m w_m Σ_j 1[t = e_{m,j}] · R_m(x, y, s_{m,j})
 
     One model may judge pieces of sentences, the next whole sentences, a third the whole response.
     A model that reads beyond the span that it scores makes the credit depend on later tokens.
@@ -216,9 +216,9 @@ def step_score_credit(
     segment_ids: Int[Tensor, "batch time"],
     response_mask: Bool[Tensor, "batch time"],
 ) -> Float[Tensor, "batch time"]:
-    r"""The score of each step on the last token of the step.
+    """The score of each step on the last token of the step.
 
-    .. math:: r_t = \sum_k 1[t = e_k] \, R_k
+        r_t = Σ_k 1[t = e_k] · R_k
 
     Conserves: no. Causal: yes. Bounded: by the largest step score. Needs: step scores and segments.
 
@@ -261,12 +261,12 @@ def step_score_credit(
 def clipped_step_scores(
     step_scores: Float[Tensor, "batch steps"], step_mask: Bool[Tensor, "batch steps"], *, eta: float
 ) -> Float[Tensor, "batch steps"]:
-    r"""Step scores below a threshold as penalties, the others as zero (Clip).
+    """Step scores below a threshold as penalties, the others as zero (Clip).
 
-    .. math:: R'_k = \min(R_k - \eta, 0)
+        R'_k = min(R_k − η, 0)
 
     Args:
-        step_scores: a probability of correctness, say.
+        step_scores: for example a probability of correctness.
         step_mask: True on steps that are there.
         eta: the threshold; so low that most steps get 0.
 
@@ -285,15 +285,15 @@ def clipped_step_scores(
 def delta_step_scores(
     step_scores: Float[Tensor, "batch steps"], step_mask: Bool[Tensor, "batch steps"]
 ) -> Float[Tensor, "batch steps"]:
-    r"""What each step scores above the next one (Delta).
+    """What each step scores above the next one (Delta).
 
-    .. math:: R'_k = R_k - R_{k+1} \text{ for } k < K - 1, \quad R'_{K-1} = R_{K-1}, \quad R'_K = 0
+        R'_k = R_k − R_{k+1} for k < K − 1,   R'_{K−1} = R_{K−1},   R'_K = 0
 
     The last step gets nothing here: it is paid for success, which is added to these scores. Clip
     and then Delta gives both bounds.
 
     Args:
-        step_scores: a probability of correctness, say, or `clipped_step_scores` of it.
+        step_scores: for example a probability of correctness, or `clipped_step_scores` of it.
         step_mask: True on steps that are there.
 
     Returns:

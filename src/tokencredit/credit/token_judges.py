@@ -16,11 +16,9 @@ from tokencredit.errors import ConfigError, NumericError, ShapeError
 def discriminator_credit(
     token_logits: Float[Tensor, "batch time 2"], response_mask: Bool[Tensor, "batch time"]
 ) -> Float[Tensor, "batch time"]:
-    r"""Twice the probability that a token is a good one, less 1.
+    """Twice the probability that a token is a good one, less 1.
 
-    .. math::
-        r_t = 2 p_t - 1 = \tanh\left(\tfrac{1}{2} (z_t^+ - z_t^-)\right), \quad
-        p_t = \mathrm{softmax}(z_t)^+
+        r_t = 2 p_t − 1 = tanh((z_t⁺ − z_t⁻) / 2),   p_t = softmax(z_t)⁺
 
     Conserves: no. Causal: yes (if the classifier is). Bounded: by 1. Needs: token logits.
 
@@ -66,9 +64,9 @@ def severity_credit(
     *,
     severity_scores: Float[Tensor, "severities"] | Sequence[float] = MQM_SCORES,
 ) -> Float[Tensor, "batch time"]:
-    r"""The score of the severity of the error that each token is part of.
+    """The score of the severity of the error that each token is part of.
 
-    .. math:: r_t = \mathrm{SEV}[c_t]
+        r_t = SEV[c_t]
 
     Conserves: no. Causal: yes. Bounded: by the largest severity score. Needs: severities.
 
@@ -119,28 +117,27 @@ def likelihood_credit(
     divergence_score: float = -1.0,
     margin: float = 1e-3,
 ) -> Float[Tensor, "batch time"]:
-    r"""Pay while a rewriter would write the response as it is; charge each token that it would not.
+    """Pay while a rewriter would write the response as it is; charge each token that it would not.
 
-    .. math:: r_t = \begin{cases}
-        r_- & \text{if } y_t \text{ diverges} \\
-        r_+ & \text{if no token up to } t \text{ does} \\
-        0 & \text{else}
-        \end{cases} \qquad y_t \text{ diverges: }
-        \max_v \log \pi(v \mid x, y, y_{<t}) - \log \pi(y_t \mid x, y, y_{<t}) > m
+        r_t = r₋ if y_t diverges
+            = r₊ if no token up to t does
+            = 0  else
+
+        y_t diverges where max_v log π(v | x, y, y_{<t}) − log π(y_t | x, y, y_{<t}) > m
 
     Conserves: no. Causal: no. Bounded: by the larger score. Needs: log-probs of a rewriter.
 
     The rewriter is a language model trained to write the better response after it has read the
     prompt and a response: the chosen one whichever of a pair it read. It reads prompt and response
     y as its prompt, then is fed y again token by token. Up to the first divergence this is where
-    its own greedy answer agrees with y; behind it, what it would write next after the y so far.
+    its own greedy answer agrees with y; after it, what it would write next after the y so far.
 
     Args:
         rewriter_logprobs: of each response token as the rewriter's answer, in nats.
         likeliest_logprobs: of the token that the rewriter finds likeliest in the same place.
         response_mask: True on response tokens.
-        agreement_score: r+, in nats; not negative.
-        divergence_score: r-, in nats; not positive.
+        agreement_score: r₊, in nats; not negative.
+        divergence_score: r₋, in nats; not positive.
         margin: nats by which another token may be likelier before it counts as a divergence; a
             little above zero, since the two log-probs are rounded.
 

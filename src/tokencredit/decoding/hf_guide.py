@@ -41,9 +41,9 @@ class GuidedStep(NamedTuple):
 
 
 class RewardGuide(LogitsProcessor):  # type: ignore[misc]
-    r"""Adds to each candidate's logit what the reward model says of the text that ends with it.
+    """Adds to each candidate's logit what the reward model says of the text that ends with it.
 
-    .. math:: z_v = \log p(v | x, y_{<t}) + \beta (s(x, y_{<t} v) - s(x, y_{<t})), \quad v \in C_t
+        z_v = log p(v | x, y_{<t}) + β (s(x, y_{<t} v) − s(x, y_{<t})),   v ∈ C_t
 
     Everything but the candidates is banned. The score of the text so far is subtracted: within one
     step it changes nothing, and summed over steps, as in beam search, the differences leave the

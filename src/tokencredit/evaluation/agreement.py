@@ -24,17 +24,16 @@ def token_auroc(
     *,
     direction: Direction = "high",
 ) -> Float[Tensor, "batch"]:
-    r"""Chance that a marked token scores higher than an unmarked one of the same document.
+    """Chance that a marked token scores higher than an unmarked one of the same document.
 
-    .. math:: \frac{1}{n_+ n_-} \sum_{i \in +} \sum_{j \in -}
-        \left( 1[s_i > s_j] + \tfrac{1}{2} 1[s_i = s_j] \right)
+        1 / (n₊ n₋) · Σ_{i ∈ +} Σ_{j ∈ −} (1[s_i > s_j] + 1/2 · 1[s_i = s_j])
 
     Args:
         token_scores: in any unit.
         token_labels: True on marked tokens.
         mask: True on tokens that count; what lies outside it is not read.
-        direction: marked tokens are expected to score "high", "low" (spans of errors, say) or far
-            from zero ("magnitude").
+        direction: marked tokens are expected to score "high", "low" (spans of errors) or far from
+            zero ("magnitude").
 
     Returns:
         Areas in [0, 1], 0.5 by chance; NaN where no token or every token is marked.
@@ -63,9 +62,9 @@ def token_average_precision(
     *,
     direction: Direction = "high",
 ) -> Float[Tensor, "batch"]:
-    r"""Precision among the highest tokens of a document, averaged over its marked tokens.
+    """Precision among the highest tokens of a document, averaged over its marked tokens.
 
-    .. math:: \sum_k (\mathrm{recall}_k - \mathrm{recall}_{k-1}) \, \mathrm{precision}_k
+        Σ_k (recall_k − recall_{k−1}) · precision_k
 
     with k running over the distinct scores from high to low, so that ties have no order.
 
@@ -100,10 +99,9 @@ def pearson_correlation(
     true_scores: Float[Tensor, "batch time"],
     mask: Bool[Tensor, "batch time"],
 ) -> Float[Tensor, "batch"]:
-    r"""Linear correlation of two scores over the tokens of each document.
+    """Linear correlation of two scores over the tokens of each document.
 
-    .. math:: \frac{\sum_t (s_t - \bar s)(u_t - \bar u)}
-        {\sqrt{\sum_t (s_t - \bar s)^2 \sum_t (u_t - \bar u)^2}}
+        Σ_t (s_t − mean s)(u_t − mean u) / √(Σ_t (s_t − mean s)² · Σ_t (u_t − mean u)²)
 
     Args:
         token_scores: in any unit.
@@ -130,7 +128,7 @@ def spearman_correlation(
     true_scores: Float[Tensor, "batch time"],
     mask: Bool[Tensor, "batch time"],
 ) -> Float[Tensor, "batch"]:
-    r"""Linear correlation of the ranks of two scores; equal scores share their mean rank.
+    """Linear correlation of the ranks of two scores; equal scores share their mean rank.
 
     Args:
         token_scores: in any unit.

@@ -70,19 +70,18 @@ def random_scores(words: Sequence[str], *, seed: int = 0) -> Float[Tensor, "word
 def naive_bayes_weights(
     texts: Sequence[str], labels: Sequence[int], *, pseudocount: float = 1.0
 ) -> dict[str, float]:
-    r"""How much more likely each word is in good texts than in bad ones.
+    """How much more likely each word is in good texts than in bad ones.
 
-    .. math:: w_v = \log \frac{n_{v,1} + \alpha}{n_1 + \alpha V} -
-        \log \frac{n_{v,0} + \alpha}{n_0 + \alpha V}
+        w_v = log((n_{v,1} + α) / (n_1 + α V)) − log((n_{v,0} + α) / (n_0 + α V))
 
-    with :math:`n_{v,c}` the number of times that word v stands in texts of label c, :math:`n_c` the
-    number of words of those texts, and V the number of different words. The sum over a text is,
+    with n_{v,c} the number of times that word v stands in texts of label c, n_c the number of words
+    of those texts, and V the number of different words. The sum over a text is,
     but for the share of labels, the log-odds of naive Bayes that it is good.
 
     Args:
         texts: to count words in.
         labels: 1 good, 0 bad.
-        pseudocount: alpha, added to every count.
+        pseudocount: α, added to every count.
 
     Returns:
         Weights in nats by `plain_word`.

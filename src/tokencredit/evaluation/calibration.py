@@ -21,9 +21,9 @@ def pair_reliability_curve(
     *,
     bins: int = 10,
 ) -> Curve:
-    r"""How sure the model is of its choice between two responses, and how often it is right.
+    """How sure the model is of its choice between two responses, and how often it is right.
 
-    .. math:: \text{predicted} = \sigma(|R_w - R_l|)
+        predicted = σ(|R_w − R_l|)
 
     Args:
         chosen_scores: of the preferred responses, in nats.
@@ -49,9 +49,9 @@ def pair_reliability_curve(
 def label_reliability_curve(
     scores: Float[Tensor, "responses"], labels: Num[Tensor, "responses"], *, bins: int = 10
 ) -> Curve:
-    r"""The probability that scores give to a good response, and how many are good.
+    """The probability that scores give to a good response, and how many are good.
 
-    .. math:: \text{predicted} = \sigma(R)
+        predicted = σ(R)
 
     Args:
         scores: log-odds, in nats.
@@ -139,9 +139,9 @@ def reliability_curve(
 
 
 def expected_calibration_error(curve: Sequence[dict[str, float | int]]) -> float:
-    r"""Mean distance between predicted and observed, over judgements.
+    """Mean distance between predicted and observed, over judgements.
 
-    .. math:: \sum_b \frac{n_b}{n} |\text{predicted}_b - \text{observed}_b|
+        Σ_b n_b / n · |predicted_b − observed_b|
 
     It depends on the number of bins, and is above 0 for a perfect model on few data.
 

@@ -31,7 +31,7 @@ def plot_intervals(
         path: of the file to write; its ending names the format.
         xlabel: what the numbers are, with their unit.
         title: above the figure.
-        reference: where to draw a grey line: chance, say.
+        reference: where to draw a grey line, for example at chance.
 
     Returns:
         The path.

@@ -30,9 +30,9 @@ def deletion_curve(
     fractions: tuple[float, ...] = FRACTIONS,
     direction: Direction = "high",
 ) -> Float[Tensor, "batch fractions"]:
-    r"""Score of each response without a fraction of its tokens, the highest-scored gone first.
+    """Score of each response without a fraction of its tokens, the highest-scored gone first.
 
-    .. math:: R(x, y \setminus \mathrm{top}_{\lceil f T \rceil})
+        R(x, y ∖ top_{⌈f T⌉})
 
     The faster it falls, the better the token scores know what the score stands on.
 
@@ -74,9 +74,9 @@ def insertion_curve(
     fractions: tuple[float, ...] = FRACTIONS,
     direction: Direction = "high",
 ) -> Float[Tensor, "batch fractions"]:
-    r"""Score of each response of which only a fraction of the tokens is there, the highest first.
+    """Score of each response of which only a fraction of the tokens is there, the highest first.
 
-    .. math:: R(x, \mathrm{top}_{\lceil f T \rceil})
+        R(x, top_{⌈f T⌉})
 
     The faster it rises, the better the token scores know what is enough for the score.
 
@@ -147,10 +147,9 @@ def comprehensiveness(
     fractions: tuple[float, ...] = FEW_TOKENS,
     direction: Direction = "high",
 ) -> Float[Tensor, "batch"]:
-    r"""What the score loses without its highest-scored tokens, averaged over several fractions.
+    """What the score loses without its highest-scored tokens, averaged over several fractions.
 
-    .. math:: \frac{1}{|F|} \sum_{f \in F}
-        \left( R(x, y) - R(x, y \setminus \mathrm{top}_{\lceil f T \rceil}) \right)
+        1/|F| · Σ_{f ∈ F} (R(x, y) − R(x, y ∖ top_{⌈f T⌉}))
 
     Args:
         scores_of_kept: score of each response, in nats, when only the kept tokens stay.
@@ -196,10 +195,9 @@ def sufficiency(
     fractions: tuple[float, ...] = FEW_TOKENS,
     direction: Direction = "high",
 ) -> Float[Tensor, "batch"]:
-    r"""What the highest-scored tokens alone lack of the score, averaged over several fractions.
+    """What the highest-scored tokens alone lack of the score, averaged over several fractions.
 
-    .. math:: \frac{1}{|F|} \sum_{f \in F}
-        \left( R(x, y) - R(x, \mathrm{top}_{\lceil f T \rceil}) \right)
+        1/|F| · Σ_{f ∈ F} (R(x, y) − R(x, top_{⌈f T⌉}))
 
     Args:
         scores_of_kept: score of each response, in nats, when only the kept tokens stay.

@@ -28,7 +28,7 @@ def pair_outcomes(
 def best_of_n_outcome(
     chosen_scores: Num[Tensor, "chosen"], rejected_scores: Num[Tensor, "rejected"]
 ) -> float:
-    r"""Probability that the answer picked from all of them is one of the better ones.
+    """Probability that the answer picked from all of them is one of the better ones.
 
     The answer with the highest score is picked; among several with that score, any with the same
     probability. With one better answer this is the result of RewardBench 2 outside its subset of
@@ -57,10 +57,9 @@ def best_of_n_outcome(
 def wilson_interval(
     right: float | int, count: int, *, confidence: float = 0.95
 ) -> tuple[float, float]:
-    r"""Where the true share lies, given how many of how many were right.
+    """Where the true share lies, given how many of how many were right.
 
-    .. math:: \frac{\hat p + \frac{z^2}{2n} \pm z \sqrt{\frac{\hat p (1 - \hat p)}{n}
-        + \frac{z^2}{4 n^2}}}{1 + \frac{z^2}{n}}
+        (p + z² / (2 n) ± z · √(p (1 − p) / n + z² / (4 n²))) / (1 + z² / n)
 
     Args:
         right: how many were right; a tie may count half.

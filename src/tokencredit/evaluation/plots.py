@@ -82,11 +82,11 @@ def plot_credit_by_position(
     reference: str | None = None,
     points: int = 20,
 ) -> Path:
-    r"""Write how much of the credit of a response is paid by the time that part of it is written.
+    """Write how much of the credit of a response is paid by the time that part of it is written.
 
     The mean over responses of the share of absolute credit,
 
-    .. math:: \frac{\sum_{t \le f T} |r_t|}{\sum_t |r_t|}
+        Σ_{t ≤ f T} |r_t| / Σ_t |r_t|
 
     A response without any credit is left out. Uniform credit is the diagonal, terminal credit a
     jump at the end.

@@ -16,9 +16,9 @@ def scores_at_fractions(
     *,
     fractions: tuple[float, ...] = FRACTIONS,
 ) -> Float[Tensor, "batch fractions"]:
-    r"""Score of each response when a fraction of its tokens has been seen.
+    """Score of each response when a fraction of its tokens has been seen.
 
-    .. math:: R(y^{\le \lceil f T \rceil})
+        R(y^{≤⌈f T⌉})
 
     Args:
         prefix_scores: in nats; column t ends with response token t. Where the mask is False they

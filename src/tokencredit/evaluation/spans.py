@@ -86,9 +86,9 @@ def span_iou(
     token_labels: Bool[Tensor, "batch time"],
     mask: Bool[Tensor, "batch time"],
 ) -> Float[Tensor, "batch"]:
-    r"""Tokens both predicted and marked, as a share of those that are either.
+    """Tokens both predicted and marked, as a share of those that are either.
 
-    .. math:: \frac{|P \cap L|}{|P \cup L|}
+        |P ∩ L| / |P ∪ L|
 
     Args:
         predicted_mask: True on predicted tokens.
@@ -115,9 +115,9 @@ def token_f1(
     token_labels: Bool[Tensor, "batch time"],
     mask: Bool[Tensor, "batch time"],
 ) -> Float[Tensor, "batch"]:
-    r"""Harmonic mean of the precision and the recall of the predicted tokens.
+    """Harmonic mean of the precision and the recall of the predicted tokens.
 
-    .. math:: \frac{2 \, |P \cap L|}{|P| + |L|}
+        2 |P ∩ L| / (|P| + |L|)
 
     Args:
         predicted_mask: True on predicted tokens.

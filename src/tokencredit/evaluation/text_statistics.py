@@ -5,9 +5,9 @@ from collections.abc import Hashable, Sequence
 
 
 def repetition(tokens: Sequence[Hashable], *, n: int) -> float:
-    r"""Share of the n-grams of a text that it has had before.
+    """Share of the n-grams of a text that it has had before.
 
-    .. math:: 1 - \frac{|\text{different n-grams}|}{|\text{n-grams}|}
+        1 − |different n-grams| / |n-grams|
 
     Returns:
         A share in [0, 1); 0 of a text of fewer than n tokens.
@@ -22,9 +22,9 @@ def repetition(tokens: Sequence[Hashable], *, n: int) -> float:
 
 
 def diversity(tokens: Sequence[Hashable]) -> float:
-    r"""How little a text repeats itself at two, three and four tokens.
+    """How little a text repeats itself at two, three and four tokens.
 
-    .. math:: \prod_{n=2}^{4} (1 - \mathrm{rep}_n)
+        Π_{n=2..4} (1 − rep_n)
 
     Returns:
         A number in (0, 1]; 1 of a text that repeats nothing.

@@ -61,9 +61,9 @@ def recorded_attention(
     *,
     layer: int = -1,
 ) -> Iterator[AttentionRecord]:
-    r"""Record what some positions attend to in one layer while the model runs inside the context.
+    """Record what some positions attend to in one layer while the model runs inside the context.
 
-    .. math:: a_{q k} = \frac{1}{H} \sum_h \mathrm{softmax}_k(s \, Q_{h q} \cdot K_{h k} + m_{q k})
+        a_{q,k} = 1/H · Σ_h softmax_k(s · Q_{h,q} · K_{h,k} + m_{q,k})
 
     The rows equal `output_attentions[layer].mean(1)` of the eager implementation at these queries.
     Where a layer does not go through transformers' attention interface, the model is run a second
@@ -248,7 +248,7 @@ class _Recorder:
             ALL_ATTENTION_FUNCTIONS[name] = self.recording(ALL_ATTENTION_FUNCTIONS[name])
 
     def recording(self, attention: Callable[..., Any]) -> Callable[..., Any]:
-        """The same attention function, which first records the rows of the chosen layer."""
+        """The attention function, which first records the rows of the chosen layer."""
 
         def recorded(
             module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any

@@ -90,7 +90,7 @@ def load_model_and_info(
     trust_remote_code: bool = False,
     **kwargs: Any,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model that `load_model` gives, and what transformers says about the weights it found.
+    """A model as `load_model` gives it, and what transformers says about the weights it found.
 
     Returns:
         The model, and a dictionary whose "missing_keys" are weights that were not in the file and

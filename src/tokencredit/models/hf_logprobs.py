@@ -37,9 +37,9 @@ def response_logprobs(
     chunk_size: int = CHUNK_SIZE,
     micro_batch_size: int | None = None,
 ) -> Float[Tensor, "batch time"]:
-    r"""Log-probability of each response token after what stands before it, without gradient.
+    """Log-probability of each response token after what stands before it, without gradient.
 
-    .. math:: \log \pi(y_t \mid x, y_{<t})
+        log π(y_t | x, y_{<t})
 
     Args:
         model: a causal language model, with or without PEFT adapters; in the mode that it is in.
@@ -211,7 +211,7 @@ def _logits_at(
 def _own_logits_at(
     model: nn.Module, ids: Int[Tensor, "batch sequence"], predicting: Tensor, chunk_size: int
 ) -> Iterator[Float[Tensor, "tokens vocab"]]:
-    """The same from whole forward passes, one for each row."""
+    """Logits at the response tokens from whole forward passes, one for each row."""
     warnings.warn(
         f"{type(pretrained_model(model)).__name__} cannot be run behind its trunk alone: each row "
         "is run by itself, and all its logits are held at the same time",

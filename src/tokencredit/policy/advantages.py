@@ -19,14 +19,15 @@ def gae_advantages(
     gae_lambda: float = 0.95,
     bootstrap_values: Float[Tensor, "batch"] | None = None,
 ) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
-    r"""Generalised advantage estimates over the response tokens, and the returns to regress on.
+    """Generalised advantage estimates over the response tokens, and the returns to regress on.
 
-    .. math::
-        \delta_t = r_t + \gamma V(s_{t+1}) - V(s_t), \qquad
-        A_t = \delta_t + \gamma \lambda A_{t+1}, \qquad G_t = A_t + V(s_t)
+        δ_t = r_t + γ V(s_{t+1}) − V(s_t)
+        A_t = δ_t + γ λ A_{t+1}
+        G_t = A_t + V(s_t)
 
-    Tokens outside the mask are skipped as if they were not there: they neither earn, nor cost a
-    factor of gamma or lambda.
+    With λ = 1 and no `bootstrap_values` the returns G_t are the rewards to go of `rewards_to_go`;
+    with λ = 0 the advantages are the one-step errors δ_t. Tokens outside the mask are skipped as if
+    they were not there: they neither earn, nor cost a factor of γ or λ.
 
     Args:
         token_rewards: in nats.
@@ -65,9 +66,9 @@ def rewards_to_go(
     *,
     gamma: float = 1.0,
 ) -> Float[Tensor, "batch time"]:
-    r"""Discounted sum of the rewards from each token on.
+    """Discounted sum of the rewards from each token on.
 
-    .. math:: G_t = \sum_{u \ge t} \gamma^{u - t} r_u
+        G_t = Σ_{u≥t} γ^{u−t} r_u
 
     Unbiased as a weight of the policy gradient only if the reward of a token does not depend on
     later ones: true of prefix differences, not of attention or uniform credit.
@@ -103,15 +104,15 @@ def macro_gae_advantages(
     value_pooling: Literal["mean", "first", "last", "position"] = "mean",
     reward_pooling: Literal["sum", "mean", "last", "position"] = "sum",
 ) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
-    r"""Advantages over segments, each given to all tokens of its segment, and the returns.
+    """Advantages over segments, each given to all tokens of its segment, and the returns.
 
-    .. math::
-        R_k = \sum_{t \in S_k} r_t, \qquad V_k = \sum_{t \in S_k} \sigma_t V(s_t), \qquad
-        \delta_k = R_k + \gamma V_{k+1} - V_k, \\
-        A_k = \delta_k + \gamma \lambda A_{k+1}, \qquad G_k = A_k + V_k
+        R_k = Σ_{t ∈ S_k} r_t,   V_k = Σ_{t ∈ S_k} σ_t V(s_t)
+        δ_k = R_k + γ V_{k+1} − V_k
+        A_k = δ_k + γ λ A_{k+1}
+        G_k = A_k + V_k
 
-    With one token per segment these are `gae_advantages`. gamma and lambda count once per segment,
-    however long it is. A baseline that reads values behind the first token of a segment depends on
+    With one token per segment these are `gae_advantages`. γ and λ count once per segment,
+    however long it is. A baseline that reads values after the first token of a segment depends on
     the actions it is a baseline for, which biases the gradient a little; `value_pooling="first"`,
     the value of the state that the segment begins in, does not.
 
@@ -124,7 +125,7 @@ def macro_gae_advantages(
         gae_lambda: 1 gives returns minus values, 0 one-step errors.
         bootstrap_values: value of the state after the last token, for responses that were cut off;
             zero for those that ended. None means all ended.
-        value_pooling: the weights sigma, as in `pooled_by_segment`.
+        value_pooling: the weights σ, as in `pooled_by_segment`.
         reward_pooling: likewise for the rewards; all but "sum" make rewards smaller by the length
             of their segment, the KL penalty among them.
 

@@ -25,9 +25,9 @@ def leave_one_out_to_go_advantages(
     *,
     gamma: float = 1.0,
 ) -> Float[Tensor, "batch time"]:
-    r"""Rewards to go less the mean whole return of the other responses to the prompt.
+    """Rewards to go less the mean whole return of the other responses to the prompt.
 
-    .. math:: A_{i,t} = G_{i,t} - \frac{1}{|g| - 1} \sum_{j \in g,\, j \ne i} G_{j,0}
+        A_{i,t} = G_{i,t} − 1 / (|g| − 1) · Σ_{j ∈ g, j ≠ i} G_{j,0}
 
     Unbiased: the baseline depends on nothing that this response says. With terminal credit it is
     RLOO; with dense credit a token is freed of what was earned before it. The baseline is that of
@@ -65,12 +65,12 @@ def group_mean_to_go_advantages(
     *,
     gamma: float = 1.0,
 ) -> Float[Tensor, "batch time"]:
-    r"""Rewards to go less the mean whole return of all responses to the prompt.
+    """Rewards to go less the mean whole return of all responses to the prompt.
 
-    .. math:: A_{i,t} = G_{i,t} - \frac{1}{|g|} \sum_{j \in g} G_{j,0}
+        A_{i,t} = G_{i,t} − 1 / |g| · Σ_{j ∈ g} G_{j,0}
 
-    The gradient is :math:`(|g| - 1) / |g|` times the true one, as the mean contains the response
-    itself: a factor, no change of direction. With terminal credit it is GRPO without a deviation.
+    The gradient is (|g| − 1) / |g| times the true one, as the mean contains the response itself: a
+    factor, no change of direction. With terminal credit it is GRPO without a deviation.
 
     Args:
         token_rewards: in nats.
@@ -102,9 +102,9 @@ def index_baseline_to_go_advantages(
     *,
     gamma: float = 1.0,
 ) -> Float[Tensor, "batch time"]:
-    r"""Rewards to go less those of the other responses at the same index.
+    """Rewards to go less those of the other responses at the same index.
 
-    .. math:: A_{i,t} = G_{i,t} - \frac{1}{n_{i,t}} \sum_{j \in g,\, j \ne i,\, t < T_j} G_{j,t}
+        A_{i,t} = G_{i,t} − 1 / n_{i,t} · Σ_{j ∈ g, j ≠ i, t < T_j} G_{j,t}
 
     Unbiased: whether others reach an index depends on them alone. But late baselines rest on few
     others, and on none at the end of the longest response, where the baseline is zero: noise.
@@ -139,15 +139,15 @@ def index_centred_advantages(
     *,
     gamma: float = 1.0,
 ) -> Float[Tensor, "batch time"]:
-    r"""Rewards less those of the others at the same index, and then summed to go.
+    """Rewards less those of the others at the same index, and then summed to go.
 
-    .. math:: A_{i,t} = \sum_{u \ge t} \gamma^{u - t} (r_{i,u} - m_{i,u}), \qquad
-        m_{i,u} = \frac{1}{n_{i,u}} \sum_{j \in g,\, j \ne i,\, u < T_j} r_{j,u}
+        A_{i,t} = Σ_{u≥t} γ^{u−t} (r_{i,u} − m_{i,u})
+        m_{i,u} = 1 / n_{i,u} · Σ_{j ∈ g, j ≠ i, u < T_j} r_{j,u}
 
     Biased where the policy chooses its length: the means are charged for as long as the response
-    goes on, so the gradient is that of the return less :math:`\sum_{u < T} E[m_u]`. Where the mean
-    reward of an index is positive that is a hidden bonus for stopping before it, where it is
-    negative one for going on. At a fixed length it is unbiased.
+    goes on, so the gradient is that of the return less Σ_{u<T} E[m_u]. Where the mean reward
+    of an index is positive that is a hidden bonus for stopping before it, where it is negative one
+    for going on. At a fixed length it is unbiased.
 
     Args:
         token_rewards: in nats.
@@ -185,6 +185,6 @@ def _unpacked(
     packed_mask: Bool[Tensor, "batch packed"],
     response_mask: Bool[Tensor, "batch time"],
 ) -> Float[Tensor, "batch time"]:
-    """What `left_packed` took out, put back where it was."""
+    """Undo `left_packed`: values back in their own columns, zeros elsewhere."""
     spread = torch.zeros(response_mask.shape, dtype=packed.dtype, device=packed.device)
     return spread.masked_scatter(response_mask, packed[packed_mask])

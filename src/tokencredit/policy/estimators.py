@@ -22,9 +22,9 @@ def reinforce_advantages(
     *,
     gamma: float = 1.0,
 ) -> Float[Tensor, "batch time"]:
-    r"""Rewards to go, with no baseline.
+    """Rewards to go, with no baseline.
 
-    .. math:: A_t = \sum_{u \ge t} \gamma^{u - t} r_u
+        A_t = Σ_{u≥t} γ^{u−t} r_u
 
     Unbiased at gamma 1 for credit that does not look ahead (terminal, prefix differences); biased
     for credit that does (attention, uniform), whose early rewards depend on later tokens.
@@ -56,9 +56,9 @@ def reinforce_plus_plus_advantages(
     gamma: float = 1.0,
     epsilon: float = 1e-8,
 ) -> Float[Tensor, "batch time"]:
-    r"""Rewards to go, whitened over all tokens of the batch.
+    """Rewards to go, whitened over all tokens of the batch.
 
-    .. math:: A_t = \frac{G_t - \mu}{\sqrt{\sigma^2 + \epsilon}}
+        A_t = (G_t − μ) / √(σ² + ε)
 
     Biased by mean and deviation being those of the same batch. The bias vanishes as the batch
     grows: what is left is REINFORCE divided by the deviation of the returns.
@@ -88,10 +88,9 @@ def rloo_advantages(
     response_mask: Bool[Tensor, "batch time"],
     group_ids: Int[Tensor, "batch"],
 ) -> Float[Tensor, "batch time"]:
-    r"""The whole return of a response less the mean return of the others to its prompt.
+    """The whole return of a response less the mean return of the others to its prompt.
 
-    .. math:: A_{i,t} = R_i - \frac{1}{|g| - 1} \sum_{j \in g,\, j \ne i} R_j, \qquad
-        R_i = \sum_u r_{i,u}
+        A_{i,t} = R_i − 1 / (|g| − 1) · Σ_{j ∈ g, j ≠ i} R_j,   R_i = Σ_u r_{i,u}
 
     Unbiased for every credit, causal or not. The same on all tokens: of token rewards only the sum
     is left.
@@ -124,16 +123,16 @@ def grpo_advantages(
     scale: Literal["group", "batch", "none"] = "group",
     epsilon: float = 1e-4,
 ) -> Float[Tensor, "batch time"]:
-    r"""The whole return less the mean of its group, divided by a standard deviation or not.
+    """The whole return less the mean of its group, divided by a standard deviation or not.
 
-    .. math:: A_{i,t} = \frac{R_i - \bar R_g}{\sigma + \epsilon}, \qquad R_i = \sum_u r_{i,u}
+        A_{i,t} = (R_i − mean_g R) / (σ + ε),   R_i = Σ_u r_{i,u}
 
-    With scale "none" the gradient is :math:`(|g| - 1) / |g|` times the true one, as the mean
-    contains the response itself: a factor, no change of direction. Dividing by the deviation of
-    the group changes the objective: prompts with little spread weigh more. For two responses it is
-    :math:`1 / \sqrt 2` times the gradient of the chance to win less that to lose against a frozen
-    copy of the policy, whatever the margin. "batch" divides all prompts by one number, which
-    depends on the batch. The same on all tokens: of token rewards only the sum is left.
+    With scale "none" the gradient is (|g| − 1) / |g| times the true one, as the mean contains the
+    response itself: a factor, no change of direction. Dividing by the deviation of the group
+    changes the objective: prompts with little spread weigh more. For two responses it is 1 / √2
+    times the gradient of the chance to win less that to lose against a frozen copy of the policy,
+    whatever the margin. "batch" divides all prompts by one number, which depends on the batch. All
+    tokens of a response get the same advantage: of token rewards only the sum is left.
 
     Args:
         token_rewards: in nats.
@@ -173,9 +172,9 @@ def remax_advantages(
     *,
     gamma: float = 1.0,
 ) -> Float[Tensor, "batch time"]:
-    r"""Rewards to go less the whole return of the greedy response to the same prompt.
+    """Rewards to go less the whole return of the greedy response to the same prompt.
 
-    .. math:: A_t = \sum_{u \ge t} \gamma^{u - t} r_u - R(x, y_{greedy})
+        A_t = Σ_{u≥t} γ^{u−t} r_u − R(x, y_greedy)
 
     Unbiased where rewards to go are, see `reinforce_advantages`: the baseline does not depend on
     what was drawn.

@@ -25,8 +25,8 @@ class LabelledSpan:
 
     Attributes:
         start: first character.
-        end: character behind the last one.
-        label: a severity, say.
+        end: the first character after it.
+        label: a severity, for example.
 
     Raises:
         DataError: the start is negative, or not before the end.
@@ -70,7 +70,7 @@ def token_span_labels(
     """The number of the label of each token: 0 outside all spans, k for the k-th severity.
 
     A token belongs to every span that it shares a character with. The space that many tokenizers
-    join to the word behind it does not count, so that a span that ends before a space leaves the
+    join to the word after it does not count, so that a span that ends before a space leaves the
     next word alone. Spans are never moved to fit: one that no token shares a character with labels
     nothing.
 
@@ -88,7 +88,7 @@ def token_span_labels(
         One number in [0, len(severities)] per token.
 
     Raises:
-        DataError: a span ends behind the text, its label is none of `severities`, or two spans
+        DataError: a span ends after the text, its label is none of `severities`, or two spans
             share characters and that is an error.
 
     Source: Ramos et al. 2024, arXiv 2411.05986 (severity of the span that a token overlaps); the
@@ -234,7 +234,7 @@ class StepLabels:
             )
 
     def response(self, *, step_separator: str) -> str:
-        """The whole response: steps, each with the separator behind it."""
+        """The whole response: steps, each with the separator after it."""
         return "".join(step + step_separator for step in self.completions)
 
 
@@ -252,13 +252,13 @@ def step_segment_ids(
         completions: the steps, in order.
         token_spans: of each token, in characters of the response that the steps make, in order and
             end exclusive. May stop early, where a response was cut.
-        step_separator: what stands behind every step.
+        step_separator: what stands after every step.
 
     Returns:
         Numbers from 0, never falling: `segment_ids` of one response.
 
     Raises:
-        DataError: a token lies behind the last step, or no token ends in a step that others follow.
+        DataError: a token lies after the last step, or no token ends in a step that others follow.
 
     >>> step_segment_ids(["a b", "c"], [(0, 1), (1, 3), (3, 4), (4, 5)], step_separator="\n")
     [0, 0, 0, 1]

@@ -81,7 +81,7 @@ def marked_words(words: Sequence[Span], marks: Sequence[Span]) -> list[bool]:
 
 
 def marks_of_annotators(text: MarkedText) -> list[list[bool]]:
-    """Of each annotator, which words of the response they marked.
+    """Which words of the response each annotator marked.
 
     Args:
         text: with its marks.

@@ -77,10 +77,10 @@ class PreferencePair:
 def without_common_prompt(
     chosen: str, rejected: str, *, turn_marker: str = "\n\nAssistant:"
 ) -> tuple[str, str, str]:
-    r"""Prompt, chosen and rejected response of two texts that begin with the same prompt.
+    """Prompt, chosen and rejected response of two texts that begin with the same prompt.
 
-    The prompt ends at the last turn border that both texts share: behind the last `turn_marker`,
-    else behind the last line break, else behind the last space. A border inside the answers, which
+    The prompt ends at the last turn border that both texts share: after the last `turn_marker`,
+    else after the last line break, else after the last space. A border inside the answers, which
     only look alike for a while, is never taken for one while a marker is there.
 
     Args:
@@ -143,7 +143,7 @@ def prefix_pairs(
     Args:
         chosen_ids: tokens of the preferred answer.
         rejected_ids: tokens of the other one.
-        filler: the token that stands behind the end of the shorter answer, up to the length of the
+        filler: the token that stands after the end of the shorter answer, up to the length of the
             longer one; None lets it stay as it is, whole.
         start: length of the shortest beginnings, in tokens.
         step: tokens from one length to the next. Whole answers are always among the pairs.
@@ -205,7 +205,7 @@ def prefix_lengths(
 
 
 def beginning(ids: Sequence[int], length: int, *, filler: int | None = None) -> list[int]:
-    """The first tokens, and behind the end of what is shorter the filler, or nothing.
+    """The first `length` tokens; where there are fewer, filled up if there is a filler.
 
     >>> beginning([5, 6], 4, filler=0), beginning([5, 6], 4)
     ([5, 6, 0, 0], [5, 6])

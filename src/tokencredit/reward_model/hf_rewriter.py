@@ -109,9 +109,9 @@ def rewriter_logprobs(
     append_eos: bool | Sequence[bool] = False,
     micro_batch_size: int | None = None,
 ) -> RewriterLogprobs:
-    r"""Log-probability of each response token when the rewriter has read that very response.
+    """Log-probability of each response token when the rewriter has read that very response.
 
-    .. math:: \log \pi_{rewriter}(y_t \mid x, y, y_{<t})
+        log π_rewriter(y_t | x, y, y_{<t})
 
     With the likeliest log-probabilities beside them this is what `likelihood_credit` needs. Tokens
     are the rewriter's; `encoded.response_spans` says which characters they stand for, and

@@ -24,9 +24,9 @@ def project_token_scores(
     *,
     split: Literal["overlap", "last"] = "overlap",
 ) -> Float[Tensor, "target"]:
-    r"""Scores of one list of tokens handed over to another list of the same text.
+    """Scores of one list of tokens handed over to another list of the same text.
 
-    .. math:: r'_j = \sum_i r_i \frac{|s_i \cap s'_j|}{\sum_k |s_i \cap s'_k|}
+        r'_j = Σ_i r_i · |s_i ∩ s'_j| / Σ_k |s_i ∩ s'_k|
 
     Tokens of one list that share a span, such as the bytes of one character, are taken to hold
     equal parts of it, in order. A source token without characters (a special token), or whose

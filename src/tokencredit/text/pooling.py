@@ -27,19 +27,19 @@ def pooled_by_segment(
     *,
     how: Pooling,
 ) -> tuple[Float[Tensor, "batch segments"], Bool[Tensor, "batch segments"]]:
-    r"""One value per segment from those of its tokens.
+    """One value per segment from those of its tokens.
 
-    .. math:: V_k = \sum_{t \in S_k} \sigma_t v_t
+        V_k = Σ_{t ∈ S_k} σ_t v_t
 
     Args:
         values: of the tokens; what lies outside the segments is ignored.
         segment_ids: as `segments` makes them.
-        how: the weights sigma: 1 ("sum"), the same with sum one ("mean"), 1 on the first or last
+        how: the weights σ: 1 ("sum"), the same with sum one ("mean"), 1 on the first or last
             token alone, or proportional to 1 / i for the i-th token of the segment, with sum one
             ("position").
 
     Returns:
-        Values of the segments, zero behind the last segment of a row, and the mask of segments
+        Values of the segments, zero after the last segment of a row, and the mask of segments
         that are there.
 
     Raises:
@@ -72,7 +72,7 @@ def spread_over_segments(
     """The value of each segment given to its tokens.
 
     Args:
-        segment_values: what lies behind the last segment of a row is ignored.
+        segment_values: what lies after the last segment of a row is ignored.
         segment_ids: as `segments` makes them.
         how: "even" gives every token the same part of the value, "end" the last token the whole,
             "copy" every token the whole.
@@ -133,9 +133,9 @@ def scores_at_segment_ends(
 def segment_end_scores(
     prefix_scores: Float[Tensor, "batch time_plus_1"], segment_ids: Int[Tensor, "batch time"]
 ) -> tuple[Float[Tensor, "batch segments"], Bool[Tensor, "batch segments"]]:
-    r"""Score of each segment: of the prefix that ends with its last token.
+    """Score of each segment: of the prefix that ends with its last token.
 
-    .. math:: e_k = f(x, y_{\le \mathrm{end}(k)})
+        e_k = f(x, y_{≤end(k)})
 
     Args:
         prefix_scores: in nats; column 0 is the prompt alone and is not read, column t + 1 ends
@@ -143,7 +143,7 @@ def segment_end_scores(
         segment_ids: as `segments` makes them.
 
     Returns:
-        Segment scores in nats, zero behind the last segment of a row, and the mask of segments
+        Segment scores in nats, zero after the last segment of a row, and the mask of segments
         that are there.
 
     Raises:
@@ -165,9 +165,9 @@ def segment_end_scores(
 def segment_average_scores(
     prefix_scores: Float[Tensor, "batch time_plus_1"], segment_ids: Int[Tensor, "batch time"]
 ) -> Float[Tensor, "batch"]:
-    r"""Score of each response under a segment reward model: the mean over its segments.
+    """Score of each response under a segment reward model: the mean over its segments.
 
-    .. math:: R = \frac{1}{K} \sum_k e_k
+        R = 1/K · Σ_k e_k
 
     Args:
         prefix_scores: in nats, as for `segment_end_scores`.

@@ -2,8 +2,8 @@
 
 Segments are given by `segment_ids`: on the tokens that count 0, 0, 1, 1, 1, 2, ... in the order of
 the row, everywhere else -1. Tokens outside the mask are skipped as if they were not there, so a
-segment may go on after one. `sentences` cuts by what the text says, `pooling` brings token
-scores to segments and back.
+segment may go on after one. `sentences` cuts by what the text says, `pooling` brings token scores
+to segments and back.
 """
 
 from collections.abc import Sequence
@@ -120,10 +120,9 @@ def random_ngram_segments(
 def perplexity_segments(
     ref_logprobs: Float[Tensor, "batch time"], response_mask: Bool[Tensor, "batch time"]
 ) -> Int[Tensor, "batch time"]:
-    r"""Runs of tokens that surprise the reference model no more than the one before.
+    """Runs of tokens that surprise the reference model no more than the one before.
 
-    A segment begins at t where :math:`\mathrm{ppl}_t > \mathrm{ppl}_{t-1}`, with
-    :math:`\mathrm{ppl}_t = 1 / \pi_{ref}(y_t)`.
+        a segment begins at t where ppl_t > ppl_{t−1},   ppl_t = 1 / π_ref(y_t)
 
     Args:
         ref_logprobs: log-probs of the response tokens under the reference, in nats.
@@ -158,10 +157,9 @@ def entropy_segments(
     threshold: float,
     is_eos: Bool[Tensor, "batch time"] | None = None,
 ) -> Int[Tensor, "batch time"]:
-    r"""Segments that begin where the reference model was unsure how to go on.
+    """Segments that begin where the reference model was unsure how to go on.
 
-    .. math:: \text{a segment begins at } t > 1 \iff
-        H\big(\pi_{ref}(\cdot \mid x, y_{<t})\big) > c
+        a segment begins at t > 1 where H(π_ref(· | x, y_{<t})) > c
 
     Said of the token before it, as the paper does: a segment ends at token t - 1 if the entropy
     after that token exceeds c.
@@ -215,7 +213,7 @@ def segment_ends(segment_ids: Int[Tensor, "batch time"]) -> Bool[Tensor, "batch 
 
 
 def segment_lengths(segment_ids: Int[Tensor, "batch time"]) -> Int[Tensor, "batch segments"]:
-    """Number of tokens of each segment, 0 behind the last segment of a row.
+    """Number of tokens of each segment, 0 after the last segment of a row.
 
     There are as many columns as the row with the most segments has, and at least one.
 

@@ -106,7 +106,7 @@ def sentence_starts(text: str) -> list[int]:
     """Positions at which the sentences of a text begin, the first of them 0.
 
     A sentence ends at a full stop, question mark, exclamation mark or ellipsis with the quotes and
-    brackets closed behind it, if a space follows, and at a line break. Chinese, Japanese, Hindi,
+    brackets closed after it, if a space follows, and at a line break. Chinese, Japanese, Hindi,
     Arabic, Amharic and Armenian marks need no space. No sentence ends inside a number, at an
     enumerator at the start of a line ("1. "), at an initial, at an abbreviation that goes on, or
     where a small letter, or hiragana, follows an ellipsis or a closed quote.
@@ -121,8 +121,8 @@ def sentence_starts(text: str) -> list[int]:
 def clause_starts(text: str) -> list[int]:
     """Positions at which the clauses of a text begin: its sentences, cut at inner punctuation too.
 
-    That is a comma, semicolon or colon with a space behind it, a dash between words, and their
-    Chinese, Japanese and Arabic kin.
+    Inner punctuation is a comma, semicolon or colon with a space after it, a dash between words,
+    and their Chinese, Japanese and Arabic kin.
 
     >>> clause_starts("At 10:30, the film began; it was long.")
     [0, 10, 26]
@@ -162,7 +162,7 @@ def _ends_sentence(text: str, match: re.Match[str]) -> bool:
 
 
 def _is_abbreviated(line: str, after: str) -> bool:
-    """Whether the full stop behind `line` belongs to its last word alone."""
+    """Whether the full stop after `line` belongs to its last word alone."""
     word = "" if line[-1:].isspace() else line.rpartition(" ")[-1].lstrip(_OPENERS)
     small = word.lower()
     is_enumerator = line.strip() == word and (len(word) == 1 or (word.isdigit() and len(word) < 4))

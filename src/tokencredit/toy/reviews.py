@@ -150,9 +150,9 @@ def sample_prompt(rng: random.Random) -> str:
 
 
 def sample_pairs(rng: random.Random, n: int) -> list[dict[str, str]]:
-    r"""Pairs of continuations of the same prompt, labelled by a noisy judge.
+    """Pairs of continuations of the same prompt, labelled by a noisy judge.
 
-    .. math:: P(a \text{ chosen}) = \sigma(R(a) - R(b))
+        P(a chosen) = σ(R(a) − R(b))
 
     Args:
         rng: the only source of chance.

@@ -1,14 +1,14 @@
-r"""The true reward of a review of the built-in task, and the true credit of every word.
+"""The true reward of a review of the built-in task, and the true credit of every word.
 
 A sentiment word pays its value, times the factors of the negations and of the nearest intensifier
 that stand before it in its clause and after the last sentiment word there:
 
-.. math:: R = \sum_i v_i \, a_{m(i)} \prod_{n \in N(i)} c_n
+    R = Σ_i v_i · a_{m(i)} · Π_{n ∈ N(i)} c_n
 
 Only the first time: a sentiment word that was written before, even in another clause, is stale and
 counts as filler, so that repetition does not pay. With |a| <= 2 and |c| <= 1 the reward is bounded
 by twice the sum of all values of one sign, whatever a policy writes. Any sequence of words has a
-reward; words that are not in the lexicon (special tokens, say) are filler.
+reward; words that are not in the lexicon (special tokens, for example) are filler.
 
 There are two truths about credit, and methods may be compared with either:
 
@@ -71,9 +71,9 @@ def true_prefix_rewards(words: Sequence[str]) -> list[float]:
 
 
 def causal_credit(words: Sequence[str]) -> list[float]:
-    r"""What every word adds to the reward of the text before it.
+    """What every word adds to the reward of the text before it.
 
-    .. math:: r_t = R(w_{\le t}) - R(w_{<t})
+        r_t = R(w_{≤t}) − R(w_{<t})
 
     Returns:
         Credit in nats; sums to the reward of the text.
@@ -85,11 +85,11 @@ def causal_credit(words: Sequence[str]) -> list[float]:
 
 
 def shapley_credit(words: Sequence[str]) -> list[float]:
-    r"""What every word adds to the reward on average over all orders of adding words.
+    """What every word adds to the reward on average over all orders of adding words.
 
-    .. math:: r_p = \int_0^1 \left( E[R(S_t \cup p)] - E[R(S_t \setminus p)] \right) dt
+        r_p = ∫_0^1 (E[R(S_t ∪ p)] − E[R(S_t ∖ p)]) dt
 
-    where :math:`S_t` holds every player with chance t. The reward is a sum over clauses, so each is
+    where S_t holds every player with chance t. The reward is a sum over clauses, so each is
     done alone. The integrand is a polynomial in t whose degree is below the number of players of
     the clause, hence the Gauss-Legendre rule with half as many nodes is exact.
 

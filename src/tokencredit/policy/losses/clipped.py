@@ -16,11 +16,9 @@ def clipped_policy_losses(
     *,
     clip_eps: float = 0.2,
 ) -> Float[Tensor, "batch time"]:
-    r"""The clipped surrogate of PPO, as a loss.
+    """The clipped surrogate of PPO, as a loss.
 
-    .. math::
-        L_t = -\min(\rho_t A_t,\ \mathrm{clip}(\rho_t, 1 \pm \epsilon) A_t), \qquad
-        \rho_t = \pi(y_t | s_t) / \pi_{old}(y_t | s_t)
+        L_t = −min(ρ_t A_t, clip(ρ_t, 1 ± ε) A_t),   ρ_t = π(y_t | s_t) / π_old(y_t | s_t)
 
     Args:
         policy_logprobs: of the current policy, in nats.
@@ -52,10 +50,9 @@ def clipped_value_losses(
     *,
     value_clip_eps: float | None = 0.2,
 ) -> Float[Tensor, "batch time"]:
-    r"""Half the squared error of the critic, the worse of clipped and unclipped.
+    """Half the squared error of the critic, the worse of clipped and unclipped.
 
-    .. math::
-        L_t = \tfrac12 \max((V - G)^2,\ (\mathrm{clip}(V, V_{old} \pm \epsilon_v) - G)^2)
+        L_t = 1/2 · max((V_t − G_t)², (clip(V_t, V_{old,t} ± ε_v) − G_t)²)
 
     Args:
         values: of the current critic, in nats.

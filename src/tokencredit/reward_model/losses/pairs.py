@@ -2,7 +2,7 @@
 
 Prefix losses take scores whose column i belongs to the prefix that ends with response token i. A
 causal model gives all of them in one forward pass. Losses whose targets come from the model itself
-are in `value_targets`.
+are in `values`.
 """
 
 import torch
@@ -20,9 +20,9 @@ def bradley_terry_loss(
     margin: Float[Tensor, "batch"] | None = None,
     strength: Float[Tensor, "batch"] | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Mean negative log-likelihood of the preferences under Bradley-Terry.
+    """Mean negative log-likelihood of the preferences under Bradley-Terry.
 
-    .. math:: -s \log \sigma(R(x, y_w) - R(x, y_l) - m)
+        −s · log σ(R(x, y_w) − R(x, y_l) − m)
 
     Args:
         chosen_scores: of the preferred responses, in nats.
@@ -53,11 +53,9 @@ def prefix_bradley_terry_loss(
     margin: Float[Tensor, "batch"] | None = None,
     strength: Float[Tensor, "batch"] | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Bradley-Terry on prefixes of equal length, averaged over lengths and then over pairs.
+    """Bradley-Terry on prefixes of equal length, averaged over lengths and then over pairs.
 
-    .. math::
-        -\frac{1}{n} \sum_{i=1}^{n}
-        \log \sigma(R(x, y_w^{\le i}) - R(x, y_l^{\le i}) - m), \quad n = \max(|y_w|, |y_l|)
+        −1/n · Σ_{i=1..n} log σ(R(x, y_w^{≤i}) − R(x, y_l^{≤i}) − m),   n = max(|y_w|, |y_l|)
 
     An answer that has ended keeps its last score against the longer one. Prefixes that are the
     same on both sides cost log 2 and have no gradient.
@@ -74,7 +72,7 @@ def prefix_bradley_terry_loss(
         Nats per prefix, in float32; `bradley_terry_loss` where every response is one token long.
 
     Source: Rashid et al. 2024, arXiv 2406.07780. In their code every pair of prefixes is an example
-    of its own, and a prefix behind the end of an answer is padded with end-of-sequence tokens
+    of its own, and a prefix after the end of an answer is padded with end-of-sequence tokens
     (`tokencredit.preference.pairs` makes those); here the score of an ended answer is held,
     and the sum over lengths is a mean, so that long answers do not weigh more than short ones.
 
@@ -104,11 +102,9 @@ def segment_bradley_terry_loss(
     margin: Float[Tensor, "batch"] | None = None,
     strength: Float[Tensor, "batch"] | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Bradley-Terry on the mean of the scores at the ends of segments.
+    """Bradley-Terry on the mean of the scores at the ends of segments.
 
-    .. math::
-        -\log \sigma(\bar R(y_w) - \bar R(y_l) - m), \quad
-        \bar R(y) = \frac{1}{K} \sum_{k=1}^{K} R(x, y^{\le e_k})
+        −log σ(M(y_w) − M(y_l) − m),   M(y) = 1/K · Σ_k R(x, y^{≤e_k})
 
     The score at the end of a segment becomes the reward of that segment; the score of a response
     is their mean, not what is read at its last token.
@@ -138,14 +134,14 @@ def segment_bradley_terry_loss(
 def held_prefix_scores(
     prefix_scores: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"]
 ) -> Float[Tensor, "batch time"]:
-    """Prefix scores with every column that does not count showing the last one that did.
+    """Prefix scores in which a column that does not count repeats the last one that did.
 
     Args:
         prefix_scores: in nats; where the mask is False they may hold anything, NaN included.
         mask: True on response tokens.
 
     Returns:
-        Scores in nats; constant behind the end of a response, zero before its start.
+        Scores in nats; constant after the end of a response, zero before its start.
 
     >>> held_prefix_scores(torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([[True, True, False]]))
     tensor([[1., 2., 2.]])
@@ -159,9 +155,9 @@ def held_prefix_scores(
 def classification_loss(
     scores: Float[Tensor, "batch"], labels: Num[Tensor, "batch"]
 ) -> Float[Tensor, ""]:
-    r"""Mean cross-entropy of a score read as the log-odds of a good response.
+    """Mean cross-entropy of a score read as the log-odds of a good response.
 
-    .. math:: -y \log \sigma(R) - (1 - y) \log(1 - \sigma(R))
+        −y log σ(R) − (1 − y) log(1 − σ(R))
 
     Args:
         scores: in nats.
@@ -183,11 +179,9 @@ def prefix_classification_loss(
     labels: Num[Tensor, "batch"],
     mask: Bool[Tensor, "batch time"],
 ) -> Float[Tensor, ""]:
-    r"""Cross-entropy of every prefix against the label of the whole, averaged per response.
+    """Cross-entropy of every prefix against the label of the whole, averaged per response.
 
-    .. math::
-        -\frac{1}{T} \sum_t [y \log \sigma(R_t) + (1 - y) \log(1 - \sigma(R_t))], \quad
-        R_t = R(x, y^{\le t})
+        −1/T · Σ_t [y log σ(R_t) + (1 − y) log(1 − σ(R_t))],   R_t = R(x, y^{≤t})
 
     Its optimum is the log-odds of a good response given what has been seen of it: it is the
     training of FUDGE, whose classifier guides decoding.
@@ -238,9 +232,9 @@ def prefix_cross_entropy(
 def regression_loss(
     scores: Float[Tensor, "batch"], ratings: Num[Tensor, "batch"]
 ) -> Float[Tensor, ""]:
-    r"""Mean squared error of a score against a rating.
+    """Mean squared error of a score against a rating.
 
-    .. math:: (R(x, y) - g)^2
+        (R(x, y) − g)²
 
     Args:
         scores: in units of the ratings.
@@ -263,9 +257,9 @@ def prefix_regression_loss(
     ratings: Num[Tensor, "batch"],
     mask: Bool[Tensor, "batch time"],
 ) -> Float[Tensor, ""]:
-    r"""Squared error of every prefix against the rating of the whole, averaged per response.
+    """Squared error of every prefix against the rating of the whole, averaged per response.
 
-    .. math:: \frac{1}{T} \sum_t (R(x, y^{\le t}) - g)^2
+        1/T · Σ_t (R(x, y^{≤t}) − g)²
 
     Its optimum is the mean rating of the responses that begin so: a value function of whoever wrote
     them.
@@ -317,9 +311,9 @@ def centering_loss(
     rejected_scores: Float[Tensor, "*axes"],
     mask: Bool[Tensor, "*axes"],
 ) -> Float[Tensor, ""]:
-    r"""Mean squared sum of the two scores of each pair, which Bradley-Terry leaves free.
+    """Mean squared sum of the two scores of each pair, which Bradley-Terry leaves free.
 
-    .. math:: (R(x, y_w) + R(x, y_l))^2
+        (R(x, y_w) + R(x, y_l))²
 
     Args:
         chosen_scores: in nats.

@@ -19,9 +19,9 @@ def token_classification_loss(
     *,
     class_weights: Float[Tensor, "classes"] | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Cross-entropy of every token, averaged over the tokens of a response, then over responses.
+    """Cross-entropy of every token, averaged over the tokens of a response, then over responses.
 
-    .. math:: -\frac{1}{T} \sum_t \sum_c w_c \, q_t(c) \log \mathrm{softmax}(z_t)_c
+        −1/T · Σ_t Σ_c w_c · q_t(c) · log softmax(z_t)_c
 
     A token that says nothing for either side of two classes has the label (0.5, 0.5).
 
@@ -77,15 +77,15 @@ def step_classification_loss(
     *,
     class_weights: Float[Tensor, "classes"] | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Cross-entropy at the last token of each step, averaged over steps, then over responses.
+    """Cross-entropy at the last token of each step, averaged over steps, then over responses.
 
-    .. math:: -\frac{1}{K} \sum_k w_{q_k} \log \mathrm{softmax}(z_{e_k})_{q_k}
+        −1/K · Σ_k w_{q_k} · log softmax(z_{e_k})_{q_k}
 
     with K steps, and e the last token of step k.
 
     Args:
         token_logits: of each class, in nats.
-        step_labels: the class of each step; what lies behind the last step of a response is not
+        step_labels: the class of each step; what lies after the last step of a response is not
             read.
         segment_ids: the step of each token, -1 on tokens that are in none.
         class_weights: w, for classes of unlike frequency; None for 1.

@@ -20,10 +20,9 @@ def bootstrapped_targets(
     *,
     bootstrap_lambda: float = 0.0,
 ) -> Float[Tensor, "batch time"]:
-    r"""What each prefix should predict: the value of the next one, the outcome at the end.
+    """What each prefix should predict: the value of the next one, the outcome at the end.
 
-    .. math::
-        G_T = R, \quad G_t = (1 - \lambda) V(y^{\le t+1}) + \lambda G_{t+1}
+        G_T = R,   G_t = (1 − λ) V(y^{≤t+1}) + λ G_{t+1}
 
     Tokens outside the mask are skipped as if they were not there.
 
@@ -40,7 +39,7 @@ def bootstrapped_targets(
     Raises:
         ConfigError: `bootstrap_lambda` lies outside [0, 1].
 
-    Source: Sutton 1988, Machine Learning 3, TD(lambda), with one reward at the end and no
+    Source: Sutton 1988, Machine Learning 3, TD(λ), with one reward at the end and no
     discount; at 0 the target of CD-Q, Mudgal et al. 2023, arXiv 2310.17022, where the next value is
     the mean over the base policy's next tokens and here the value of the one that it wrote.
 
@@ -68,9 +67,9 @@ def q_value_loss(
     *,
     bootstrap_lambda: float = 0.0,
 ) -> Float[Tensor, ""]:
-    r"""Squared error of every prefix against the score of the next one, at the end the rating.
+    """Squared error of each prefix score against the next one, or the rating at the end.
 
-    .. math:: \frac{1}{T} \sum_t (R_t - \operatorname{sg} R_{t+1})^2, \quad R_{T+1} = g
+        1/T · Σ_t (R_t − sg R_{t+1})²,   R_{T+1} = g
 
     Args:
         prefix_scores: in units of the ratings.
@@ -104,11 +103,9 @@ def q_classification_loss(
     *,
     bootstrap_lambda: float = 0.0,
 ) -> Float[Tensor, ""]:
-    r"""Cross-entropy of every prefix against the next one's probability, the last one's label.
+    """Cross-entropy of each prefix against the probability of the next, or the label at the end.
 
-    .. math::
-        \frac{1}{T} \sum_t H(\operatorname{sg} p_{t+1}, p_t), \quad
-        p_t = \sigma(R_t), \quad p_{T+1} = y
+        1/T · Σ_t H(sg p_{t+1}, p_t),   p_t = σ(R_t),   p_{T+1} = y
 
     `q_value_loss` for labels: values are probabilities, so that their mean over endings is again a
     probability, while scores stay log-odds.

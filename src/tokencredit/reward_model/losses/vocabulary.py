@@ -1,11 +1,11 @@
 """Losses of reward models that score every next token at once, in the logits of a language model.
 
-Logits in the place of response token t speak about the text before it with any token behind it.
+Logits in the place of response token t speak about the text before it, followed by any token.
 A loss needs one or two numbers of them: what is said of the token that stands there, and the
 largest or mean of what is said of all. `token_values`, `best_values` and `expected_values` take
 them out of a chunk of logits, so that logits of a whole batch are never needed at the same time.
 
-The other losses of such models are those of `losses` on the same numbers: `prefix_regression_loss`
+The other losses of such models are those of `pairs` on the same numbers: `prefix_regression_loss`
 on the values of the tokens that were taken is CD-FUDGE.
 """
 
@@ -28,9 +28,9 @@ from tokencredit.reward_model.losses.values import bootstrapped_targets
 def token_values(
     logits: Float[Tensor, "*batch vocab"], token_ids: Int[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch"]:
-    r"""What the logits say of the token that stands in their place, float32.
+    """The value that the logits give to each response token, in float32.
 
-    .. math:: V(x, y_{\le t}) = z_{y_t}(x, y_{<t})
+        V(x, y_{≤t}) = z_{y_t}(x, y_{<t})
 
     Args:
         logits: in the place of each token.
@@ -45,9 +45,9 @@ def token_values(
 
 
 def best_values(logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"]:
-    r"""The largest value that any token has in the place of each, float32.
+    """The largest value of any token in the place of each response token, in float32.
 
-    .. math:: \max_v V(x, y_{<t} v)
+        max_v V(x, y_{<t} v)
 
     Args:
         logits: in the place of each token. The gradient goes to the first of the largest.
@@ -61,9 +61,9 @@ def best_values(logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"
 def expected_values(
     logits: Float[Tensor, "*batch vocab"], policy_logits: Float[Tensor, "*batch vocab"]
 ) -> Float[Tensor, "*batch"]:
-    r"""The mean value of a policy's own next token in the place of each token, float32.
+    """The mean value of the policy's next token in the place of each response token, in float32.
 
-    .. math:: \sum_v p(v \mid x, y_{<t}) V(x, y_{<t} v)
+        Σ_v p(v | x, y_{<t}) · V(x, y_{<t} v)
 
     Args:
         logits: of the value model, in the place of each token.
@@ -86,9 +86,9 @@ def final_value_loss(
     *,
     margin: Float[Tensor, "batch"] | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Bradley-Terry on the values of whole responses, read at their last tokens.
+    """Bradley-Terry on the values of whole responses, read at their last tokens.
 
-    .. math:: -\log \sigma(V(x, y_w) - V(x, y_l) - m)
+        −log σ(V(x, y_w) − V(x, y_l) − m)
 
     Args:
         chosen_values: `token_values` of the preferred responses.
@@ -121,10 +121,9 @@ def maximum_constraint_loss(
     first_token: int = 11,
     target_gradient: Literal["flows", "stopped"] = "flows",
 ) -> Float[Tensor, ""]:
-    r"""Squared difference between the value of a prefix and that of its best continuation.
+    """Squared difference between the value of a prefix and that of its best continuation.
 
-    .. math:: \big(V(x, y_{\le i}) - \max_v V(x, y_{\le i} v)\big)^2, \quad
-        i = i_0, \ldots, n - 1
+        (V(x, y_{≤i}) − max_v V(x, y_{≤i} v))²,   i = i_0, ..., n − 1
 
     A prefix is then worth what can be made of it. The last token is not followed by any, so the
     value of a whole response is bound to the preferences alone.
@@ -175,10 +174,9 @@ def autoregressive_reward_loss(
     over_tokens: Literal["sum", "mean"] = "sum",
     margin: Float[Tensor, "batch"] | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Bradley-Terry on log-probabilities: a language model whose likelihood is the reward.
+    """Bradley-Terry on log-probabilities: a language model whose likelihood is the reward.
 
-    .. math:: -\log \sigma\big(\beta_r \log \pi_r(y_w \mid x) - \beta_r \log \pi_r(y_l \mid x)
-        - m\big)
+        −log σ(β_r log π_r(y_w | x) − β_r log π_r(y_l | x) − m)
 
     DPO without a reference. The reward of a response is a sum over its tokens, so that each has a
     reward of its own after any prefix.
@@ -222,11 +220,10 @@ def expected_value_loss(
     *,
     bootstrap_lambda: float = 0.0,
 ) -> Float[Tensor, ""]:
-    r"""Squared error of every value against what the policy makes of it, at the end the outcome.
+    """Squared error of each value against what the policy expects next, or the outcome at the end.
 
-    .. math::
-        \frac{1}{T} \sum_t (V_t - \operatorname{sg} G_t)^2, \quad G_T = R, \quad
-        G_t = (1 - \lambda) \sum_v p(v \mid x, y_{\le t}) V(x, y_{\le t} v) + \lambda G_{t+1}
+        1/T · Σ_t (V_t − sg G_t)²
+        G_T = R,   G_t = (1 − λ) Σ_v p(v | x, y_{≤t}) · V(x, y_{≤t} v) + λ G_{t+1}
 
     `q_value_loss` with the mean over the policy's next tokens in place of the one that was written.
 
