@@ -47,7 +47,8 @@ from tokencredit import (
     token_logprobs,
 )
 from tokencredit.masking import masked_mean, masked_sum, masked_whiten
-from tokencredit.policy.hf_models import ActorCritic, positions_of
+from tokencredit.models.hf_architecture import text_positions
+from tokencredit.policy.hf_models import ActorCritic
 from tokencredit.policy.hf_rollout import sampled_responses
 from tokencredit.reward_model.hf_scores import reward_model_output, score_responses
 from tokencredit.sampling import Sampling
@@ -137,7 +138,7 @@ def reference_logprobs(reference: Any, batch: ResponseBatch) -> Tensor:
     logits = reference(
         input_ids=batch.input_ids,  # (B, P + T)
         attention_mask=batch.attention_mask,
-        position_ids=positions_of(batch.attention_mask),
+        position_ids=text_positions(batch.attention_mask),
     ).logits  # (B, P + T, V)
     logits = predicting_positions(logits, batch.response_ids.shape[1])  # (B, T, V)
     return token_logprobs(logits, batch.response_ids).masked_fill(~batch.response_mask, 0.0)

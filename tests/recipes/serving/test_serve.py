@@ -248,7 +248,7 @@ def test_a_model_that_gives_nan_is_not_served(tmp_path):
 
 def test_a_model_that_lacks_what_a_method_needs_is_not_served(tmp_path):
     save_reward_model(tmp_path, wordpiece(), "bert")
-    with pytest.raises(ModelError, match="leave it out of methods"):
+    with pytest.raises(ModelError, match="needs the score of every prefix"):
         serve(ServeConfig(str(tmp_path), methods=("prefix-difference",)))
     assert _offered(ServeConfig(str(tmp_path))) == ("terminal", "uniform", "attention")
 

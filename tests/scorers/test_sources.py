@@ -1,0 +1,274 @@
+"""Several sources of reward: combined before credit, or each with a credit of its own."""
+
+import sys
+
+import pytest
+import torch
+from saved_models import save_reward_model
+from tiny_tokenizers import byte_level, word_level, wordpiece
+
+from tokencredit.aggregation.methods import CombinationSettings
+from tokencredit.aggregation.transforms import RunningMoments, ScoreSettings
+from tokencredit.batch import RewardScorer, TokenScorer
+from tokencredit.credit.methods import CreditSettings, ProbeSettings
+from tokencredit.credit.prefixes import prefix_difference_credit
+from tokencredit.credit.redistribution import terminal_credit, uniform_credit
+from tokencredit.errors import ConfigError, DataError, ModelError
+from tokencredit.scorers.sources import (
+    CombinedScorer,
+    RewardSource,
+    loaded_rewards,
+    required_sources,
+)
+from tokencredit.scorers.text_rewards import loaded_text_rewards, paid_texts
+from tokencredit.text.hf_encoding import encode_responses
+from tokencredit.text.segments import SegmentSettings
+
+POLICY = byte_level()
+PROMPTS = ["the film is", "one slow scene , then"]
+RESPONSES = [" a good plot , very good", " bad"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two reward models of other sizes and tokenizers, an encoder, and a function."""
+    folder = tmp_path_factory.mktemp("sources")
+    torch.manual_seed(0)
+    save_reward_model(folder / "first", byte_level())
+    torch.manual_seed(1)
+    save_reward_model(folder / "second", word_level())
+    save_reward_model(folder / "encoder", wordpiece(), "bert")
+    (folder / "my_rewards.py").write_text(
+        "def shortness(prompts, responses):\n"
+        "    return [-len(text) / 10 for text in responses]\n"
+        "def broken(prompts, responses):\n"
+        "    return [float('nan')] * len(responses)\n"
+        "def few(prompts, responses):\n"
+        "    return [1.0]\n"
+        "def words(prompts, responses):\n"
+        "    return ['good'] * len(responses)\n"
+    )
+    return folder
+
+
+@pytest.fixture
+def in_folder(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
+    return folder
+
+
+def batch():
+    return encode_responses(POLICY, PROMPTS, RESPONSES, append_eos=True).batch
+
+
+def rewards_of(*sources, credit="prefix-difference", combine=None, **settings):
+    return loaded_rewards(
+        sources,
+        CreditSettings(credit, **settings),
+        SegmentSettings(),
+        combine or CombinationSettings(),
+        POLICY,
+    )
+
+
+def alone(model, credit="prefix-difference"):
+    return rewards_of(RewardSource(str(model), name="x"), credit=credit)
+
+
+def test_one_source_of_weight_one_is_that_source(folder):
+    rewards = alone(folder / "second")
+    assert isinstance(rewards, TokenScorer)
+    assert isinstance(rewards.credited.scorer, RewardScorer)
+    scores = rewards.sources[0].scorer(batch())
+    expected = prefix_difference_credit(scores.prefix_scores, batch().response_mask)
+    torch.testing.assert_close(rewards(batch()), expected)
+
+
+@pytest.mark.parametrize("credit", ["terminal", "uniform", "prefix-difference"])
+def test_a_weighted_sum_of_linear_credits_is_the_sum_of_the_credits(folder, credit):
+    both = rewards_of(
+        RewardSource(str(folder / "first"), weight=0.5),
+        RewardSource(str(folder / "second"), weight=-2.0),
+        credit=credit,
+    )
+    first, second = (alone(folder / name, credit)(batch()) for name in ("first", "second"))
+    torch.testing.assert_close(both(batch()), 0.5 * first - 2.0 * second, atol=1e-5, rtol=1e-4)
+
+
+def test_the_worst_case_is_taken_before_credit(folder):
+    both = rewards_of(
+        RewardSource(str(folder / "first")),
+        RewardSource(str(folder / "second")),
+        combine=CombinationSettings("worst-case"),
+    )
+    mask = batch().response_mask
+    found = [one.scorer(batch()) for one in both.sources]
+    least = torch.minimum(found[0].prefix_scores, found[1].prefix_scores)
+    torch.testing.assert_close(both(batch()), prefix_difference_credit(least, mask))
+    sums = both(batch()).sum(-1)
+    end = torch.minimum(found[0].sequence_scores, found[1].sequence_scores)
+    torch.testing.assert_close(sums, end - least[:, 0], atol=1e-5, rtol=1e-4)
+
+
+def test_each_source_can_have_a_credit_of_its_own(folder):
+    mixed = rewards_of(
+        RewardSource(str(folder / "first"), credit=CreditSettings("uniform"), weight=2.0),
+        RewardSource(str(folder / "second")),
+        credit="terminal",
+    )
+    mask = batch().response_mask
+    first, second = (one.scorer(batch()).sequence_scores for one in mixed.sources)
+    expected = 2.0 * uniform_credit(first, mask) + terminal_credit(second, mask)
+    torch.testing.assert_close(mixed(batch()), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_segments_of_its_own_pay_at_their_own_ends(folder):
+    own = RewardSource(
+        str(folder / "first"),
+        credit=CreditSettings("prefix-difference"),
+        segments=SegmentSettings("ngram", length=2),
+    )
+    paid = rewards_of(own)(batch())
+    assert paid[0].ne(0).nonzero()[:2, 0].tolist() == [1, 3]
+
+
+def test_scores_are_normalised_by_their_own_moments(folder):
+    from tokencredit.scorers.evidence import Responses
+
+    normal = ScoreSettings("running", clip=0.5)
+    both = rewards_of(
+        RewardSource(str(folder / "first"), score=normal),
+        RewardSource(str(folder / "second")),
+        credit="terminal",
+    )
+    seen = RunningMoments(10, 3.0, 40.0)
+    paid = both.paid(Responses(batch()), moments={"first": seen})
+    counted = seen.updated(paid.raw["first"])
+    changed = ((paid.raw["first"] - counted.mean) / counted.std).clamp(-0.5, 0.5)
+    expected = terminal_credit(changed + paid.raw["second"], batch().response_mask)
+    torch.testing.assert_close(paid.token_scores, expected)
+    torch.testing.assert_close(paid.sequence_scores, paid.raw["first"] + paid.raw["second"])
+
+
+def test_a_function_of_texts_is_a_source(in_folder):
+    rewards = rewards_of(RewardSource("my_rewards:shortness"), credit="uniform")
+    paid = rewards(batch())
+    expected = torch.tensor([-len(text) / 10 for text in RESPONSES])
+    torch.testing.assert_close(paid.sum(-1), expected)
+    left_out = rewards_of(RewardSource("my_rewards:shortness"), credit="leave-one-out")(batch())
+    tokens = batch().response_ids[1][batch().response_mask[1]].tolist()
+    lost = [-len(POLICY.decode([token], skip_special_tokens=True)) / 10 for token in tokens]
+    assert left_out[1, : len(lost)].tolist() == pytest.approx(lost)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("broken", "0 are finite"), ("few", "1 scores for 2"), ("words", "one number per response")],
+)
+def test_a_function_must_give_a_number_for_each(in_folder, name, message):
+    with pytest.raises(DataError, match=message):
+        rewards_of(RewardSource(f"my_rewards:{name}"), credit="terminal")(batch())
+
+
+def test_a_function_that_is_not_there(in_folder):
+    for path in ("my_rewards:nothing", "no_module_of_this_name:f"):
+        with pytest.raises(ConfigError, match="there is no function"):
+            rewards_of(RewardSource(path), credit="terminal")
+
+
+@pytest.mark.parametrize("credit", ["leave-one-out", "shapley"])
+def test_tokens_are_left_out_whatever_the_model_reads(folder, credit):
+    """By ids, and through the text for another tokenizer: the score of what is left."""
+    rewards = rewards_of(
+        RewardSource(str(folder / "second")), credit=credit, probe=ProbeSettings(samples=2)
+    )
+    whole = rewards.sources[0].scorer(batch()).sequence_scores
+    paid = rewards(batch())
+    if credit == "shapley":
+        nothing = encode_responses(POLICY, PROMPTS, ["", ""], empty="keep", append_eos=False).batch
+        empty = rewards.sources[0].scorer(nothing).sequence_scores
+        torch.testing.assert_close(paid.sum(-1), whole - empty, atol=1e-4, rtol=1e-4)
+        return
+    part = batch()
+    mask = part.response_mask.clone()
+    ids = part.response_ids[0]
+    kept = torch.cat([ids[:1], ids[2:]])[None]
+    shorter = type(part)(part.prompt_ids[:1], part.prompt_mask[:1], kept, mask[:1, 1:])
+    lost = whole[0] - rewards.sources[0].scorer(shorter).sequence_scores[0]
+    torch.testing.assert_close(paid[0, 1], lost, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("sources", "combine", "message"),
+    [
+        ([RewardSource("a/x"), RewardSource("b/x")], None, "two rewards have the name 'x'"),
+        ([RewardSource("x", weight=float("nan"))], None, "nan"),
+        ([RewardSource("x")], "worst-case", "two or more|at least 2"),
+        (
+            [RewardSource("x", credit=CreditSettings("uniform")), RewardSource("y")],
+            "worst-case",
+            "'x' has a credit of its own",
+        ),
+    ],
+)
+def test_lists_that_cannot_be(sources, combine, message):
+    with pytest.raises(ConfigError, match=message):
+        required_sources(None, sources, combine=CombinationSettings(combine or "sum"))
+
+
+def test_one_form_or_the_other():
+    for model, listed in ((None, ()), ("x", (RewardSource("y"),))):
+        with pytest.raises(ConfigError, match="expected one reward model, or a list"):
+            required_sources(model, listed)
+
+
+def test_what_a_source_cannot_give_is_named_before_anything_is_scored(folder):
+    first, encoder = (RewardSource(str(folder / name)) for name in ("first", "encoder"))
+    with pytest.raises(ModelError, match="needs the score of every prefix"):
+        rewards_of(first, encoder)
+    with pytest.raises(ModelError, match="'encoder' gives"):
+        rewards_of(
+            first,
+            RewardSource(encoder.model, credit=CreditSettings("prefix-difference")),
+            credit="terminal",
+        )
+    with pytest.raises(ModelError, match="needs the attention"):
+        rewards_of(first, RewardSource(str(folder / "second")), credit="attention")
+    with pytest.raises(ModelError, match="needs gradients"):
+        rewards_of(first, RewardSource(str(folder / "second")), credit="gradient-times-input")
+
+
+def test_texts_are_paid_in_the_tokens_of_the_first_model(folder, in_folder):
+    rewards = loaded_text_rewards(
+        [
+            RewardSource("my_rewards:shortness", weight=0.5),
+            RewardSource(str(folder / "second")),
+            RewardSource(str(folder / "first")),
+        ],
+        CreditSettings("terminal"),
+        SegmentSettings(),
+    )
+    assert rewards.credited.tokenizer.get_vocab() == word_level().get_vocab()
+    found = paid_texts([rewards], PROMPTS, RESPONSES)
+    assert set(found.source_scores) == {"shortness", "second", "first"}
+    expected = 0.5 * found.source_scores["shortness"]
+    expected = expected + found.source_scores["second"] + found.source_scores["first"]
+    torch.testing.assert_close(found.sequence_scores, expected)
+    torch.testing.assert_close(found.token_scores[0].sum(-1), expected)
+    with pytest.raises(ConfigError, match="its tokens are those that are paid"):
+        loaded_text_rewards(
+            [RewardSource("my_rewards:shortness")], CreditSettings("terminal"), SegmentSettings()
+        )
+
+
+def test_a_combination_gives_what_all_give(folder):
+    first, second = (alone(folder / name).sources[0] for name in ("first", "second"))
+    encoder = alone(folder / "encoder", "terminal").sources[0]
+    assert CombinedScorer((first,)).gives == first.scorer.gives
+    assert CombinedScorer((first, second)).gives == {
+        "sequence_scores",
+        "prefix_scores",
+        "kept_tokens",
+    }
+    assert CombinedScorer((first, encoder)).gives == {"sequence_scores", "kept_tokens"}
