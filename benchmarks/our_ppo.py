@@ -23,7 +23,7 @@ from ppo_settings import PPOSettings, answer, settings_from_command_line
 
 from tokencredit.credit.methods import CreditSettings
 from tokencredit.recipes.policy import train_policy as recipe
-from tokencredit.recipes.policy.settings import (
+from tokencredit.recipes.policy.setting_groups import (
     AlgorithmSettings,
     KLSettings,
     MachineSettings,

@@ -168,7 +168,7 @@ def trained(job: tuple[Run, dict[str, str], Path, str]) -> str:
     import torch
 
     from tokencredit.credit.methods import CreditSettings
-    from tokencredit.recipes.policy.settings import (
+    from tokencredit.recipes.policy.setting_groups import (
         AlgorithmSettings,
         KLSettings,
         MachineSettings,

@@ -29,7 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 from tokencredit.aggregation.transforms import ScoreSettings
 from tokencredit.recipes.policy import train_policy as recipe
-from tokencredit.recipes.policy.settings import (
+from tokencredit.recipes.policy.setting_groups import (
     KLSettings,
     MachineSettings,
     OptimizerSettings,

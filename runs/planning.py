@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
 
 from tokencredit.logprobs import token_logprobs
-from tokencredit.recipes.policy.settings import (
+from tokencredit.recipes.policy.setting_groups import (
     MachineSettings,
     RecordSettings,
     SamplingSettings,

@@ -19,6 +19,7 @@ import tokencredit
 from tokencredit import errors
 from tokencredit.aggregation.methods import AGGREGATIONS
 from tokencredit.cli import COMMANDS, _parsed, recipe_of
+from tokencredit.policy.methods import ALGORITHMS, Algorithm
 from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
 from tokencredit.recipes.run_folder import read_jsonl
 from tokencredit.recipes.settings import all_settings
@@ -248,6 +249,17 @@ def test_every_metric_is_explained(models, tmp_path):
     metrics = table("docs/train-policy.md", "name")
     explained = [name for cells in metrics for name in quoted(cells[0])]
     assert sorted(explained) == sorted(row)
+
+
+def test_algorithms_are_as_the_table_says():
+    def said(name: str, row: Algorithm) -> list[str]:
+        needs = {"critic": "a critic", "greedy": "greedy responses"}.get(row.needs, row.needs)
+        facts = (row.keeps_credit, not row.needs_causal_credit)
+        return [f"`{name}`", needs, *("yes" if fact else "no" for fact in facts)]
+
+    rows = table("docs/train-policy.md", "`algorithm.name`")
+    listed = [[cells[0], *cells[2:]] for cells in rows]
+    assert sorted(listed) == sorted(said(name, row) for name, row in ALGORITHMS.items())
 
 
 def test_every_error_is_explained():

@@ -19,7 +19,8 @@ from tokencredit.credit.prefixes import prefix_difference_credit
 from tokencredit.credit.redistribution import attention_credit, terminal_credit, uniform_credit
 from tokencredit.errors import TokenCreditWarning
 from tokencredit.policy.advantages import gae_advantages, rewards_to_go
-from tokencredit.recipes.policy.settings import AlgorithmSettings, TrainPolicyConfig
+from tokencredit.recipes.policy.setting_groups import AlgorithmSettings
+from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.shaping import potential_shaping
 
 END, WORDS, LONGEST = 0, (1, 2), 3

@@ -47,7 +47,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "train-policy": (
         "policy.train_policy",
-        "PPO with a reward on every token",
+        "PPO with a reward on every token, or RLOO, GRPO and others without a critic",
     ),
     "generate": (
         "decoding.generate",
@@ -55,7 +55,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "compare-learning": (
         "policy.compare_learning",
-        "the same PPO, grid and seeds for several credits: which learns fastest",
+        "the same grid and seeds for several credits or algorithms: which learns fastest",
     ),
     "score-tokens": (
         "credit.score_tokens",

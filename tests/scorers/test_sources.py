@@ -143,8 +143,9 @@ def test_scores_are_normalised_by_their_own_moments(folder):
         credit="terminal",
     )
     seen = RunningMoments(10, 3.0, 40.0)
-    paid = both.paid(Responses(batch()), moments={"first": seen})
+    paid = both.paid(Responses(batch()), moments_of=lambda _, scores: seen.updated(scores))
     counted = seen.updated(paid.raw["first"])
+    assert paid.seen["first"] == counted
     changed = ((paid.raw["first"] - counted.mean) / counted.std).clamp(-0.5, 0.5)
     expected = terminal_credit(changed + paid.raw["second"], batch().response_mask)
     torch.testing.assert_close(paid.token_scores, expected)

@@ -16,7 +16,12 @@ from torch import Tensor
 from tokencredit.engines.versions import require_version
 from tokencredit.errors import ConfigError, ShapeError
 from tokencredit.policy.estimators import reinforce_advantages
-from tokencredit.policy.methods import ESTIMATOR_NAMES, named_advantages, require_estimator
+from tokencredit.policy.methods import (
+    ALGORITHMS,
+    ESTIMATOR_NAMES,
+    named_advantages,
+    require_estimator,
+)
 
 require_version("verl", at_least="0.9.1", below="0.10", extra="verl")
 from verl.trainer.ppo.core_algos import (  # noqa: E402
@@ -25,7 +30,6 @@ from verl.trainer.ppo.core_algos import (  # noqa: E402
 )
 
 ESTIMATOR_PREFIX = "tokencredit-"
-UNGROUPED = ("reinforce", "reinforce++")
 Advantages = tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]
 
 
@@ -74,7 +78,7 @@ def _group_ids(
     name: str, index: Sequence[Any] | np.ndarray | None, mask: Tensor
 ) -> Int[Tensor, "batch"]:
     """A number for each of verl's `uid`, which are texts."""
-    if index is None and name in UNGROUPED:
+    if index is None and ALGORITHMS[name].needs == "nothing":
         return torch.arange(len(mask), device=mask.device)
     count = None if index is None else len(index)
     if index is None or count != len(mask):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
@@ -24,11 +24,11 @@ class ActorCriticOutput:
     Attributes:
         logits: column t predicts response token t; the last column predicts what comes after.
         values: column t is V(s_t), before response token t; the last column is the state after
-            the last token. In nats.
+            the last token. In nats; None without a critic.
     """
 
     logits: Float[Tensor, "batch time_plus_1 vocab"]
-    values: Float[Tensor, "batch time_plus_1"]
+    values: Float[Tensor, "batch time_plus_1"] | None
 
 
 class ActorCritic(nn.Module):
@@ -37,24 +37,24 @@ class ActorCritic(nn.Module):
     Args:
         policy: a causal language model, or a PEFT model around one.
         critic: a sequence-classification model whose head, applied at every position, is the
-            value; None puts a linear value head on the policy's own last hidden states, starting
-            at zero.
+            value; "shared" puts a linear value head on the policy's own last hidden states,
+            starting at zero; None is no critic, and no values.
 
     Raises:
         ModelError: the policy has no output embeddings to read hidden states from.
     """
 
-    def __init__(self, policy: Any, critic: Any | None = None) -> None:
+    def __init__(self, policy: Any, critic: Any | Literal["shared"] | None = "shared") -> None:
         super().__init__()
         self.policy = policy
-        self.critic = critic
+        self.critic = None if critic == "shared" else critic
         head = policy.get_output_embeddings()
         if head is None:
             raise ModelError(
                 f"{type(policy).__name__} has no output embeddings; expected a causal language "
                 "model (AutoModelForCausalLM)"
             )
-        if critic is None:
+        if critic == "shared":
             self.value_head = nn.Linear(head.weight.shape[1], 1)
             nn.init.zeros_(self.value_head.weight)
             nn.init.zeros_(self.value_head.bias)
@@ -76,12 +76,19 @@ class ActorCritic(nn.Module):
         }
         with _head_input(self.policy) as captured:
             logits = self.policy(**arguments, logits_to_keep=columns).logits[:, -columns:]
-        if self.critic is None:
+        if self.critic is not None:
+            values = _score_at_every_position(self.critic, arguments)[:, -columns:]
+        elif self.has_value_head:
             hidden = captured[-1][:, -columns:].to(self.value_head.weight.dtype)
             values = self.value_head(hidden).squeeze(-1)
         else:
-            values = _score_at_every_position(self.critic, arguments)[:, -columns:]
+            return ActorCriticOutput(logits, None)
         return ActorCriticOutput(logits, values.float())
+
+    @property
+    def has_value_head(self) -> bool:
+        """Whether values are read off the policy's own hidden states."""
+        return hasattr(self, "value_head")
 
     def policy_alone(self, call: Callable[[Any], Result]) -> Result:
         """What `call` returns for the policy; what shards this module gathers it around the call.
@@ -92,7 +99,7 @@ class ActorCritic(nn.Module):
         return call(self.policy)
 
     def adapters_off(self, call: Callable[[Any], Result]) -> Result:
-        """The same for a PEFT policy as it was before training, which is its own reference."""
+        """What `call` returns for a PEFT policy as it was before training, its own reference."""
 
         def called(policy: Any) -> Result:
             with policy.disable_adapter():
@@ -128,7 +135,7 @@ def _score_at_every_position(
 
 
 def save_actor_critic(actor_critic: ActorCritic, weights: dict[str, Tensor], folder: Path) -> None:
-    """Write `policy/` and `critic/` in HF layout, or `value_head.safetensors` for the latter.
+    """Write `policy/` in HF layout, and a critic as `critic/` or `value_head.safetensors`.
 
     Args:
         actor_critic: says what is written.
@@ -138,7 +145,7 @@ def save_actor_critic(actor_critic: ActorCritic, weights: dict[str, Tensor], fol
     actor_critic.policy.save_pretrained(folder / "policy", state_dict=_part(weights, "policy"))
     if actor_critic.critic is not None:
         actor_critic.critic.save_pretrained(folder / "critic", state_dict=_part(weights, "critic"))
-    else:
+    elif actor_critic.has_value_head:
         head = {name: value.contiguous() for name, value in _part(weights, "value_head").items()}
         save_file(head, folder / "value_head.safetensors")
 

@@ -1,12 +1,20 @@
-"""Estimators of advantages by the names that adapters take."""
+"""Every algorithm by its name: from token rewards to advantages, and what that needs.
 
-from typing import Literal, get_args
+`ALGORITHMS` is the one list. `train-policy` and the adapters read it, gather what a row `needs`
+into an `Outcome`, and call it. A new algorithm is its function, one row here, and what
+CONTRIBUTING names besides.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tokencredit.errors import ConfigError
-from tokencredit.names import require_named
+from tokencredit.names import named
+from tokencredit.policy.advantages import gae_advantages, macro_gae_advantages
 from tokencredit.policy.dense_estimators import (
     group_mean_to_go_advantages,
     index_baseline_to_go_advantages,
@@ -17,20 +25,208 @@ from tokencredit.policy.estimators import (
     grpo_advantages,
     reinforce_advantages,
     reinforce_plus_plus_advantages,
+    remax_advantages,
     rloo_advantages,
 )
 
-EstimatorName = Literal[
-    "leave-one-out-to-go",
-    "group-mean-to-go",
-    "index-baseline-to-go",
-    "index-centred",
-    "reinforce",
-    "reinforce++",
-    "rloo",
-    "grpo",
-]
-ESTIMATOR_NAMES: tuple[str, ...] = get_args(EstimatorName)
+Scale = Literal["group", "batch", "none"]
+
+
+@dataclass(frozen=True)
+class AdvantageSettings:
+    """Options of the functions in `ALGORITHMS`; each reads those that it has."""
+
+    gamma: float = 1.0
+    """Discount of rewards to go."""
+    gae_lambda: float = 0.95
+    """Of generalised advantage estimation."""
+    scale: Scale = "group"
+    """What `grpo` divides by: the deviation of the group, that of the batch, or nothing."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is known of a batch of responses once its tokens are paid.
+
+    Attributes:
+        token_rewards: in nats.
+        response_mask: True on tokens of the policy.
+        values: V(s_t), before each response token, in nats; None without a critic.
+        group_ids: responses with the same number answer the same prompt; None without groups.
+        greedy_returns: sum of the rewards of the greedy response to each prompt, in nats; None
+            where none was drawn.
+        segment_ids: the macro actions, where advantages are those of segments; None for tokens.
+        bootstrap_values: value of the state after a response that was cut off, zero for others;
+            None where all have ended.
+    """
+
+    token_rewards: Float[Tensor, "batch time"]
+    response_mask: Bool[Tensor, "batch time"]
+    # `| Any`, since a row that runs has all that it needs and no None to think of.
+    values: Float[Tensor, "batch time"] | Any = None
+    group_ids: Int[Tensor, "batch"] | Any = None
+    greedy_returns: Float[Tensor, "batch"] | Any = None
+    segment_ids: Int[Tensor, "batch time"] | None = None
+    bootstrap_values: Float[Tensor, "batch"] | None = None
+
+
+Advantages = tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"] | None]
+"""Advantages, and the returns that a critic learns; None where there is no critic."""
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """How advantages are made, and what has to be there for it.
+
+    Attributes:
+        advantages: from the outcome and the options to advantages and returns, zero outside the
+            mask.
+        words: what it is, in a line.
+        needs: `critic` for values, `groups` for several responses to a prompt, `greedy` for the
+            greedy response to each prompt, `nothing` for none of them.
+        keeps_credit: whether advantages differ along a response as its rewards do; if not, token
+            rewards are summed and their credit is lost.
+        needs_causal_credit: whether rewards before a token are left out of its advantage, which
+            biases the gradient where a reward depends on later tokens.
+        discounts: whether it has a discount.
+        whitens: whether advantages are whitened over the batch unless a setting says otherwise.
+    """
+
+    advantages: Callable[[Outcome, AdvantageSettings], Advantages]
+    words: str
+    needs: Literal["nothing", "critic", "groups", "greedy"] = "nothing"
+    keeps_credit: bool = True
+    needs_causal_credit: bool = True
+    discounts: bool = True
+    whitens: bool = False
+
+
+def _gae(outcome: Outcome, settings: AdvantageSettings) -> Advantages:
+    """Generalised advantage estimates of tokens, or of segments where there are some."""
+    arguments = (outcome.token_rewards, outcome.values, outcome.response_mask)
+    options: dict[str, Any] = {
+        "gamma": settings.gamma,
+        "gae_lambda": settings.gae_lambda,
+        "bootstrap_values": outcome.bootstrap_values,
+    }
+    if outcome.segment_ids is None:
+        return gae_advantages(*arguments, **options)
+    return macro_gae_advantages(*arguments, outcome.segment_ids, **options)
+
+
+def _to_go(function: Callable[..., Tensor], *fields: str) -> Callable[..., Advantages]:
+    """A row's function from one of rewards, mask and these fields, with a discount."""
+
+    def advantages(outcome: Outcome, settings: AdvantageSettings) -> Advantages:
+        more = [getattr(outcome, name) for name in fields]
+        made = function(outcome.token_rewards, outcome.response_mask, *more, gamma=settings.gamma)
+        return made, None
+
+    return advantages
+
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "ppo": Algorithm(
+        _gae,
+        "generalised advantage estimates with a critic",
+        needs="critic",
+        whitens=True,
+    ),
+    "reinforce": Algorithm(
+        _to_go(reinforce_advantages),
+        "rewards to go",
+    ),
+    "reinforce++": Algorithm(
+        _to_go(reinforce_plus_plus_advantages),
+        "rewards to go, whitened over the batch",
+    ),
+    "rloo": Algorithm(
+        lambda o, _: (rloo_advantages(o.token_rewards, o.response_mask, o.group_ids), None),
+        "the return less the mean return of the others to the prompt",
+        needs="groups",
+        keeps_credit=False,
+        needs_causal_credit=False,
+        discounts=False,
+    ),
+    "grpo": Algorithm(
+        lambda o, s: (
+            grpo_advantages(o.token_rewards, o.response_mask, o.group_ids, scale=s.scale),
+            None,
+        ),
+        "the return less the mean of the group, divided by its deviation",
+        needs="groups",
+        keeps_credit=False,
+        needs_causal_credit=False,
+        discounts=False,
+    ),
+    "remax": Algorithm(
+        _to_go(remax_advantages, "greedy_returns"),
+        "rewards to go less the return of the greedy response",
+        needs="greedy",
+    ),
+    "leave-one-out-to-go": Algorithm(
+        _to_go(leave_one_out_to_go_advantages, "group_ids"),
+        "rewards to go less the mean return of the others to the prompt",
+        needs="groups",
+    ),
+    "group-mean-to-go": Algorithm(
+        _to_go(group_mean_to_go_advantages, "group_ids"),
+        "rewards to go less the mean return of the group",
+        needs="groups",
+    ),
+    "index-baseline-to-go": Algorithm(
+        _to_go(index_baseline_to_go_advantages, "group_ids"),
+        "rewards to go less those of the others at the same index",
+        needs="groups",
+    ),
+    "index-centred": Algorithm(
+        _to_go(index_centred_advantages, "group_ids"),
+        "rewards less those of the others at the same index, to go",
+        needs="groups",
+    ),
+}
+"""Rows by the names that settings and adapters take."""
+
+
+def algorithm(name: str) -> Algorithm:
+    """The row of this name.
+
+    Raises:
+        ConfigError: there is none; the message names the nearest.
+
+    >>> algorithm("rloo").needs
+    'groups'
+    """
+    return named("algorithm.name", name, ALGORITHMS)
+
+
+def require_discount(name: str, gamma: float, *, setting: str = "estimator") -> None:
+    """Raise ConfigError for a discount that is none, or that this algorithm does not have.
+
+    Args:
+        name: of the algorithm.
+        gamma: the discount.
+        setting: what names the algorithm, for the message.
+    """
+    if not 0 <= gamma <= 1:
+        raise ConfigError(f"gamma is {gamma}; expected a discount from 0 to 1")
+    if gamma != 1.0 and not ALGORITHMS[name].discounts:
+        raise ConfigError(
+            f"gamma is {gamma} with {setting} {name!r}, which sums the rewards of a response; "
+            "expected gamma 1, or one of rewards to go"
+        )
+
+
+def estimators() -> dict[str, Algorithm]:
+    """The rows that need neither a critic nor greedy responses: those that adapters can use.
+
+    >>> "grpo" in estimators(), "ppo" in estimators()
+    (True, False)
+    """
+    return {n: row for n, row in ALGORITHMS.items() if row.needs in ("nothing", "groups")}
+
+
+ESTIMATOR_NAMES: tuple[str, ...] = tuple(estimators())
 
 
 def named_advantages(
@@ -40,9 +236,9 @@ def named_advantages(
     group_ids: Int[Tensor, "batch"],
     *,
     gamma: float = 1.0,
-    scale: Literal["group", "batch", "none"] = "group",
+    scale: Scale = "group",
 ) -> Float[Tensor, "batch time"]:
-    """Advantages by the estimator of this name; ReMax, which needs greedy responses, is not here.
+    """Advantages by the estimator of this name, one of those that need no critic.
 
     Args:
         name: one of `ESTIMATOR_NAMES`.
@@ -61,31 +257,11 @@ def named_advantages(
     tensor([[3., 2.]])
     """
     require_estimator(name, gamma=gamma)
-    match name:
-        case "reinforce":
-            return reinforce_advantages(token_rewards, response_mask, gamma=gamma)
-        case "reinforce++":
-            return reinforce_plus_plus_advantages(token_rewards, response_mask, gamma=gamma)
-        case "rloo":
-            return rloo_advantages(token_rewards, response_mask, group_ids)
-        case "grpo":
-            return grpo_advantages(token_rewards, response_mask, group_ids, scale=scale)
-    dense = {
-        "leave-one-out-to-go": leave_one_out_to_go_advantages,
-        "group-mean-to-go": group_mean_to_go_advantages,
-        "index-baseline-to-go": index_baseline_to_go_advantages,
-        "index-centred": index_centred_advantages,
-    }
-    return dense[name](token_rewards, response_mask, group_ids, gamma=gamma)
+    outcome = Outcome(token_rewards, response_mask, group_ids=group_ids)
+    return ALGORITHMS[name].advantages(outcome, AdvantageSettings(gamma=gamma, scale=scale))[0]
 
 
 def require_estimator(name: str, *, gamma: float = 1.0) -> None:
     """Raise ConfigError if no estimator has this name, or this one has no discount."""
-    require_named("estimator", name, ESTIMATOR_NAMES)
-    if not 0 <= gamma <= 1:
-        raise ConfigError(f"gamma is {gamma}; expected a discount from 0 to 1")
-    if gamma != 1.0 and name in ("rloo", "grpo"):
-        raise ConfigError(
-            f"gamma is {gamma} with estimator {name!r}, which sums the rewards of a response; "
-            "expected gamma 1, or an estimator of rewards to go"
-        )
+    named("estimator", name, estimators())
+    require_discount(name, gamma)

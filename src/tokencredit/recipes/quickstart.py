@@ -26,7 +26,7 @@ from tokencredit.recipes.language_model.train_language_model import (
     TrainLanguageModelConfig,
     train_language_model,
 )
-from tokencredit.recipes.policy.settings import (
+from tokencredit.recipes.policy.setting_groups import (
     AlgorithmSettings,
     KLSettings,
     MachineSettings,

@@ -39,6 +39,9 @@ from tokencredit.text.segments import SegmentSettings
 TextReward = Callable[[list[Any], list[str]], Sequence[float]]
 """A reward written in Python: from prompts and responses to one number per response."""
 
+MomentsOf = Callable[[str, Float[Tensor, "batch"]], RunningMoments]
+"""From the name of a source and its scores to the moments that they are normalised by."""
+
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -190,11 +193,13 @@ class PaidResponses:
         raw: sequence scores of each source by its name, as it gave them, in nats.
         sequence_scores: raw scores, combined.
         token_scores: what each token is paid.
+        seen: moments that the scores of each source were normalised by.
     """
 
     raw: dict[str, Float[Tensor, "batch"]]
     sequence_scores: Float[Tensor, "batch"]
     token_scores: Float[Tensor, "batch time"]
+    seen: dict[str, RunningMoments] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -232,7 +237,7 @@ class Rewards:
         responses: Responses,
         *,
         scores: Sequence[ResponseScores] | None = None,
-        moments: Mapping[str, RunningMoments] | None = None,
+        moments_of: MomentsOf | None = None,
         ask_policy: AskPolicy | None = None,
     ) -> PaidResponses:
         """What every token is paid by all sources together.
@@ -240,23 +245,28 @@ class Rewards:
         Args:
             responses: with segment ids where the settings of the run cut segments.
             scores: what each source said of them, as `scores` gives it; None asks them.
-            moments: of the scores of each source so far, for running normalisation; this batch is
-                counted in.
+            moments_of: for running normalisation: from the name of a source and its scores of this
+                batch to the moments that they are normalised by; None counts this batch alone.
             ask_policy: of the policy that wrote the responses, where there is one.
 
         Raises:
             ConfigError, DataError, ModelError, NumericError, ServerError: as the sources.
         """
         raw = self.scores(responses) if scores is None else scores
-        changed = [
-            self._changed(one, scores, moments)
-            for one, scores in zip(self.sources, raw, strict=True)
-        ]
         names = [one.name for one in self.sources]
+        count = moments_of or (lambda _, scores: RunningMoments().updated(scores))
+        seen = {
+            name: count(name, one.sequence_scores) for name, one in zip(names, raw, strict=True)
+        }
+        changed = [
+            transformed_scores(found, one.score, seen[one.name]).transformed
+            for one, found in zip(self.sources, raw, strict=True)
+        ]
         return PaidResponses(
             {name: one.sequence_scores for name, one in zip(names, raw, strict=True)},
             self._combined(raw).sequence_scores,
             self._token_scores(responses, changed, ask_policy),
+            seen,
         )
 
     def scores(
@@ -275,17 +285,6 @@ class Rewards:
             asks = needed if attention is None else attention
             found.append(response_scores(one.scorer, responses, attention=asks))
         return found
-
-    def _changed(
-        self,
-        source: LoadedSource,
-        scores: ResponseScores,
-        moments: Mapping[str, RunningMoments] | None,
-    ) -> ResponseScores:
-        seen = (moments or {}).get(source.name, RunningMoments())
-        return transformed_scores(
-            scores, source.score, seen.updated(scores.sequence_scores)
-        ).transformed
 
     def _combined(self, scores: Sequence[ResponseScores]) -> ResponseScores:
         return CombinedScorer(self.sources, self.combine).combined(

@@ -92,6 +92,26 @@ def test_true_reward_of_the_built_in_task_is_a_curve(models, tmp_path):
     assert len(curve["true_reward"]) == len(curve["score"]) == 2
 
 
+def test_algorithms_are_compared_and_those_without_a_critic_have_no_gae_lambda(models, tmp_path):
+    methods = {
+        "ppo": {"credit.method": "terminal"},
+        "rloo": {"algorithm": {"name": "rloo", "samples_per_prompt": 2}},
+    }
+    compare_learning(comparison(models, tmp_path, methods=methods, seeds=1))
+    names = {file.stem for file in (tmp_path / "out" / "curves").glob("*.json")}
+    lambdas = {"ppo_lr0.001_lam0.9_seed0", "ppo_lr0.001_lam1_seed0"}
+    assert names == {*lambdas, "rloo_lr0.001_seed0"}
+    rows = json.loads((tmp_path / "out" / "learning.json").read_text())
+    assert [row["gae_lambda"] == "-" for row in rows] == [False, True]
+
+
+def test_a_method_that_cannot_be_is_named_before_the_first_run(models, tmp_path):
+    config = comparison(models, tmp_path, methods={"alone": {"algorithm.name": "rloo"}})
+    with pytest.raises(ConfigError, match=r"method 'alone': .*samples_per_prompt 1"):
+        compare_learning(config)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_best_point_is_that_of_the_best_mean_over_tuning_seeds(tmp_path):
     scores = {(0.1, 0.9, 0): 1.0, (0.1, 0.9, 1): 5.0, (0.2, 0.9, 0): 4.0, (0.2, 0.9, 1): 1.0}
     runs = []

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from tiny_policy import tiny_config, write_models
 from transformers import (
     LlamaConfig,
@@ -18,6 +19,7 @@ from tokencredit.errors import ConfigError, ModelError
 from tokencredit.policy.hf_rollout import sampled_responses
 from tokencredit.recipes.policy.experience import experience_of
 from tokencredit.recipes.policy.models import loaded_models
+from tokencredit.recipes.policy.rollout import Rollout
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.run_folder import read_jsonl
 from tokencredit.sampling import Sampling
@@ -86,12 +88,11 @@ def first_experience(models, tmp_path, **settings):
     return experience_of(
         parts,
         parts.actor_critic,
-        batch,
-        truncated,
+        Rollout(batch, truncated),
         config,
+        Accelerator(cpu=True),
         kl_coef=0.0,
         moments={},
-        autocast=torch.no_grad,
     )
 
 

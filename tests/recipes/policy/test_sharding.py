@@ -30,6 +30,16 @@ from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.run_folder import read_jsonl
 
 LORA = {"lora.rank": 2, "credit.method": "generator-attention", "segments.kind": "entropy"}
+# Advantages whose mean and deviation are those of all processes, and such as need whole groups.
+WHITENED = {"algorithm.name": "reinforce++"}
+GROUPS = {"algorithm.name": "leave-one-out-to-go", "algorithm.samples_per_prompt": 2}
+ALONE = {
+    "plain": {},
+    "lora": LORA,
+    "tied": {"algorithm.critic": "separate"},
+    "whitened": WHITENED,
+    "groups": GROUPS,
+}
 pytestmark = pytest.mark.timeout(900)  # several processes, perhaps on one core
 DDP, FSDP2 = environment_of("ddp.yaml"), environment_of("fsdp2.yaml")
 RECOMPUTING = environment_of("fsdp2.yaml", fsdp_activation_checkpointing="true")
@@ -44,6 +54,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "recomputing": {"environment": RECOMPUTING},
     "served": {"environment": FSDP2, "machine.vllm_server": "http://localhost:8000"},
     "lora": {"environment": FSDP2, **LORA},
+    "whitened": {"environment": FSDP2, **WHITENED},
+    "groups": {"environment": DDP, **GROUPS},
     "tied": {"environment": FSDP2, "algorithm.critic": "separate", "machine.offload_frozen": True},
 }  # fmt: skip
 
@@ -74,13 +86,9 @@ def folder(tmp_path_factory):
             for name, settings in runs.items()
         ],
     )
-    for name, settings in {
-        "plain": {},
-        "lora": LORA,
-        "tied": {"algorithm.critic": "separate"},
-    }.items():
-        alone = folder / f"{name}-alone"
-        train_policy(tiny_config(models_of(folder, name), alone, **{**CERTAIN, **settings}))
+    for name, settings in ALONE.items():
+        output = folder / f"{name}-alone"
+        train_policy(tiny_config(models_of(folder, name), output, **{**CERTAIN, **settings}))
     return folder
 
 
@@ -89,7 +97,7 @@ def models_of(folder: Path, name: str) -> Path:
 
 
 def alone(folder: Path, name: str) -> Path:
-    return folder / (f"{name}-alone" if name in ("lora", "tied") else "plain-alone")
+    return folder / (f"{name}-alone" if name in ALONE else "plain-alone")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -100,7 +108,7 @@ def test_two_processes_train_as_one_does(folder, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_sharded_is_the_policy_and_its_layers(folder, kind):
     told = json.loads((folder / f"{kind}.json").read_text())
-    if kind == "ddp":
+    if KINDS[kind]["environment"] is DDP:
         assert told == {"modules": [], "held": 1.0}
         return
     layers = [name for name in told["modules"] if name.endswith(("layers.0", "layers.1"))]

@@ -84,6 +84,20 @@ def test_the_weights_of_the_last_step_are_sent_before_the_next(models, tmp_path,
         assert torch.equal(weight, before[name]), name
 
 
+def test_greedy_responses_come_from_the_server_with_the_same_weights(models, tmp_path, monkeypatch):
+    clients = installed(models / "policy")
+    monkeypatch.setattr(CLIENT, clients)
+    settings = {"algorithm.name": "remax", "sampling.logprobs_of": "unmasked", "sampling.top_k": 1}
+    train_policy(tiny_config(models, tmp_path / "own", **settings))
+    train_policy(tiny_config(models, tmp_path / "served", machine__vllm_server=ADDRESS, **settings))
+    each = ["update_named_params", "reset_prefix_cache", "generate", "generate"]
+    assert clients.made[0].calls == ["init_communicator", *each, *each]
+    own, served = (
+        load_file(tmp_path / name / "policy" / "model.safetensors") for name in ("own", "served")
+    )
+    assert all(torch.equal(value, served[name]) for name, value in own.items())
+
+
 def test_prompts_go_without_padding_and_answers_come_with_it():
     question, batch, truncated = answered([[8, 2], [8, 9, 9]], min_new_tokens=1, top_p=0.9)
     assert question["prompts"] == [[5], [6, 7]]

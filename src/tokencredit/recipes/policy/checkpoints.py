@@ -126,3 +126,12 @@ def restore_optimizer(actor_critic: ActorCritic, optimizer: Any, path: Path) -> 
 def read_state(path: Path) -> dict[str, Any]:
     """What a checkpoint remembers besides tensors."""
     return json.loads((path / "state.json").read_text())
+
+
+def export_policy(folder: Path, steps: int) -> None:
+    """Copy the policy of the last checkpoint to `policy/`, where it appears whole or not at all."""
+    beside = folder / ".policy.writing"
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(checkpoint_path(folder, steps) / "policy", beside)
+    shutil.rmtree(folder / "policy", ignore_errors=True)
+    beside.rename(folder / "policy")

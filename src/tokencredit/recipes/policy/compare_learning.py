@@ -1,10 +1,11 @@
-"""Which credit makes a policy learn fastest: the same PPO, grid and seeds for every method.
+"""Which way to pay makes a policy learn fastest: the same grid and seeds for every method.
 
     tokencredit compare-learning --settings ppo.yaml --output comparison
 
-Every method is tuned on the same grid of learning rates and gae_lambda, then run with more seeds
-at its best point. Finished runs leave a small curve and are skipped, so that an interrupted
-comparison goes on where it stopped; nothing else of a run is kept.
+Every method is tuned on the same grid of learning rates, and of gae_lambda where it has a critic,
+then run with more seeds at its best point. A method is any setting of train-policy: a credit, an
+algorithm, a kind of segments. Finished runs leave a small curve and are skipped, so that an
+interrupted comparison goes on where it stopped; nothing else of a run is kept.
 """
 
 import json
@@ -24,8 +25,8 @@ import yaml
 from rich.console import Console
 
 from tokencredit.errors import ConfigError, DataError, RunFolderError
-from tokencredit.recipes.policy.learning_report import Curve, write_learning_report
-from tokencredit.recipes.policy.settings import RecordSettings
+from tokencredit.recipes.policy.learning_report import Curve, Point, write_learning_report
+from tokencredit.recipes.policy.setting_groups import AlgorithmSettings, RecordSettings
 from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
 from tokencredit.recipes.quickstart_report import true_rewards_by_step
 from tokencredit.recipes.run_folder import open_run_folder, read_jsonl, write_atomically
@@ -62,7 +63,7 @@ class CompareLearningConfig:
     learning_rates: tuple[float, ...] = (3e-4, 1e-3)
     """Grid of every method."""
     gae_lambdas: tuple[float, ...] = (0.8, 0.95)
-    """Grid of every method."""
+    """Grid of every method with a critic."""
     tuning_seeds: int = setting(2, free=True)
     """Runs per grid point."""
     seeds: int = setting(5, free=True)
@@ -97,13 +98,14 @@ class LearningRun:
 
     method: str
     learning_rate: float
-    gae_lambda: float
+    gae_lambda: float | None
     seed: int
 
     @property
     def name(self) -> str:
         """Name of its curve: all that differs between runs."""
-        return f"{self.method}_lr{self.learning_rate:g}_lam{self.gae_lambda:g}_seed{self.seed}"
+        smoothing = "" if self.gae_lambda is None else f"_lam{self.gae_lambda:g}"
+        return f"{self.method}_lr{self.learning_rate:g}{smoothing}_seed{self.seed}"
 
 
 def compare_learning(config: CompareLearningConfig) -> Path:
@@ -119,15 +121,16 @@ def compare_learning(config: CompareLearningConfig) -> Path:
     """
     methods = config.methods or REWARD_MODEL_ALONE
     shared = _shared_settings(config)
-    for name, changes in methods.items():
-        _policy_config(shared, changes, name, {"output": config.output})
-    curves = _opened(config, shared)
-    grid = list(product(config.learning_rates, config.gae_lambdas))
+    asked = {
+        name: _policy_config(shared, changes, name, {"output": config.output})
+        for name, changes in methods.items()
+    }
+    curves = _open_folder(config, shared)
     tuning = [
         LearningRun(method, *point, seed)
         for seed in range(config.tuning_seeds)
-        for point in grid
-        for method in methods
+        for method, policy_config in asked.items()
+        for point in _grid(config, policy_config.algorithm)
     ]
     _run_missing(config, tuning, methods, shared, curves)
     best = best_points(tuning, curves)
@@ -143,7 +146,13 @@ def compare_learning(config: CompareLearningConfig) -> Path:
     )
 
 
-def best_points(runs: list[LearningRun], curves: Path) -> dict[str, tuple[float, float]]:
+def _grid(config: CompareLearningConfig, algorithm: AlgorithmSettings) -> list[Point]:
+    """Learning rate and gae_lambda of every run of a method; None without a critic to smooth."""
+    lambdas = config.gae_lambdas if algorithm.has_critic else (None,)
+    return list(product(config.learning_rates, lambdas))
+
+
+def best_points(runs: list[LearningRun], curves: Path) -> dict[str, Point]:
     """Learning rate and gae_lambda of each method with the best mean score over tuning."""
     return {
         method: max(points, key=points.__getitem__)
@@ -151,10 +160,8 @@ def best_points(runs: list[LearningRun], curves: Path) -> dict[str, tuple[float,
     }
 
 
-def _tuning_scores(
-    runs: list[LearningRun], curves: Path
-) -> dict[str, dict[tuple[float, float], float]]:
-    found: dict[str, dict[tuple[float, float], list[float]]] = {}
+def _tuning_scores(runs: list[LearningRun], curves: Path) -> dict[str, dict[Point, float]]:
+    found: dict[str, dict[Point, list[float]]] = {}
     for run in runs:
         point = (run.learning_rate, run.gae_lambda)
         score = statistics.mean(_read(run, curves)["score"])
@@ -181,7 +188,7 @@ def _shared_settings(config: CompareLearningConfig) -> dict[str, Any]:
     return shared
 
 
-def _opened(config: CompareLearningConfig, shared: dict[str, Any]) -> Path:
+def _open_folder(config: CompareLearningConfig, shared: dict[str, Any]) -> Path:
     """The folder of curves, after making sure that they are of these settings."""
     folder = open_run_folder(config.output, config, free=free_settings(CompareLearningConfig))
     kept, text = folder / "shared-settings.yaml", yaml.safe_dump(shared)
@@ -249,9 +256,8 @@ def train_one(
     if multiprocessing.parent_process() is not None:
         torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix="learning-"))
-    point = dict(
-        zip(_CHOSEN, (str(folder), run.learning_rate, run.gae_lambda, run.seed), strict=True)
-    )
+    chosen = zip(_CHOSEN, (str(folder), run.learning_rate, run.gae_lambda, run.seed), strict=True)
+    point = {name: value for name, value in chosen if value is not None}
     asked = _policy_config(shared, changes, run.method, point)
     record = RecordSettings(checkpoint_every=asked.steps, sample_every=asked.steps, progress=False)
     if judged_by == "true_reward":

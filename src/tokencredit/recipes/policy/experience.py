@@ -1,13 +1,12 @@
-"""One rollout of PPO: prompts, responses, scores, token rewards, advantages."""
+"""One rollout, ready for updates: scores, token rewards, advantages."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from accelerate import Accelerator
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tokencredit.aggregation.transforms import RunningMoments
@@ -15,8 +14,11 @@ from tokencredit.batch import Prompt, ResponseBatch, TokenScorer
 from tokencredit.credit.redistribution import terminal_credit
 from tokencredit.errors import NumericError
 from tokencredit.masking import masked_sum
-from tokencredit.policy.advantages import gae_advantages, macro_gae_advantages
+from tokencredit.policy.methods import ALGORITHMS, Advantages, Outcome
 from tokencredit.recipes.policy.models import PolicyModels
+from tokencredit.recipes.policy.processes import own_rows, rows_of_all
+from tokencredit.recipes.policy.rollout import Rollout
+from tokencredit.recipes.policy.setting_groups import AlgorithmSettings
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.recipes.policy.sharding import on_device
 from tokencredit.recipes.policy.views import (
@@ -29,7 +31,7 @@ from tokencredit.recipes.policy.views import (
 )
 from tokencredit.scorers.evidence import Responses
 from tokencredit.scorers.segmentation import response_segments
-from tokencredit.scorers.sources import PaidResponses
+from tokencredit.scorers.sources import MomentsOf, PaidResponses
 from tokencredit.shaping import kl_estimates, kl_penalised_rewards
 
 
@@ -55,18 +57,25 @@ class Experience:
     token_rewards: Float[Tensor, "batch time"]
     loss_mask: Bool[Tensor, "batch time"]
     advantages: Float[Tensor, "batch time"]
-    returns: Float[Tensor, "batch time"]
+    returns: Float[Tensor, "batch time"] | None
 
 
 @torch.no_grad()
 def scores_of(
     models: PolicyModels,
     responses: Responses,
-    moments: Mapping[str, RunningMoments],
+    moments_of: MomentsOf,
     *,
     token_scorer: TokenScorer | None,
 ) -> PaidResponses:
-    """Scores of responses: as each source of reward gave them, combined, and on their tokens."""
+    """Scores of responses: as each source of reward gave them, combined, and on their tokens.
+
+    Args:
+        models: of the run.
+        responses: with segment ids where settings cut segments.
+        moments_of: what the scores of a source are normalised by.
+        token_scorer: pays the tokens in the place of the rewards; None for the rewards.
+    """
     batch = responses.batch
     if token_scorer is not None:
         token_scores = token_scorer(batch)
@@ -74,7 +83,7 @@ def scores_of(
         return PaidResponses({"reward": sums}, sums, token_scores)
     with on_device(models.visits, *models.rewards.modules):
         return models.rewards.paid(
-            responses, moments=moments, ask_policy=models.actor_critic.policy_alone
+            responses, moments_of=moments_of, ask_policy=models.actor_critic.policy_alone
         )
 
 
@@ -93,51 +102,53 @@ def with_truncation(
 def experience_of(
     models: PolicyModels,
     model: Callable[..., Any],
-    batch: ResponseBatch,
-    truncated: Bool[Tensor, "batch"],
+    rollout: Rollout,
     config: TrainPolicyConfig,
+    accelerator: Accelerator,
     *,
     kl_coef: float,
     moments: Mapping[str, RunningMoments],
-    autocast: Callable[[], AbstractContextManager[Any]],
     token_scorer: TokenScorer | None = None,
-    conversations: list[Prompt] | None = None,
 ) -> Experience:
-    """What the updates need of a batch: its scores, token rewards, advantages.
+    """What the updates need of a rollout: its scores, token rewards, advantages.
 
     Raises:
         NumericError: a reward is NaN or infinite.
     """
+    batch, truncated, mask = rollout.batch, rollout.truncated, rollout.batch.response_mask
     temperature, size = config.sampling.temperature, config.algorithm.micro_batch_size
     support = sampling_support(models, model, batch, config.sampling, size)
     old, entropies = old_view(model, batch, support, temperature, size)
-    with autocast():
+    with accelerator.autocast():
         ref_logprobs = reference_logprobs(models, batch, support, temperature, size)
-    segment_ids = response_segments(
-        config.segments,
-        models.tokenizer,
-        batch,
-        ref_logprobs=lambda: ref_logprobs,
-        ref_entropies=lambda: reference_entropies(models, batch, size),
-    )
-    responses = Responses(batch, conversations, segment_ids=segment_ids)
-    scores = scores_of(models, responses, moments, token_scorer=token_scorer)
+    responses = _responses(models, batch, config, ref_logprobs, rollout.chats)
+
+    def moments_of(name: str, fresh: Float[Tensor, "batch"]) -> RunningMoments:
+        return moments.get(name, RunningMoments()).updated(fresh)
+
+    scores = scores_of(models, responses, moments_of, token_scorer=token_scorer)
     kl = kl_estimates(old.logprobs, ref_logprobs, estimator=config.kl.estimator)
     penalty = config.sampling.truncation_penalty
-    token_rewards = kl_penalised_rewards(
-        with_truncation(scores.token_scores, batch, truncated, penalty=penalty),
-        kl,
-        batch.response_mask,
-        kl_coef=kl_coef,
-    )
+    paid = with_truncation(scores.token_scores, batch, truncated, penalty=penalty)
+    token_rewards = kl_penalised_rewards(paid, kl, mask, kl_coef=kl_coef)
     if not bool(token_rewards.isfinite().all()):
         raise NumericError(
             "a token reward is NaN or infinite; expected finite scores and log-probabilities. "
             "The last checkpoint is whole; look at the reward model and at kl.coef"
         )
-    advantages, returns = advantages_and_returns(
-        token_rewards, old, batch.response_mask, segment_ids, truncated, config
+    bootstraps = config.sampling.truncated == "bootstrap"
+    outcome = Outcome(
+        token_rewards,
+        mask,
+        values=old.values,
+        group_ids=rollout.group_ids,
+        greedy_returns=greedy_returns(
+            models, rollout, config, accelerator, scores.seen, token_scorer
+        ),
+        segment_ids=responses.segment_ids if config.segments.use == "macro-actions" else None,
+        bootstrap_values=old.last_values * truncated if bootstraps else None,
     )
+    advantages, returns = advantages_of(outcome, config.algorithm, accelerator)
     masks_out = config.sampling.truncated == "mask"
     left_out = truncated if masks_out else torch.zeros_like(truncated)
     return Experience(
@@ -150,36 +161,95 @@ def experience_of(
         kl=kl,
         sequence_scores=scores.sequence_scores,
         source_scores=scores.raw,
-        held_out_scores=held_out_scores(models, batch, conversations),
+        held_out_scores=held_out_scores(models, batch, rollout.chats),
         token_scores=scores.token_scores,
         token_rewards=token_rewards,
-        loss_mask=batch.response_mask & ~left_out[:, None],
+        loss_mask=mask & ~left_out[:, None],
         advantages=advantages,
         returns=returns,
     )
 
 
-def advantages_and_returns(
-    token_rewards: Float[Tensor, "batch time"],
-    old: PolicyView,
-    response_mask: Bool[Tensor, "batch time"],
-    segment_ids: Int[Tensor, "batch time"] | None,
-    truncated: Bool[Tensor, "batch"],
+def _responses(
+    models: PolicyModels,
+    batch: ResponseBatch,
     config: TrainPolicyConfig,
-) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
-    """Advantages of tokens or of macro actions, and the returns that the critic learns."""
-    bootstraps = config.sampling.truncated == "bootstrap"
-    estimator = gae_advantages
-    if segment_ids is not None and config.segments.use == "macro-actions":
-        estimator = partial(macro_gae_advantages, segment_ids=segment_ids)
-    return estimator(
-        token_rewards,
-        old.values,
-        response_mask,
-        gamma=config.algorithm.gamma,
-        gae_lambda=config.algorithm.gae_lambda,
-        bootstrap_values=old.last_values * truncated if bootstraps else None,
+    ref_logprobs: Float[Tensor, "batch time"],
+    chats: list[Prompt] | None,
+) -> Responses:
+    """Responses with what was asked, cut as the settings say."""
+    size = config.algorithm.micro_batch_size
+    ids = response_segments(
+        config.segments,
+        models.tokenizer,
+        batch,
+        ref_logprobs=lambda: ref_logprobs,
+        ref_entropies=lambda: reference_entropies(models, batch, size),
     )
+    return Responses(batch, chats, segment_ids=ids)
+
+
+def greedy_returns(
+    models: PolicyModels,
+    rollout: Rollout,
+    config: TrainPolicyConfig,
+    accelerator: Accelerator,
+    seen: Mapping[str, RunningMoments],
+    token_scorer: TokenScorer | None,
+) -> Float[Tensor, "batch"] | None:
+    """Sum of the token scores of the greedy response to the prompt of each response.
+
+    They are normalised as those of the responses that were drawn. The KL penalty is left out, as
+    in the code of ReMax: a baseline may be any number that does not depend on what was drawn.
+
+    Args:
+        models: of the run.
+        rollout: with a greedy response per prompt; without, the result is None.
+        config: the settings.
+        accelerator: of the run.
+        seen: moments of the scores of each source, those of the drawn responses among them.
+        token_scorer: as in `scores_of`.
+    """
+    greedy, samples = rollout.greedy, config.algorithm.samples_per_prompt
+    if greedy is None or rollout.greedy_truncated is None:
+        return None
+    ref_logprobs = torch.zeros(greedy.response_ids.shape, device=greedy.response_ids.device)
+    if config.segments.kind == "perplexity":
+        temperature, size = config.sampling.temperature, config.algorithm.micro_batch_size
+        with accelerator.autocast():
+            ref_logprobs = reference_logprobs(models, greedy, None, temperature, size)
+    chats = None if rollout.chats is None else rollout.chats[::samples]
+    token_scores = scores_of(
+        models,
+        _responses(models, greedy, config, ref_logprobs, chats),
+        lambda name, _: seen[name],
+        token_scorer=token_scorer,
+    ).token_scores
+    penalty = config.sampling.truncation_penalty
+    paid = with_truncation(token_scores, greedy, rollout.greedy_truncated, penalty=penalty)
+    return masked_sum(paid, greedy.response_mask).repeat_interleave(samples)
+
+
+def advantages_of(
+    outcome: Outcome, settings: AlgorithmSettings, accelerator: Accelerator
+) -> Advantages:
+    """Advantages by the algorithm of these settings, and the returns that a critic learns.
+
+    An algorithm without a critic sees the responses of all processes: its statistics are those of
+    the whole batch, however many processes share it.
+
+    Args:
+        outcome: of the responses of this process.
+        settings: name and options of the algorithm.
+        accelerator: of the processes.
+    """
+    make = ALGORITHMS[settings.name].advantages
+    if settings.has_critic:
+        return make(outcome, settings.options)
+    parts = {name: value for name, value in vars(outcome).items() if value is not None}
+    everywhere = Outcome(**{name: rows_of_all(accelerator, part) for name, part in parts.items()})
+    advantages, _ = make(everywhere, settings.options)
+    return own_rows(accelerator, advantages, outcome.token_rewards), None
 
 
 def held_out_scores(

@@ -20,7 +20,8 @@ from tokencredit.evaluation.report import ReportFigure, ReportTable, report_html
 from tokencredit.recipes.run_folder import write_atomically
 
 Curve = dict[str, list[float]]
-Point = tuple[float, float]
+Point = tuple[float, float | None]
+"""Learning rate, and gae_lambda where there is a critic."""
 COLUMNS = (
     "method", "seeds", "learning rate", "gae_lambda", "mean", "last 20", "held-out, last 20",
     "KL, last 20", "terminal's best at step", "share of terminal's steps",
@@ -58,7 +59,7 @@ def learning_rows(
                 method,
                 str(len(seeds)),
                 f"{best[method][0]:g}",
-                f"{best[method][1]:g}",
+                _shown(best[method][1]),
                 mean_and_deviation([statistics.mean(seed[judged_by]) for seed in seeds]),
                 mean_and_deviation([statistics.mean(seed[judged_by][-20:]) for seed in seeds]),
                 mean_and_deviation(held_out) if held_out else "-",
@@ -68,6 +69,10 @@ def learning_rows(
             ]
         )
     return rows
+
+
+def _shown(gae_lambda: float | None) -> str:
+    return "-" if gae_lambda is None else f"{gae_lambda:g}"
 
 
 def write_learning_report(
@@ -120,12 +125,12 @@ def write_learning_report(
         title="What was reached at which KL",
     )
     grid = [
-        [method, f"{rate:g}", f"{lam:g}", f"{score:.3f}"]
+        [method, f"{rate:g}", _shown(lam), f"{score:.3f}"]
         for method, points in tuning.items()
         for (rate, lam), score in points.items()
     ]
     page = report_html(
-        "Which credit learns fastest",
+        "Which method learns fastest",
         notes=[NOTE],
         tables=[
             ReportTable("Learning", COLUMNS, rows),

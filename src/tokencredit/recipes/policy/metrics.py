@@ -1,4 +1,4 @@
-"""What a PPO step reports: numbers, samples, a progress bar."""
+"""What a training step reports: numbers, samples, a progress bar."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -76,9 +76,10 @@ def step_metrics(
     row |= {name: float(value.mean()) for name, value in gathered.items()}
     row["score_std"] = float(gathered["score"].std(correction=0))
     row["kl_std"] = float(gathered["kl"].std(correction=0))
-    errors = masked_var(experience.returns - old.values, mask)
-    spread = masked_var(experience.returns, mask)
-    row["explained_variance"] = float(1 - errors / spread.clamp(min=1e-12))
+    if experience.returns is not None:
+        errors = masked_var(experience.returns - old.values, mask)
+        spread = masked_var(experience.returns, mask)
+        row["explained_variance"] = float(1 - errors / spread.clamp(min=1e-12))
     row["entropy"] = float(masked_mean(experience.entropies, mask))
     row["kl_coef"] = kl_coef
     row |= update
@@ -126,7 +127,7 @@ class StepProgress:
     def __init__(self, steps: int, done: int, enabled: bool, accelerator: Accelerator) -> None:
         shown = enabled and accelerator.is_main_process
         self._progress = Progress(
-            TextColumn("PPO"),
+            TextColumn("steps"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("score {task.fields[score]:.2f}  KL {task.fields[kl]:.2f}"),

@@ -20,7 +20,8 @@ from tokencredit.models.hf_loading import (
     require_pad_token,
 )
 from tokencredit.policy.hf_models import ActorCritic, Result, load_value_head
-from tokencredit.recipes.policy.settings import ServerSettings, TrainPolicyConfig
+from tokencredit.recipes.policy.setting_groups import ServerSettings
+from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.recipes.policy.sharding import on_device
 from tokencredit.recipes.policy.vllm import VLLMServer
 from tokencredit.reward_model.hf_scores import load_reward_model
@@ -116,7 +117,7 @@ def loaded_models(
         held_out = LocalScorer(*judge, tokenizer, micro_batch_size=size)
     policy = _policy(config, checkpoint, shared)
     actor_critic = ActorCritic(policy, _critic(config, checkpoint, shared))
-    if checkpoint is not None and config.algorithm.critic == "shared":
+    if checkpoint is not None and actor_critic.has_value_head:
         load_value_head(actor_critic, checkpoint)
     disable_dropout(actor_critic)
     reference = None
@@ -154,9 +155,11 @@ def _policy(config: TrainPolicyConfig, checkpoint: Path | None, shared: dict[str
 def _critic(
     config: TrainPolicyConfig, checkpoint: Path | None, shared: dict[str, Any]
 ) -> Any | None:
-    """A model apart for the values: a copy of the policy or of the reward model."""
-    if config.algorithm.critic == "shared":
+    """What says values: a copy of the policy or of the reward model, a head, or nothing."""
+    if not config.algorithm.has_critic:
         return None
+    if config.algorithm.critic == "shared":
+        return "shared"
     if checkpoint is not None:
         return load_model(AutoModelForSequenceClassification, str(checkpoint / "critic"), **shared)
     if config.algorithm.critic == "reward-model":

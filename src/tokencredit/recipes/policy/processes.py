@@ -1,11 +1,12 @@
-"""What a training of several processes says when one of them dies or falls silent."""
+"""What processes of a training exchange, and what is said when one dies or falls silent."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
-from accelerate import InitProcessGroupKwargs
+from accelerate import Accelerator, InitProcessGroupKwargs
+from torch import Tensor
 
 from tokencredit.errors import ProcessError
 
@@ -38,6 +39,32 @@ def explain_lost_processes() -> Iterator[None]:
             "which goes on from the last checkpoint. Where one was only slow, raise "
             "machine.process_timeout"
         ) from error
+
+
+def rows_of_all(accelerator: Accelerator, values: Tensor) -> Tensor:
+    """The rows of all processes in their order, all as wide as the widest.
+
+    Args:
+        accelerator: of the processes; every one of them must ask for it.
+        values: (batch) or (batch, time), as many rows on each process.
+    """
+    # Padding turns truth values into numbers, but on the processes alone that need it.
+    numbers = values.long() if values.dtype == torch.bool else values
+    gathered: Tensor = accelerator.gather(accelerator.pad_across_processes(numbers, dim=1))
+    return gathered.to(values.dtype)
+
+
+def own_rows(accelerator: Accelerator, everywhere: Tensor, own: Tensor) -> Tensor:
+    """The part of `rows_of_all` that belongs to this process, as wide as it was.
+
+    Args:
+        accelerator: of the processes.
+        everywhere: rows of all of them.
+        own: a tensor of the shape that this process had.
+    """
+    rows, time = own.shape
+    start = accelerator.process_index * rows
+    return everywhere[start : start + rows, :time]
 
 
 def is_of_a_lost_process(error: RuntimeError) -> bool:

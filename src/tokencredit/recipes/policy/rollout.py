@@ -1,22 +1,48 @@
 """The responses of one step: which prompts, how long, and who draws."""
 
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tokencredit.batch import Prompt, ResponseBatch
 from tokencredit.policy.hf_rollout import sampled_responses
+from tokencredit.policy.methods import ALGORITHMS
 from tokencredit.recipes.policy.models import PolicyModels
 from tokencredit.recipes.policy.prompts import PolicyPrompts, prompts_of_step
-from tokencredit.recipes.policy.settings import MachineSettings, TrainPolicyConfig, sampling_of
+from tokencredit.recipes.policy.setting_groups import MachineSettings, SamplingSettings, sampling_of
+from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.recipes.policy.sharding import gathers_for_every_token, kept_gathered
 from tokencredit.recipes.policy.vllm import send_weights, served_responses
 from tokencredit.text.hf_token_rows import left_padded
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """The responses of one step that this process has.
+
+    Attributes:
+        batch: the responses; those to one prompt stand together.
+        truncated: True for each that was cut off.
+        chats: what the prompts were rendered from, one per response; None for plain texts.
+        group_ids: responses of all processes with the same number answer the same prompt.
+        greedy: the likeliest response to each prompt, for algorithms that compare with it.
+        greedy_truncated: True for each of those that was cut off.
+    """
+
+    batch: ResponseBatch
+    truncated: Bool[Tensor, "batch"]
+    chats: list[Prompt] | None = None
+    group_ids: Int[Tensor, "batch"] | None = None
+    greedy: ResponseBatch | None = None
+    greedy_truncated: Bool[Tensor, "prompts"] | None = None
 
 
 def draw_responses(
@@ -26,8 +52,8 @@ def draw_responses(
     prompts: PolicyPrompts,
     step: int,
     rng: torch.Generator,
-) -> tuple[ResponseBatch, Bool[Tensor, "batch"], list[Prompt] | None]:
-    """One response to each prompt that this process has in a step.
+) -> Rollout:
+    """Draw the responses to each prompt that this process has in a step.
 
     Args:
         config: the settings.
@@ -36,51 +62,88 @@ def draw_responses(
         prompts: all of them.
         step: its number.
         rng: draws how much of a prompt is kept and how long a response may be.
-
-    Returns:
-        The batch, True for each response that was cut off, and the chats that the prompts were
-        rendered from.
     """
-    share = config.batch_size // accelerator.num_processes
-    chosen = prompts_of_step(len(prompts.rows), config.batch_size, config.seed, step)
-    mine = chosen[accelerator.process_index * share : (accelerator.process_index + 1) * share]
-    rows = [prompts.rows[i] for i in mine]
-    chats = None if prompts.chats is None else [prompts.chats[i] for i in mine]
-    if config.data.tokens is not None:
-        least, most = config.data.tokens
-        cuts = torch.randint(least, most + 1, (share,), generator=rng).tolist()
-        rows = [row[:cut] for row, cut in zip(rows, cuts, strict=True)]
-    lengths = None
-    if config.sampling.response_lengths == "uniform":
-        most = config.sampling.max_new_tokens
-        least = max(config.sampling.min_new_tokens, 1)
-        lengths = torch.randint(least, most + 1, (share,), generator=rng)
-    prompt_ids, prompt_mask = left_padded(rows, models.tokenizer.pad_token_id)
-    batch, truncated = _drawn_responses(
-        config.machine,
-        accelerator,
-        models,
-        prompt_ids=prompt_ids.to(accelerator.device),
-        prompt_mask=prompt_mask.to(accelerator.device),
-        sampling=sampling_of(config.sampling, models.tokenizer.eos_token_id),
-        pad_token_id=models.tokenizer.pad_token_id,
-        eos_token_id=models.tokenizer.eos_token_id,
-        response_lengths=None if lengths is None else lengths.to(accelerator.device),
-    )
-    return batch, truncated, chats
+    samples = config.algorithm.samples_per_prompt
+    count = config.batch_size // samples  # prompts of the step
+    share = count // accelerator.num_processes
+    first = accelerator.process_index * share
+    mine = prompts_of_step(len(prompts.rows), count, config.seed, step)[first : first + share]
+    rows = _kept_rows([prompts.rows[i] for i in mine], config.data.tokens, rng)
+    chats = None if prompts.chats is None else _repeated([prompts.chats[i] for i in mine], samples)
+    device = accelerator.device
+    prompt_ids, prompt_mask = left_padded(_repeated(rows, samples), models.tokenizer.pad_token_id)
+    lengths = _lengths(config.sampling, share * samples, rng)
+    request = {
+        "prompt_ids": prompt_ids.to(device),
+        "prompt_mask": prompt_mask.to(device),
+        "sampling": sampling_of(config.sampling, models.tokenizer.eos_token_id),
+        "response_lengths": None if lengths is None else lengths.to(device),
+    }
+    requests = [request]
+    if ALGORITHMS[config.algorithm.name].needs == "greedy":
+        requests.append(_greedy_request(request, samples))
+    (batch, truncated), *greedy = _drawn_responses(config.machine, accelerator, models, requests)
+    group_ids = first + torch.arange(share * samples, device=device) // samples
+    return Rollout(batch, truncated, chats, group_ids, *(greedy[0] if greedy else ()))
+
+
+def _kept_rows(
+    rows: list[list[int]], bounds: list[int] | None, rng: torch.Generator
+) -> list[list[int]]:
+    """Prompts cut to their first tokens, as many as drawn between the bounds."""
+    if bounds is None:
+        return rows
+    least, most = bounds
+    cuts = torch.randint(least, most + 1, (len(rows),), generator=rng).tolist()
+    return [row[:cut] for row, cut in zip(rows, cuts, strict=True)]
+
+
+def _repeated(items: list[Item], times: int) -> list[Item]:
+    return [item for item in items for _ in range(times)]
+
+
+def _lengths(
+    settings: SamplingSettings, count: int, rng: torch.Generator
+) -> Int[Tensor, "batch"] | None:
+    """How long each response shall be; None where it ends by itself."""
+    if settings.response_lengths != "uniform":
+        return None
+    least, most = max(settings.min_new_tokens, 1), settings.max_new_tokens
+    return torch.randint(least, most + 1, (count,), generator=rng)
+
+
+def _greedy_request(request: dict[str, Any], samples: int) -> dict[str, Any]:
+    """The request for the likeliest response to each prompt, as long as the first one drawn."""
+    lengths = request["response_lengths"]
+    return {
+        "prompt_ids": request["prompt_ids"][::samples],
+        "prompt_mask": request["prompt_mask"][::samples],
+        "sampling": replace(request["sampling"], temperature=1.0, top_k=1, top_p=1.0),
+        "response_lengths": None if lengths is None else lengths[::samples],
+    }
 
 
 def _drawn_responses(
-    machine: MachineSettings, accelerator: Accelerator, models: PolicyModels, **request: Any
-) -> tuple[ResponseBatch, Bool[Tensor, "batch"]]:
-    """Responses from the server if there is one, else from the policy itself."""
+    machine: MachineSettings,
+    accelerator: Accelerator,
+    models: PolicyModels,
+    requests: list[dict[str, Any]],
+) -> list[tuple[ResponseBatch, Bool[Tensor, "batch"]]]:
+    """Responses to each request, from the server if there is one, else from the policy itself."""
+    tokens = {
+        "pad_token_id": models.tokenizer.pad_token_id,
+        "eos_token_id": models.tokenizer.eos_token_id,
+    }
     if models.server is not None:
         send_weights(models.server, models.actor_critic.policy)
-        return served_responses(models.server, **request)
+        return [served_responses(models.server, **request, **tokens) for request in requests]
     gather = machine.gather_for_generation
     gathered = kept_gathered(accelerator, models.actor_critic) if gather else nullcontext()
     in_step = gathers_for_every_token(models.actor_critic, kept=gather)
     with accelerator.autocast(), gathered:
-        return models.actor_critic.policy_alone(
-            partial(sampled_responses, **request, in_step=in_step)
-        )
+        return [
+            models.actor_critic.policy_alone(
+                partial(sampled_responses, **request, **tokens, in_step=in_step)
+            )
+            for request in requests
+        ]

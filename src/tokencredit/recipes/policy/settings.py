@@ -1,13 +1,23 @@
-"""The settings of `tokencredit train-policy`, in groups, and the combinations that it refuses."""
+"""The settings of `tokencredit train-policy`, and the combinations of groups that it refuses."""
 
 import warnings
 from dataclasses import dataclass
-from typing import Literal
 
 from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.aggregation.transforms import ScoreSettings
 from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError, TokenCreditWarning
+from tokencredit.policy.methods import ALGORITHMS
+from tokencredit.recipes.policy.setting_groups import (
+    AlgorithmSettings,
+    KLSettings,
+    MachineSettings,
+    OptimizerSettings,
+    PromptSettings,
+    RecordSettings,
+    SamplingSettings,
+    ServerSettings,
+)
 from tokencredit.recipes.settings import (
     LoadingSettings,
     LoraSettings,
@@ -15,220 +25,10 @@ from tokencredit.recipes.settings import (
     require_at_least,
     setting,
 )
-from tokencredit.sampling import Sampling
 from tokencredit.scorers.sources import RewardSource, is_local, required_sources
 from tokencredit.server.client import RewardServer
 from tokencredit.server.exchange import is_address
 from tokencredit.text.segments import SegmentSettings
-
-
-@dataclass(frozen=True)
-class PromptSettings:
-    """Which prompts are read, and how much of each."""
-
-    column: str = setting("prompt", was="prompt_column")
-    """Of the prompts: texts, or lists of chat messages."""
-    tokens: list[int] | None = setting(None, was="prompt_tokens")
-    """Keep this many first tokens of each prompt, drawn evenly between the two numbers; None keeps
-    whole prompts."""
-    limit: int | None = setting(None, was="max_prompts")
-    """Use only the first prompts of the dataset; None uses all."""
-
-    def __post_init__(self) -> None:
-        kept = self.tokens
-        if kept is not None and not (len(kept) == 2 and 1 <= kept[0] <= kept[1]):
-            raise ConfigError(f"data.tokens is {kept}; expected two numbers, 1 <= least <= most")
-
-
-@dataclass(frozen=True)
-class ServerSettings:
-    """How a reward model that another process serves is asked."""
-
-    token_variable: str | None = setting(None, was="reward_token_variable")
-    """Name of the environment variable that holds its token; None for a server without one."""
-    timeout: float = setting(90.0, was="reward_server_timeout")
-    """Seconds that it may take for one answer."""
-    retries: int = setting(10, was="reward_server_retries")
-    """How often a server that is down, slow or full is asked again, later and later, before the
-    run stops; its last checkpoint stays."""
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How responses are drawn, and what becomes of those that were cut off."""
-
-    min_new_tokens: int = 0
-    """No end of sequence before this many tokens."""
-    max_new_tokens: int = 64
-    """Responses are cut here."""
-    response_lengths: Literal["eos", "uniform"] = "eos"
-    """`eos` ends responses at the end of sequence; `uniform` forbids it and draws each length
-    evenly from min_new_tokens to max_new_tokens."""
-    temperature: float = 1.0
-    """Logits are divided by it."""
-    top_k: int = 0
-    """Draw from this many tokens; 0 for all."""
-    top_p: float = 1.0
-    """Draw from the fewest tokens that have this probability together; 1 for all."""
-    force_eos: bool = False
-    """Force the end of sequence as last token of a response of full length."""
-    logprobs_of: Literal["sampled", "unmasked"] = "sampled"
-    """`sampled` scores the distribution that tokens were drawn from (suppressed tokens,
-    temperature, top-k and top-p included); `unmasked` ignores suppression and truncation, as
-    published code does, and lets the policy farm negative KL."""
-    truncated: Literal["ended", "bootstrap", "mask", "penalty"] = "ended"
-    """What a response that was cut off is: `ended` like any other, `bootstrap` adds the critic's
-    value of its last state, `mask` leaves it out of the losses, `penalty` subtracts
-    `truncation_penalty` from its last token."""
-    truncation_penalty: float = 0.0
-    """In nats."""
-
-    def __post_init__(self) -> None:
-        if self.truncation_penalty and self.truncated != "penalty":
-            raise ConfigError(
-                f"sampling.truncation_penalty is {self.truncation_penalty} but sampling.truncated "
-                f"is {self.truncated!r}; expected truncated='penalty', or no penalty"
-            )
-        if self.response_lengths == "uniform" and (self.force_eos or self.truncated != "ended"):
-            raise ConfigError(
-                "sampling.response_lengths is 'uniform', which forbids the end of sequence, "
-                f"together with force_eos={self.force_eos} and truncated={self.truncated!r}; "
-                "expected force_eos=False and truncated='ended'"
-            )
-
-
-@dataclass(frozen=True)
-class AlgorithmSettings:
-    """How responses and their token rewards become updates."""
-
-    epochs: int = setting(4, was="ppo_epochs")
-    """Passes over each batch."""
-    minibatch_size: int | None = None
-    """Responses per optimiser step, over all processes; None for the whole batch."""
-    micro_batch_size: int | None = None
-    """Responses per backward pass, and per forward pass of scoring; gradients add up to the
-    minibatch. None for the whole minibatch, and all responses of a process."""
-    clip_eps: float = 0.2
-    """Half-width of the trusted range of the policy ratio."""
-    value_clip_eps: float | None = 0.2
-    """How far values may move per batch, in nats; None for freely."""
-    value_coef: float = 0.1
-    """Weight of the critic's loss."""
-    gamma: float = 1.0
-    """Discount; below 1 no credit conserves the return."""
-    gae_lambda: float = 0.95
-    """Of generalised advantage estimation; tune it for each credit."""
-    whiten_advantages: bool = True
-    """Scale advantages to mean 0 and variance 1 over the batch."""
-    critic: Literal["shared", "separate", "reward-model"] = "shared"
-    """`shared` puts a value head on the policy's trunk, `separate` trains a copy of the policy,
-    `reward-model` a copy of the reward model, whose prefix scores it starts from."""
-
-    def __post_init__(self) -> None:
-        require_at_least(self, 1, "epochs")
-        if not 0 < self.gamma <= 1 or not 0 <= self.gae_lambda <= 1:
-            raise ConfigError(
-                f"algorithm.gamma is {self.gamma} and algorithm.gae_lambda {self.gae_lambda}; "
-                "expected gamma in (0, 1] and gae_lambda in [0, 1]"
-            )
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """AdamW, its learning rate along the run, and the largest gradient."""
-
-    learning_rate: float = 1e-5
-    """Of AdamW."""
-    lr_schedule: Literal["constant", "linear"] = "constant"
-    """`constant`, or `linear` down to zero at the last step."""
-    adam_epsilon: float = 1e-5
-    """Of AdamW."""
-    weight_decay: float = 0.0
-    """Of AdamW."""
-    max_grad_norm: float = 1.0
-    """Gradients are clipped to this norm."""
-
-
-@dataclass(frozen=True)
-class KLSettings:
-    """What it costs the policy to leave its reference."""
-
-    coef: float = 0.05
-    """Price of a nat of KL in the reward."""
-    target: float | None = None
-    """KL per response, in nats, to which `coef` adapts; None keeps it fixed."""
-    horizon: int = 10_000
-    """Responses over which a full correction of `coef` is spread."""
-    estimator: Literal["k1", "k2", "k3"] = "k1"
-    """Of the KL in the reward or in the loss."""
-    loss_coef: float = 0.0
-    """Price of a nat of KL in the loss instead of the reward."""
-
-    def __post_init__(self) -> None:
-        if self.coef > 0 and self.loss_coef > 0:
-            raise ConfigError(
-                f"kl.coef is {self.coef} and kl.loss_coef {self.loss_coef}; expected KL in the "
-                "reward or in the loss, not both: set one of them to 0"
-            )
-        if self.loss_coef > 0 and self.estimator == "k1":
-            raise ConfigError(
-                "kl.loss_coef with kl.estimator 'k1', whose gradient is zero on average; expected "
-                "'k2' (the gradient of the true KL) or 'k3'"
-            )
-        if self.target is not None and self.coef <= 0:
-            raise ConfigError(
-                f"kl.target is {self.target} with kl.coef {self.coef}; an adaptive coefficient "
-                "needs a positive start"
-            )
-
-
-@dataclass(frozen=True)
-class MachineSettings:
-    """Where models lie, and who computes."""
-
-    device: str | None = setting(None, free=True)
-    """`cpu` keeps to the CPU; None takes what Accelerate finds."""
-    mixed_precision: Literal["no", "bf16"] = "no"
-    """`bf16` runs generation and updates under autocast."""
-    offload_frozen: bool = setting(False, free=True)
-    """Keep the frozen models on the CPU and bring each to the device only while it is called."""
-    gather_for_generation: bool = setting(True, free=True)
-    """Under FSDP2, hold the whole policy on every device while responses are drawn; False gathers
-    one layer at a time for every token, slowly, for policies that are larger than a device."""
-    vllm_server: str | None = setting(None, free=True)
-    """Address of a vLLM server that draws the responses and is sent the weights before every
-    rollout, for example `http://localhost:8000`; None draws them here."""
-    process_timeout: float = setting(600.0, free=True)
-    """Seconds that one of several processes waits for the others before it stops; more than the
-    slowest step of any of them, a checkpoint included."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.process_timeout < 1e9:
-            raise ConfigError(
-                f"machine.process_timeout is {self.process_timeout}; expected a number of seconds "
-                "above 0"
-            )
-
-
-@dataclass(frozen=True)
-class RecordSettings:
-    """What a run keeps and shows of itself."""
-
-    checkpoint_every: int = 50
-    """Steps between checkpoints."""
-    keep_checkpoints: int = 2
-    """How many stay."""
-    sample_every: int = 10
-    """Steps between written samples with their token rewards."""
-    sample_count: int = 4
-    """Responses per written sample."""
-    trackers: tuple[str, ...] = ()
-    """Of Accelerate, for example `tensorboard`, `wandb`, `trackio`."""
-    progress: bool = True
-    """Show a progress bar."""
-
-    def __post_init__(self) -> None:
-        require_at_least(self, 1, "checkpoint_every", "keep_checkpoints")
 
 
 @dataclass(frozen=True)
@@ -288,6 +88,7 @@ class TrainPolicyConfig:
     def __post_init__(self) -> None:
         require_at_least(self, 1, "steps", "batch_size")
         _require_batches_that_divide(self.batch_size, self.algorithm)
+        _require_critic_where_needed(self.algorithm, self.sampling, self.segments)
         for source in self.sources:
             _require_credit_that_fits(
                 source.credit or self.credit, source.segments or self.segments
@@ -316,17 +117,28 @@ class TrainPolicyConfig:
         )
 
 
-def sampling_of(settings: SamplingSettings, eos_token_id: int | None) -> Sampling:
-    """How responses are drawn under these settings."""
-    without_end = settings.response_lengths == "uniform" and eos_token_id is not None
-    return Sampling(
-        min_new_tokens=settings.min_new_tokens,
-        max_new_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-        suppress_tokens=(eos_token_id,) if without_end and eos_token_id is not None else (),
-        force_eos=settings.force_eos,
+def warn_of_biased_gradient(config: TrainPolicyConfig) -> None:
+    """Warn where rewards before a token are dropped although it may have changed them."""
+    algorithm = config.algorithm
+    if not ALGORITHMS[algorithm.name].needs_causal_credit:
+        return
+    used = [one.credit or config.credit for one in config.sources if one.weight != 0]
+    biased = [
+        credit
+        for credit in used
+        if not credit_method(credit.method).causal and credit.terminal_share != 1
+    ]
+    if not biased:
+        return
+    credit = biased[0]
+    safe = [name for name, row in ALGORITHMS.items() if not row.needs_causal_credit]
+    warnings.warn(
+        f"credit.method {credit.method!r} pays a token for what comes after it, and algorithm.name "
+        f"{algorithm.name!r} leaves rewards before a token out of its advantage, as if it could "
+        "not have changed them: the gradient is biased. A causal credit, 'prefix-difference' for "
+        f"example, or algorithm.name {' or '.join(map(repr, safe))} has no such bias",
+        TokenCreditWarning,
+        stacklevel=2,
     )
 
 
@@ -337,6 +149,25 @@ def _require_batches_that_divide(batch_size: int, algorithm: AlgorithmSettings) 
     _require_multiple(
         "algorithm.minibatch_size", minibatch, "algorithm.micro_batch_size", micro_batch
     )
+    samples = algorithm.samples_per_prompt
+    _require_multiple("batch_size", batch_size, "algorithm.samples_per_prompt", samples)
+
+
+def _require_critic_where_needed(
+    algorithm: AlgorithmSettings, sampling: SamplingSettings, segments: SegmentSettings
+) -> None:
+    if algorithm.has_critic:
+        return
+    needing = {
+        "sampling.truncated is 'bootstrap'": sampling.truncated == "bootstrap",
+        "segments.use is 'macro-actions'": segments.use == "macro-actions",
+    }
+    for what, needs in needing.items():
+        if needs:
+            raise ConfigError(
+                f"{what} with algorithm.name {algorithm.name!r}, which has no critic; expected "
+                "an algorithm with values, 'ppo', or another choice there"
+            )
 
 
 def _require_multiple(larger: str, size: int, smaller: str, part: int) -> None:

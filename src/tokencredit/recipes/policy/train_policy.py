@@ -1,11 +1,12 @@
-"""PPO with a reward on every token.
+"""PPO with a reward on every token, and its relatives without a critic.
 
     tokencredit train-policy --policy POLICY --reward_model RM --prompts prompts.jsonl --output run
 
 The algorithm is Schulman et al. 2017 (arXiv 1707.06347) with the KL-penalised reward of Ziegler et
 al. 2019 (arXiv 1909.08593). Departures: (1) every response token may earn a reward, (2)
 log-probabilities are those of the distribution that was sampled from, (3) the critic may share the
-policy's trunk, start from a copy of it, or start from the reward model, (4) dropout is off.
+policy's trunk, start from a copy of it, or start from the reward model, (4) dropout is off. Other
+algorithms take the place of the advantages, with `algorithm.name`; the clipped loss stays.
 
 Every step seeds the random generators from the run's seed and its own number, so that a resumed
 run repeats the interrupted one bit for bit on the CPU.
@@ -28,6 +29,7 @@ from tokencredit.errors import ConfigError, TokenCreditWarning
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.recipes.policy.checkpoints import (
     checkpoint_path,
+    export_policy,
     last_checkpoint,
     read_state,
     restore_optimizer,
@@ -39,7 +41,8 @@ from tokencredit.recipes.policy.models import PolicyModels, loaded_models
 from tokencredit.recipes.policy.processes import explain_lost_processes, process_group_settings
 from tokencredit.recipes.policy.prompts import PolicyPrompts, seeded, tokenized_prompts
 from tokencredit.recipes.policy.rollout import draw_responses
-from tokencredit.recipes.policy.settings import OptimizerSettings, TrainPolicyConfig
+from tokencredit.recipes.policy.setting_groups import OptimizerSettings
+from tokencredit.recipes.policy.settings import TrainPolicyConfig, warn_of_biased_gradient
 from tokencredit.recipes.policy.sharding import (
     configure_deepspeed,
     prepare,
@@ -152,7 +155,7 @@ def train_policy(config: TrainPolicyConfig, *, token_scorer: TokenScorer | None 
                 _checkpoint(run, state)
     run.accelerator.wait_for_everyone()
     if writes:
-        _export_policy(run.folder, config.steps)
+        export_policy(run.folder, config.steps)
     run.accelerator.end_training()
     return run.folder / "policy"
 
@@ -170,6 +173,8 @@ def open_run(
     _require_divisible(config, accelerator.num_processes)
     folder = Path(config.output)
     require_same_run(folder, config, free=_FREE_SETTINGS)
+    if token_scorer is None and accelerator.is_main_process:
+        warn_of_biased_gradient(config)
     checkpoint = last_checkpoint(folder)
     models = _models(config, checkpoint, accelerator)
     prompts = tokenized_prompts(config, models.tokenizer)
@@ -211,6 +216,13 @@ def _require_divisible(config: TrainPolicyConfig, processes: int) -> None:
         raise ConfigError(
             f"batch_size is {sizes[0]} and algorithm.minibatch_size {sizes[1]} on {processes} "
             "processes; expected multiples of the number of processes"
+        )
+    samples = config.algorithm.samples_per_prompt
+    if sizes[0] // processes % samples:
+        raise ConfigError(
+            f"batch_size is {sizes[0]} on {processes} processes with algorithm.samples_per_prompt "
+            f"{samples}; expected whole groups on each process: make batch_size a multiple of "
+            f"{processes * samples}"
         )
 
 
@@ -257,23 +269,19 @@ def _train_step(run: PolicyRun, state: RunState) -> tuple[dict[str, Any], list[d
     rng = seeded(config.seed, state.step, accelerator.process_index)
     with timed(seconds, "rollout"):
         # prompt_ids (batch, prompt), response_ids (batch, time), truncated (batch)
-        batch, truncated, chats = draw_responses(
-            config, accelerator, models, run.prompts, state.step, rng
-        )
+        rollout = draw_responses(config, accelerator, models, run.prompts, state.step, rng)
     with timed(seconds, "score"):
         # sequence scores (batch); log-probs of policy and reference, values, token scores, and
         # from them token rewards, advantages and returns: (batch, time)
         experience = experience_of(
             models,
             run.model,
-            batch,
-            truncated,
+            rollout,
             config,
+            accelerator,
             kl_coef=state.kl_coef,
             moments=state.moments,
-            autocast=accelerator.autocast,
             token_scorer=run.token_scorer,
-            conversations=chats,
         )
     with timed(seconds, "update"):
         # epochs times (minibatch, time): one loss per token, their sum over the tokens that count
@@ -341,11 +349,3 @@ def _checkpoint(run: PolicyRun, state: RunState) -> None:
             {**vars(state), "moments": {name: vars(one) for name, one in state.moments.items()}},
             keep=run.config.record.keep_checkpoints,
         )
-
-
-def _export_policy(folder: Path, steps: int) -> None:
-    beside = folder / ".policy.writing"
-    shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(checkpoint_path(folder, steps) / "policy", beside)
-    shutil.rmtree(folder / "policy", ignore_errors=True)
-    beside.rename(folder / "policy")

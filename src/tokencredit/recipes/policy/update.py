@@ -1,4 +1,4 @@
-"""The update of PPO: epochs of minibatches over one rollout, gradients added up exactly."""
+"""The update of a policy: epochs of minibatches over one rollout, gradients added up exactly."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -16,6 +16,7 @@ from tokencredit.policy.losses.clipped import (
 )
 from tokencredit.recipes.policy.experience import Experience, rows_of
 from tokencredit.recipes.policy.metrics import require_finite
+from tokencredit.recipes.policy.processes import own_rows, rows_of_all
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.recipes.policy.sharding import whole, without_step
 from tokencredit.recipes.policy.views import view_of
@@ -33,7 +34,7 @@ def update_policy(
 ) -> dict[str, float]:
     """Train on one rollout for several epochs of minibatches; returns mean losses per token."""
     algorithm = config.algorithm
-    if algorithm.whiten_advantages:
+    if algorithm.whitens:
         experience = _with_white_advantages(experience, accelerator)
     for group in optimizer.param_groups:
         left = 1 - step / config.steps if config.optimizer.lr_schedule == "linear" else 1.0
@@ -41,7 +42,7 @@ def update_policy(
     share = len(experience.batch)
     minibatch = (algorithm.minibatch_size or config.batch_size) // accelerator.num_processes
     micro_batch = min(algorithm.micro_batch_size or minibatch, minibatch)
-    totals = dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "gradient_norm"), 0.0)
+    totals: dict[str, float] = {}
     updates = 0
     for _ in range(algorithm.epochs):
         order = torch.randperm(share, generator=rng)
@@ -49,9 +50,10 @@ def update_policy(
             sums = _step(
                 config, accelerator, model, optimizer, rows_of(experience, rows), micro_batch
             )
-            totals = {name: totals[name] + sums[name] for name in totals}
+            totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
             updates += 1
-    return {name: total / updates for name, total in totals.items()}
+    reported = (name for name in totals if name != "kl_loss")
+    return {name: totals[name] / updates for name in reported}
 
 
 def _step(
@@ -70,7 +72,9 @@ def _step(
         last = index == len(parts) - 1
         with nullcontext() if last else without_step(accelerator, model):
             losses = _losses(config, model, rows_of(minibatch, rows))
-            loss = losses["policy_loss"] + config.algorithm.value_coef * losses["value_loss"]
+            loss = losses["policy_loss"]
+            if "value_loss" in losses:
+                loss = loss + config.algorithm.value_coef * losses["value_loss"]
             loss = loss + config.kl.loss_coef * losses["kl_loss"]
             require_finite("the loss", loss)
             # DDP averages gradients over processes; the token count is already global.
@@ -93,17 +97,19 @@ def _losses(config: TrainPolicyConfig, model: Any, part: Experience) -> dict[str
     policy_losses = clipped_policy_losses(
         view.logprobs, part.old.logprobs, part.advantages, mask, clip_eps=config.algorithm.clip_eps
     )
-    value_losses = clipped_value_losses(
-        view.values,
-        part.old.values,
-        part.returns,
-        mask,
-        value_clip_eps=config.algorithm.value_clip_eps,
-    )
+    losses = {"policy_loss": policy_losses.sum()}
+    if part.returns is not None:
+        value_losses = clipped_value_losses(
+            view.values,
+            part.old.values,
+            part.returns,
+            mask,
+            value_clip_eps=config.algorithm.value_clip_eps,
+        )
+        losses["value_loss"] = value_losses.sum()
     kl = kl_estimates(view.logprobs, part.ref_logprobs, estimator=config.kl.estimator)
     return {
-        "policy_loss": policy_losses.sum(),
-        "value_loss": value_losses.sum(),
+        **losses,
         "kl_loss": masked_sum(kl, mask).sum(),
         "clip_fraction": clipped_tokens(
             view.logprobs.detach(), part.old.logprobs, mask, clip_eps=config.algorithm.clip_eps
@@ -113,11 +119,6 @@ def _losses(config: TrainPolicyConfig, model: Any, part: Experience) -> dict[str
 
 def _with_white_advantages(experience: Experience, accelerator: Accelerator) -> Experience:
     """Advantages of mean 0 and variance 1 over all processes."""
-    pad = accelerator.pad_across_processes
-    everywhere = accelerator.gather(pad(experience.advantages, dim=1))
-    # Padding turns truth values into numbers, but on the processes alone that need it.
-    masks = accelerator.gather(pad(experience.loss_mask.long(), dim=1)).bool()
-    white = masked_whiten(everywhere, masks)
-    start = accelerator.process_index * len(experience.batch)
-    rows, time = experience.advantages.shape
-    return replace(experience, advantages=white[start : start + rows, :time])
+    everywhere = rows_of_all(accelerator, experience.advantages)
+    white = masked_whiten(everywhere, rows_of_all(accelerator, experience.loss_mask))
+    return replace(experience, advantages=own_rows(accelerator, white, experience.advantages))

@@ -19,7 +19,7 @@ from tokencredit.masking import last_true_index
 from tokencredit.models.hf_architecture import text_positions
 from tokencredit.models.hf_logprobs import response_entropies
 from tokencredit.recipes.policy.models import PolicyModels
-from tokencredit.recipes.policy.settings import SamplingSettings, sampling_of
+from tokencredit.recipes.policy.setting_groups import SamplingSettings, sampling_of
 from tokencredit.sampling import drawable_tokens, sampling_logits
 
 
@@ -29,13 +29,14 @@ class PolicyView:
 
     Attributes:
         logprobs: of each response token, in nats.
-        values: V(s_t), before each response token.
-        last_values: value of the state after the last response token.
+        values: V(s_t), before each response token; None without a critic.
+        last_values: value of the state after the last response token; likewise.
     """
 
     logprobs: Float[Tensor, "batch time"]
-    values: Float[Tensor, "batch time"]
-    last_values: Float[Tensor, "batch"]
+    # `| Any`, since who reads values knows that there is a critic.
+    values: Float[Tensor, "batch time"] | Any = None
+    last_values: Float[Tensor, "batch"] | Any = None
 
 
 def view_of(
@@ -60,9 +61,12 @@ def _view_and_logits(
         predicting_positions(output.logits, time), temperature=temperature, allowed=support
     )
     off = ~batch.response_mask
+    logprobs = token_logprobs(logits, batch.response_ids).masked_fill(off, 0.0)
+    if output.values is None:
+        return PolicyView(logprobs), logits
     after_last = last_true_index(batch.response_mask)[:, None] + 1
     view = PolicyView(
-        logprobs=token_logprobs(logits, batch.response_ids).masked_fill(off, 0.0),
+        logprobs,
         values=output.values[:, :-1].masked_fill(off, 0.0),
         last_values=output.values.gather(-1, after_last).squeeze(-1),
     )
@@ -125,7 +129,8 @@ def old_view(
         entropies.append(token_entropies(logits).masked_fill(~part.response_mask, 0.0))
     joined = {
         name: torch.cat([getattr(view, name) for view in views])
-        for name in ("logprobs", "values", "last_values")
+        for name, value in vars(views[0]).items()
+        if value is not None
     }
     return PolicyView(**joined), torch.cat(entropies)
 
