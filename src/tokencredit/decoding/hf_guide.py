@@ -41,9 +41,9 @@ class GuidedStep(NamedTuple):
 
 
 class RewardGuide(LogitsProcessor):  # type: ignore[misc]
-    r"""Adds to each candidate's logit what the reward model says of the text that ends with it.
+    """Adds to each candidate's logit what the reward model says of the text that ends with it.
 
-    .. math:: z_v = \log p(v | x, y_{<t}) + \beta (s(x, y_{<t} v) - s(x, y_{<t})), \quad v \in C_t
+        zᵥ = log p(v | x, y_<t) + β (s(x, y_<t v) − s(x, y_<t))   for v in Cₜ
 
     Everything but the candidates is banned. The score of the text so far is subtracted: within one
     step it changes nothing, and summed over steps, as in beam search, the differences leave the
@@ -126,16 +126,16 @@ class RewardGuide(LogitsProcessor):  # type: ignore[misc]
             ConfigError: there are fewer tokens than `top_k`.
         """
         text_mask, active = self._mask_and_rows(input_ids)
-        return self.guided(input_ids, scores, text_mask, active)
+        return self.guided_logits(input_ids, scores, text_mask, active)
 
-    def guided(
+    def guided_logits(
         self,
         text_ids: Int[Tensor, "batch time"],
         logits: Float[Tensor, "batch vocab"],
         text_mask: Bool[Tensor, "batch time"],
         active: Bool[Tensor, "batch"],
     ) -> Float[Tensor, "batch vocab"]:
-        """As a call, where it is known which tokens are real and which rows are not finished.
+        """Logits of the next token with rewards added, for texts whose real tokens are known.
 
         Args:
             text_ids: padded on the left.

@@ -1,8 +1,6 @@
-r"""One rule for guided decoding: candidates, their scores added to the language model, one drawn.
+"""One rule for guided decoding: candidates, their scores added to the language model, one drawn.
 
-.. math:: \pi(v | x, y_{<t}) \propto
-          \exp\big( (\log p(v | x, y_{<t}) + \beta \, s(x, y_{<t} v)) / \tau \big),
-          \quad v \in C_t
+    π(v | x, y_<t) ∝ exp((log p(v | x, y_<t) + β s(x, y_<t v)) / τ)   for v in Cₜ
 
 Published methods differ in the candidates C, in what the score s is and in beta and tau;
 `GUIDANCE_METHODS` lists them. The temperature divides the sum, not the language model alone.
@@ -142,9 +140,9 @@ def guided_logits(
     guidance_beta: float,
     clip: tuple[float, float] | None = None,
 ) -> Float[Tensor, "batch vocab"]:
-    r"""Log-probabilities of the candidates with their scores added; minus infinity elsewhere.
+    """Log-probabilities of the candidates with their scores added; minus infinity elsewhere.
 
-    .. math:: z_v = \log p(v) + \beta \min(\max(s_v, a), b), \quad v \in C
+        zᵥ = log p(v) + β min(max(sᵥ, a), b)   for v in C
 
     Args:
         logprobs: of the language model, or its logits: the same law after a softmax.
@@ -233,9 +231,9 @@ def chosen_tokens(
 def guidance_kl(
     logits: Float[Tensor, "batch vocab"], logprobs: Float[Tensor, "batch vocab"]
 ) -> Float[Tensor, "batch"]:
-    r"""How far guidance moves the next token: its Kullback-Leibler divergence from the model.
+    """How far guidance moves the next token: its Kullback-Leibler divergence from the model.
 
-    .. math:: \mathrm{KL} = \sum_v \pi(v) (\log \pi(v) - \log p(v))
+        KL = Σᵥ π(v) (log π(v) − log p(v))
 
     Args:
         logits: of the guided distribution.

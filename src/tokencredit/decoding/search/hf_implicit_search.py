@@ -46,9 +46,9 @@ def implicit_beam_search(
     eos_token_ids: tuple[int, ...] = (),
     pad_token_id: int = 0,
 ) -> SearchOutput:
-    r"""The response with the largest sum of implicit rewards that beam search finds.
+    """The response with the largest sum of implicit rewards that beam search finds.
 
-    .. math:: \sum_t \log \pi_{DPO}(y_t | x, y_{<t}) - \log \pi_{ref}(y_t | x, y_{<t})
+        Σₜ log π_DPO(yₜ | x, y_<t) − log π_ref(yₜ | x, y_<t)
 
     Nothing is drawn. A response that has ended stays among the beams with its sum as it is: the
     rewards of tokens have either sign, so that neither short nor long ones are at an advantage.

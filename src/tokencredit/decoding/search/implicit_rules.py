@@ -1,6 +1,6 @@
-r"""Rules of searches by the reward that a model trained by DPO implies.
+"""Rules of searches by the reward that a model trained by DPO implies.
 
-.. math:: r(y_t) = \log \pi_{DPO}(y_t | x, y_{<t}) - \log \pi_{ref}(y_t | x, y_{<t})
+    r(yₜ) = log π_DPO(yₜ | x, y_<t) − log π_ref(yₜ | x, y_<t)
 
 The positive factor beta of DPO, which gives this its unit, ranks nothing differently and is left
 out everywhere here.
@@ -22,10 +22,9 @@ def weighted_implicit_rewards(
     ref_logprobs: Float[Tensor, "batch time"],
     response_mask: Bool[Tensor, "batch time"],
 ) -> Float[Tensor, "batch"]:
-    r"""What the beginning of a response promises, early tokens before late ones (TreeBoN).
+    """What the beginning of a response promises, early tokens before late ones (TreeBoN).
 
-    .. math:: \sum_{i=1}^{n} \frac{1}{i} \log
-              \frac{\pi_{DPO}(y_i | x, y_{<i})}{\pi_{ref}(y_i | x, y_{<i})}
+        Σᵢ₌₁ⁿ 1/i · (log π_DPO(yᵢ | x, y_<i) − log π_ref(yᵢ | x, y_<i))
 
     Args:
         logprobs: of the response tokens by the model that DPO trained, in nats.
@@ -92,9 +91,9 @@ def extended_beams(
     additions: Float[Tensor, "batch beams candidates"],
     ended: Bool[Tensor, "batch beams"],
 ) -> ExtendedBeams:
-    r"""The best continuations of all beams together, each at most one token longer.
+    """The best continuations of all beams together, each at most one token longer.
 
-    .. math:: \text{the } W \text{ largest of } R_w + r(v), \quad v \in C_w
+        the W largest of R_w + r(v)   for v in C_w
 
     A beam that has ended keeps its total and its place if that is large enough.
 

@@ -20,10 +20,9 @@ def segment_thresholds(
     max_new_tokens: int,
     threshold_start: float = 0.5,
 ) -> Float[Tensor, "batch"]:
-    r"""The score that a response of so many tokens should have (CARDS).
+    """The score that a response of so many tokens should have (CARDS).
 
-    .. math:: \tau(n) = \min\left(r^*, r_0 + n \frac{r^* - r_0}{T}\right), \quad
-              r_0 = (1 - a) \, r(x) + a \, r^*
+        τ(n) = min(r*, r₀ + n (r* − r₀) / T),   r₀ = (1 − a) r(x) + a r*
 
     Args:
         lengths: response tokens, those of the proposed segment among them.
@@ -78,9 +77,9 @@ def acceptance_probabilities(
     *,
     acceptance_beta: float = 0.7,
 ) -> Float[Tensor, "batch"]:
-    r"""How probably a proposed segment is kept (CARDS).
+    """How probably a proposed segment is kept (CARDS).
 
-    .. math:: \min\left(1, \exp\frac{r - \tau}{\beta}\right)
+        min(1, exp((r − τ) / β))
 
     Args:
         scores: of the texts that end with the proposed segments.
@@ -188,9 +187,9 @@ def surviving_candidates(
     *,
     rejection_share: float,
 ) -> Bool[Tensor, "batch candidates"]:
-    r"""The candidates that are left when the worst share of them is rejected.
+    """The candidates that are left when the worst share of them is rejected.
 
-    .. math:: \max(1, \mathrm{round}((1 - \alpha) \, n)) \quad \text{of } n \text{ are left}
+        max(1, round((1 − α) n))   of n are left
 
     Args:
         scores: of the beginnings; anything where `running` is False.
