@@ -396,7 +396,7 @@ def test_empty_prompts_are_refused(models, tmp_path):
 
 def test_prompts_longer_than_the_context_are_refused(models, tmp_path):
     (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "the film " * 40}) + "\n")
-    with pytest.raises(DataError, match="the policy has 64"):
+    with pytest.raises(DataError, match="reads at most 64"):
         train_policy(tiny_config(models, tmp_path / "run", prompts=str(tmp_path / "long.jsonl")))
 
 
