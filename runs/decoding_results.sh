@@ -43,7 +43,7 @@ responses() { # task, name of the run, method, more settings
   [ -f "$output/metrics.json" ] || "$tokencredit" generate "${device[@]}" --method "$method" \
     --policy "output/$task/language-model" --reward_model "output/$task/reward-model" \
     --held_out_reward_model "output/$task/held-out-reward-model" \
-    --prompts "output/$task/prompts.jsonl" --max_prompts 200 --batch_size 10 "${limits[@]}" \
+    --prompts "output/$task/prompts.jsonl" --data.limit 200 --batch_size 10 "${limits[@]}" \
     --output "$output" "$@"
 }
 
@@ -53,38 +53,39 @@ methods() { # task, target of CARDS
   responses "$task" "PPO, prefix differences" unguided --policy "output/$task/ppo/policy"
   for n in 2 4 10 30; do responses "$task" "best-of-n $n" best-of-n --n $n; done
   for beta in "${betas[@]}"; do
-    responses "$task" "pargs $beta" pargs --guidance_beta $beta
+    responses "$task" "pargs $beta" pargs --guidance.beta $beta
     # The same rule with a reward model of whole responses: what prefix training brings.
-    responses "$task" "pargs, whole-text model $beta" pargs --guidance_beta $beta \
+    responses "$task" "pargs, whole-text model $beta" pargs --guidance.beta $beta \
       --reward_model "$last"
   done
   # Ten candidates cut the distribution off, which has a price of its own.
   for beta in "${wide[@]}"; do
-    responses "$task" "pargs, 100 candidates $beta" pargs --guidance_beta $beta --top_k 100
+    responses "$task" "pargs, 100 candidates $beta" pargs --guidance.beta $beta --guidance.top_k 100
   done
   # ARGS as published: a reward model of whole responses, and temperature 0.7.
   for beta in "${few[@]}"; do
-    responses "$task" "args-stochastic $beta" args-stochastic --guidance_beta $beta \
+    responses "$task" "args-stochastic $beta" args-stochastic --guidance.beta $beta \
       --reward_model "$last"
-    responses "$task" "args-greedy $beta" args-greedy --guidance_beta $beta --reward_model "$last"
-    responses "$task" "pargs-greedy $beta" pargs-greedy --guidance_beta $beta
-    responses "$task" "cd $beta" cd --guidance_beta $beta --reward_model "output/$task/cd-fudge"
+    responses "$task" "args-greedy $beta" args-greedy --guidance.beta $beta --reward_model "$last"
+    responses "$task" "pargs-greedy $beta" pargs-greedy --guidance.beta $beta
+    responses "$task" "cd $beta" cd --guidance.beta $beta --reward_model "output/$task/cd-fudge"
   done
   for n in "${chunks[@]}"; do
-    responses "$task" "chunk-beam $n of 8 tokens" chunk-beam --n $n --chunk_tokens 8
+    responses "$task" "chunk-beam $n of 8 tokens" chunk-beam --n $n --chunk_beam.tokens 8
   done
-  responses "$task" "speculative-rejection 10" speculative-rejection --n 10 --chunk_tokens 8
-  responses "$task" "cards $target" cards --target_reward "$target"
+  responses "$task" "speculative-rejection 10" speculative-rejection --n 10 \
+    --rejection.check_every 8
+  responses "$task" "cards $target" cards --cards.target_reward "$target"
 }
 
 # Models that learn from pairs alone.
 methods_of_pairs() { # task
   local task=$1 implicit
-  implicit=(--implicit_model "output/$task/dpo")
+  implicit=(--implicit.model "output/$task/dpo")
   for beta in "${few[@]}"; do
-    responses "$task" "farma $beta" farma --guidance_beta $beta \
+    responses "$task" "farma $beta" farma --guidance.beta $beta \
       --reward_model "output/$task/farma"
-    responses "$task" "genarm $beta" genarm --guidance_beta $beta \
+    responses "$task" "genarm $beta" genarm --guidance.beta $beta \
       --reward_model "output/$task/genarm"
   done
   responses "$task" "tree-bon 8" tree-bon --n 8 "${implicit[@]}"
@@ -104,7 +105,7 @@ ppo() { # task, more settings
 }
 
 imdb() {
-  limits=(--prompt_tokens 8 --min_new_tokens 48 --max_new_tokens 48)
+  limits=(--data.tokens 8 --sampling.min_new_tokens 48 --sampling.max_new_tokens 48)
   betas=(0 0.5 1 2 4 8) few=(1 4) wide=(1 2 4) chunks=(4 10)
   imdb_models
   vocabulary_model imdb cd-fudge labels-first.jsonl --columns.rating label --max_length 128 \
@@ -115,7 +116,7 @@ imdb() {
 }
 
 hh() {
-  limits=(--max_new_tokens 64)
+  limits=(--sampling.max_new_tokens 64)
   betas=(0 1 2 4) few=(1) wide=() chunks=(4)
   runs/hh_models.sh
   for objective in cd-fudge farma genarm; do

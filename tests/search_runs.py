@@ -52,7 +52,7 @@ def scored_by(function):
 def watched(model=None) -> Iterator[list[list[int]]]:
     """The tokens of every draw; with a model, its logits are compared with a fresh forward pass."""
     draws: list[list[int]] = []
-    plain, fed = BranchingTexts._drawn, BranchingTexts.next_logits
+    plain, fed = BranchingTexts._draw, BranchingTexts.next_logits
     fresh = None if model is None else next_logits_of(model)
 
     def next_logits(self, writing):
@@ -71,7 +71,7 @@ def watched(model=None) -> Iterator[list[list[int]]]:
         return tokens
 
     with (
-        patch.object(BranchingTexts, "_drawn", drawn),
+        patch.object(BranchingTexts, "_draw", drawn),
         patch.object(BranchingTexts, "next_logits", next_logits),
     ):
         yield draws

@@ -21,7 +21,7 @@ from tokencredit.decoding.rules import chosen_tokens, guidance_kl
 from tokencredit.errors import ConfigError
 from tokencredit.models.hf_architecture import require_room
 
-# Steps with more candidates than this (the whole vocabulary, say) are not written down.
+# Steps with more candidates than this (the whole vocabulary, for example) are not written down.
 _RECORDED = 256
 
 
@@ -33,7 +33,7 @@ class GuidedOutput(ModelOutput):  # type: ignore[misc]
     the score: its reward in `prefix_difference_credit`.
 
     Attributes:
-        sequences: prompts and responses, padded behind a finished one.
+        sequences: prompts and responses, padded after a finished one.
         response_mask: True on response tokens, the one that ends a response included.
         chosen_scores: of the text with the chosen token, in nats.
         prefix_scores: of the text before it; zero from `VocabScorer`.
@@ -107,7 +107,11 @@ def guided_generate(
         logits = next_logits(ids, mask)
         for processor in logits_processor:
             is_guide = processor is guide
-            logits = guide.guided(ids, logits, mask, active) if is_guide else processor(ids, logits)
+            logits = (
+                guide.guided_logits(ids, logits, mask, active)
+                if is_guide
+                else processor(ids, logits)
+            )
         tokens = chosen_tokens(logits, temperature=temperature, generator=generator)
         tokens = tokens.masked_fill(~active, padding)
         assert guide.last_step is not None
@@ -129,7 +133,7 @@ class _NextLogits:
     def __call__(
         self, ids: Int[Tensor, "batch time"], mask: Bool[Tensor, "batch time"]
     ) -> Float[Tensor, "batch vocab"]:
-        """In float32."""
+        """The logits of the next token, in float32."""
         if self.shared is not None:
             return self.shared.next_logits(ids, mask)
         return self.text.outputs(ids, mask)[:, -1].float()
@@ -149,7 +153,7 @@ class _Record:
         tokens: Int[Tensor, "batch"],
         active: Bool[Tensor, "batch"],
     ) -> None:
-        """One more step: what the guide knew, the final logits, and what was chosen."""
+        """Keep one more step: what the guide knew, the final logits, and what was chosen."""
         is_chosen = (step.candidate_ids == tokens[:, None]) & step.candidate_mask
         chosen = is_chosen.long().argmax(-1, keepdim=True)
         values = {
@@ -210,7 +214,7 @@ def _the_guide(processors: LogitsProcessorList, config: GenerationConfig) -> Rew
 
 
 def _padding_id(config: GenerationConfig) -> int:
-    """What stands behind a finished response."""
+    """The id that fills a row after its finished response."""
     if config.pad_token_id is not None:
         return int(config.pad_token_id)
     end = config.eos_token_id

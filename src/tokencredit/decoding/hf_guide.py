@@ -126,16 +126,16 @@ class RewardGuide(LogitsProcessor):  # type: ignore[misc]
             ConfigError: there are fewer tokens than `top_k`.
         """
         text_mask, active = self._mask_and_rows(input_ids)
-        return self.guided(input_ids, scores, text_mask, active)
+        return self.guided_logits(input_ids, scores, text_mask, active)
 
-    def guided(
+    def guided_logits(
         self,
         text_ids: Int[Tensor, "batch time"],
         logits: Float[Tensor, "batch vocab"],
         text_mask: Bool[Tensor, "batch time"],
         active: Bool[Tensor, "batch"],
     ) -> Float[Tensor, "batch vocab"]:
-        """As a call, where it is known which tokens are real and which rows are not finished.
+        """Logits of the next token with rewards added, for texts whose real tokens are known.
 
         Args:
             text_ids: padded on the left.

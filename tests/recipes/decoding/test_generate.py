@@ -3,14 +3,15 @@
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
 from generate_settings import generate_config
 from tiny_policy import PROMPTS, write_models
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tokencredit.cli import _parsed, main
 from tokencredit.decoding.rules import GUIDANCE_METHODS, GuidanceMethod
@@ -242,3 +243,22 @@ def test_names_of_the_flat_layout_are_told_the_new_one(tmp_path, old, new):
     for words in ([f"--{old}", "1"], ["--config", str(file)]):
         with pytest.raises(ConfigError, match=f"'{old}' is now '{new}'"):
             _parsed("generate", GenerateConfig, [*needed, *words])
+
+
+def test_generation_defaults_of_the_policy_do_not_tell(models, tmp_path):
+    changed = shutil.copytree(models, tmp_path / "models")
+    defaults = GenerationConfig(do_sample=True, temperature=9.0, top_k=2, top_p=0.5)
+    defaults.save_pretrained(changed / "policy")
+    for method in ("unguided", "best-of-n"):
+        plain, _ = found(models, tmp_path / "plain" / method, method=method)
+        rows, _ = found(changed, tmp_path / "changed" / method, method=method)
+        assert [row["token_ids"] for row in rows] == [row["token_ids"] for row in plain]
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_reads_a_group_that_no_other_search_reads(name):
+    own = SEARCHES[name].settings
+    readers = [other for other, search in SEARCHES.items() if search.settings == own]
+    assert own is None or readers == [name]
+    kinds = get_type_hints(GenerateConfig)
+    assert own is None or len(dataclasses.fields(kinds[own])) <= 15

@@ -46,7 +46,7 @@ class CandidateTexts:
         if (prompts is None) != (prompt_width is None):
             raise ConfigError(
                 "only one of prompts and prompt_width was given; expected both: the response is "
-                "what stands behind the columns of the prompts"
+                "what stands after the columns of the prompts"
             )
         self.tokenizer = tokenizer
         self.reward_tokenizer = reward_tokenizer
@@ -55,7 +55,7 @@ class CandidateTexts:
         self.tail = tail
 
     def reward_ids(self, batch: CandidateBatch) -> list[list[list[int]]]:
-        """For each row the ids of the text and of the text with each candidate; [] if finished.
+        """Ids of the text and of the text with each candidate, per row; [] where a row is finished.
 
         Where a candidate does not count, the ids are those of the text.
 
@@ -74,7 +74,7 @@ class CandidateTexts:
             for text, is_end in self._texts_of_row(row, batch) if writes else ():
                 texts.append(text)
                 ends.append(is_end)
-        paths = iter(self._tokenized(texts, ends))
+        paths = iter(self._token_ids(texts, ends))
         number = 1 + batch.candidate_ids.shape[1]
         return [[next(paths) for _ in range(number)] if writes else [] for writes in active]
 
@@ -83,11 +83,11 @@ class CandidateTexts:
         ids, mask = batch.text_ids[row], batch.text_mask[row]
         real = ids[mask].tolist()
         prompt = ids[: self.prompt_width][mask[: self.prompt_width]].tolist()
-        border = len(self._decoded([prompt])[0]) if self.prompts is not None else 0
+        border = len(self._whole_texts([prompt])[0]) if self.prompts is not None else 0
         head = self.prompts[row] if self.prompts is not None else ""
         tokens = batch.candidate_ids[row].tolist()
         counts = batch.candidate_mask[row].tolist()
-        decoded = self._decoded([real] + [[*real, token] for token in tokens])
+        decoded = self._whole_texts([real] + [[*real, token] for token in tokens])
         texts = [(head + text[border:] + self.tail, False) for text in decoded]
         ends = [token == self.tokenizer.eos_token_id and not self.tail for token in tokens]
         return [texts[0]] + [
@@ -95,15 +95,15 @@ class CandidateTexts:
             for (text, _), is_end, counted in zip(texts[1:], ends, counts, strict=True)
         ]
 
-    def _decoded(self, rows: list[list[int]]) -> list[str]:
+    def _whole_texts(self, rows: list[list[int]]) -> list[str]:
         """Whole characters of each row."""
         texts = self.tokenizer.batch_decode(
             rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return [text.rstrip(_MISSING_BYTES) for text in texts]
 
-    def _tokenized(self, texts: list[str], ends: list[bool]) -> list[list[int]]:
-        """In the reward model's tokens, one beginning of sequence, the end where a text ends."""
+    def _token_ids(self, texts: list[str], ends: list[bool]) -> list[list[int]]:
+        """Ids of the texts: one beginning of sequence, and the end of it where a text ends."""
         if not texts:
             return []
         bos, eos = self.reward_tokenizer.bos_token, self.reward_tokenizer.eos_token_id

@@ -41,7 +41,7 @@ def candidate_scorer(
     """A scorer for a reward model that shares its vocabulary with the language model.
 
     `auto` takes the vocabulary head of a language model; the full re-run for encoders, for a tail
-    behind the text and where keys are rescaled as the text grows; packed queries where attention
+    after the text and where keys are rescaled as the text grows; packed queries where attention
     takes a mask of our own; cached rows elsewhere (flash attention, recurrent layers). The faster
     ones are compared with the full re-run at their first texts.
 

@@ -1,6 +1,6 @@
 """All candidates of a text in one forward pass: queries that see the text and themselves.
 
-A step feeds [last token, c_1 ... c_k] behind the keys that are kept, with a mask of our own and
+A step feeds [last token, c_1 ... c_k] after the keys that are kept, with a mask of our own and
 each candidate at the position that comes next, then cuts the candidates off again. The last token
 is fed with them, so that the scorer need not be told which candidate was drawn.
 """
@@ -77,7 +77,7 @@ class PackedCache:
             self.counts = self.counts[:, :-columns]
 
     @torch.no_grad()
-    def fed(
+    def feed(
         self,
         ids: Int[Tensor, "batch queries"],
         positions: Int[Tensor, "batch queries"],
@@ -86,14 +86,14 @@ class PackedCache:
         *,
         last: int,
     ) -> Any:
-        """The model's output at the last columns, which are kept behind those before.
+        """The model's output at the last columns, which join those that are kept.
 
         Args:
             ids: to feed; where they do not count, anything.
             positions: of each in its text.
             counts: False on padding, which nobody sees.
             sees: which of these columns each one sees; never one to its right. What is kept from
-                before is seen by all, and so are all columns but the last ones by those behind.
+                before is seen by all, and so are all columns but the last ones by those after them.
             last: how many columns of output are wanted.
         """
         require_evaluation(self.module)
@@ -153,7 +153,7 @@ class PackedCache:
 
 
 class PackedText:
-    """Running texts in a `PackedCache`: feeds what is new with all candidates behind it."""
+    """Running texts in a `PackedCache`: feeds what is new with all candidates after it."""
 
     def __init__(self, module: PreTrainedModel) -> None:
         self.packed = PackedCache(module)
@@ -174,7 +174,7 @@ class PackedText:
         sees = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril()
         sees[:, time - known :] = False  # no candidate is seen but by itself
         self.ids = self.mask = None  # in case the pass fails
-        output = self.packed.fed(
+        output = self.packed.feed(
             ids, positions, counts, sees.expand(len(ids), -1, -1), last=number + 1
         )
         self.packed.drop(number)

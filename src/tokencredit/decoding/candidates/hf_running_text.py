@@ -63,7 +63,7 @@ class RunningText:
         require_evaluation(self.module)
         known = self.known_columns(text_ids, text_mask)
         known = self._cut_back(min(known, text_ids.shape[1] - last))
-        output = self._fed(self.cache, text_ids[:, known:], text_mask, last)
+        output = self._feed(self.cache, text_ids[:, known:], text_mask, last)
         self._ids, self._mask = text_ids, text_mask
         return output
 
@@ -84,7 +84,7 @@ class RunningText:
     def branches(
         self, candidate_ids: Int[Tensor, "batch candidates"]
     ) -> Float[Tensor, "batch candidates width"]:
-        """Outputs for each candidate behind the text fed last, in a copy of the cache that is lost.
+        """Outputs for each candidate after the text fed last, in a copy of the cache that is lost.
 
         What models with recurrent layers need, whose states cannot be cut back.
         """
@@ -94,7 +94,7 @@ class RunningText:
         branched = copy.deepcopy(self.cache)
         branched.reorder_cache(rows)
         mask = pad(self._mask, (0, 1), value=True)[rows]
-        output = self._fed(branched, candidate_ids.reshape(-1, 1), mask, 1)
+        output = self._feed(branched, candidate_ids.reshape(-1, 1), mask, 1)
         return output.view(batch, number, -1)
 
     def _cut_back(self, known: int) -> int:
@@ -113,7 +113,7 @@ class RunningText:
             self._ids, self._mask = self._ids[:, :known], self._mask[:, :known]
         return known
 
-    def _fed(self, cache: Any, ids: Tensor, mask: Tensor, last: int) -> Tensor:
+    def _feed(self, cache: Any, ids: Tensor, mask: Tensor, last: int) -> Tensor:
         """Feed the ids, which stand at the end of the mask."""
         options: dict[str, Any] = {}
         if accepts(self.module, "position_ids"):

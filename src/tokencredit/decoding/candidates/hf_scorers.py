@@ -67,7 +67,7 @@ def _scores_of(model: PreTrainedModel, ids: Tensor, lengths: Tensor) -> Tensor:
 class FullScorer:
     """Re-runs the text with every candidate: slow, and right for any sequence classifier.
 
-    What encoders need, templates that put something behind the text, and every check of a faster
+    What encoders need, templates that put something after the text, and every check of a faster
     scorer. All candidates of all rows go through the model together.
 
     Args:
@@ -176,7 +176,7 @@ class RowsScorer:
 class VocabScorer:
     """One cached pass scores the whole vocabulary: the logits of a causal language model.
 
-    With a value model trained so, logit v is the value of the text with v behind it; with an
+    With a value model trained so, logit v is the value of the text with v after it; with an
     autoregressive reward model, its log-probability is the reward of v.
 
     Args:

@@ -1,4 +1,4 @@
-"""Scores by a head on the language model's own trunk."""
+"""Scores by a head on the trunk of the language model that generates."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -52,7 +52,7 @@ class SharedTrunkScorer:
     def next_logits(
         self, text_ids: Int[Tensor, "batch time"], text_mask: Bool[Tensor, "batch time"]
     ) -> Float[Tensor, "batch vocab"]:
-        """Logits of the token behind each text, from the pass that scored it if there was one."""
+        """Logits of the token after each text, from the pass that scored it if there was one."""
         time = text_ids.shape[1]
         if self._candidates is None or self._logits is None or self.text.ids is None:
             return self._first_logits(text_ids, text_mask)
@@ -68,7 +68,7 @@ class SharedTrunkScorer:
         return self._logits[rows, 1 + is_last.long().argmax(-1)]
 
     def _first_logits(self, text_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """By a pass over what is new of the text, without candidates."""
+        """Logits by a pass over what is new of the text, without candidates."""
         self._step(CandidateBatch(text_ids, text_mask, text_ids[:, :0], text_mask[:, :0]))
         assert self._logits is not None
         return self._logits[:, 0]

@@ -1,6 +1,6 @@
 """Candidates in the tokens of another tokenizer, scored as a tree of tokens in one pass.
 
-Behind the text each candidate is a path of one or more tokens, and paths share what they have in
+After the text each candidate is a path of one or more tokens, and paths share what they have in
 common. Adding a character may also change the tokens before it: the cache then rolls back to the
 last token that all paths share.
 """
@@ -28,7 +28,7 @@ class TokenTree(NamedTuple):
 
     Attributes:
         trunk: tokens that all paths begin with, but never the whole of one.
-        tokens: of the nodes behind the trunk; a node stands behind its parent.
+        tokens: of the nodes after the trunk; a node stands after its parent.
         parents: node before each node; -1 where that is the end of the trunk.
         ends: last node of each path.
     """
@@ -153,7 +153,7 @@ class TreeScorer:
     ) -> Float[Tensor, "batch nodes"]:
         """Feed what is new of the trunks and all nodes; keep the trunks."""
         self._begin_anew_if(trees)
-        new = [self._rolled_back(row, tree) for row, tree in enumerate(trees)]
+        new = [self._roll_back(row, tree) for row, tree in enumerate(trees)]
         ahead, nodes = max(map(len, new)), max(len(tree.tokens) for tree in trees)
         size = ahead + nodes
         ids, positions = torch.zeros(2, len(trees), size, dtype=torch.long)
@@ -175,7 +175,7 @@ class TreeScorer:
         start = self.packed.width
         tensors = [tensor.to(device) for tensor in (ids, positions, counts, sees)]
         held, self._held = self._held, []  # in case the pass fails
-        output = self.packed.fed(*tensors, last=nodes)
+        output = self.packed.feed(*tensors, last=nodes)
         self.packed.drop(nodes)
         for row, tokens in enumerate(new):
             held[row] += [(token, start + column) for column, token in enumerate(tokens)]
@@ -190,8 +190,8 @@ class TreeScorer:
             self.packed.clear()
             self._held = [[] for _ in trees]
 
-    def _rolled_back(self, row: int, tree: TokenTree) -> list[int]:
-        """Leave out what the cache holds beyond the row's trunk; what is missing of the trunk."""
+    def _roll_back(self, row: int, tree: TokenTree) -> list[int]:
+        """Drop what the cache holds beyond the row's trunk; the tokens of the trunk it lacks."""
         held = self._held[row]
         pairs = zip(held, tree.trunk, strict=False)
         known = next((at for at, (a, b) in enumerate(pairs) if a[0] != b), None)

@@ -24,9 +24,9 @@ class _CopiedText(RunningText):
 
     fed: Int[Tensor, "rows"]
 
-    def _fed(self, cache: object, ids: Tensor, mask: Tensor, last: int) -> Tensor:
+    def _feed(self, cache: object, ids: Tensor, mask: Tensor, last: int) -> Tensor:
         self.fed = mask[:, -ids.shape[1] :].sum(-1)
-        return super()._fed(cache, ids, mask, last)
+        return super()._feed(cache, ids, mask, last)
 
     @property
     def held(self) -> int:
@@ -52,7 +52,7 @@ class _CopiedText(RunningText):
             # Recurrent states know no columns: the texts are read again.
             self._cut_back(0)
             return
-        columns = columns.clamp(max=self.held - 1)  # Padding may have stood in the column behind.
+        columns = columns.clamp(max=self.held - 1)  # Padding may have stood in the column after.
         for layer in self.cache.layers:
             if layer.is_initialized:
                 layer.keys = layer.keys[rows[:, None], :, columns].transpose(1, 2)
@@ -145,7 +145,7 @@ class BranchingTexts:
         return self._drawable[self.lengths.clamp(max=self.sampling.max_new_tokens - 1)]
 
     def append(self, tokens: Int[Tensor, "rows"], writing: Bool[Tensor, "rows"]) -> None:
-        """One more column: a token where a row is written, padding elsewhere."""
+        """Add one more column: a token where a row is written, padding elsewhere."""
         column = tokens.masked_fill(~writing, self.pad_token_id)[:, None]
         self.ids = torch.cat([self.ids, column], dim=-1)
         self.mask = torch.cat([self.mask, writing[:, None]], dim=-1)
@@ -168,11 +168,11 @@ class BranchingTexts:
                 writing = writing & ~stops(logits, drawn)
                 if not bool(writing.any()):
                     break
-            self.append(self._drawn(logits), writing)
+            self.append(self._draw(logits), writing)
             drawn = drawn + writing
             writing = writing & ~self.finished
 
-    def _drawn(self, logits: Float[Tensor, "rows vocab"]) -> Int[Tensor, "rows"]:
+    def _draw(self, logits: Float[Tensor, "rows vocab"]) -> Int[Tensor, "rows"]:
         """A token for every row."""
         if self.sampling.temperature == 0.0:
             return chosen_tokens(logits, temperature=0.0)
@@ -198,7 +198,7 @@ class BranchingTexts:
         self._text.rearrange(rows, columns[:, :read], self.ids[:, :read], self.mask[:, :read])
 
     def extend(self, ids: Int[Tensor, "rows more"], mask: Bool[Tensor, "rows more"]) -> None:
-        """Put known tokens behind the texts, padded on the right, and read them."""
+        """Put known tokens after the texts, padded on the right, and read them."""
         self.ids = torch.cat([self.ids, ids.masked_fill(~mask, self.pad_token_id)], dim=-1)
         self.mask = torch.cat([self.mask, mask], dim=-1)
         self._text.outputs(self.ids, self.mask)

@@ -171,7 +171,7 @@ def _happens(
     wanted: Bool[Tensor, "rows"],
     generator: torch.Generator | None,
 ) -> Bool[Tensor, "rows"]:
-    """True with these probabilities; what is certain needs no random number."""
+    """Whether something of each probability happens; what is certain needs no random number."""
     certain = probabilities >= 1.0
     if bool((certain | ~wanted).all()):
         return certain
@@ -196,7 +196,7 @@ class _BestSegments:
         scores: Float[Tensor, "rows"],
         proposing: Bool[Tensor, "rows"],
     ) -> None:
-        """The tokens from `starts` on as one more proposal of the rows that made one."""
+        """Count the tokens from `starts` on as one more proposal of the rows that made one."""
         self.proposals = self.proposals + proposing
         better = proposing & (scores > self.scores)
         ids, mask = texts.tokens_from(starts)

@@ -16,7 +16,7 @@ from tokencredit.decoding.candidates.scores import CandidateScorer
 from tokencredit.decoding.hf_generate import GuidedOutput, guided_generate
 from tokencredit.decoding.hf_guide import RewardGuide
 from tokencredit.decoding.rules import GuidanceMethod
-from tokencredit.decoding.search.hf_methods import Search, SearchTask
+from tokencredit.decoding.search.hf_methods import SearchTask
 from tokencredit.decoding.search.hf_sampling import written_responses
 from tokencredit.errors import ConfigError
 from tokencredit.models.hf_loading import load_model, load_tokenizer, require_pad_token
@@ -32,7 +32,7 @@ Judge = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 @dataclass(frozen=True)
 class Models:
-    """Everything that speaks.
+    """The models of `generate`: what writes, what guides and what judges.
 
     Attributes:
         policy: which writes.
@@ -143,28 +143,24 @@ def method_responses(config: GenerateConfig, models: Models, rows: list[list[int
     ids, mask = (tensor.to(models.policy.device) for tensor in prompts)
     row = config.row
     if isinstance(row, GuidanceMethod):
-        return _guided(config, row, models, ids, mask)
+        return _guided_responses(config, row, models, ids, mask)
     task = SearchTask(
         models.policy,
         ids,
         mask,
-        lambda batch: _judged_by((models.reward_model, models.reward_tokenizer), models, batch),
+        lambda batch: _scores_by((models.reward_model, models.reward_tokenizer), models, batch),
         config.sampling.of_search(),
         config.n,
         models.implicit,
         models.eos_token_ids,
         models.tokenizer.pad_token_id,
     )
-    return _searched(row, config.settings_of(row), task)
-
-
-def _searched(search: Search, settings: Any, task: SearchTask) -> Found:
-    found = search.function(task, settings)
+    found = row.function(task, config.settings_of(row))
     read = {"lm_positions": found.lm_positions, "reward_positions": found.scorer_positions}
     return Found(found.batch, None, read)
 
 
-def _guided(
+def _guided_responses(
     config: GenerateConfig,
     method: GuidanceMethod,
     models: Models,
@@ -234,13 +230,13 @@ def response_scores(
         )
     else:
         judge = (models.reward_model, models.reward_tokenizer)
-        found["score"] = _judged_by(judge, models, batch, conversations)
+        found["score"] = _scores_by(judge, models, batch, conversations)
     if models.held_out is not None:
-        found["held_out_score"] = _judged_by(models.held_out, models, batch, conversations)
+        found["held_out_score"] = _scores_by(models.held_out, models, batch, conversations)
     return found
 
 
-def _judged_by(
+def _scores_by(
     judge: Judge,
     models: Models,
     batch: ResponseBatch,

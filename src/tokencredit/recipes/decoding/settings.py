@@ -173,23 +173,13 @@ class GenerateConfig:
         row = self.row
         if isinstance(row, Search):
             row.require(self.settings_of(row), self.sampling.of_search(), self.n)
-            self._require_defaults(
-                "guidance",
-                "a method that is guided token by token (sampling.top_k and sampling.top_p cut off "
-                "what searches draw from)",
-            )
         elif row.needs == "vocabulary" and self.guidance.scorer != "auto":
             raise ConfigError(
                 f"guidance.scorer is {self.guidance.scorer!r} and method {self.method!r}, whose "
                 "reward model scores the whole vocabulary in one pass; expected 'auto'"
             )
-        if not row.draws:
-            names = ("temperature", "top_k", "top_p")
-            self._require_defaults("sampling", "a method that draws tokens", only=names)
         self._require_implicit(isinstance(row, Search) and "implicit model" in row.needs)
-        for name, search in SEARCHES.items():
-            if search.settings is not None and search.settings != getattr(row, "settings", None):
-                self._require_defaults(search.settings, f"method {name!r}")
+        self._require_that_all_is_read(row)
 
     @property
     def row(self) -> GuidanceMethod | Search:
@@ -212,6 +202,20 @@ class GenerateConfig:
                 f"implicit.model is {self.implicit.model!r} and method {self.method!r}; expected a "
                 f"model that DPO trained for {', '.join(names)}, and for no other"
             )
+
+    def _require_that_all_is_read(self, row: GuidanceMethod | Search) -> None:
+        if isinstance(row, Search):
+            self._require_defaults(
+                "guidance",
+                "a method that is guided token by token (sampling.top_k and sampling.top_p cut off "
+                "what searches draw from)",
+            )
+        if not row.draws:
+            names = ("temperature", "top_k", "top_p")
+            self._require_defaults("sampling", "a method that draws tokens", only=names)
+        for name, search in SEARCHES.items():
+            if search.settings is not None and search.settings != getattr(row, "settings", None):
+                self._require_defaults(search.settings, f"method {name!r}")
 
     def _require_defaults(
         self, name: str, reader: str, *, only: Sequence[str] | None = None
