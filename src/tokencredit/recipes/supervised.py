@@ -289,6 +289,12 @@ def _require_finite_weights(model: nn.Module) -> None:
             )
 
 
+def lasting_name(name_or_path: str) -> str:
+    """A Hub id as it is; a folder as a path that means the same from anywhere."""
+    path = Path(name_or_path).expanduser()
+    return str(path.resolve()) if path.is_dir() else name_or_path
+
+
 def language_model_to_train(
     config: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

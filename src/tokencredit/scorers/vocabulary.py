@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from tokencredit.batch import ResponseBatch
-from tokencredit.errors import ModelError, TokenCreditWarning
+from tokencredit.errors import TokenCreditWarning
 from tokencredit.evaluation.prefix_accuracy import FRACTIONS, scores_at_fractions
 from tokencredit.masking import last_true_index
-from tokencredit.models.hf_architecture import HEADS
+from tokencredit.models.hf_architecture import require_language_model
 from tokencredit.models.hf_loading import load_model_and_info, load_tokenizer
 from tokencredit.models.hf_logprobs import response_logprobs, response_statistics
 from tokencredit.models.hf_vocabularies import require_same_vocabulary
@@ -49,15 +49,12 @@ def load_vocabulary_reward(
     )
     require_same_vocabulary(policy_tokenizer, tokenizer, argument="reward_model")
     model, info = load_model_and_info(AutoModelForCausalLM, name_or_path, **loading)
-    scores = [key for key in info["unexpected_keys"] if set(key.split(".")) & HEADS]
-    if info["missing_keys"] or scores:
-        lacking, more = (", ".join(sorted(keys)[:3]) for keys in (info["missing_keys"], scores))
-        raise ModelError(
-            f"the weights of {name_or_path!r} lack {lacking or 'nothing'} and hold "
-            f"{more or 'nothing else'}; method {method!r} expected a causal language model, as "
-            "`train-vocabulary-reward` makes it: for a model with one score take another method, "
-            "such as 'pargs'"
-        )
+    require_language_model(
+        info,
+        name_or_path,
+        expected=f"a causal language model for method {method!r}, as `train-vocabulary-reward` "
+        "makes it: for a model with one score take another method, such as 'pargs'",
+    )
     trained = getattr(model.config, "vocabulary_objective", None)
     if trained is not None and trained.removesuffix("-fudge") != method:
         warnings.warn(

@@ -30,6 +30,7 @@ from tokencredit.recipes.supervised import (
     autocast,
     finished_run,
     language_model_to_train,
+    lasting_name,
     supervised_run,
     training_pairs,
     write_results,
@@ -122,7 +123,7 @@ def _model_to_train(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model to train, dropout off, and its tokenizer."""
     model, tokenizer = language_model_to_train(config)
-    model.config.dpo_reference = _lasting_name(config.reference or config.model)
+    model.config.dpo_reference = lasting_name(config.reference or config.model)
     model.config.dpo_beta = config.dpo_beta
     model.config.dpo_direction = config.direction
     model.config.eos_appended = config.append_eos
@@ -139,12 +140,6 @@ def _reference(
         attn_implementation=config.loading.attn_implementation,
         trust_remote_code=config.loading.trust_remote_code,
     )
-
-
-def _lasting_name(name_or_path: str) -> str:
-    """A Hub id as it is; a folder as a path that means the same from anywhere."""
-    path = Path(name_or_path).expanduser()
-    return str(path.resolve()) if path.is_dir() else name_or_path
 
 
 def _encoded_pairs(
