@@ -22,10 +22,18 @@ from tokencredit.reward_model.losses.vocabulary import token_values
 from tokencredit.text.hf_rendering import reads_eos
 from tokencredit.text.hf_token_rows import EncodedText, response_batch
 
-VocabularyObjective = Literal["farma", "genarm", "cd-fudge"]
+VocabularyObjective = Literal["farma", "genarm", "cd-fudge", "cd-q"]
 VocabularyMethod = Literal["farma", "genarm", "cd"]
 VOCABULARY_METHODS: tuple[str, ...] = get_args(VocabularyMethod)
 """Methods of `generate` whose reward model is a language model."""
+
+METHOD_OF_OBJECTIVE: dict[str, VocabularyMethod] = {
+    "farma": "farma",
+    "genarm": "genarm",
+    "cd-fudge": "cd",
+    "cd-q": "cd",
+}
+"""The method of `generate` that each objective of `train-vocabulary-reward` is made for."""
 
 
 def load_vocabulary_reward(
@@ -56,10 +64,11 @@ def load_vocabulary_reward(
         "makes it: for a model with one score take another method, such as 'pargs'",
     )
     trained = getattr(model.config, "vocabulary_objective", None)
-    if trained is not None and trained.removesuffix("-fudge") != method:
+    fitting = METHOD_OF_OBJECTIVE.get(str(trained), method)
+    if fitting != method:
         warnings.warn(
             f"method is {method!r} and the reward model was trained by objective {trained!r}, "
-            f"whose logits mean something else; expected method {trained.removesuffix('-fudge')!r}",
+            f"whose logits mean something else; expected method {fitting!r}",
             TokenCreditWarning,
             stacklevel=2,
         )
