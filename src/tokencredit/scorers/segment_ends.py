@@ -158,7 +158,7 @@ def _ends(segment_ids: Tensor) -> list[bool]:
 
 
 def reading_at_ends(rows: Sequence[EncodedText], ends: SegmentEnds) -> ReadAt:
-    """At the ends of the segments of these rows, which are looked for once.
+    """A reading at the ends of the segments of these rows, which are looked for once.
 
     Args:
         rows: all that will be asked about.

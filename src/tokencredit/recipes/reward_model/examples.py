@@ -93,11 +93,11 @@ def score_reading(reading: Reading, rows: Sequence[JudgedRow], ends: SegmentEnds
     Args:
         reading: of the objective.
         rows: all that will be read.
-        ends: finds the ends of segments; needed where these are read.
+        ends: finds the ends of segments, where these are read; else None.
     """
-    if reading == "segment-ends" and ends is not None:
+    if ends is not None:
         return reading_at_ends([text for one in rows for text in one.responses], ends)
-    return read_last_token if reading == "last" else read_every_token
+    return {"last": read_last_token, "every": read_every_token}[reading]
 
 
 def reward_batch(judged: Sequence[JudgedRow], *, pad_id: int, read_at: ReadAt) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ from tokencredit.evaluation.prefix_accuracy import pair_accuracy_by_fraction
 from tokencredit.models.hf_loading import lora_config, merged_model
 from tokencredit.preference.pairs import PreferencePair
 from tokencredit.recipes.reward_model.causal_settings import TrainImplicitRewardConfig
+from tokencredit.recipes.reward_model.pair_data import training_pairs
 from tokencredit.recipes.reward_model.report import write_prefix_accuracy
 from tokencredit.recipes.supervised import (
     autocast,
@@ -32,7 +33,6 @@ from tokencredit.recipes.supervised import (
     language_model_to_train,
     lasting_name,
     supervised_run,
-    training_pairs,
     write_results,
 )
 from tokencredit.recipes.trainer import train, training_arguments
@@ -122,7 +122,9 @@ def _model_to_train(
     config: TrainImplicitRewardConfig,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model to train, dropout off, and its tokenizer."""
-    model, tokenizer = language_model_to_train(config)
+    model, tokenizer = language_model_to_train(
+        config.model, config.loading, max_length=config.max_length
+    )
     model.config.dpo_reference = lasting_name(config.reference or config.model)
     model.config.dpo_beta = config.dpo_beta
     model.config.dpo_direction = config.direction

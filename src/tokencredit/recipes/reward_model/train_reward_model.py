@@ -178,7 +178,14 @@ def _model_to_train(
     config: TrainRewardModelConfig,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model to train, with one output and a pad token, and its tokenizer."""
-    model, tokenizer = classifier_to_train(config, AutoModelForSequenceClassification, num_labels=1)
+    model, tokenizer = classifier_to_train(
+        AutoModelForSequenceClassification,
+        config.model,
+        config.loading,
+        max_length=config.max_length,
+        append_eos=config.append_eos,
+        num_labels=1,
+    )
     if config.row.reading != "last" and not is_causal(model):
         raise ConfigError(
             f"positions is {config.positions!r} and {type(model).__name__} reads in both "

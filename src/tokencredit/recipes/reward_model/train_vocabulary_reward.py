@@ -127,7 +127,9 @@ def _model_to_train(
     config: TrainVocabularyRewardConfig,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model to train, dropout off, its configuration saying what it becomes; its tokenizer."""
-    model, tokenizer = language_model_to_train(config)
+    model, tokenizer = language_model_to_train(
+        config.model, config.loading, max_length=config.max_length
+    )
     for name in ("rating_mean", "rating_standard_deviation", "reward_beta"):
         vars(model.config).pop(name, None)  # of the training before this one
     model.config.vocabulary_objective = config.objective

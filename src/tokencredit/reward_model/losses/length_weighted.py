@@ -21,6 +21,7 @@ def length_weights(mask: Bool[Tensor, "batch time"]) -> Float[Tensor, "batch tim
     Source: Deng and Raffel 2023, arXiv 2310.09520 (RAD), the weights of the cumulative squared
     error.
 
+    >>> import torch
     >>> length_weights(torch.tensor([[True, True, False]]))
     tensor([[0.3333, 0.6667, 0.0000]])
     """
@@ -52,6 +53,7 @@ def length_weighted_regression_loss(
 
     Source: Deng and Raffel 2023, arXiv 2310.09520 (RAD), the training of the reward model.
 
+    >>> import torch
     >>> mask = torch.tensor([[True, True, False]])
     >>> length_weighted_regression_loss(torch.tensor([[4.0, 2.0, 9.0]]), torch.tensor([1.0]), mask)
     tensor(3.6667)
@@ -79,6 +81,7 @@ def length_weighted_classification_loss(
 
     Source: ours, from RAD of Deng and Raffel 2023, arXiv 2310.09520, with the loss of labels.
 
+    >>> import torch
     >>> mask = torch.tensor([[True, True]])
     >>> length_weighted_classification_loss(torch.zeros(1, 2), torch.tensor([1.0]), mask)
     tensor(0.6931)
