@@ -173,9 +173,7 @@ OBJECTIVES: dict[tuple[str, str], Objective] = {
         "pairs", "segment-ends", centred_segment_loss, ("centering",)
     ),
     ("classification", "last"): Objective("labels", "last", label_loss),
-    ("classification", "every"): Objective(
-        "labels", "every", label_loss, ("prefix_weights",)
-    ),
+    ("classification", "every"): Objective("labels", "every", label_loss, ("prefix_weights",)),
     ("classification", "bootstrapped"): Objective(
         "labels", "every", next_label_loss, ("bootstrap_lambda",)
     ),
