@@ -96,6 +96,11 @@ from .preference.labels import (
     step_segment_ids,
     token_span_labels,
 )
+from .reward_model.losses.length_weighted import (
+    length_weighted_classification_loss,
+    length_weighted_regression_loss,
+    length_weights,
+)
 from .reward_model.losses.pairs import (
     bradley_terry_loss,
     classification_loss,
@@ -199,6 +204,9 @@ __all__ = [
     "leave_one_out_credit",
     "leave_one_out_to_go_advantages",
     "length_centred_prefix_scores",
+    "length_weighted_classification_loss",
+    "length_weighted_regression_loss",
+    "length_weights",
     "likelihood_credit",
     "location_normalised",
     "log_ratio_credit",

@@ -35,7 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "train-vocabulary-reward": (
         "reward_model.train_vocabulary_reward",
-        "scores of all next tokens in one pass: FaRMA, GenARM, CD-FUDGE",
+        "scores of all next tokens in one pass: FaRMA, GenARM, CD",
     ),
     "train-rewriter": (
         "reward_model.train_rewriter",

@@ -66,3 +66,24 @@ def score_at_fraction(scores: list[float], tenths: int) -> float:
     while 10 * seen < tenths * len(scores):
         seen += 1
     return scores[seen - 1]
+
+
+def length_weights(tokens: int) -> list[float]:
+    """RAD: prefix t of a response of l tokens counts t of 1 + 2 + ... + l."""
+    whole = sum(range(1, tokens + 1))
+    return [t / whole for t in range(1, tokens + 1)]
+
+
+def length_weighted_squared_error(scores: list[float], rating: float) -> float:
+    total = 0.0
+    for t, score in enumerate(scores, start=1):
+        total += t * (score - rating) ** 2
+    return total / (len(scores) * (len(scores) + 1) / 2)
+
+
+def length_weighted_cross_entropy(scores: list[float], label: float) -> float:
+    total = 0.0
+    for t, score in enumerate(scores, start=1):
+        probability = 1 / (1 + math.exp(-score))
+        total -= t * (label * math.log(probability) + (1 - label) * math.log(1 - probability))
+    return total / (len(scores) * (len(scores) + 1) / 2)

@@ -124,3 +124,22 @@ def test_models_that_cannot_be_run_behind_their_trunk(monkeypatch):
     monkeypatch.setattr(model, "forward", lambda **_: CausalLMOutput(logits=logits))
     with pytest.raises(ModelError, match="no part that gives hidden states"):
         trained_statistics(model, ids, mask, counted, said)
+
+
+@pytest.mark.parametrize(("architecture", "other"), [("llama", "gpt2"), ("gpt2", "llama")])
+def test_a_frozen_model_speaks_of_the_same_places_and_gets_no_gradient(architecture, other):
+    model, frozen = language_model(architecture), language_model(other)
+    ids, mask, counted = texts()
+
+    def both(logits, token_ids, frozen_logits):
+        assert not frozen_logits.requires_grad
+        return torch.stack([said(logits, token_ids), said(frozen_logits, token_ids)], dim=-1)
+
+    found = trained_statistics(model, ids, mask, counted, both, frozen=frozen, chunk_size=4)
+    torch.testing.assert_close(found[..., 0], plain(model), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(found[..., 1], plain(frozen), rtol=1e-3, atol=1e-5)
+    expected = gradients(model, plain(model))
+    found_gradients = gradients(model, found[..., 0])
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found_gradients[name], gradient, rtol=1e-3, atol=1e-4, msg=name)
+    assert all(weight.grad is None for weight in frozen.parameters())

@@ -2,6 +2,10 @@ import pytest
 import torch
 
 from tokencredit.errors import ConfigError
+from tokencredit.reward_model.losses.length_weighted import (
+    length_weighted_classification_loss,
+    length_weighted_regression_loss,
+)
 from tokencredit.reward_model.losses.pairs import (
     bradley_terry_loss,
     prefix_bradley_terry_loss,
@@ -42,6 +46,12 @@ def test_objective_and_positions_name_the_loss():
     ):
         found = loss(objective, positions, scores, mask, targets, **options)
         torch.testing.assert_close(found, expected)
+    for objective, own in (
+        ("classification", length_weighted_classification_loss),
+        ("regression", length_weighted_regression_loss),
+    ):
+        found = loss(objective, "every", scores, mask, targets, prefix_weights="length")
+        torch.testing.assert_close(found, own(scores, targets, mask))
     looks_ahead = loss("regression", "bootstrapped", scores, mask, targets, bootstrap_lambda=1.0)
     torch.testing.assert_close(looks_ahead, prefix_regression_loss(scores, targets, mask))
 
@@ -78,7 +88,7 @@ def test_centering_in_segments_is_of_the_means_that_are_compared():
 
 def test_every_row_reads_the_options_that_it_names():
     """A loss that names an option moves with it; one that does not is refused another value."""
-    changed = {"centering": 0.5, "bootstrap_lambda": 0.25}
+    changed = {"centering": 0.5, "bootstrap_lambda": 0.25, "prefix_weights": "length"}
     scores, targets = torch.tensor([[2.0, 1.0], [0.5, 3.0]]), torch.tensor([1.0, 0.0])
     mask = torch.ones(2, 2, dtype=torch.bool)
     for (objective, positions), row in OBJECTIVES.items():

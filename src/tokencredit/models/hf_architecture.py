@@ -179,6 +179,26 @@ def require_readable(model: PreTrainedModel, real: Bool[Tensor, "batch sequence"
     require_room(model, int(real.sum(-1).max()))
 
 
+def require_language_model(info: dict[str, Any], name: str, *, expected: str) -> None:
+    """Weights that were loaded are those of a language model, and of nothing else.
+
+    Args:
+        info: as of `load_model_and_info`, with `AutoModelForCausalLM`.
+        name: where they come from.
+        expected: what stands after "expected" in the message.
+
+    Raises:
+        ModelError: weights are missing, or there is a head that gives scores.
+    """
+    scores = [key for key in info["unexpected_keys"] if set(key.split(".")) & HEADS]
+    if info["missing_keys"] or scores:
+        lacking, more = (", ".join(sorted(keys)[:3]) for keys in (info["missing_keys"], scores))
+        raise ModelError(
+            f"the weights of {name!r} lack {lacking or 'nothing'} and hold "
+            f"{more or 'nothing else'}; expected {expected}"
+        )
+
+
 def require_trained_head(info: dict[str, Any], name: str) -> None:
     """Reject a head that is freshly drawn; warn of weights of a head that were left out.
 

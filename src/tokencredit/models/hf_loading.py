@@ -127,8 +127,8 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.pad_token_id is None:
         raise ModelError(
             f"the tokenizer {tokenizer.name_or_path!r} has no pad token; expected one, to batch "
-            "texts of different lengths: set tokenizer.pad_token, or the setting pad_token, to a "
-            "token of its vocabulary that does not end a response"
+            "texts of different lengths: set tokenizer.pad_token, or the setting "
+            "loading.pad_token, to a token of its vocabulary that does not end a response"
         )
     return tokenizer.pad_token_id
 

@@ -24,8 +24,6 @@ from tokencredit.models.hf_loading import (
     quiet_transformers,
     require_pad_token,
 )
-from tokencredit.preference.hf_datasets import load_pairs
-from tokencredit.preference.pairs import PreferencePair
 from tokencredit.recipes.run_folder import open_run_folder, write_atomically
 from tokencredit.recipes.settings import (
     HeldOutSettings,
@@ -152,30 +150,6 @@ def held_out_rows(
     return train, [row for row, key in enumerate(keys) if key in held_out]
 
 
-def training_pairs(config: Any) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """Pairs to train on and pairs that are held out; no prompt stands on both sides.
-
-    Args:
-        config: of a supervised recipe that learns from pairs.
-
-    Raises:
-        DataError: the data are not there, are empty, or a row does not fit.
-    """
-
-    def load(data: str, split: str) -> list[PreferencePair]:
-        return load_pairs(
-            data,
-            split=split,
-            prompt_column=config.columns.prompt,
-            chosen_column=config.columns.chosen,
-            rejected_column=config.columns.rejected,
-            unusable=config.unusable,
-            limit=config.limit,
-        )
-
-    return train_and_held_out(config, load, text=lambda pair: pair.chosen)
-
-
 def finished_run(config: SupervisedConfig) -> Path | None:
     """The folder of a run with the same settings that has written its model, or None.
 
@@ -289,68 +263,83 @@ def _require_finite_weights(model: nn.Module) -> None:
             )
 
 
+def lasting_name(name_or_path: str) -> str:
+    """A Hub id as it is; a folder as a path that means the same from anywhere."""
+    path = Path(name_or_path).expanduser()
+    return str(path.resolve()) if path.is_dir() else name_or_path
+
+
 def language_model_to_train(
-    config: Any,
+    name_or_path: str, loading: LoadingSettings, *, max_length: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model that training starts from, dropout off, and its tokenizer with a pad token.
 
     Args:
-        config: of a supervised recipe that starts from a model.
+        name_or_path: a folder or a Hub id.
+        loading: how it is loaded.
+        max_length: of a row, in tokens.
 
     Raises:
         ModelError: a model or tokenizer is not there, or there is no pad token.
         ConfigError: the model is too short for `max_length`.
     """
-    loading = config.loading
     tokenizer = load_tokenizer(
-        config.model, pad_token=loading.pad_token, trust_remote_code=loading.trust_remote_code
+        name_or_path, pad_token=loading.pad_token, trust_remote_code=loading.trust_remote_code
     )
     require_pad_token(tokenizer)
-    with quiet_transformers():
-        model = load_model(
-            AutoModelForCausalLM,
-            config.model,
-            attn_implementation=loading.attn_implementation,
-            trust_remote_code=loading.trust_remote_code,
-        )
-    require_context(model, tokenizer, config.max_length)
+    model = _float32_model(AutoModelForCausalLM, name_or_path, loading)
+    require_context(model, tokenizer, max_length)
     disable_dropout(model)
     return model, tokenizer
 
 
 def classifier_to_train(
-    config: Any, auto_class: Any, **heads: Any
+    auto_class: Any,
+    name_or_path: str,
+    loading: LoadingSettings,
+    *,
+    max_length: int,
+    append_eos: bool,
+    **head: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The classifier that training starts from, dropout off, and its tokenizer with a pad token.
 
     Args:
-        config: of a supervised recipe that starts from a model.
         auto_class: of transformers; the head is new where the start has another.
-        **heads: what the configuration shall say of the head.
+        name_or_path: a folder or a Hub id.
+        loading: how it is loaded; a pad token that is no token yet is added.
+        max_length: of a row, in tokens.
+        append_eos: whether plain responses end with the end of sequence, which the configuration
+            of the model tells whoever scores with it.
+        **head: what the configuration shall say of the head.
 
     Raises:
         ModelError: a model or tokenizer is not there or lacks what is needed.
         ConfigError: the model is too short for `max_length`.
     """
-    loading = config.loading
-    tokenizer = load_tokenizer(config.model, trust_remote_code=loading.trust_remote_code)
-    with quiet_transformers():  # about the head
-        model = load_model(
-            auto_class,
-            config.model,
-            attn_implementation=loading.attn_implementation,
-            trust_remote_code=loading.trust_remote_code,
-            ignore_mismatched_sizes=True,
-            **heads,
-        )
+    tokenizer = load_tokenizer(name_or_path, trust_remote_code=loading.trust_remote_code)
+    model = _float32_model(auto_class, name_or_path, loading, ignore_mismatched_sizes=True, **head)
     if loading.pad_token is not None:
         tokenizer.add_special_tokens({"pad_token": loading.pad_token})
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.pad_token_id = require_pad_token(tokenizer)
-    # Scoring code elsewhere can see from it whether complete answers carry an end of sequence.
-    model.config.eos_appended = config.append_eos
+    model.config.eos_appended = append_eos
     tokenizer.padding_side = "right"
-    require_context(model, tokenizer, config.max_length)
+    require_context(model, tokenizer, max_length)
     disable_dropout(model)
     return model, tokenizer
+
+
+def _float32_model(
+    auto_class: Any, name_or_path: str, loading: LoadingSettings, **keywords: Any
+) -> PreTrainedModel:
+    """A model to train, whatever the precision of frozen ones; transformers says nothing of it."""
+    with quiet_transformers():
+        return load_model(
+            auto_class,
+            name_or_path,
+            attn_implementation=loading.attn_implementation,
+            trust_remote_code=loading.trust_remote_code,
+            **keywords,
+        )

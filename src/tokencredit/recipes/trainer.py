@@ -87,6 +87,12 @@ class _LossBar(ProgressCallback):  # type: ignore[misc]
             super().on_train_end(args, state, control, **keywords)
 
 
+def training_device(config: SupervisedConfig) -> str:
+    """Where models beside the one in training are put: where it will be."""
+    on_cpu = config.device == "cpu" or not torch.accelerator.is_available()
+    return "cpu" if on_cpu else str(torch.accelerator.current_accelerator())
+
+
 def training_arguments(
     config: SupervisedConfig,
     folder: Path,
@@ -106,7 +112,7 @@ def training_arguments(
     """
     training = config.training
     named = training.learning_rate
-    on_cpu = config.device == "cpu" or not torch.accelerator.is_available()
+    on_cpu = training_device(config) == "cpu"
     batches = math.ceil(examples / training.batch_size)
     steps = math.ceil(batches / training.gradient_accumulation) * training.epochs
     return TrainingArguments(

@@ -5,6 +5,8 @@ hidden states at a time; here with gradient. Each chunk of logits is forgotten a
 the gradient comes back: memory holds one chunk, and the head over the vocabulary runs twice.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from tokencredit.errors import DataError, ModelError
 from tokencredit.masking import left_packed
 from tokencredit.models.hf_attention import pretrained_model
-from tokencredit.models.hf_logprobs import CHUNK_SIZE, Statistic
+from tokencredit.models.hf_logprobs import CHUNK_SIZE
 from tokencredit.models.hf_trunk import logits_behind_trunk, same_logits, trunk_output
 
 
@@ -24,8 +26,9 @@ def trained_statistics(
     input_ids: Int[Tensor, "batch sequence"],
     attention_mask: Bool[Tensor, "batch sequence"] | Int[Tensor, "batch sequence"],
     counted: Bool[Tensor, "batch sequence"],
-    statistic: Statistic,
+    statistic: Callable[..., Tensor],
     *,
+    frozen: nn.Module | None = None,
     chunk_size: int = CHUNK_SIZE,
 ) -> Float[Tensor, "batch time *rest"]:
     """Any function of the logits in the place of each counted token, and of its id, with gradient.
@@ -36,7 +39,9 @@ def trained_statistics(
         attention_mask: real tokens.
         counted: the tokens that are asked about.
         statistic: from float32 logits and the ids that stand in their place, one row per token, to
-            one entry or more per token.
+            one entry or more per token. With a frozen model its logits come third.
+        frozen: another causal language model that reads the same ids, without gradient; None for
+            none.
         chunk_size: tokens whose logits exist at the same time.
 
     Returns:
@@ -44,34 +49,43 @@ def trained_statistics(
 
     Raises:
         DataError: nothing stands before a counted token.
-        ModelError: the model cannot be run behind its trunk alone.
+        ModelError: a model cannot be run behind its trunk alone.
     """
     real = attention_mask.bool()
     ids, _ = left_packed(input_ids, real)
     asked, _ = left_packed(counted & real, real)
     _require_something_before(asked)
-    with trunk_output(model) as seen:
-        own = model(input_ids=ids, use_cache=False, logits_to_keep=1, return_dict=True).logits
-    trunk, output = _the_trunk(model, seen)
-
-    def of_chunk(hidden: Tensor, token_ids: Tensor) -> Tensor:
-        logits = logits_behind_trunk(model, ids, trunk, output, hidden)
-        return statistic(logits.float(), token_ids).float()
-
-    hidden = output.last_hidden_state
-    _require_alike(model, own[0], logits_behind_trunk(model, ids, trunk, output, hidden[0, -1:]))
     places = asked[:, 1:].nonzero(as_tuple=True)
-    states, tokens = (torch.split(t, chunk_size) for t in (hidden[:, :-1][places], ids[asked]))
-    values = torch.cat(
-        [
-            checkpoint(of_chunk, *chunk, use_reentrant=False)
-            for chunk in zip(states, tokens, strict=True)
-        ]
-    )
+    logits_of, states = _head_and_states(model, ids, places)
+    inputs = [states, ids[asked]]
+    if frozen is not None:
+        with torch.no_grad():
+            frozen_logits_of, frozen_states = _head_and_states(frozen, ids, places)
+        inputs.append(frozen_states)
+
+    def of_chunk(hidden: Tensor, token_ids: Tensor, *others: Tensor) -> Tensor:
+        with torch.no_grad():
+            further = [frozen_logits_of(other).float() for other in others]
+        return statistic(logits_of(hidden).float(), token_ids, *further).float()
+
+    chunks = zip(*(torch.split(part, chunk_size) for part in inputs), strict=True)
+    values = torch.cat([checkpoint(of_chunk, *chunk, use_reentrant=False) for chunk in chunks])
     packed, _ = left_packed(asked, asked)
     result = values.new_zeros(*packed.shape, *values.shape[1:])
     result[packed] = values
     return result
+
+
+def _head_and_states(
+    model: nn.Module, ids: Int[Tensor, "batch sequence"], places: tuple[Tensor, ...]
+) -> tuple[Callable[[Tensor], Tensor], Float[Tensor, "tokens width"]]:
+    """What stands behind the trunk, as a function of states, and the states before these places."""
+    with trunk_output(model) as seen:
+        own = model(input_ids=ids, use_cache=False, logits_to_keep=1, return_dict=True).logits
+    trunk, output = _the_trunk(model, seen)
+    hidden = output.last_hidden_state
+    _require_alike(model, own[0], logits_behind_trunk(model, ids, trunk, output, hidden[0, -1:]))
+    return partial(logits_behind_trunk, model, ids, trunk, output), hidden[:, :-1][places]
 
 
 def _require_something_before(asked: Bool[Tensor, "batch sequence"]) -> None:

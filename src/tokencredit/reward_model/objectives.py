@@ -14,6 +14,10 @@ from torch import Tensor
 
 from tokencredit.errors import ConfigError
 from tokencredit.masking import masked_row_mean
+from tokencredit.reward_model.losses.length_weighted import (
+    length_weighted_classification_loss,
+    length_weighted_regression_loss,
+)
 from tokencredit.reward_model.losses.pairs import (
     centering_loss,
     held_prefix_scores,
@@ -41,6 +45,9 @@ class LossSettings:
     bootstrap_lambda: float = 0.95
     """Of `bootstrapped` positions: from 0, only the next score counts (CD-Q as published), to 1,
     only the label or rating, which is `every`."""
+    prefix_weights: Literal["equal", "length"] = "equal"
+    """Of labels and ratings at `every` position: how much each prefix of a response counts; with
+    `length` in proportion to its tokens (RAD)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.bootstrap_lambda <= 1:
@@ -122,14 +129,18 @@ def centred_segment_loss(judgements: Judgements, settings: LossSettings) -> Floa
     return loss + settings.centering * centering_loss(*means, every_pair)
 
 
-def label_loss(judgements: Judgements, _: LossSettings) -> Float[Tensor, ""]:
+def label_loss(judgements: Judgements, settings: LossSettings) -> Float[Tensor, ""]:
     """Cross-entropy of every score that is read against the label of its response."""
-    return prefix_classification_loss(judgements.scores, judgements.targets, judgements.mask)
+    by_length = settings.prefix_weights == "length"
+    loss = length_weighted_classification_loss if by_length else prefix_classification_loss
+    return loss(judgements.scores, judgements.targets, judgements.mask)
 
 
-def rating_loss(judgements: Judgements, _: LossSettings) -> Float[Tensor, ""]:
+def rating_loss(judgements: Judgements, settings: LossSettings) -> Float[Tensor, ""]:
     """Squared error of every score that is read against the rating of its response."""
-    return prefix_regression_loss(judgements.scores, judgements.targets, judgements.mask)
+    by_length = settings.prefix_weights == "length"
+    loss = length_weighted_regression_loss if by_length else prefix_regression_loss
+    return loss(judgements.scores, judgements.targets, judgements.mask)
 
 
 def next_label_loss(judgements: Judgements, settings: LossSettings) -> Float[Tensor, ""]:
@@ -162,12 +173,12 @@ OBJECTIVES: dict[tuple[str, str], Objective] = {
         "pairs", "segment-ends", centred_segment_loss, ("centering",)
     ),
     ("classification", "last"): Objective("labels", "last", label_loss),
-    ("classification", "every"): Objective("labels", "every", label_loss),
+    ("classification", "every"): Objective("labels", "every", label_loss, ("prefix_weights",)),
     ("classification", "bootstrapped"): Objective(
         "labels", "every", next_label_loss, ("bootstrap_lambda",)
     ),
     ("regression", "last"): Objective("ratings", "last", rating_loss),
-    ("regression", "every"): Objective("ratings", "every", rating_loss),
+    ("regression", "every"): Objective("ratings", "every", rating_loss, ("prefix_weights",)),
     ("regression", "bootstrapped"): Objective(
         "ratings", "every", next_rating_loss, ("bootstrap_lambda",)
     ),

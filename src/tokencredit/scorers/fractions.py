@@ -12,12 +12,15 @@ from transformers import PreTrainedModel
 
 from tokencredit.batch import rows_of_like_length
 from tokencredit.evaluation.prefix_accuracy import FRACTIONS, scores_at_fractions
-from tokencredit.masking import left_packed, masked_row_mean
+from tokencredit.masking import left_packed
 from tokencredit.models.hf_architecture import is_causal
 from tokencredit.reward_model.hf_scores import reward_model_output
+from tokencredit.scorers.segment_ends import SegmentEnds
+from tokencredit.scorers.trained_reading import running_segment_means
 from tokencredit.text.hf_token_rows import (
     EncodedText,
     ReadAt,
+    padded_rows,
     read_every_token,
     read_last_token,
     scored_rows,
@@ -47,7 +50,7 @@ def fraction_scores(
     pad_id: int,
     batch_size: int,
     context: AbstractContextManager[Any],
-    segment_ends: ReadAt | None = None,
+    segment_ends: SegmentEnds | None = None,
 ) -> Float[Tensor, "rows fractions"]:
     """Score of each response when 20, 40, 60, 80 and 100 % of it have been seen.
 
@@ -59,9 +62,9 @@ def fraction_scores(
         pad_id: fills padding.
         batch_size: rows per forward pass, those of like length together.
         context: autocast, or none.
-        segment_ends: for each token of a row whether a segment ends there, where the score of a
-            text is the mean over the ends of its segments, the last of them where it is cut; None
-            where it is read at the last token seen.
+        segment_ends: of `trained_segment_ends`, where the score of a text is the mean over the ends
+            of its segments, the last of them where it is cut; None where it is read at the last
+            token seen.
     """
     model.eval()
     if is_causal(model):
@@ -82,7 +85,7 @@ def _scores(
     pad_id: int,
     batch_size: int,
     context: AbstractContextManager[Any],
-    segment_ends: ReadAt | None = None,
+    segment_ends: SegmentEnds | None = None,
 ) -> Float[Tensor, "rows fractions"]:
     scores = torch.empty(len(rows), len(fractions))
     for some in rows_of_like_length(torch.tensor([len(row) for row in rows]), batch_size):
@@ -93,30 +96,11 @@ def _scores(
             packed = counted_scores(model, ids, attention_mask, counted)
         mask, _ = left_packed(counted, counted)
         if segment_ends is not None:
-            ends = scored_rows(texts, pad_id=pad_id, read_at=segment_ends)[2].to(model.device)
-            packed = running_segment_means(packed, left_packed(ends, counted)[0], mask)
+            ends, _ = padded_rows(segment_ends(texts), fill=0, side="right")
+            at_ends = left_packed(ends.bool().to(model.device), counted)[0]
+            packed = running_segment_means(packed, at_ends, mask)
         scores[some] = scores_at_fractions(packed, mask, fractions=fractions).cpu()
     return scores
-
-
-def running_segment_means(
-    prefix_scores: Float[Tensor, "batch time"],
-    ends: Bool[Tensor, "batch time"],
-    mask: Bool[Tensor, "batch time"],
-) -> Float[Tensor, "batch time"]:
-    """For every prefix the mean score at the ends of its segments, of which the last is its own.
-
-    Args:
-        prefix_scores: of each prefix.
-        ends: True where a segment ends.
-        mask: True on tokens that count.
-    """
-    columns = []
-    for t in range(prefix_scores.shape[-1]):
-        read = ends[:, : t + 1] & mask[:, : t + 1]
-        read[:, t] = mask[:, t]
-        columns.append(masked_row_mean(prefix_scores[:, : t + 1].float(), read))
-    return torch.stack(columns, dim=-1)
 
 
 def _beginning(row: EncodedText, fraction: float) -> EncodedText:

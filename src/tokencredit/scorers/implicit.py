@@ -63,13 +63,18 @@ def implicit_fraction_scores(
 
 
 def loaded_reference(
-    name_or_path: str, tokenizer: PreTrainedTokenizerBase, **loading: Any
+    name_or_path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    argument: str = "reference",
+    **loading: Any,
 ) -> PreTrainedModel:
-    """The reference of an implicit reward, which must read the same ids.
+    """A frozen language model beside the one in training, which must read the same ids.
 
     Args:
         name_or_path: folder or Hub id of a causal language model.
         tokenizer: of the trained model.
+        argument: what the caller names it, for the message.
         **loading: as `load_model` takes it.
 
     Raises:
@@ -77,7 +82,7 @@ def loaded_reference(
     """
     trust = bool(loading.get("trust_remote_code", False))
     other = load_tokenizer(name_or_path, trust_remote_code=trust)
-    require_same_vocabulary(tokenizer, other, argument=f"the reference {name_or_path!r}")
+    require_same_vocabulary(tokenizer, other, argument=f"the {argument} {name_or_path!r}")
     with quiet_transformers():
         return load_model(AutoModelForCausalLM, name_or_path, **loading)
 

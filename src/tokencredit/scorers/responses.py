@@ -21,6 +21,7 @@ from tokencredit.scorers.implicit import (
     stored_reference,
 )
 from tokencredit.scorers.texts import loaded_reward_model
+from tokencredit.scorers.trained_reading import trained_segment_ends
 from tokencredit.text.hf_rendering import Template, reads_eos
 from tokencredit.text.hf_token_rows import EncodedText, Truncation, encoded_texts
 
@@ -83,7 +84,8 @@ def loaded_scorer(
         classifier: Any
         classifier, tokenizer = loaded_reward_model(name_or_path, pad_token=pad_token, **loading)
         length, eos = context_length(classifier, tokenizer), reads_eos(classifier)
-        scores = partial(fraction_scores, classifier)
+        ends = trained_segment_ends(classifier, tokenizer, trust_remote_code=trust)
+        scores = partial(fraction_scores, classifier, segment_ends=ends)
         return ResponseScorer(kind, tokenizer, length, eos, None, None, scores)
     tokenizer = load_tokenizer(name_or_path, pad_token=pad_token, trust_remote_code=trust)
     pad_token_id(tokenizer)

@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from tokencredit.batch import ResponseBatch, rows_of_like_length
 from tokencredit.decoding.rules import GUIDANCE_METHODS
-from tokencredit.errors import ModelError, TokenCreditWarning
+from tokencredit.errors import TokenCreditWarning
 from tokencredit.evaluation.prefix_accuracy import FRACTIONS, scores_at_fractions
 from tokencredit.masking import last_true_index
-from tokencredit.models.hf_architecture import HEADS
+from tokencredit.models.hf_architecture import require_language_model
 from tokencredit.models.hf_loading import load_model_and_info, load_tokenizer
 from tokencredit.models.hf_logprobs import response_logprobs, response_statistics
 from tokencredit.models.hf_vocabularies import require_same_vocabulary
@@ -23,7 +23,15 @@ from tokencredit.reward_model.losses.vocabulary import token_values
 from tokencredit.text.hf_rendering import reads_eos
 from tokencredit.text.hf_token_rows import EncodedText, response_batch
 
-VocabularyObjective = Literal["farma", "genarm", "cd-fudge"]
+VocabularyObjective = Literal["farma", "genarm", "cd-fudge", "cd-q"]
+
+METHOD_OF_OBJECTIVE: dict[str, str] = {
+    "farma": "farma",
+    "genarm": "genarm",
+    "cd-fudge": "cd",
+    "cd-q": "cd",
+}
+"""The method of `generate` that each objective of `train-vocabulary-reward` is made for."""
 
 
 def load_vocabulary_reward(
@@ -48,20 +56,18 @@ def load_vocabulary_reward(
     )
     require_same_vocabulary(policy_tokenizer, tokenizer, argument="reward_model")
     model, info = load_model_and_info(AutoModelForCausalLM, name_or_path, **loading)
-    scores = [key for key in info["unexpected_keys"] if set(key.split(".")) & HEADS]
-    if info["missing_keys"] or scores:
-        lacking, more = (", ".join(sorted(keys)[:3]) for keys in (info["missing_keys"], scores))
-        raise ModelError(
-            f"the weights of {name_or_path!r} lack {lacking or 'nothing'} and hold "
-            f"{more or 'nothing else'}; method {method!r} expected a causal language model, as "
-            "`train-vocabulary-reward` makes it: for a model with one score take another method, "
-            "such as 'pargs'"
-        )
+    require_language_model(
+        info,
+        name_or_path,
+        expected=f"a causal language model for method {method!r}, as `train-vocabulary-reward` "
+        "makes it: for a model with one score take another method, such as 'pargs'",
+    )
     trained = getattr(model.config, "vocabulary_objective", None)
-    if trained is not None and trained.removesuffix("-fudge") != method:
+    fitting = METHOD_OF_OBJECTIVE.get(str(trained), method)
+    if fitting != method:
         warnings.warn(
             f"method is {method!r} and the reward model was trained by objective {trained!r}, "
-            f"whose logits mean something else; expected method {trained.removesuffix('-fudge')!r}",
+            f"whose logits mean something else; expected method {fitting!r}",
             TokenCreditWarning,
             stacklevel=2,
         )

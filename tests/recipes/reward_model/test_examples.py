@@ -5,11 +5,12 @@ from tiny_tokenizers import byte_level
 
 from tokencredit.preference.pairs import LabelledResponse, PreferencePair, RatedResponse
 from tokencredit.recipes.reward_model.examples import (
+    JudgedRow,
     reward_batch,
     score_reading,
 )
 from tokencredit.recipes.reward_model.train_reward_model import _judged_rows
-from tokencredit.scorers.trained_reading import SegmentEndSettings, segment_end_reading
+from tokencredit.scorers.segment_ends import SegmentEndSettings, segment_end_finder
 from tokencredit.text.hf_token_rows import (
     EncodedText,
     encoded_texts,
@@ -36,7 +37,7 @@ def test_where_scores_are_read():
 def test_the_last_segment_ends_where_the_row_does(settings, length, ends):
     """What the template puts behind the response belongs to its last segment."""
     chosen = settings(positions="segments", segment_length=length)
-    read = segment_end_reading(chosen.segments, byte_level())(ROW)
+    read = segment_end_finder(chosen.segments, byte_level())([ROW])[0]
     assert [at for at, is_read in enumerate(read) if is_read] == ends
 
 
@@ -47,7 +48,7 @@ def test_the_last_segment_ends_where_the_row_does(settings, length, ends):
 def test_sentences_and_clauses_end_where_the_text_says(settings, kind, expected):
     tokenizer = byte_level(bos=True)
     (row,) = encoded_texts(tokenizer, ["So?"], ["A dull start. Yet, it is good."], append_eos=True)
-    read = segment_end_reading(SegmentEndSettings(kind), tokenizer)(row)
+    read = segment_end_finder(SegmentEndSettings(kind), tokenizer)([row])[0]
     ends = [at for at, is_read in enumerate(read) if is_read]
     assert ends[-1] == len(row) - 1
     starts = [row.start, *(end + 1 for end in ends)]
@@ -57,14 +58,19 @@ def test_sentences_and_clauses_end_where_the_text_says(settings, kind, expected)
     assert [piece.strip() for piece in pieces[:-1]] == [piece.strip() for piece in expected]
 
 
-def test_positions_name_where_scores_are_read(settings):
-    tokenizer = byte_level()
-    for positions, read_at in (("last", read_last_token), ("pairs", read_last_token),
-                               ("every", read_every_token)):  # fmt: skip
-        assert score_reading(settings(positions=positions), tokenizer) is read_at
+def test_the_objective_says_where_scores_are_read(settings):
+    for positions, read_at in (
+        ("last", read_last_token),
+        ("pairs", read_last_token),
+        ("every", read_every_token),
+    ):
+        assert score_reading(settings(positions=positions).row.reading, [], None) is read_at
     bootstrapped = settings(objective="classification", positions="bootstrapped")
-    assert score_reading(bootstrapped, tokenizer) is read_every_token
-    assert score_reading(settings(positions="segments"), tokenizer)(ROW) == [False] * 5 + [True]
+    assert score_reading(bootstrapped.row.reading, [], None) is read_every_token
+    segments = settings(positions="segments")
+    ends = segment_end_finder(segments.segments, byte_level())
+    read = score_reading(segments.row.reading, [JudgedRow((ROW,), 0.0)], ends)
+    assert read(ROW) == [False] * 5 + [True]
 
 
 def test_rows_keep_what_was_said_of_them(settings):

@@ -22,13 +22,13 @@ from tokencredit.errors import (
 )
 from tokencredit.recipes.language_model.corpus import byte_level_tokenizer
 from tokencredit.recipes.reward_model import train_implicit_reward as recipe
+from tokencredit.recipes.reward_model.pair_data import training_pairs
 from tokencredit.recipes.reward_model.train_implicit_reward import (
     TrainImplicitRewardConfig,
     train_implicit_reward,
 )
 from tokencredit.recipes.reward_model.trl_implicit_reward import dpo_batch
 from tokencredit.recipes.run_folder import read_jsonl
-from tokencredit.recipes.supervised import training_pairs
 from tokencredit.scorers.implicit import (
     implicit_fraction_scores,
     loaded_reference,

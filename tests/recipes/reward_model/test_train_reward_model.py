@@ -21,6 +21,10 @@ from tokencredit.errors import (
     TokenCreditWarning,
 )
 from tokencredit.recipes.reward_model import train_reward_model as recipe
+from tokencredit.recipes.reward_model.evaluate_reward_model import (
+    EvaluateRewardModelConfig,
+    evaluate_reward_model,
+)
 from tokencredit.recipes.reward_model.examples import (
     JudgedRow,
     judgement_text,
@@ -32,6 +36,7 @@ from tokencredit.recipes.supervised import held_out_rows, train_and_held_out
 from tokencredit.reward_model.hf_scores import load_reward_model, score_responses
 from tokencredit.reward_model.objectives import OBJECTIVES, Objective
 from tokencredit.scorers.fractions import counted_scores, fraction_scores
+from tokencredit.scorers.trained_reading import trained_segment_ends
 from tokencredit.text.hf_encoding import encode_responses
 from tokencredit.text.hf_token_rows import (
     EncodedText,
@@ -124,7 +129,7 @@ def test_the_loss_comes_from_one_pass_per_response(folder, tmp_path, objective, 
     settings = config(folder, tmp_path / "rm", objective, positions=positions)
     model, tokenizer = recipe._model_to_train(settings)
     judged = recipe._judged_rows(settings, tokenizer, rows_of_data(settings))[:3]
-    read_at = score_reading(settings, tokenizer)
+    read_at = score_reading(settings.row.reading, judged, None)
     loss = loss_of(model, judged, tokenizer, read_at, objective=objective, positions=positions)
 
     def prefix_scores(row: EncodedText) -> torch.Tensor:
@@ -457,3 +462,75 @@ def test_the_flat_name_of_a_setting_is_answered_with_the_one_it_has_now(folder, 
 def test_weights_are_trained_in_float32(folder, tmp_path):
     with pytest.raises(ConfigError, match="expected 'float32', in which weights are trained"):
         config(folder, tmp_path / "rm", dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [{"segments": "entropy", "entropy": 4.38}, {"segments": "ngram", "segment_length": 3}],
+)
+def test_a_model_of_segments_is_evaluated_as_it_was_trained(folder, tmp_path, segments):
+    """`evaluate-reward-model` finds in the configuration what training read, and so the same."""
+    data = str(folder / "bradley-terry.jsonl")
+    output = train_reward_model(
+        config(folder, tmp_path / "rm", positions="segments", eval_data=data, epochs=2.0,
+               **segments)
+    )  # fmt: skip
+    model = AutoModelForSequenceClassification.from_pretrained(output)
+    assert model.config.score_positions == "segments"
+    assert model.config.score_segments == segments["segments"]
+    if segments["segments"] == "entropy":
+        assert model.config.score_segment_entropy == 4.38
+        assert model.config.score_segment_reference == str((folder / "lm").resolve())
+    found = evaluate_reward_model(
+        EvaluateRewardModelConfig(str(output), data, str(tmp_path / "found"), progress=False)
+    )
+    fractions = json.loads((found / "evaluation.json").read_text())["fractions"]
+    assert fractions == json.loads((output / "prefix_accuracy.json").read_text())
+    scores = json.loads((found / "pairs.jsonl").read_text().splitlines()[0])["chosen_scores"]
+    loaded, tokenizer = load_reward_model(output)
+    row = json.loads(Path(data).read_text().splitlines()[0])
+    (text,) = encoded_texts(tokenizer, [row["prompt"]], [row["chosen"]], append_eos=True)
+    (ends,) = trained_segment_ends(loaded, tokenizer)([text])
+    assert 1 < sum(ends) < sum(text.response_mask)
+    own = loaded(torch.tensor([text.input_ids]))
+    at_ends = [
+        loaded(torch.tensor([text.input_ids[: at + 1]])).logits[0, 0].item()
+        for at, is_end in enumerate(ends)
+        if is_end
+    ]
+    assert scores[-1] == pytest.approx(sum(at_ends) / len(at_ends), rel=1e-3, abs=1e-5)
+    assert abs(scores[-1] - own.logits[0, 0].item()) > 1e-4
+
+
+def test_positions_are_remembered_and_those_of_the_start_forgotten(folder, tmp_path):
+    first = train_reward_model(
+        config(folder, tmp_path / "first", positions="segments", segment_length=3)
+    )
+    again = train_reward_model(config(folder, tmp_path / "again", model=str(first)))
+    model = AutoModelForSequenceClassification.from_pretrained(again)
+    assert model.config.score_positions == "every"
+    assert not [name for name in vars(model.config) if name.startswith("score_segment")]
+
+
+def test_entropy_segments_need_a_language_model(folder, trained, tmp_path):
+    settings = {"positions": "segments", "segments": "entropy", "model": str(trained)}
+    with pytest.raises(ModelError, match=r"a causal language model as segments\.reference"):
+        train_reward_model(config(folder, tmp_path / "rm", **settings))
+    named = config(folder, tmp_path / "rm", **settings, reference=str(folder / "lm"))
+    assert named.entropy_reference == str(folder / "lm")
+    halves = config(folder, tmp_path / "rm", **settings, dtype="bfloat16")
+    assert halves.loading.dtype == "bfloat16"
+    assert config(folder, tmp_path / "rm", segments="entropy").entropy_reference is None
+
+
+def test_long_prefixes_may_weigh_more(folder, tmp_path):
+    runs = {
+        weights_: train_reward_model(
+            config(folder, tmp_path / weights_, "regression", prefix_weights=weights_, epochs=4.0)
+        )
+        for weights_ in ("equal", "length")
+    }
+    first, second = (weights(run)["score.weight"] for run in runs.values())
+    assert not torch.equal(first, second)
+    with pytest.raises(ConfigError, match=r"loss.prefix_weights is length .* does not read it"):
+        config(folder, tmp_path / "x", prefix_weights="length")

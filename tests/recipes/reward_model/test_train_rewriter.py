@@ -19,8 +19,8 @@ from tokencredit.errors import (
 from tokencredit.recipes.language_model.corpus import byte_level_tokenizer
 from tokencredit.recipes.reward_model import train_rewriter as recipe
 from tokencredit.recipes.reward_model.causal_settings import TrainRewriterConfig
+from tokencredit.recipes.reward_model.pair_data import training_pairs
 from tokencredit.recipes.reward_model.train_rewriter import train_rewriter
-from tokencredit.recipes.supervised import training_pairs
 from tokencredit.reward_model.hf_rewriter import INSTRUCTION, TEMPLATE, rewriter_logprobs
 
 

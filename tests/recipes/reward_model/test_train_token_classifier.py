@@ -125,8 +125,11 @@ def rows_of_data(settings):
 
 def labelled(settings):
     model, tokenizer = classifier_to_train(
-        settings,
         AutoModelForTokenClassification,
+        settings.model,
+        settings.loading,
+        max_length=settings.max_length,
+        append_eos=settings.append_eos,
         id2label=dict(enumerate(settings.classes)),
     )
     data, _ = rows_of_data(settings)

@@ -23,11 +23,14 @@ from tokencredit.errors import (
 from tokencredit.evaluation.prefix_accuracy import FRACTIONS
 from tokencredit.recipes.decoding.generate import generate
 from tokencredit.recipes.reward_model import vocabulary_turns as training
+from tokencredit.recipes.reward_model.examples import JudgedRow, reward_batch
 from tokencredit.recipes.reward_model.train_vocabulary_reward import (
     TrainVocabularyRewardConfig,
     train_vocabulary_reward,
 )
 from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.reward_model.hf_vocabulary import trained_statistics
+from tokencredit.reward_model.objectives import Judgements
 from tokencredit.scorers.vocabulary import (
     load_vocabulary_reward,
     vocabulary_prefix_scores,
@@ -35,7 +38,7 @@ from tokencredit.scorers.vocabulary import (
 )
 from tokencredit.text.hf_token_rows import EncodedText, response_batch
 
-OBJECTIVES = {"farma": "farma", "genarm": "genarm", "cd-fudge": "cd"}
+OBJECTIVES = {"farma": "farma", "genarm": "genarm", "cd-fudge": "cd", "cd-q": "cd"}
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +98,7 @@ def test_it_learns_which_side_is_better(trained, objective):
     assert [row["fraction"] for row in rows] == list(FRACTIONS)
     assert metrics["held_out_accuracy"] == rows[-1]["accuracy"] == 1.0
     logs = read_jsonl(trained[objective] / "metrics.jsonl")
-    first = "outcomes" if objective == "cd-fudge" else "preferences"
+    first = "outcomes" if objective.startswith("cd") else "preferences"
     names = [first, "constraint", first] if objective == "farma" else [first]
     assert list(dict.fromkeys((log["turn"], log["trains"]) for log in logs)) == list(
         enumerate(names, start=1)
@@ -278,6 +281,10 @@ def test_bad_input_leaves_no_folder(folder, tmp_path, settings, error, message):
         ({"reward_beta": 0.0}, "reward_beta is 0.0"),
         ({"rating_column": "rating"}, "learns from pairs"),
         ({"objective": "cd-fudge", "margin": 1.0}, "compares nothing"),
+        ({"objective": "cd-q", "margin": 1.0}, "compares nothing"),
+        ({"objective": "cd-fudge", "policy": "lm"}, "asks no policy; expected none, or objective"),
+        ({"objective": "cd-q", "bootstrap_lambda": 1.5}, "bootstrap_lambda is 1.5"),
+        ({"objective": "farma", "dtype": "bfloat16"}, "expected 'float32', in which weights are"),
         ({"batch_size": 0}, "batch_size is 0"),
     ],
 )
@@ -328,3 +335,102 @@ def test_one_way_to_score_a_vocabulary(folder):
     with pytest.raises(ConfigError, match="scores the whole vocabulary in one pass"):
         generate_config(policy="p", reward_model="r", prompts="x", output="o", method="cd",
                         **{"guidance.scorer": "rows"})  # fmt: skip
+
+
+# CD-Q with the policy's own expectation
+
+
+def outcome_batch(tokenizer):
+    """Two rows of different length, padded, with outcomes, and where their responses are."""
+    texts = ["rate film 3: a good film<eos>", "rate film 3: bad<eos>"]
+    start = len(tokenizer("rate film 3:")["input_ids"])
+    rows = []
+    for text in texts:
+        ids = tokenizer(text)["input_ids"]
+        rows.append(EncodedText(ids, [at >= start for at in range(len(ids))]))
+    judged = [JudgedRow((rows[0],), 1.0), JudgedRow((rows[1],), -1.0)]
+    return rows, reward_batch(judged, pad_id=0, read_at=training.read_response)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_each_value_learns_what_the_policy_makes_of_the_prefix(folder, trained, share):
+    """The loss of a batch against sums over the vocabulary in Python, one row at a time."""
+    model = AutoModelForCausalLM.from_pretrained(trained["cd-fudge"])
+    policy = AutoModelForCausalLM.from_pretrained(folder / "lm").requires_grad_(False)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "lm")
+    settings = config(folder, Path("x"), "cd-q", bootstrap_lambda=share)
+    (turn,) = training.TURNS["cd-q"](settings, policy)
+    assert turn.policy is policy
+    rows, batch = outcome_batch(tokenizer)
+    said = trained_statistics(
+        model,
+        batch["input_ids"],
+        batch["attention_mask"],
+        batch["counted"],
+        turn.statistic,
+        frozen=policy,
+    )
+    mask = torch.arange(said.shape[1]) < batch["counted"].sum(-1)[:, None]
+    loss = turn.loss(Judgements(said, mask, batch["targets"], batch["strengths"]))
+    expected = []
+    for row, outcome in zip(rows, (1.0, -1.0), strict=True):
+        ids = torch.tensor([row.input_ids])
+        values, shares = model(ids).logits[0], policy(ids).logits[0].softmax(-1)
+        places = range(row.start, len(row))
+        own = [values[at - 1, row.input_ids[at]] for at in places]
+        target, errors = outcome, [(own[-1] - outcome) ** 2]
+        for at in reversed(places[:-1]):
+            mean = sum(
+                (p * v for p, v in zip(shares[at].tolist(), values[at].tolist(), strict=True)), 0.0
+            )
+            target = (1 - share) * mean + share * target
+            errors.append((own[at - row.start] - target) ** 2)
+        expected.append(torch.stack(errors).mean())
+    torch.testing.assert_close(loss, torch.stack(expected).mean(), rtol=1e-3, atol=1e-5)
+    ours, theirs = (
+        torch.autograd.grad(one, model.lm_head.weight)[0]
+        for one in (loss, torch.stack(expected).mean())
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_looking_to_the_end_it_is_cd_fudge(folder, tmp_path):
+    runs = [
+        train_vocabulary_reward(config(folder, tmp_path / name, name, **settings))
+        for name, settings in (("cd-fudge", {}), ("cd-q", {"bootstrap_lambda": 1.0}))
+    ]
+    fudge, ahead = (load_file(run / "model.safetensors") for run in runs)
+    for name, value in fudge.items():
+        torch.testing.assert_close(ahead[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_the_policy_is_the_start_unless_another_is_named(folder, tmp_path):
+    other = save_start(
+        tmp_path / "other",
+        AutoTokenizer.from_pretrained(folder / "lm"),
+        vocab_size=320,
+        initializer_range=1.0,
+    )
+    settings = config(folder, tmp_path / "x", "cd-q")
+    assert settings.frozen_policy == str(folder / "lm")
+    assert config(folder, tmp_path / "x", "genarm").frozen_policy is None
+    runs = {
+        name: train_vocabulary_reward(
+            config(folder, tmp_path / name, "cd-q", bootstrap_lambda=0.0, **policy)
+        )
+        for name, policy in (
+            ("none", {}),
+            ("start", {"policy": str(folder / "lm")}),
+            ("another", {"policy": str(other), "dtype": "bfloat16"}),
+        )
+    }
+    none, start, another = (load_file(run / "model.safetensors") for run in runs.values())
+    assert all(torch.equal(value, start[name]) for name, value in none.items())
+    assert not all(torch.equal(value, another[name]) for name, value in none.items())
+
+
+def test_a_policy_of_other_tokens_is_refused(folder, tmp_path):
+    other = save_start(tmp_path / "other", byte_level(bos=True))
+    with pytest.raises(ModelError, match=r"the policy .* has another vocabulary"):
+        train_vocabulary_reward(config(folder, tmp_path / "run", "cd-q", policy=str(other)))
+    assert not (tmp_path / "run").exists()

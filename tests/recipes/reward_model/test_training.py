@@ -7,8 +7,8 @@ from tiny_reward_training import config, loss_of
 from tiny_tokenizers import byte_level
 
 from tokencredit.recipes.reward_model.examples import JudgedRow
-from tokencredit.scorers.fractions import fraction_scores, running_segment_means
-from tokencredit.scorers.trained_reading import segment_end_reading
+from tokencredit.scorers.fractions import fraction_scores
+from tokencredit.scorers.segment_ends import reading_at_ends, segment_end_finder
 from tokencredit.text.hf_token_rows import EncodedText, read_every_token
 
 
@@ -21,7 +21,7 @@ def test_a_segment_per_token_is_the_mean_of_all_prefixes(tmp_path):
     model, tokenizer = tiny_model("llama").eval(), byte_level()
     settings = config(tmp_path, tmp_path / "rm", positions="segments", segment_length=1)
     pair = JudgedRow((row(4), row(2, first=9)), 0.0)
-    read_at = segment_end_reading(settings.segments, tokenizer)
+    read_at = reading_at_ends(pair.responses, segment_end_finder(settings.segments, tokenizer))
     options = {"objective": "bradley-terry", "positions": "segments"}
     means = []
     for text in pair.responses:
@@ -35,15 +35,6 @@ def test_a_segment_per_token_is_the_mean_of_all_prefixes(tmp_path):
     assert abs(loss - per_prefix) > 1e-3
 
 
-def test_running_means_literal():
-    scores = torch.tensor([[1.0, 3.0, 8.0, 5.0], [2.0, 4.0, float("nan"), float("nan")]])
-    mask = torch.tensor([[True] * 4, [True, True, False, False]])
-    ends = torch.tensor([[False, True, False, True], [True, True, False, False]])
-    means = running_segment_means(scores, ends, mask)
-    assert means[0].tolist() == [1.0, 3.0, (3 + 8) / 2, (3 + 5) / 2]
-    assert means[1, :2].tolist() == [2.0, 3.0]
-
-
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_a_beginning_of_segments_scores_what_a_response_cut_there_would(tmp_path, batch_size):
     model, tokenizer = tiny_model("llama"), byte_level()
@@ -53,13 +44,13 @@ def test_a_beginning_of_segments_scores_what_a_response_cut_there_would(tmp_path
         "pad_id": 0,
         "batch_size": batch_size,
         "context": nullcontext(),
-        "segment_ends": segment_end_reading(settings.segments, tokenizer),
+        "segment_ends": segment_end_finder(settings.segments, tokenizer),
     }
     scores = fraction_scores(model, rows, **options)
     for text, found in zip(rows, scores, strict=True):
         seen = 3 * (len(text) - 1) // 5  # 60 %
         cut = EncodedText(text.input_ids[: seen + 1], text.response_mask[: seen + 1])
-        ids, ends = torch.tensor([cut.input_ids]), options["segment_ends"](cut)
+        ids, ends = torch.tensor([cut.input_ids]), options["segment_ends"]([cut])[0]
         at_ends = [model(ids[:, : at + 1]).logits[0, 0] for at, end in enumerate(ends) if end]
         torch.testing.assert_close(found[2], torch.stack(at_ends).mean(), rtol=1e-4, atol=1e-5)
     assert not torch.equal(

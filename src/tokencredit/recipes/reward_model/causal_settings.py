@@ -87,8 +87,8 @@ class VocabularyColumns:
     rejected: str = setting("rejected", was="rejected_column")
     """The others."""
     rating: str | None = setting(None, was="rating_column")
-    """With `cd-fudge`, numbers, more for better texts, labels 0 and 1 too. Values are then standard
-    deviations of it above its mean. None reads pairs."""
+    """With `cd-fudge` and `cd-q`, numbers, more for better texts, labels 0 and 1 too. Values are
+    then standard deviations of it above its mean. None reads pairs."""
     text: str = setting("text", was="text_column")
     """The rated texts."""
 
@@ -109,7 +109,14 @@ class TrainVocabularyRewardConfig:
     """What its logits become. `farma`: the value of the text with each token after it, from pairs.
     `genarm`: a language model whose log-probabilities are rewards, from pairs. `cd-fudge`: the mean
     outcome of texts that go on with each token, from ratings, or from pairs, of which the chosen
-    side counts 1 and the other 0."""
+    side counts 1 and the other 0. `cd-q`: the same, where each prefix learns what the policy makes
+    of it with its next token."""
+    policy: str | None = None
+    """Of `cd-q`: Hub id or folder of the frozen language model over whose next tokens values are
+    averaged, with the vocabulary of `model`; None for `model`."""
+    bootstrap_lambda: float = 0.95
+    """Of `cd-q`: from 0, each value learns the policy's mean value of the next token alone (as
+    published), to 1, the outcome of its text, which is `cd-fudge`."""
     rounds: int = 2
     """Of `farma`: times that pairs are compared; between two of them stands a turn of the maximum
     constraint. Every turn has a learning rate of its own, and `training.epochs` passes."""
@@ -153,22 +160,41 @@ class TrainVocabularyRewardConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "max_length")
-        require_float32(self.loading, frozen=None)
+        require_float32(self.loading, frozen=self.frozen_policy)
         require_at_least(self, 1, "rounds", "first_token")
+        if not 0 <= self.bootstrap_lambda <= 1:
+            raise ConfigError(
+                f"bootstrap_lambda is {self.bootstrap_lambda}; expected a number from 0 to 1"
+            )
+        if self.policy is not None and self.objective != "cd-q":
+            raise ConfigError(
+                f"policy is {self.policy!r} with objective {self.objective!r}, which asks no "
+                "policy; expected none, or objective 'cd-q'"
+            )
         if self.reward_beta <= 0:
             raise ConfigError(
                 f"reward_beta is {self.reward_beta}; expected a positive number, such as 0.05"
             )
-        if self.columns.rating is not None and self.objective != "cd-fudge":
+        if self.columns.rating is not None and not self.learns_outcomes:
             raise ConfigError(
                 f"columns.rating is {self.columns.rating!r} with objective {self.objective!r}, "
-                "which learns from pairs; expected none, or objective 'cd-fudge'"
+                "which learns from pairs; expected none, or objective 'cd-fudge' or 'cd-q'"
             )
-        if self.margin and self.objective == "cd-fudge":
+        if self.margin and self.learns_outcomes:
             raise ConfigError(
-                f"margin is {self.margin} with objective 'cd-fudge', which compares nothing; "
-                "expected 0, or objective 'farma' or 'genarm'"
+                f"margin is {self.margin} with objective {self.objective!r}, which compares "
+                "nothing; expected 0, or objective 'farma' or 'genarm'"
             )
+
+    @property
+    def learns_outcomes(self) -> bool:
+        """Whether values learn numbers, one for each text, and not which text is better."""
+        return self.objective in ("cd-fudge", "cd-q")
+
+    @property
+    def frozen_policy(self) -> str | None:
+        """The language model whose next tokens are averaged over; None where none is asked."""
+        return (self.policy or self.model) if self.objective == "cd-q" else None
 
 
 Direction = Literal["chosen", "reversed"]

@@ -24,7 +24,8 @@ from tokencredit.preference.pairs import (
     prefix_lengths,
 )
 from tokencredit.recipes.reward_model.settings import TrainRewardModelConfig
-from tokencredit.scorers.trained_reading import segment_end_reading
+from tokencredit.reward_model.objectives import Reading
+from tokencredit.scorers.segment_ends import SegmentEnds, reading_at_ends
 from tokencredit.text.hf_token_rows import (
     EncodedText,
     ReadAt,
@@ -86,11 +87,17 @@ def _target(one: LabelledResponse | RatedResponse) -> float:
     return one.rating if isinstance(one, RatedResponse) else float(one.label)
 
 
-def score_reading(config: TrainRewardModelConfig, tokenizer: PreTrainedTokenizerBase) -> ReadAt:
-    """Where scores are read in training."""
-    if config.row.reading == "segment-ends":
-        return segment_end_reading(config.segments, tokenizer)
-    return read_last_token if config.row.reading == "last" else read_every_token
+def score_reading(reading: Reading, rows: Sequence[JudgedRow], ends: SegmentEnds | None) -> ReadAt:
+    """Where scores are read in training.
+
+    Args:
+        reading: of the objective.
+        rows: all that will be read.
+        ends: finds the ends of segments, where these are read; else None.
+    """
+    if ends is not None:
+        return reading_at_ends([text for one in rows for text in one.responses], ends)
+    return {"last": read_last_token, "every": read_every_token}[reading]
 
 
 def reward_batch(judged: Sequence[JudgedRow], *, pad_id: int, read_at: ReadAt) -> dict[str, Tensor]:

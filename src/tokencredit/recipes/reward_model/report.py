@@ -31,7 +31,7 @@ from tokencredit.recipes.reward_model.examples import JudgedRow
 from tokencredit.recipes.run_folder import write_atomically
 from tokencredit.reward_model.objectives import RowKind
 from tokencredit.scorers.fractions import fraction_scores
-from tokencredit.text.hf_token_rows import ReadAt
+from tokencredit.scorers.segment_ends import SegmentEnds
 
 Rows = list[dict[str, Any]]
 DRAWN = (0.4, 1.0)
@@ -45,7 +45,7 @@ def held_out_rows_by_fraction(
     rating_mean: float,
     batch_size: int,
     context: AbstractContextManager[Any],
-    segment_ends: ReadAt | None,
+    segment_ends: SegmentEnds | None,
 ) -> Rows:
     """What the model says of held-out data when 20, 40, 60, 80 and 100 % have been seen.
 

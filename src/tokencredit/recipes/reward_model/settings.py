@@ -17,7 +17,7 @@ from tokencredit.recipes.settings import (
     setting,
 )
 from tokencredit.reward_model.objectives import LossSettings, Objective, objective_row
-from tokencredit.scorers.trained_reading import SegmentEndSettings
+from tokencredit.scorers.segment_ends import SegmentEndSettings
 from tokencredit.text.hf_token_rows import Truncation
 
 Unusable = Literal["error", "drop"]
@@ -114,8 +114,15 @@ class TrainRewardModelConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "max_length")
-        require_float32(self.loading, frozen=None)
+        require_float32(self.loading, frozen=self.entropy_reference)
         objective_row(self.objective, self.positions, self.loss)
+
+    @property
+    def entropy_reference(self) -> str | None:
+        """The language model that is asked where segments end; None where none is asked."""
+        if self.row.reading != "segment-ends" or self.segments.kind != "entropy":
+            return None
+        return self.segments.reference or self.model
 
     @property
     def row(self) -> Objective:

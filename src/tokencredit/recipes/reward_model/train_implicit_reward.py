@@ -25,13 +25,14 @@ from tokencredit.evaluation.prefix_accuracy import pair_accuracy_by_fraction
 from tokencredit.models.hf_loading import lora_config, merged_model
 from tokencredit.preference.pairs import PreferencePair
 from tokencredit.recipes.reward_model.causal_settings import TrainImplicitRewardConfig
+from tokencredit.recipes.reward_model.pair_data import training_pairs
 from tokencredit.recipes.reward_model.report import write_prefix_accuracy
 from tokencredit.recipes.supervised import (
     autocast,
     finished_run,
     language_model_to_train,
+    lasting_name,
     supervised_run,
-    training_pairs,
     write_results,
 )
 from tokencredit.recipes.trainer import train, training_arguments
@@ -121,8 +122,10 @@ def _model_to_train(
     config: TrainImplicitRewardConfig,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model to train, dropout off, and its tokenizer."""
-    model, tokenizer = language_model_to_train(config)
-    model.config.dpo_reference = _lasting_name(config.reference or config.model)
+    model, tokenizer = language_model_to_train(
+        config.model, config.loading, max_length=config.max_length
+    )
+    model.config.dpo_reference = lasting_name(config.reference or config.model)
     model.config.dpo_beta = config.dpo_beta
     model.config.dpo_direction = config.direction
     model.config.eos_appended = config.append_eos
@@ -139,12 +142,6 @@ def _reference(
         attn_implementation=config.loading.attn_implementation,
         trust_remote_code=config.loading.trust_remote_code,
     )
-
-
-def _lasting_name(name_or_path: str) -> str:
-    """A Hub id as it is; a folder as a path that means the same from anywhere."""
-    path = Path(name_or_path).expanduser()
-    return str(path.resolve()) if path.is_dir() else name_or_path
 
 
 def _encoded_pairs(

@@ -19,6 +19,7 @@ ratings can be taken at their word in `calibration.json` and `calibration.png`.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,13 +67,16 @@ from tokencredit.recipes.supervised import (
     autocast,
     classifier_to_train,
     finished_run,
+    lasting_name,
     supervised_run,
     train_and_held_out,
     write_results,
 )
-from tokencredit.recipes.trainer import ModelFunction, train, training_arguments
+from tokencredit.recipes.trainer import ModelFunction, train, training_arguments, training_device
 from tokencredit.reward_model.objectives import Judgements
 from tokencredit.scorers.fractions import counted_scores
+from tokencredit.scorers.segment_ends import SegmentEnds, entropy_reference, segment_end_finder
+from tokencredit.scorers.trained_reading import remember_reading
 from tokencredit.text.hf_token_rows import EncodedText, Truncation, encoded_texts
 
 __all__ = ["TrainRewardModelConfig", "train_reward_model"]
@@ -102,14 +106,15 @@ def train_reward_model(config: TrainRewardModelConfig) -> Path:
     data, eval_data = train_and_held_out(config, partial(_load, config), text=judgement_text)
     set_seed(config.seed)
     model, tokenizer = _model_to_train(config)
+    ends = _segment_ends(config, tokenizer)
     rows, eval_rows = (_judged_rows(config, tokenizer, some) for some in (data, eval_data))
     if config.row.rows == "ratings":
         rows = standardised_rows(model, rows)
         require_an_order(eval_rows)
     with supervised_run(config) as folder:
-        model, metrics = _train(config, model, tokenizer, rows, folder)
+        model, metrics = _train(config, model, tokenizer, rows, ends, folder)
         if eval_rows:
-            by_fraction = _held_out_rows(config, model, tokenizer, eval_rows)
+            by_fraction = _held_out_rows(config, model, ends, eval_rows)
             metrics |= held_out_metrics(by_fraction)
             write_report(by_fraction, folder, kind=config.row.rows)
         write_results(model, tokenizer, metrics, folder, name="reward model")
@@ -173,20 +178,51 @@ def _model_to_train(
     config: TrainRewardModelConfig,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model to train, with one output and a pad token, and its tokenizer."""
-    model, tokenizer = classifier_to_train(config, AutoModelForSequenceClassification, num_labels=1)
+    model, tokenizer = classifier_to_train(
+        AutoModelForSequenceClassification,
+        config.model,
+        config.loading,
+        max_length=config.max_length,
+        append_eos=config.append_eos,
+        num_labels=1,
+    )
     if config.row.reading != "last" and not is_causal(model):
         raise ConfigError(
             f"positions is {config.positions!r} and {type(model).__name__} reads in both "
             "directions, so that prefixes have no score of their own; expected a causal model, or "
             "positions='last' (with pairs also 'pairs')"
         )
-    for name in ("rating_mean", "rating_standard_deviation", "score_segments"):
+    for name in ("rating_mean", "rating_standard_deviation"):
         vars(model.config).pop(name, None)  # of the training before this one
-    if config.row.reading == "segment-ends":
-        # The score of a response is the mean at these ends, not what stands at its last token.
-        model.config.score_segments = config.segments.kind
-        model.config.score_segment_length = config.segments.length
+    segments = config.segments if config.row.reading == "segment-ends" else None
+    if segments is not None and config.entropy_reference is not None:
+        segments = replace(segments, reference=lasting_name(config.entropy_reference))
+    remember_reading(model.config, config.positions, segments)
     return model, tokenizer
+
+
+def _segment_ends(
+    config: TrainRewardModelConfig, tokenizer: PreTrainedTokenizerBase
+) -> SegmentEnds | None:
+    """What finds the ends of segments, where scores are read there."""
+    if config.row.reading != "segment-ends":
+        return None
+    reference = None
+    if config.entropy_reference is not None:
+        reference = entropy_reference(
+            config.entropy_reference,
+            tokenizer,
+            dtype=config.loading.dtype,
+            attn_implementation=config.loading.attn_implementation,
+            trust_remote_code=config.loading.trust_remote_code,
+            device=training_device(config),
+        )
+    return segment_end_finder(
+        config.segments,
+        tokenizer,
+        reference=reference,
+        batch_size=2 * config.training.batch_size,
+    )
 
 
 def _train(
@@ -194,6 +230,7 @@ def _train(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: list[JudgedRow],
+    ends: SegmentEnds | None,
     folder: Path,
 ) -> tuple[PreTrainedModel, dict[str, float]]:
     """The trained model, adapters merged, and what it took."""
@@ -201,7 +238,7 @@ def _train(
     filler, causal = filler_id(config, tokenizer), is_causal(model)
     columns = example_columns(rows, config, filler=filler, causal=causal)
     tokens = config.training.epochs * sum(columns.pop("tokens"))
-    pad_id, read_at = int(model.config.pad_token_id), score_reading(config, tokenizer)
+    pad_id, read_at = int(model.config.pad_token_id), score_reading(config.row.reading, rows, ends)
 
     def batch(examples: Sequence[dict[str, int]]) -> dict[str, Tensor]:
         some = [
@@ -238,11 +275,10 @@ def _train(
 def _held_out_rows(
     config: TrainRewardModelConfig,
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    ends: SegmentEnds | None,
     rows: list[JudgedRow],
 ) -> list[dict[str, Any]]:
     """Accuracy and calibration on held-out data by the fraction of the response seen."""
-    at_ends = config.row.reading == "segment-ends"
     return held_out_rows_by_fraction(
         model,
         rows,
@@ -250,5 +286,5 @@ def _held_out_rows(
         rating_mean=getattr(model.config, "rating_mean", 0.0),
         batch_size=2 * config.training.batch_size,
         context=autocast(config.training, model.device),
-        segment_ends=score_reading(config, tokenizer) if at_ends else None,
+        segment_ends=ends,
     )

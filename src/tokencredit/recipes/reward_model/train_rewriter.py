@@ -28,12 +28,12 @@ from tokencredit.models.hf_logprobs import response_logprobs
 from tokencredit.preference.pairs import PreferencePair
 from tokencredit.recipes.language_model.corpus import causal_batch, causal_example
 from tokencredit.recipes.reward_model.causal_settings import TrainRewriterConfig
+from tokencredit.recipes.reward_model.pair_data import training_pairs
 from tokencredit.recipes.supervised import (
     autocast,
     finished_run,
     language_model_to_train,
     supervised_run,
-    training_pairs,
     write_results,
 )
 from tokencredit.recipes.trainer import SupervisedTrainer, row_numbers, train, training_arguments
@@ -83,7 +83,9 @@ def _model_to_train(
     config: TrainRewriterConfig,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model to train, dropout off, with the template in its configuration; its tokenizer."""
-    model, tokenizer = language_model_to_train(config)
+    model, tokenizer = language_model_to_train(
+        config.model, config.loading, max_length=config.max_length
+    )
     model.config.rewriter_template = config.template
     model.config.rewriter_instruction = config.instruction
     model.config.eos_appended = True

@@ -80,8 +80,11 @@ def train_token_classifier(config: TrainTokenClassifierConfig) -> Path:
     set_seed(config.seed)
     classes = dict(enumerate(config.classes))
     model, tokenizer = classifier_to_train(
-        config,
         AutoModelForTokenClassification,
+        config.model,
+        config.loading,
+        max_length=config.max_length,
+        append_eos=config.append_eos,
         id2label=classes,
         label2id={name: number for number, name in classes.items()},
     )

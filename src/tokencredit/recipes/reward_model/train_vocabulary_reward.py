@@ -7,7 +7,8 @@ Rashid et al. 2025 (arXiv 2502.04517): logit v is the value of the text with v b
 turns from pairs of whole responses and from the constraint that a prefix is worth as much as its
 best continuation. `genarm` follows Xu et al. 2024 (arXiv 2410.08193): log-probabilities are rewards
 and their sum over a response obeys Bradley-Terry. `cd-fudge` follows Mudgal et al. 2023 (arXiv
-2310.17022): logit v is the mean outcome of the texts that go on with v.
+2310.17022): logit v is the mean outcome of the texts that go on with v; `cd-q`, of the same paper,
+learns it from what a frozen policy makes of each prefix with its own next token.
 
 Departures: (1) values are read at the last real token and not in the last column of the batch;
 (2) one pass gives all prefixes of a response, of which FaRMA's published code makes an example
@@ -42,7 +43,7 @@ from tokencredit.recipes.reward_model.examples import (
     standardised_rows,
 )
 from tokencredit.recipes.reward_model.report import write_prefix_accuracy
-from tokencredit.recipes.reward_model.vocabulary_turns import ended_row, train_turn, turns
+from tokencredit.recipes.reward_model.vocabulary_turns import TURNS, ended_row, train_turn
 from tokencredit.recipes.supervised import (
     autocast,
     finished_run,
@@ -51,6 +52,8 @@ from tokencredit.recipes.supervised import (
     train_and_held_out,
     write_results,
 )
+from tokencredit.recipes.trainer import training_device
+from tokencredit.scorers.implicit import loaded_reference
 from tokencredit.scorers.vocabulary import vocabulary_fraction_scores
 from tokencredit.text.hf_token_rows import EncodedText, encoded_texts
 
@@ -82,12 +85,13 @@ def train_vocabulary_reward(config: TrainVocabularyRewardConfig) -> Path:
     set_seed(config.seed)
     model, tokenizer = _model_to_train(config)
     rows, eval_rows = (_judged_rows(config, tokenizer, some) for some in (data, eval_data))
-    if config.objective == "cd-fudge":
+    policy = _policy(config, tokenizer)
+    if config.learns_outcomes:
         rows = standardised_rows(model, _separate_rows(rows))
         if config.columns.rating is not None:
             require_an_order(eval_rows)
     with supervised_run(config) as folder:
-        model, metrics = _train(config, model, rows, folder, int(tokenizer.pad_token_id))
+        model, metrics = _train(config, model, policy, rows, folder, int(tokenizer.pad_token_id))
         if eval_rows:
             by_fraction = _accuracy_rows(config, model, eval_rows, int(tokenizer.pad_token_id))
             metrics["held_out_accuracy"] = float(by_fraction[-1]["accuracy"])
@@ -123,7 +127,9 @@ def _model_to_train(
     config: TrainVocabularyRewardConfig,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model to train, dropout off, its configuration saying what it becomes; its tokenizer."""
-    model, tokenizer = language_model_to_train(config)
+    model, tokenizer = language_model_to_train(
+        config.model, config.loading, max_length=config.max_length
+    )
     for name in ("rating_mean", "rating_standard_deviation", "reward_beta"):
         vars(model.config).pop(name, None)  # of the training before this one
     model.config.vocabulary_objective = config.objective
@@ -131,6 +137,23 @@ def _model_to_train(
         model.config.reward_beta = config.reward_beta
     model.config.eos_appended = config.append_eos
     return model, tokenizer
+
+
+def _policy(
+    config: TrainVocabularyRewardConfig, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel | None:
+    """The frozen model whose next tokens are averaged over, where one is."""
+    if config.frozen_policy is None:
+        return None
+    return loaded_reference(
+        config.frozen_policy,
+        tokenizer,
+        argument="policy",
+        dtype=config.loading.dtype,
+        attn_implementation=config.loading.attn_implementation,
+        trust_remote_code=config.loading.trust_remote_code,
+        device=training_device(config),
+    ).requires_grad_(False)
 
 
 def _judged_rows(
@@ -169,6 +192,7 @@ def _separate_rows(rows: list[JudgedRow]) -> list[JudgedRow]:
 def _train(
     config: TrainVocabularyRewardConfig,
     model: PreTrainedModel,
+    policy: PreTrainedModel | None,
     rows: list[JudgedRow],
     folder: Path,
     pad_id: int,
@@ -180,7 +204,7 @@ def _train(
     losses: dict[str, float] = {}
     tokens = 0.0
     start = time.perf_counter()
-    for number, turn in enumerate(turns(config), start=1):
+    for number, turn in enumerate(TURNS[config.objective](config, policy), start=1):
         loss, read = train_turn(config, adapted, turn, rows, folder, number=number, pad_id=pad_id)
         losses[f"{turn.name}_loss"] = loss
         tokens += read

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from tokencredit.logprobs import token_logprobs
-from tokencredit.models.hf_logprobs import Statistic
 from tokencredit.recipes.reward_model.causal_settings import TrainVocabularyRewardConfig
 from tokencredit.recipes.reward_model.examples import JudgedRow, reward_batch
 from tokencredit.recipes.reward_model.training import RewardTrainer
@@ -21,6 +21,8 @@ from tokencredit.reward_model.losses.pairs import prefix_regression_loss
 from tokencredit.reward_model.losses.vocabulary import (
     autoregressive_reward_loss,
     best_values,
+    expected_value_loss,
+    expected_values,
     final_value_loss,
     maximum_constraint_loss,
     token_values,
@@ -41,27 +43,19 @@ class Turn:
         read_at: the tokens it is taken of.
         loss: of what was taken and what was said of it.
         chosen_alone: whether the rejected responses are left out.
+        policy: a frozen model whose logits the statistic takes too; None for none.
     """
 
     name: str
-    statistic: Statistic
+    statistic: Callable[..., Tensor]
     read_at: ReadAt
     loss: Loss
     chosen_alone: bool = False
+    policy: PreTrainedModel | None = None
 
 
-def turns(config: TrainVocabularyRewardConfig) -> list[Turn]:
-    """The turns of an objective, in their order."""
-    if config.objective == "genarm":
-        compared = partial(
-            autoregressive_reward_loss,
-            reward_beta=config.reward_beta,
-            over_tokens=config.over_tokens,
-        )
-        return [Turn("preferences", token_logprobs, read_response, _pair_loss(compared))]
-    if config.objective == "cd-fudge":
-        return [Turn("outcomes", token_values, read_response, _outcome_loss)]
-    preferences = Turn("preferences", token_values, read_last_token, _pair_loss(final_value_loss))
+def farma_turns(config: TrainVocabularyRewardConfig, _: PreTrainedModel | None) -> list[Turn]:
+    """Pairs are compared `rounds` times; the maximum constraint stands between two of them."""
     bound = partial(
         maximum_constraint_loss,
         first_token=config.first_token,
@@ -72,10 +66,57 @@ def turns(config: TrainVocabularyRewardConfig) -> list[Turn]:
         values, best = judgements.scores.unbind(-1)
         return bound(values, best, judgements.mask)
 
+    preferences = Turn("preferences", token_values, read_last_token, _pair_loss(final_value_loss))
     constraint = Turn(
         "constraint", _value_and_best, read_response, constraint_loss, chosen_alone=True
     )
     return [preferences, *[constraint, preferences] * (config.rounds - 1)]
+
+
+def genarm_turns(config: TrainVocabularyRewardConfig, _: PreTrainedModel | None) -> list[Turn]:
+    """One turn of pairs, whose log-probabilities are compared."""
+    compared = partial(
+        autoregressive_reward_loss, reward_beta=config.reward_beta, over_tokens=config.over_tokens
+    )
+    return [Turn("preferences", token_logprobs, read_response, _pair_loss(compared))]
+
+
+def outcome_turns(_: TrainVocabularyRewardConfig, __: PreTrainedModel | None) -> list[Turn]:
+    """One turn, in which the value of every token learns the outcome of its text."""
+
+    def outcome_loss(judgements: Judgements) -> Tensor:
+        return prefix_regression_loss(judgements.scores, judgements.targets, judgements.mask)
+
+    return [Turn("outcomes", token_values, read_response, outcome_loss)]
+
+
+def expectation_turns(
+    config: TrainVocabularyRewardConfig, policy: PreTrainedModel | None
+) -> list[Turn]:
+    """One turn, in which the value of every token learns the policy's mean of what can follow."""
+
+    def expectation_loss(judgements: Judgements) -> Tensor:
+        values, expected = judgements.scores.unbind(-1)
+        return expected_value_loss(
+            values,
+            expected,
+            judgements.targets,
+            judgements.mask,
+            bootstrap_lambda=config.bootstrap_lambda,
+        )
+
+    return [
+        Turn("outcomes", _value_and_expectation, read_response, expectation_loss, policy=policy)
+    ]
+
+
+TURNS: dict[str, Callable[[TrainVocabularyRewardConfig, PreTrainedModel | None], list[Turn]]] = {
+    "farma": farma_turns,
+    "genarm": genarm_turns,
+    "cd-fudge": outcome_turns,
+    "cd-q": expectation_turns,
+}
+"""The turns of each objective, in their order, from the settings and the frozen policy."""
 
 
 def read_response(text: EncodedText) -> list[bool]:
@@ -97,6 +138,14 @@ def ended_row(row: EncodedText, eos_token_id: int | None) -> EncodedText:
     return EncodedText(row.input_ids[:end], row.response_mask[:end])
 
 
+def _value_and_expectation(
+    logits: Tensor, token_ids: Tensor, policy_logits: Tensor
+) -> Float[Tensor, "tokens 2"]:
+    width = min(logits.shape[-1], policy_logits.shape[-1])  # heads may be wider than tokenizers
+    expected = expected_values(logits[:, :width], policy_logits[:, :width])
+    return torch.stack([token_values(logits, token_ids), expected], dim=-1)
+
+
 def _value_and_best(logits: Tensor, token_ids: Tensor) -> Float[Tensor, "tokens 2"]:
     return torch.stack([token_values(logits, token_ids), best_values(logits)], dim=-1)
 
@@ -104,10 +153,6 @@ def _value_and_best(logits: Tensor, token_ids: Tensor) -> Float[Tensor, "tokens 
 def _pair_loss(loss: Callable[..., Tensor]) -> Loss:
     """The loss of rows of which the first half is preferred."""
     return lambda judgements: loss(*judgements.sides, margin=judgements.targets)
-
-
-def _outcome_loss(judgements: Judgements) -> Tensor:
-    return prefix_regression_loss(judgements.scores, judgements.targets, judgements.mask)
 
 
 class TurnTrainer(RewardTrainer):
@@ -158,7 +203,9 @@ def train_turn(
         return reward_batch([rows[one["row"]] for one in some], pad_id=pad_id, read_at=turn.read_at)
 
     trainer = TurnTrainer(
-        model=ModelFunction(model, partial(trained_statistics, statistic=turn.statistic)),
+        model=ModelFunction(
+            model, partial(trained_statistics, statistic=turn.statistic, frozen=turn.policy)
+        ),
         args=training_arguments(config, folder, examples=len(rows)),
         train_dataset=row_numbers([len(one) for one in rows]),
         data_collator=batch,
