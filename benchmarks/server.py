@@ -153,8 +153,8 @@ def throughput(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         save_model(Path(folder), arguments.size)
         model, tokenizer = load_reward_model(folder, dtype=arguments.dtype, device=arguments.device)
-        credits = credits_on_offer(model, tokenizer, credit)
-        served = ServedModel(model, tokenizer, credits, max_tokens=arguments.max_batch_tokens)
+        offered = credits_on_offer(model, tokenizer, credit)
+        served = ServedModel(model, tokenizer, offered, max_tokens=arguments.max_batch_tokens)
         ready = [tensors_of(served, rows) for rows in batches_of(served, texts, credit)]
 
         def forward() -> None:

@@ -44,8 +44,9 @@ reward_model phrases "$models/sentiment" last --data "$models/phrases-train.json
   --objective regression --rating_column rating --max_length 64 --batch_size 64 --epochs 2 \
   --learning_rate 1e-3
 
-# Name of the result, reward model, marked set, and what differs. Attention spreads the whole score. One pass and gradients cost
-# little; `leave-one-out` one score per word, `shapley` ten, hence on one set alone.
+# Name of the result, reward model, marked set, and what differs. Attention spreads the whole score.
+# One pass and gradients cost little; `leave-one-out` one score per word, `shapley` ten, hence on one
+# set alone.
 compare() {
   "$tokencredit" compare-credit --reward_model "$models/$2" --marked "$models/$3-marked.jsonl" \
     --output "$models/compared/$1" --attention_layers '[0, 1, 2, 3]' --credit.beta 1 "${@:4}"
