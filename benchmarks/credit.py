@@ -2,10 +2,11 @@
 
     python benchmarks/credit.py --lengths 256 1024
 
-One random Llama as reward model, token classifier and language models. The methods run in turn
-within each repeat, in a new order each time; ratios are of medians, to the model's own forward with
-SDPA, head included. Methods that need one pass of one reward model should cost one pass; the others
-say what they need. Times include everything from token ids to token scores.
+All methods of `CREDIT_METHODS` by their names, as `train-policy` calls them. One random Llama as
+reward model, token classifier and language models. The methods run in turn within each repeat, in a
+new order each time; ratios are of medians, to the model's own forward with SDPA, head included.
+Methods that need one pass of one reward model should cost one pass; the others say what they need.
+Times include everything from token ids to token scores.
 """
 
 import argparse
@@ -17,27 +18,29 @@ from typing import Any
 
 import torch
 from scoring import SIZES, peak_megabytes, seconds
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     LlamaConfig,
+    PreTrainedTokenizerFast,
 )
 
-import tokencredit as tc
 from tokencredit.batch import ResponseBatch
-from tokencredit.models.hf_logprobs import response_logprobs
-from tokencredit.reward_model.hf_perturbed import (
-    response_embeddings,
-    score_of_embeddings,
-    scores_without_tokens,
-)
-from tokencredit.reward_model.hf_scores import score_responses
-from tokencredit.reward_model.hf_token_classifier import token_classifier_logits
+from tokencredit.credit.location import LocationNormaliser
+from tokencredit.credit.methods import CREDIT_METHODS, CreditSettings
+from tokencredit.reward_model.hf_rewriter import TEMPLATE
+from tokencredit.scorers.credit_models import CreditModels, FittedCredit
+from tokencredit.scorers.local import LocalScorer
+from tokencredit.scorers.token_scores import CreditedScorer
+from tokencredit.text.segments import SegmentSettings
 
 PLAIN = "plain scoring"
 PROMPT = 16
+# Thousands of passes for one response: measured where they are named.
+UNLESS_NAMED = ("shapley", "exact-shapley")
 Method = Callable[[Tensor], Any]
 
 
@@ -48,11 +51,22 @@ def as_batch(ids: Tensor) -> ResponseBatch:
     return ResponseBatch(prompt, every[:, :PROMPT], response, every[:, PROMPT:])
 
 
+def words(size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of so many words, for methods that read text."""
+    ids = {"<pad>": 0, "<eos>": 1} | {f"w{index}": index for index in range(2, size)}
+    core = Tokenizer(models.WordLevel(ids, unk_token="<pad>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<pad>"
+    )
+
+
 def methods(arguments: argparse.Namespace) -> dict[str, tuple[str, Method]]:
     """By name: what it needs, and the function from ids to token scores."""
     config = LlamaConfig(
         **SIZES[arguments.size],
-        max_position_embeddings=max(arguments.lengths),
+        # A rewriter reads the response twice.
+        max_position_embeddings=2 * max(arguments.lengths) + 64,
         num_labels=1,
         pad_token_id=0,
     )
@@ -61,103 +75,52 @@ def methods(arguments: argparse.Namespace) -> dict[str, tuple[str, Method]]:
     def made(kind: Any, **changes: Any) -> Any:
         own = LlamaConfig(**config.to_dict() | changes)
         model = kind.from_config(own, attn_implementation="sdpa").eval()
-        return model.to(arguments.device, getattr(torch, arguments.dtype))
+        return model.to(arguments.device, getattr(torch, arguments.dtype)).requires_grad_(False)
 
     reward_model = made(AutoModelForSequenceClassification)
-    classifier = made(AutoModelForTokenClassification, num_labels=2, id2label=None)
     policy, reference = made(AutoModelForCausalLM), made(AutoModelForCausalLM)
+    policy.config.rewriter_template, policy.config.rewriter_instruction = TEMPLATE, ""
+    judges = {
+        classes: made(AutoModelForTokenClassification, num_labels=classes, id2label=None)
+        for classes in (2, 4)
+    }
+    tokenizer = words(config.vocab_size)
+    fitted = FittedCredit(torch.zeros(max(arguments.lengths)), LocationNormaliser(0, 0, 0, 1))
 
     def plain(ids: Tensor) -> Any:
         return reward_model(ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
 
-    def from_scores(credit: Callable[[Any, Tensor], Tensor], **options: Any) -> Method:
+    def of_method(name: str) -> Method:
+        kind = CREDIT_METHODS[name].model_kind
+        judge = judges[4 if name == "severity" else 2] if kind == "classifier" else policy
+        others = CreditModels(judge if kind else None, tokenizer, reference, 0.1, fitted)
+
         def credited(ids: Tensor) -> Tensor:
-            batch = as_batch(ids)
-            return credit(score_responses(reward_model, batch, **options), batch.response_mask)
+            length = 5
+            if name == "exact-shapley":  # at most 12 segments
+                length = -(-(ids.shape[1] - PROMPT) // 12)
+            segments = SegmentSettings("ngram", length) if _cut(name) else SegmentSettings()
+            scorer = LocalScorer(reward_model, tokenizer, tokenizer)
+            credit = CreditSettings(name)
+            return CreditedScorer(scorer, tokenizer, credit, others, segments)(as_batch(ids))
 
         return credited
 
-    def from_logprobs(credit: Callable[..., Tensor]) -> Method:
-        def credited(ids: Tensor) -> Tensor:
-            batch = as_batch(ids)
-            both = [response_logprobs(model, batch) for model in (policy, reference)]
-            return credit(*both, batch.response_mask)
+    named = arguments.methods or [n for n in CREDIT_METHODS if n not in UNLESS_NAMED]
+    return {PLAIN: ("one pass", plain)} | {name: (_needs(name), of_method(name)) for name in named}
 
-        return credited
 
-    def smoothed(scores: Any, mask: Tensor) -> Tensor:
-        prefixes = tc.smoothed_prefix_scores(scores.prefix_scores, mask, decay=0.5)
-        return tc.prefix_difference_credit(prefixes, mask)
+def _cut(name: str) -> bool:
+    """Whether responses are cut into segments for a method."""
+    return "segments" in CREDIT_METHODS[name].needs or name == "exact-shapley"
 
-    def of_segments(scores: Any, mask: Tensor) -> Tensor:
-        return tc.segment_credit(scores.prefix_scores, tc.ngram_segments(mask, n=5), mask)
 
-    def discriminator(ids: Tensor) -> Tensor:
-        batch = as_batch(ids)
-        return tc.discriminator_credit(
-            token_classifier_logits(classifier, batch), batch.response_mask
-        )
-
-    def gradient(credit: Callable[..., Tensor]) -> Method:
-        def credited(ids: Tensor) -> Tensor:
-            batch = as_batch(ids)
-            embeddings = response_embeddings(reward_model, batch)
-            with torch.inference_mode(False), torch.enable_grad():
-                score = score_of_embeddings(reward_model, batch)
-                return credit(score, embeddings.clone(), batch.response_mask)
-
-        return credited
-
-    def integrated(score: Any, embeddings: Tensor, mask: Tensor) -> Tensor:
-        zero = torch.zeros_like(embeddings)
-        return tc.integrated_gradients_credit(score, embeddings, zero, mask, steps=16)
-
-    def leave_one_out(ids: Tensor) -> Tensor:
-        batch = as_batch(ids)
-        scores = scores_without_tokens(reward_model, batch)
-        return tc.leave_one_out_credit(scores, batch.response_mask)
-
-    def windows(ids: Tensor) -> Tensor:
-        batch = as_batch(ids)
-        scores = scores_without_tokens(reward_model, batch)
-        return tc.window_credit(scores, batch.response_mask, width=3)
-
-    one, two = "one pass", "two passes with a vocabulary"
-    return {
-        PLAIN: (one, plain),
-        "terminal": (one, from_scores(lambda s, m: tc.terminal_credit(s.sequence_scores, m))),
-        "uniform": (one, from_scores(lambda s, m: tc.uniform_credit(s.sequence_scores, m))),
-        "attention": (
-            one,
-            from_scores(
-                lambda s, m: tc.attention_credit(
-                    s.sequence_scores, s.attention, m, credit_beta=0.8
-                ),
-                attention_layer=-1,
-            ),
-        ),
-        "prefix differences": (
-            one,
-            from_scores(lambda s, m: tc.prefix_difference_credit(s.prefix_scores, m)),
-        ),
-        "prefix differences, smoothed": (one, from_scores(smoothed)),
-        "segments of 5 tokens": (one, from_scores(of_segments)),
-        "token discriminator": ("one pass of a token classifier", discriminator),
-        "log-ratio": (
-            two,
-            from_logprobs(lambda own, ref, m: tc.log_ratio_credit(own, ref, m, dpo_beta=0.1)),
-        ),
-        "gradient x input": (
-            "one pass forward and backward",
-            gradient(tc.gradient_times_input_credit),
-        ),
-        "integrated gradients, 16 nodes": (
-            "16 passes forward and backward",
-            gradient(integrated),
-        ),
-        "leave one out": ("a pass per token", leave_one_out),
-        "windows of up to 3 tokens": ("three short passes per token", windows),
-    }
+def _needs(name: str) -> str:
+    """What a method asks for besides segments and fitted means, in words for the table."""
+    method = CREDIT_METHODS[name]
+    asked = [need for need in method.needs if need not in ("segments", "length_means", "location")]
+    passes = {"0": "no pass", "1": "one pass"}.get(method.passes, method.passes)
+    return f"{passes}; {', '.join(asked).replace('_', ' ')}"
 
 
 def measured(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -167,9 +130,9 @@ def measured(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     for length in arguments.lengths:
         ids = torch.randint(1, 8192, (arguments.batch_size, length), device=arguments.device)
         names = [
-            n for n in every if n != "leave one out" or length <= arguments.leave_one_out_up_to
+            n for n in every if n != "leave-one-out" or length <= arguments.leave_one_out_up_to
         ]
-        fast = [n for n in names if every[n][0].startswith(("one", "two"))]
+        fast = [n for n in names if n == PLAIN or CREDIT_METHODS[n].one_pass]
         times: dict[str, list[float]] = {name: [] for name in names}
         for name in (name for name in names if name not in fast):
             times[name].append(seconds(every[name][1], ids, arguments.clock))
@@ -220,6 +183,12 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--size", default="small", choices=SIZES)
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=list(CREDIT_METHODS),
+        help=f"default: all but {' and '.join(UNLESS_NAMED)}",
+    )
     parser.add_argument("--lengths", type=int, nargs="+", default=[256, 1024])
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=9)

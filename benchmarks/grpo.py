@@ -27,11 +27,17 @@ from ppo import SIZES, make_models
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
+from tokencredit.credit.methods import CREDIT_METHODS
 from tokencredit.engines.hf_token_rewards import reward_model_token_rewards
 from tokencredit.engines.trl_grpo import TokenCreditGRPOTrainer
 from tokencredit.policy.methods import ESTIMATOR_NAMES
-from tokencredit.scorers.token_scores import CREDIT_NAMES
 
+# What needs the reward model alone.
+CREDIT = [
+    name
+    for name, method in CREDIT_METHODS.items()
+    if not method.model_kind and not {"segments", "length_means"} & set(method.needs)
+]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -123,7 +129,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--size", choices=tuple(SIZES), default="small")
-    parser.add_argument("--credit", choices=CREDIT_NAMES, default="prefix-difference")
+    parser.add_argument("--credit", choices=CREDIT, default="prefix-difference")
     parser.add_argument("--estimator", choices=ESTIMATOR_NAMES, default="leave-one-out-to-go")
     parser.add_argument("--new-tokens", type=int, nargs="+", default=[16, 48])
     parser.add_argument("--prompt-tokens", type=int, default=8)

@@ -33,7 +33,7 @@ import httpx2
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from tokencredit.recipes.serving.served_model import ServedModel
+from tokencredit.recipes.serving.served_model import ServedModel, credits_on_offer
 from tokencredit.reward_model.hf_scores import load_reward_model
 from tokencredit.server.batching import batch_with_the_oldest
 from tokencredit.server.messages import PromptAndResponse
@@ -89,10 +89,10 @@ def server(folder: Path, arguments: argparse.Namespace) -> Iterator[str]:
         "reward_model": folder,
         "port": 0,
         "device": arguments.device,
-        "dtype": arguments.dtype,
-        "max_batch_tokens": arguments.max_batch_tokens,
-        "queue_size": arguments.queue_size,
-        "request_timeout": 600,
+        "loading.dtype": arguments.dtype,
+        "limits.max_batch_tokens": arguments.max_batch_tokens,
+        "limits.queue_size": arguments.queue_size,
+        "limits.request_timeout": 600,
     }
     flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     process = subprocess.Popen(
@@ -153,7 +153,8 @@ def throughput(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         save_model(Path(folder), arguments.size)
         model, tokenizer = load_reward_model(folder, dtype=arguments.dtype, device=arguments.device)
-        served = ServedModel(model, tokenizer, credit, max_tokens=arguments.max_batch_tokens)
+        offered = credits_on_offer(model, tokenizer, credit)
+        served = ServedModel(model, tokenizer, offered, max_tokens=arguments.max_batch_tokens)
         ready = [tensors_of(served, rows) for rows in batches_of(served, texts, credit)]
 
         def forward() -> None:

@@ -13,17 +13,24 @@ from datasets import load_dataset
 from transformers import AutoTokenizer
 from trl import GRPOConfig
 
+from tokencredit.credit.methods import CREDIT_METHODS
 from tokencredit.engines.hf_token_rewards import reward_model_token_rewards
 from tokencredit.engines.trl_grpo import TokenCreditGRPOTrainer
 from tokencredit.policy.methods import ESTIMATOR_NAMES
-from tokencredit.scorers.token_scores import CREDIT_NAMES
+
+# What needs the reward model alone; the others take a `CreditSettings` with their options.
+CREDIT = [
+    name
+    for name, method in CREDIT_METHODS.items()
+    if not method.model_kind and not {"segments", "length_means"} & set(method.needs)
+]
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("prompts", help="file of JSON lines with a `prompt` each")
 parser.add_argument("--policy", required=True, help="causal language model, folder or Hub id")
 parser.add_argument("--reward-model", required=True, help="sequence classifier, folder or Hub id")
 parser.add_argument("--output", default="output/trl-grpo")
-parser.add_argument("--credit", choices=CREDIT_NAMES, default="prefix-difference")
+parser.add_argument("--credit", choices=CREDIT, default="prefix-difference")
 parser.add_argument("--estimator", choices=ESTIMATOR_NAMES, default="leave-one-out-to-go")
 parser.add_argument("--steps", type=int, default=100)
 parser.add_argument("--batch-size", type=int, default=16, help="completions per step and process")

@@ -44,40 +44,41 @@ reward_model phrases "$models/sentiment" last --data "$models/phrases-train.json
   --objective regression --columns.rating rating --max_length 64 --training.batch_size 64 \
   --training.epochs 2 --training.learning_rate 1e-3
 
-# Name of the result, reward model, marked set, and what differs. One pass and gradients cost
-# little; `leave-one-out` one score per word, `shapley` ten, hence on one set alone.
+# Name of the result, reward model, marked set, and what differs. Attention spreads the whole score.
+# One pass and gradients cost little; `leave-one-out` one score per word, `shapley` ten, hence on one
+# set alone.
 compare() {
   "$tokencredit" compare-credit --reward_model "$models/$2" --marked "$models/$3-marked.jsonl" \
-    --output "$models/compared/$1" --attention_layers '[0, 1, 2, 3]' "${@:4}"
+    --output "$models/compared/$1" --attention_layers '[0, 1, 2, 3]' --credit.beta 1 "${@:4}"
   mkdir -p "$results"
   cp "$models/compared/$1/comparison.json" "$results/$1.json"
 }
 lexicons="[$models/opinion-lexicon.tsv, $models/vader.tsv]"
-sentiment=(--baseline_texts "$models/sentiment-train.jsonl" --lexicons "$lexicons")
+sentiment=(--baselines.texts "$models/sentiment-train.jsonl" --baselines.lexicons "$lexicons")
 most='terminal, uniform, attention, prefix-difference, smoothed-prefix-difference,
   gradient-times-input, integrated-gradients, leave-one-out, window'
 all="[$most, shapley]"
-compare sst sentiment sst "${sentiment[@]}" --methods "$all" --shapley_samples 10 \
+compare sst sentiment sst "${sentiment[@]}" --methods "$all" --credit.probe.samples 10 \
   --faithfulness_documents 40
 compare dynasent sentiment dynasent "${sentiment[@]}" --faithfulness_documents 40
 compare sst-trees sentiment sst-trees "${sentiment[@]}" --faithfulness_documents 20
 compare cad-imdb sentiment cad-imdb "${sentiment[@]}" --limit 80 --faithfulness_documents 5
-compare toxic toxic toxic --baseline_texts "$models/toxic-train.jsonl" --lexicons "$lexicons" \
+compare toxic toxic toxic --baselines.texts "$models/toxic-train.jsonl" --baselines.lexicons "$lexicons" \
   --faithfulness_documents 20
-compare qa qa qa --baseline_texts "$models/qa-train.jsonl" --direction low \
+compare qa qa qa --baselines.texts "$models/qa-train.jsonl" --direction low \
   --limit 80 --faithfulness_documents 5
-compare mqm mqm mqm --baseline_texts "$models/mqm-train.jsonl" --direction low \
+compare mqm mqm mqm --baselines.texts "$models/mqm-train.jsonl" --direction low \
   --faithfulness_documents 20
-phrases=(--baseline_texts "$models/sentiment-train.jsonl"
-  --lexicons "[$models/opinion-lexicon.tsv, $models/vader.tsv, $models/phrases.tsv]")
-compare sst-phrases phrases sst "${phrases[@]}" --methods "$all" --shapley_samples 10 \
+phrases=(--baselines.texts "$models/sentiment-train.jsonl"
+  --baselines.lexicons "[$models/opinion-lexicon.tsv, $models/vader.tsv, $models/phrases.tsv]")
+compare sst-phrases phrases sst "${phrases[@]}" --methods "$all" --credit.probe.samples 10 \
   --faithfulness_documents 40
 compare dynasent-phrases phrases dynasent "${phrases[@]}" --methods "[$most]" \
   --faithfulness_documents 40
 compare sst-trees-phrases phrases sst-trees "${phrases[@]}" --methods "[$most]" \
   --faithfulness_documents 20
 for width in 1 2 4 5; do # 3 is among the rows of sst-phrases
-  compare "sst-phrases-$width" phrases sst --methods '[window]' --window_width "$width" \
+  compare "sst-phrases-$width" phrases sst --methods '[window]' --credit.probe.width "$width" \
     --faithfulness_documents 0
 done
 compare sst-last sentiment-last sst "${sentiment[@]}" --faithfulness_documents 40

@@ -33,10 +33,12 @@ sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests"
 import fuzz_inputs as given
 import hypothesis
 import torch
+from credit_names import ONE_PASS_ALONE
 from fuzz_inputs import Draws
 from hypothesis import strategies as st
 
 from tokencredit import cli
+from tokencredit.credit.methods import CreditSettings, ProbeSettings
 from tokencredit.errors import TokenCreditError
 from tokencredit.preference import (
     hf_comparisons,
@@ -54,11 +56,12 @@ from tokencredit.preference.labels import (
 from tokencredit.preference.marked_texts import MarkedText, marks_of_annotators
 from tokencredit.preference.pairs import without_common_prompt
 from tokencredit.recipes.run_folder import resolved_yaml
-from tokencredit.scorers.texts import scored_texts
-from tokencredit.scorers.token_scores import CREDIT_NAMES, credited
+from tokencredit.scorers.local import LocalScorer
+from tokencredit.scorers.texts import paid_texts
+from tokencredit.scorers.token_scores import CreditedScorer
 from tokencredit.text.alignment import project_token_scores, spans_of_words
 from tokencredit.text.hf_rendering import encoded_prompts, prompt_rows, token_texts
-from tokencredit.text.segments import require_tiling, segment_ends
+from tokencredit.text.segments import SegmentSettings, require_tiling, segment_ends
 from tokencredit.text.sentences import text_segments
 
 CONTEXT = 1024
@@ -199,15 +202,11 @@ def texts(value: tuple[str, str, str, str]) -> None:
     tokenizer = _tokenizers()[family]
     tokenizer.chat_template = None
     model = _reward_model(len(tokenizer))
-    encoded, scores = scored_texts(
-        model,
-        tokenizer,
-        [prompt],
-        [response],
-        template="plain",
-        attention_layer=-1 if credit == "attention" else None,
-    )
-    paid = credited(credit, scores, encoded.batch.response_mask, credit_beta=0.8)
+    scorer = LocalScorer(model, tokenizer, tokenizer, "plain", micro_batch_size=32)
+    settings = CreditSettings(credit, probe=ProbeSettings(steps=2, samples=2))
+    credited = CreditedScorer(scorer, tokenizer, settings, segments=SegmentSettings("sentence"))
+    found = paid_texts([credited], [prompt], [response])
+    encoded, (paid,) = found.encoded, found.token_scores
     assert bool(paid.isfinite().all()), "a token is paid NaN or an infinite score"
     (names,) = token_texts(tokenizer, encoded, [response])
     _require_spans(encoded.response_spans[0], response)
@@ -215,7 +214,7 @@ def texts(value: tuple[str, str, str, str]) -> None:
 
 
 def texts_input(draws: Draws) -> tuple[str, str, str, str]:
-    family, credit = draws.one(list(_tokenizers())), draws.one(CREDIT_NAMES)
+    family, credit = draws.one(list(_tokenizers())), draws.one(ONE_PASS_ALONE)
     return family, credit, given.text(draws), given.text(draws)
 
 
@@ -275,11 +274,11 @@ def _client() -> tuple[asyncio.AbstractEventLoop, Any]:
     import httpx2
     from tiny_server import ServedModel, tiny_app
 
-    from tokencredit.recipes.serving.served_model import offered_credit
+    from tokencredit.recipes.serving.served_model import credits_on_offer
 
     tokenizer = _tokenizers()["byte level"]
     model = _reward_model(len(tokenizer))
-    served = ServedModel(model, tokenizer, offered_credit(model, None))
+    served = ServedModel(model, tokenizer, credits_on_offer(model, tokenizer))
     tokenizer.chat_template = given.TEMPLATES[1]
     app = tiny_app(served, max_wait_ms=0.0, max_body_bytes=2**17)
     transport = httpx2.ASGITransport(app=app)

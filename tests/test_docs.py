@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import json
 import re
 import shlex
 from dataclasses import MISSING
@@ -233,10 +234,14 @@ def test_every_setting_of_train_policy_is_listed_with_its_default():
             return "needed"
         if isinstance(default, bool):
             return str(default).lower()
-        return "empty" if default is None or default == () else str(default).strip()
+        if default is None or default == ():
+            return "empty"
+        if isinstance(default, tuple) or len(str(default).split()) > 1:
+            return f"`{json.dumps(default)}`"
+        return str(default)
 
     text = pages["docs/train-policy.md"].split("## The run folder")[0]
-    listed = re.findall(r"^\| `([\w.]+)` \| ([^|]+) \| \S", text, flags=re.M)
+    listed = re.findall(r"^\| `([\w.]+)` \| (`[^`]+`|\S+) \| \S", text, flags=re.M)
     settings = [(name, shown(one.default)) for name, one in all_settings(TrainPolicyConfig)]
     assert listed == settings
 

@@ -241,11 +241,15 @@ class ResponseScores:
             in both directions.
         attention: as in `RewardModelOutput`, of the response tokens alone: what the prompt
             receives is left out and nothing is rescaled. Zero outside the response mask.
+        position_scores: the number that stands at each position, where a prefix is scored by
+            several of them, as by models trained on the ends of segments; None where it is the
+            prefix score.
     """
 
     sequence_scores: Float[Tensor, "batch"]
     prefix_scores: Float[Tensor, "batch time_plus_1"] | None
     attention: Float[Tensor, "batch time"] | None
+    position_scores: Float[Tensor, "batch time_plus_1"] | None = None
 
 
 Message = dict[str, str]

@@ -1,4 +1,7 @@
-"""What every credit method gives, whatever it needs. A new method is added to METHODS."""
+"""What every credit function gives, whatever it needs. A new function is added to METHODS.
+
+`test_methods` asks the same of the methods that have a name.
+"""
 
 import importlib
 import inspect
@@ -10,6 +13,20 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from credit_cases import (
+    BY_LOCATION,
+    LENGTH_MEANS,
+    NAN,
+    Case,
+    kept_score,
+    random_case,
+    score,
+    score_above_no_tokens,
+    score_above_prompt,
+    squared_sum,
+    squared_sum_above_baseline,
+    with_other_ending,
+)
 from torch import Tensor
 
 import tokencredit.credit
@@ -19,7 +36,7 @@ from tokencredit.credit.implicit import (
     log_ratio_credit,
     shaped_log_ratio_credit,
 )
-from tokencredit.credit.location import LocationNormaliser, location_normalised
+from tokencredit.credit.location import location_normalised
 from tokencredit.credit.perturbation import (
     exact_shapley_credit,
     leave_one_out_credit,
@@ -48,49 +65,6 @@ from tokencredit.credit.segments import (
 from tokencredit.credit.token_judges import discriminator_credit, likelihood_credit, severity_credit
 from tokencredit.text.pooling import segment_end_scores
 
-NAN = math.nan
-
-
-@dataclass(frozen=True)
-class Case:
-    """All that any method needs about the same responses."""
-
-    response_mask: Tensor
-    sequence_scores: Tensor
-    weights: Tensor
-    attention: Tensor
-    prefix_scores: Tensor
-    policy_logprobs: Tensor
-    ref_logprobs: Tensor
-    token_logits: Tensor
-    segment_ids: Tensor
-
-    def to(self, dtype: torch.dtype) -> "Case":
-        floats = {
-            name: value.to(dtype) for name, value in vars(self).items() if value.is_floating_point()
-        }
-        return replace(self, **floats)
-
-    def rows(self, rows: slice) -> "Case":
-        return Case(**{name: value[rows] for name, value in vars(self).items()})
-
-    def spread_over(self, columns: Tensor, time: int) -> "Case":
-        """Column t moved to columns[t] of `time`, what lies between them unknown and masked."""
-        batch = len(self.response_mask)
-        attention = torch.full((batch, time, time), NAN)
-        prefix_scores = torch.full((batch, time + 1), NAN)
-        attention[:, columns[:, None], columns] = self.attention
-        prefix_scores[:, 0] = self.prefix_scores[:, 0]
-        prefix_scores[:, columns + 1] = self.prefix_scores[:, 1:]
-        moved = {"attention": attention, "prefix_scores": prefix_scores}
-        unknown = {"response_mask": False, "segment_ids": -1}
-        for name, value in vars(self).items():
-            if name not in {*moved, "sequence_scores"}:
-                wide = value.new_full((batch, time, *value.shape[2:]), unknown.get(name, NAN))
-                wide[:, columns] = value
-                moved[name] = wide
-        return replace(self, **moved)
-
 
 @dataclass(frozen=True)
 class Method:
@@ -103,57 +77,18 @@ class Method:
     """What no token score of a row exceeds in magnitude; None where there is no such bound."""
 
 
-def score(case: Case) -> Tensor:
-    return case.sequence_scores.masked_fill(~case.response_mask.any(-1), 0.0)
-
-
 def size_of_score(case: Case) -> Tensor:
     return score(case).abs()
 
 
-def score_above_prompt(case: Case) -> Tensor:
-    time = torch.arange(1, case.response_mask.shape[1] + 1)
-    last = torch.where(case.response_mask, time, 0).amax(-1, keepdim=True)
-    return case.prefix_scores.gather(-1, last)[:, 0] - case.prefix_scores[:, 0]
-
-
-def kept_score(case: Case) -> Callable[[Tensor], Tensor]:
-    """A score of the kept weights in which every token bears on every other."""
-
-    def scores(keep: Tensor) -> Tensor:
-        kept = torch.where(keep, case.weights.float()[:, None], 0.0).sum(-1)
-        return 0.5 + kept + kept**3
-
-    return scores
-
-
-def score_above_no_tokens(case: Case) -> Tensor:
-    mask = case.response_mask
-    return kept_score(case)(torch.stack([mask & False, mask], dim=1)).diff(dim=-1)[:, 0]
-
-
-def squared_sum(embeddings: Tensor) -> Tensor:
-    return embeddings.sum((1, 2)) ** 2
-
-
-def squared_sum_above_baseline(case: Case) -> Tensor:
-    inside = case.response_mask[:, :, None]
-    embeddings = case.token_logits.float().where(inside, 0.0)
-    return squared_sum(embeddings) - squared_sum(torch.full_like(embeddings, 0.25) * inside)
-
-
-BY_LOCATION = LocationNormaliser(0.8, 0.5, 0.7, 2.0)
+SPAN_WEIGHTS = torch.tensor([1.0, -0.5])
+SEVERITY_SCORES = [0.1, -5.0]
 
 
 def by_attention(case: Case, weights: Tensor, credit_beta: float = 1.0) -> Tensor:
     return attention_credit(
         case.sequence_scores, weights, case.response_mask, credit_beta=credit_beta
     )
-
-
-SPAN_WEIGHTS = torch.tensor([1.0, -0.5])
-SEVERITY_SCORES = [0.1, -5.0]
-LENGTH_MEANS = torch.tensor([0.5, -1.0, 2.0])
 
 
 def at_ends_of_segments(case: Case) -> Tensor:
@@ -416,37 +351,9 @@ every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.k
 CONSERVING = {name: method for name, method in METHODS.items() if method.total is not None}
 
 
-def softmax_below_diagonal(logits: Tensor) -> Tensor:
-    time = logits.shape[-1]
-    return logits.masked_fill(torch.ones(time, time).triu(1).bool(), -torch.inf).softmax(-1)
-
-
 @pytest.fixture
 def case() -> Case:
-    """Five responses of 6, 3, 1 and no tokens, and one with a hole, everything else unknown."""
-    mask = torch.tensor(
-        [
-            [True] * 6,
-            [True] * 3 + [False] * 3,
-            [True] + [False] * 5,
-            [False] * 6,
-            [True, True, False, False, True, False],
-        ]
-    )
-    attention = softmax_below_diagonal(torch.randn(5, 6, 6))
-    pairs = mask[:, :, None] & mask[:, None, :]
-    ends_inside = torch.cat([torch.ones(5, 1, dtype=torch.bool), mask], dim=-1)
-    return Case(
-        response_mask=mask,
-        sequence_scores=torch.tensor([2.0, -3.0, 0.5, 7.0, 1.5]),
-        weights=torch.rand(5, 6).masked_fill(~mask, NAN),
-        attention=attention.masked_fill(~pairs, NAN),
-        prefix_scores=torch.randn(5, 7).masked_fill(~ends_inside, NAN),
-        policy_logprobs=-torch.rand(5, 6).masked_fill(~mask, NAN),
-        ref_logprobs=-torch.rand(5, 6).masked_fill(~mask, NAN),
-        token_logits=torch.randn(5, 6, 2).masked_fill(~mask[:, :, None], NAN),
-        segment_ids=torch.tensor([0, 0, 1, 1, 1, 2]).expand(5, 6).masked_fill(~mask, -1),
-    )
+    return random_case()
 
 
 @every_method
@@ -496,36 +403,8 @@ def test_batch_equals_one_by_one(method, case):
 @every_method
 @pytest.mark.parametrize("garbage", [NAN, math.inf, -1e30, 0.0])
 def test_garbage_under_the_mask_changes_nothing(method, case, garbage):
-    dirty = replace(
-        case,
-        sequence_scores=case.sequence_scores.masked_fill(~case.response_mask.any(-1), garbage),
-        weights=case.weights.nan_to_num(garbage, garbage, garbage),
-        attention=case.attention.nan_to_num(garbage, garbage, garbage),
-        prefix_scores=case.prefix_scores.nan_to_num(garbage, garbage, garbage),
-        policy_logprobs=case.policy_logprobs.nan_to_num(garbage, garbage, garbage),
-        ref_logprobs=case.ref_logprobs.nan_to_num(garbage, garbage, garbage),
-        token_logits=case.token_logits.nan_to_num(garbage, garbage, garbage),
-    )
+    dirty = case.with_garbage(garbage)
     torch.testing.assert_close(method.credit(dirty), method.credit(case), rtol=0, atol=0)
-
-
-def with_other_ending(case: Case, changed: int) -> Case:
-    """What a causal model says when token `changed` of every response and later ones differ."""
-    later = torch.arange(case.response_mask.shape[1]) >= changed
-    attention = torch.where(
-        later[:, None], softmax_below_diagonal(torch.randn(case.attention.shape)), case.attention
-    )
-    ends_later = torch.cat([torch.tensor([False]), later])
-    return replace(
-        case,
-        sequence_scores=case.sequence_scores + 1.0,
-        weights=torch.rand(case.weights.shape),
-        attention=attention,
-        prefix_scores=torch.where(ends_later, case.prefix_scores + 1.0, case.prefix_scores),
-        policy_logprobs=torch.where(later, case.policy_logprobs - 1.0, case.policy_logprobs),
-        ref_logprobs=torch.where(later, case.ref_logprobs - 2.0, case.ref_logprobs),
-        token_logits=torch.where(later[:, None], -case.token_logits, case.token_logits),
-    )
 
 
 @every_method
@@ -571,6 +450,7 @@ def test_no_method_is_left_out():
     modules = [
         importlib.import_module(f"tokencredit.credit.{module.name}")
         for module in pkgutil.iter_modules(tokencredit.credit.__path__)
+        if module.name != "methods"  # which gives names to those of the other modules
     ]
     methods = {
         name

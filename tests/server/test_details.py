@@ -143,7 +143,7 @@ def test_attention_that_is_nan_is_an_error(served, monkeypatch):
         shape = batch.response_mask.shape
         return ResponseScores(torch.zeros(len(batch)), None, torch.full(shape, torch.nan))
 
-    monkeypatch.setattr("tokencredit.recipes.serving.served_model.score_responses", nan_attention)
+    monkeypatch.setattr("tokencredit.scorers.local.score_responses", nan_attention)
     body = {"texts": TEXTS[:1], "credit": [], "details": ["attention"]}
     answer = posted(tiny_app(served), "/score", body)
     assert (answer.status_code, answer.json()["error"]["type"]) == (500, "NumericError")

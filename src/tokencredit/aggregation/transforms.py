@@ -142,6 +142,11 @@ def transformed_scores(
             )
         mean, std = moments.mean, moments.std
     normal = partial(normalised_scores, mean=mean, std=std, clip=settings.clip)
-    prefix_scores = None if scores.prefix_scores is None else normal(scores.prefix_scores)
-    transformed = ResponseScores(normal(scores.sequence_scores), prefix_scores, scores.attention)
+    prefixes, positions = scores.prefix_scores, scores.position_scores
+    transformed = ResponseScores(
+        normal(scores.sequence_scores),
+        None if prefixes is None else normal(prefixes),
+        scores.attention,
+        None if positions is None else normal(positions),
+    )
     return TransformedScores(scores, transformed)

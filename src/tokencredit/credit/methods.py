@@ -64,6 +64,7 @@ from tokencredit.text.pooling import Spreading, pooled_by_segment, segment_end_s
 Need = Literal[
     "sequence_scores",
     "prefix_scores",
+    "position_scores",
     "attention",
     "policy_attention",
     "log_ratio",
@@ -81,6 +82,7 @@ Need = Literal[
 NEEDS: dict[Need, str] = {
     "sequence_scores": "the score of each response",
     "prefix_scores": "the score of every prefix, which a causal reward model gives",
+    "position_scores": "the score that stands at every position, which a causal reward model gives",
     "attention": "the attention that the reward model's last token pays",
     "policy_attention": "the attention of the policy to its own tokens",
     "log_ratio": "log-probs of a policy that DPO trained and of its reference",
@@ -196,6 +198,8 @@ class Evidence:
         response_mask: True on response tokens that count.
         sequence_scores: of each response, in nats.
         prefix_scores: column 0 is the prompt alone; the last one that counts is the sequence score.
+        position_scores: the number at each position; the prefix scores, unless the model was trained
+            on the ends of segments.
         attention: that each response token receives from the token where the score is read.
         policy_attention: of the policy's response tokens to each other.
         policy_logprobs: of each token under a policy that DPO trained, or under the better prompt.
@@ -218,6 +222,7 @@ class Evidence:
     # `| Any`, since a method that runs has all that it needs and no None to think of.
     sequence_scores: Float[Tensor, "batch"] | Any = None
     prefix_scores: Float[Tensor, "batch time_plus_1"] | Any = None
+    position_scores: Float[Tensor, "batch time_plus_1"] | Any = None
     attention: Float[Tensor, "batch time"] | Any = None
     policy_attention: Float[Tensor, "batch time time"] | Any = None
     policy_logprobs: Float[Tensor, "batch time"] | Any = None
@@ -309,7 +314,7 @@ def _rto(evidence: Evidence, settings: CreditSettings) -> Float[Tensor, "batch t
 
 def _segment(evidence: Evidence, settings: CreditSettings) -> Float[Tensor, "batch time"]:
     scores = segment_credit(
-        evidence.prefix_scores,
+        evidence.position_scores,
         evidence.segment_ids,
         evidence.response_mask,
         normaliser=evidence.location,
@@ -321,8 +326,8 @@ def _segment(evidence: Evidence, settings: CreditSettings) -> Float[Tensor, "bat
 
 def _utterance(evidence: Evidence, settings: CreditSettings) -> Float[Tensor, "batch time"]:
     """What each segment adds to the score of the text before it, as its advantage."""
-    ends, is_segment = segment_end_scores(evidence.prefix_scores, evidence.segment_ids)
-    before = torch.cat([evidence.prefix_scores[:, :1].float(), ends[:, :-1]], dim=-1)
+    ends, is_segment = segment_end_scores(evidence.position_scores, evidence.segment_ids)
+    before = torch.cat([evidence.position_scores[:, :1].float(), ends[:, :-1]], dim=-1)
     advantages = (ends - before[:, : ends.shape[1]]).masked_fill(~is_segment, 0.0)
     return utterance_credit(
         advantages,
@@ -448,21 +453,21 @@ CREDIT_METHODS: dict[str, CreditMethod] = {
     "segment": CreditMethod(
         _segment,
         "the score at the end of each segment, spread over its tokens",
-        needs=("prefix_scores", "segments"),
+        needs=("position_scores", "segments"),
         conserves="the scores of its segments",
         causal=False,
     ),
     "located-segment": CreditMethod(
         _segment,
         "segment scores less what is usual at their place",
-        needs=("prefix_scores", "segments", "location"),
+        needs=("position_scores", "segments", "location"),
         conserves="the normalised scores of its segments",
         causal=False,
     ),
     "utterance": CreditMethod(
         _utterance,
         "what each segment adds to the score, as the advantage of an utterance",
-        needs=("prefix_scores", "segments"),
+        needs=("position_scores", "segments"),
         conserves=_ABOVE_PROMPT,
         causal=True,
     ),
@@ -496,7 +501,7 @@ CREDIT_METHODS: dict[str, CreditMethod] = {
         causal=True,
     ),
     "implicit-q": CreditMethod(
-        lambda e, _: e.token_values["q"],
+        lambda e, _: e.token_values["q"].masked_fill(~e.response_mask, 0.0),
         "the value of each token that a policy trained by DPO implies; no reward, a value",
         needs=("implicit_values",),
         conserves="no",
@@ -504,7 +509,7 @@ CREDIT_METHODS: dict[str, CreditMethod] = {
         passes="0",
     ),
     "implicit-value": CreditMethod(
-        lambda e, _: e.token_values["v"],
+        lambda e, _: e.token_values["v"].masked_fill(~e.response_mask, 0.0),
         "the value of the text before each token that such a policy implies; no reward, a value",
         needs=("implicit_values",),
         conserves="no",
@@ -512,7 +517,7 @@ CREDIT_METHODS: dict[str, CreditMethod] = {
         passes="0",
     ),
     "implicit-advantage": CreditMethod(
-        lambda e, _: e.token_values["q"] - e.token_values["v"],
+        lambda e, _: (e.token_values["q"] - e.token_values["v"]).masked_fill(~e.response_mask, 0.0),
         "the advantage of each token that such a policy implies",
         needs=("implicit_values",),
         conserves="no",

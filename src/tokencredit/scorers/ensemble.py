@@ -63,10 +63,19 @@ def ensemble_scores(
     combined = partial(_combined, weights=[w for w in weights if w != 0], settings=settings)
     sequences = [one.sequence_scores for one in used.values()]
     prefixes = [one.prefix_scores for one in used.values() if one.prefix_scores is not None]
+    positions = None
+    if any(one.position_scores is not None for one in used.values()):
+        read = [
+            one.prefix_scores if one.position_scores is None else one.position_scores
+            for one in used.values()
+        ]
+        found = [numbers for numbers in read if numbers is not None]
+        positions = combined(found) if len(found) == len(used) else None
     return ResponseScores(
         combined(sequences),
         combined(prefixes) if len(prefixes) == len(used) else None,
         next(iter(used.values())).attention if len(used) == 1 else None,
+        positions,
     )
 
 

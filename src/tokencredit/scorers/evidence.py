@@ -27,6 +27,7 @@ from tokencredit.reward_model.hf_token_classifier import token_classifier_logits
 from tokencredit.scorers.credit_models import CreditModels
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.policy_tokens import attended_tokens
+from tokencredit.scorers.trained_reading import trained_segments
 from tokencredit.text.hf_token_rows import left_padded
 
 AskPolicy = Callable[[Callable[[Any], Tensor]], Tensor]
@@ -76,7 +77,14 @@ def require_evidence(settings: CreditSettings, scorer: RewardScorer, *, where: s
         ModelError: the scorer lacks something; the message names it.
     """
     method = credit_method(settings.method)
-    of_scorer = ("sequence_scores", "prefix_scores", "attention", "kept_tokens", "embeddings")
+    of_scorer = (
+        "sequence_scores",
+        "prefix_scores",
+        "position_scores",
+        "attention",
+        "kept_tokens",
+        "embeddings",
+    )
     lacking = [need for need in method.needs if need in of_scorer and need not in scorer.gives]
     if lacking:
         given = ", ".join(need.replace("_", " ") for need in of_scorer if need in scorer.gives)
@@ -88,6 +96,7 @@ def require_evidence(settings: CreditSettings, scorer: RewardScorer, *, where: s
 
 _INSTEAD = {
     "prefix_scores": "a causal reward model, which scores prefixes, or credit method 'attention'",
+    "position_scores": "a causal reward model in this process, or one that is read at last tokens",
     "attention": "one that offers attention, or another method",
     "embeddings": "a reward model in this process, or another method",
 }
@@ -136,10 +145,12 @@ def gathered_evidence(
         location=models.fitted.location if "location" in needs else None,
         dpo_beta=models.dpo_beta,
     )
-    if needs & {"sequence_scores", "prefix_scores", "attention"}:
+    if needs & {"sequence_scores", "prefix_scores", "position_scores", "attention"}:
         if scores is None:
             scores = response_scores(scorer, responses, attention="attention" in needs)
         evidence = replace(evidence, **vars(scores))
+        if scores.position_scores is None:
+            evidence = replace(evidence, position_scores=scores.prefix_scores)
     if needs & {"kept_tokens", "embeddings"}:
         evidence = replace(evidence, **_asked_again(needs, scorer, responses, micro_batch_size))
     if "policy_attention" in needs:
@@ -217,13 +228,14 @@ def _asked_again(
     """Functions that ask the reward model as often as they are called."""
     batch = responses.batch
     local, real = scorer if isinstance(scorer, LocalScorer) else None, None
-    if local is not None:
+    if local is not None and trained_segments(local.model.config) is None:
         real = local.read_tokens(batch, responses.conversations, responses.attention_mask)
     if local is None or real is None:
         if "embeddings" in needs:
             raise ModelError(
                 "gradients with respect to embeddings, of a reward model that reads other tokens "
-                "than it is asked about; expected one with the vocabulary of the responses"
+                "than it is asked about, or is read at several positions; expected one with the "
+                "vocabulary of the responses that is read at the last token"
             )
         return {"kept": scores_of_kept_tokens(scorer, responses, micro_batch_size=size)}
     if "kept_tokens" in needs:

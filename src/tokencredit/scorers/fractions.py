@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tokencredit.batch import rows_of_like_length
+from tokencredit.batch import padded_rows, rows_of_like_length
 from tokencredit.evaluation.prefix_accuracy import FRACTIONS, scores_at_fractions
 from tokencredit.masking import left_packed
 from tokencredit.models.hf_architecture import is_causal
@@ -20,7 +20,6 @@ from tokencredit.scorers.trained_reading import running_segment_means
 from tokencredit.text.hf_token_rows import (
     EncodedText,
     ReadAt,
-    padded_rows,
     read_every_token,
     read_last_token,
     scored_rows,

@@ -6,7 +6,7 @@ what it says about its tokens is carried over to the policy's tokens of the same
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool
@@ -25,6 +25,7 @@ from tokencredit.scorers.policy_tokens import (
     ending_tokens,
     projected_scores,
 )
+from tokencredit.scorers.trained_reading import scores_as_trained, trained_segment_ends
 from tokencredit.text.hf_rendering import Template, encoded_prompts, reads_eos
 
 
@@ -53,7 +54,9 @@ class LocalScorer:
     def gives(self) -> frozenset[Need]:
         """What methods can be made from."""
         found: set[Need] = {"sequence_scores", "attention", "kept_tokens", "embeddings"}
-        return frozenset(found | ({"prefix_scores"} if is_causal(self.model) else set()))
+        return frozenset(
+            found | ({"prefix_scores", "position_scores"} if is_causal(self.model) else set())
+        )
 
     def __call__(
         self,
@@ -87,8 +90,9 @@ class LocalScorer:
         if real is None:
             scores = self._through_text(batch, conversations, layer)
         else:
-            scores = score_responses(
+            scores = own_scores(
                 self.model,
+                self.tokenizer,
                 batch,
                 attention_mask=real,
                 attention_layer=layer,
@@ -127,8 +131,9 @@ class LocalScorer:
             empty="keep",
             device=batch.prompt_ids.device,
         )
-        scores = score_responses(
+        scores = own_scores(
             self.model,
+            self.tokenizer,
             encoded.batch,
             attention_mask=encoded.attention_mask,
             attention_layer=layer,
@@ -141,6 +146,43 @@ class LocalScorer:
             decoded,
             batch.response_mask.shape[1],
         )
+
+
+def own_scores(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: ResponseBatch,
+    *,
+    attention_mask: Tensor,
+    attention_layer: int | None = None,
+    micro_batch_size: int | None = None,
+) -> ResponseScores:
+    """What a reward model says of responses in its own tokens, read as it was trained.
+
+    Args:
+        model: a sequence-classification model.
+        tokenizer: its tokenizer.
+        batch: the responses.
+        attention_mask: the tokens that it reads.
+        attention_layer: whose attention to record; None for none.
+        micro_batch_size: responses per forward pass; None for all at once.
+
+    Raises:
+        DataError, ModelError, NumericError: as `score_responses` and `trained_segment_ends`.
+    """
+    scores = score_responses(
+        model,
+        batch,
+        attention_mask=attention_mask,
+        attention_layer=attention_layer,
+        micro_batch_size=micro_batch_size,
+    )
+    ends = trained_segment_ends(model, tokenizer)
+    if ends is None:
+        return scores
+    at_positions = ended_scores(scores, batch.response_mask).prefix_scores
+    read = scores_as_trained(scores, batch, ends, attention_mask=attention_mask)
+    return replace(read, position_scores=at_positions)
 
 
 def _readable(

@@ -66,18 +66,27 @@ def projected_scores(
         time: columns of the result.
     """
     target_spans = [row.spans for row in decoded]
-    attention, prefix_scores = scores.attention, scores.prefix_scores
+    attention = scores.attention
     if attention is not None:
         words = [
             source if source == row.spans else spans_of_words(source, row.response)
             for source, row in zip(spans, decoded, strict=True)
         ]
         attention = projected_rows(attention, words, target_spans, time, split="overlap")
-    if prefix_scores is not None:
-        steps = prefix_difference_credit(prefix_scores, response_mask)
+
+    def projected(numbers: Tensor | None) -> Tensor | None:
+        if numbers is None:
+            return None
+        steps = prefix_difference_credit(numbers, response_mask)
         steps = projected_rows(steps, spans, target_spans, time, split="last")
-        prefix_scores = torch.cat([prefix_scores[:, :1], steps], dim=-1).cumsum(-1)
-    return ResponseScores(scores.sequence_scores, prefix_scores, attention)
+        return torch.cat([numbers[:, :1], steps], dim=-1).cumsum(-1)
+
+    return ResponseScores(
+        scores.sequence_scores,
+        projected(scores.prefix_scores),
+        attention,
+        projected(scores.position_scores),
+    )
 
 
 def projected_rows(

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from tokencredit.batch import padded_rows
 from tokencredit.errors import ConfigError
 from tokencredit.models.hf_architecture import require_language_model
 from tokencredit.models.hf_loading import load_model_and_info, load_tokenizer, quiet_transformers
 from tokencredit.models.hf_logprobs import response_entropies
 from tokencredit.models.hf_vocabularies import require_same_vocabulary
 from tokencredit.text.hf_decoding import decoded_response
-from tokencredit.text.hf_token_rows import EncodedText, ReadAt, padded_rows, response_batch
+from tokencredit.text.hf_token_rows import EncodedText, ReadAt, response_batch
 from tokencredit.text.segments import entropy_segments, ngram_segments, segment_ends
 from tokencredit.text.sentences import text_segments
 

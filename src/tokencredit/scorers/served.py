@@ -48,6 +48,8 @@ class ServedRewardModel:
         found: set[Need] = {"sequence_scores", "kept_tokens"}
         if "prefix-scores" in self.about.details:
             found.add("prefix_scores")
+            if not self.about.reads_segments:
+                found.add("position_scores")
         if "attention" in self.about.details:
             found.add("attention")
         return frozenset(found)
@@ -116,13 +118,13 @@ def served_reward_model(
 def _require_offer(model: ServedRewardModel, credit: CreditSettings) -> None:
     """Raise ConfigError where the server does not offer what a credit method is made from."""
     method, said, address = credit_method(credit.method), model.about, model.server.address
-    of_scorer = {"prefix_scores", "attention", "kept_tokens", "embeddings"}
+    of_scorer = {"prefix_scores", "position_scores", "attention", "kept_tokens", "embeddings"}
     lacking = [need for need in method.needs if need in of_scorer and need not in model.gives]
     if lacking:
         raise ConfigError(
             f"credit {credit.method!r} needs {lacking[0].replace('_', '-')}, and the reward server "
             f"at {address} offers {', '.join(said.details) or 'none'}; expected a server that "
-            "offers it: start it with other credit_methods, with a causal model for prefix "
+            "offers it: start it with other methods, with a causal model for prefix "
             "scores, or choose another credit"
         )
     if "attention" in method.needs and credit.layer != said.attention_layer:

@@ -288,7 +288,7 @@ class Rewards:
 
     def _combined(self, scores: Sequence[ResponseScores]) -> ResponseScores:
         return CombinedScorer(self.sources, self.combine).combined(
-            [replace(one, prefix_scores=None, attention=None) for one in scores]
+            [ResponseScores(one.sequence_scores, None, None) for one in scores]
         )
 
     def _token_scores(

@@ -8,7 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from tokencredit.batch import Prompt, ResponseScores
 from tokencredit.models.hf_loading import context_length, pad_token_id
-from tokencredit.reward_model.hf_scores import load_reward_model, score_responses
+from tokencredit.reward_model.hf_scores import load_reward_model
+from tokencredit.scorers.local import own_scores
 from tokencredit.text.hf_encoding import EncodedResponses
 from tokencredit.text.hf_rendering import Template, encoded_prompts, reads_eos
 
@@ -67,10 +68,11 @@ def scored_texts(
         max_length=context_length(reward_model, tokenizer),
         device=next(reward_model.parameters()).device,
     )
-    scores = score_responses(
+    scores = own_scores(
         reward_model,
+        tokenizer,
         encoded.batch,
-        attention_mask=encoded.attention_mask,
+        attention_mask=encoded.attention_mask.bool(),
         attention_layer=attention_layer,
         micro_batch_size=micro_batch_size,
     )

@@ -38,6 +38,7 @@ class About:
     max_texts: int
     max_body_bytes: int
     reads_eos: bool | None
+    reads_segments: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,9 @@ def about_of(answer: Any) -> About:
     _require(answer["max_texts"] > 0 and answer["max_body_bytes"] > 0, "max_texts", "1 or more")
     eos = answer.get("reads_eos")
     _require(eos is None or isinstance(eos, bool), "reads_eos", "true or false")
-    return About(**{key: answer[key] for key in kinds}, reads_eos=eos)
+    segments = answer.get("reads_segments")
+    _require(segments is None or isinstance(segments, bool), "reads_segments", "true or false")
+    return About(**{key: answer[key] for key in kinds}, reads_eos=eos, reads_segments=segments)
 
 
 def scored_responses(

@@ -98,6 +98,8 @@ class Served(BaseModel):
         renders_chats: whether a prompt that is a text becomes a message of the user.
         reads_eos: whether the model learnt on responses that end with the end of sequence; left
             out where it does not say.
+        reads_segments: true where the score of a prefix is a mean over the ends of its segments;
+            left out where it is read at its last token.
         vocabulary: fingerprint of the tokenizer's vocabulary.
         max_tokens: of one text with its prompt.
     """
@@ -108,6 +110,7 @@ class Served(BaseModel):
     template: str
     renders_chats: bool
     reads_eos: bool | None = None
+    reads_segments: bool | None = None
     vocabulary: str
     max_tokens: int
 

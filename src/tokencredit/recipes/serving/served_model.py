@@ -22,14 +22,15 @@ from tokencredit.credit.methods import (
     credit_method,
     with_method,
 )
-from tokencredit.errors import ConfigError, DataError, NumericError
+from tokencredit.errors import ConfigError, DataError, ModelError, NumericError
 from tokencredit.models.hf_loading import context_length, pad_token_id
 from tokencredit.models.hf_vocabularies import vocabulary_fingerprint
-from tokencredit.reward_model.hf_scores import score_responses
 from tokencredit.scorers.evidence import Responses, require_evidence, response_scores
+from tokencredit.scorers.local import own_scores
 from tokencredit.scorers.policy_tokens import ended_scores
 from tokencredit.scorers.sources import CombinedScorer, LoadedSource, Rewards
 from tokencredit.scorers.text_rewards import other_credit, with_segments
+from tokencredit.scorers.trained_reading import trained_segments
 from tokencredit.server.messages import PromptAndResponse, PromptAndResponseIds, Served
 from tokencredit.server.rows import RowScores, TokenRow
 from tokencredit.text.hf_decoding import decoded_response
@@ -153,6 +154,7 @@ class ServedModel:
             template=self.template,
             renders_chats=chats,
             reads_eos=reads_eos(self.model),
+            reads_segments=trained_segments(self.model.config) is not None or None,
             vocabulary=vocabulary_fingerprint(self.tokenizer),
             max_tokens=self.row_tokens,
         )
@@ -214,7 +216,14 @@ class ServedModel:
 
         Raises:
             DataError: a text is empty or too long.
+            ModelError: the model is read at the ends of segments of a response.
         """
+        if trained_segments(self.model.config) is not None:
+            raise ModelError(
+                "the reward model is read at the ends of the segments of a response, and a whole "
+                "text does not say where its response begins; expected prompts and responses: "
+                "ask /score"
+            )
         ends = bool(reads_eos(self.model))
         rows = []
         for number, ids in enumerate(
@@ -268,8 +277,9 @@ class ServedModel:
         attends: bool,
     ) -> list[ResponseScores]:
         """What the model says, and after it the other sources, in the model's tokens."""
-        own = score_responses(
+        own = own_scores(
             self.model,
+            self.tokenizer,
             batch,
             attention_mask=attention_mask,
             attention_layer=self.layer if attends else None,
