@@ -198,8 +198,8 @@ class Evidence:
         response_mask: True on response tokens that count.
         sequence_scores: of each response, in nats.
         prefix_scores: column 0 is the prompt alone; the last one that counts is the sequence score.
-        position_scores: the number at each position; the prefix scores, unless the model was trained
-            on the ends of segments.
+        position_scores: the number at each position: the prefix scores, unless the model was
+            trained on the ends of segments.
         attention: that each response token receives from the token where the score is read.
         policy_attention: of the policy's response tokens to each other.
         policy_logprobs: of each token under a policy that DPO trained, or under the better prompt.

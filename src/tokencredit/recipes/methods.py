@@ -1,6 +1,6 @@
 """Every method that can be chosen by name, in tables: `tokencredit methods`."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -8,9 +8,11 @@ from rich.table import Table
 
 from tokencredit.aggregation.methods import AGGREGATIONS
 from tokencredit.credit.methods import CREDIT_METHODS, NEEDS
+from tokencredit.decoding.rules import GUIDANCE_METHODS
+from tokencredit.decoding.search.hf_methods import SEARCHES
 from tokencredit.names import require_named
-
-_KINDS = ("credit", "combination")
+from tokencredit.policy.methods import ALGORITHMS
+from tokencredit.reward_model.objectives import OBJECTIVES
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class MethodsConfig:
     """Settings of the overview."""
 
     kind: str | None = None
-    """`credit` or `combination`; None shows all tables."""
+    """`credit`, `combination`, `algorithm`, `objective` or `generation`; None shows all tables."""
 
     def __post_init__(self) -> None:
         if self.kind is not None:
@@ -29,7 +31,7 @@ def methods(config: MethodsConfig) -> None:
     """Print what can be chosen by name, with what each needs."""
     console = Console()
     for kind in _KINDS if config.kind is None else (config.kind,):
-        console.print({"credit": _credit, "combination": _combination}[kind]())
+        console.print(_KINDS[kind]())
 
 
 def _credit() -> Table:
@@ -39,7 +41,7 @@ def _credit() -> Table:
             method.text,
             ", ".join(NEEDS[need] for need in method.needs),
             method.conserves,
-            "yes" if method.causal else "no",
+            _yes(method.causal),
             method.passes,
         )
         for name, method in CREDIT_METHODS.items()
@@ -52,6 +54,56 @@ def _combination() -> Table:
     rows = ((name, one.text, one.acts, str(one.models)) for name, one in AGGREGATIONS.items())
     columns = ("--combine.method", "is", "acts", "rewards at least")
     return _table("Combinations of several rewards", columns, rows)
+
+
+def _algorithm() -> Table:
+    rows = (
+        (
+            name,
+            one.words,
+            one.needs,
+            _yes(one.keeps_credit),
+            _yes(one.needs_causal_credit),
+        )
+        for name, one in ALGORITHMS.items()
+    )
+    columns = ("--algorithm.name", "takes", "needs", "keeps dense credit", "wants causal credit")
+    return _table("Algorithms of train-policy", columns, rows)
+
+
+def _objective() -> Table:
+    rows = (
+        (objective, positions, one.rows, one.reading, ", ".join(one.options))
+        for (objective, positions), one in OBJECTIVES.items()
+    )
+    columns = ("--objective", "--positions", "learns from", "is read at", "options")
+    return _table("Objectives of train-reward-model", columns, rows)
+
+
+def _generation() -> Table:
+    guided = (
+        (name, "guidance", f"a reward model of {one.needs}", "guidance")
+        for name, one in GUIDANCE_METHODS.items()
+    )
+    searches = (
+        (name, "search", " and ".join(one.needs) or "nothing", one.settings or "")
+        for name, one in SEARCHES.items()
+    )
+    columns = ("--method", "kind", "needs", "settings")
+    return _table("Methods of generate", columns, [*searches, *guided])
+
+
+_KINDS: dict[str, Callable[[], Table]] = {
+    "credit": _credit,
+    "combination": _combination,
+    "algorithm": _algorithm,
+    "objective": _objective,
+    "generation": _generation,
+}
+
+
+def _yes(fact: bool) -> str:
+    return "yes" if fact else "no"
 
 
 def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:

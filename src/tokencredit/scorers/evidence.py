@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores, RewardScorer
 from tokencredit.credit.implicit import implicit_values
-from tokencredit.credit.methods import NEEDS, CreditSettings, Evidence, credit_method
+from tokencredit.credit.methods import NEEDS, CreditSettings, Evidence, Need, credit_method
 from tokencredit.errors import ConfigError, ModelError
 from tokencredit.kept_tokens import ScoresOfKept
 from tokencredit.masking import left_packed
@@ -29,6 +29,16 @@ from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.policy_tokens import attended_tokens
 from tokencredit.scorers.trained_reading import trained_segments
 from tokencredit.text.hf_token_rows import left_padded
+
+OF_SCORERS: tuple[Need, ...] = (
+    "sequence_scores",
+    "prefix_scores",
+    "position_scores",
+    "attention",
+    "kept_tokens",
+    "embeddings",
+)
+"""What a scorer of responses may give; everything else comes from other models and settings."""
 
 AskPolicy = Callable[[Callable[[Any], Tensor]], Tensor]
 """Calls a function with the policy; what shards the policy gathers it around the call."""

@@ -15,6 +15,7 @@ from tokencredit.batch import Prompt, ResponseBatch, ResponseScores
 from tokencredit.credit.methods import CreditSettings, Need, credit_method
 from tokencredit.errors import ConfigError
 from tokencredit.models.hf_vocabularies import vocabulary_fingerprint
+from tokencredit.scorers.evidence import OF_SCORERS
 from tokencredit.scorers.policy_tokens import (
     attended_tokens,
     decoded_responses,
@@ -118,8 +119,7 @@ def served_reward_model(
 def _require_offer(model: ServedRewardModel, credit: CreditSettings) -> None:
     """Raise ConfigError where the server does not offer what a credit method is made from."""
     method, said, address = credit_method(credit.method), model.about, model.server.address
-    of_scorer = {"prefix_scores", "position_scores", "attention", "kept_tokens", "embeddings"}
-    lacking = [need for need in method.needs if need in of_scorer and need not in model.gives]
+    lacking = [need for need in method.needs if need in OF_SCORERS and need not in model.gives]
     if lacking:
         raise ConfigError(
             f"credit {credit.method!r} needs {lacking[0].replace('_', '-')}, and the reward server "

@@ -1,0 +1,47 @@
+"""`tokencredit methods` shows every row of every table."""
+
+import pytest
+from rich.console import Console
+
+from tokencredit.aggregation.methods import AGGREGATIONS
+from tokencredit.cli import main
+from tokencredit.credit.methods import CREDIT_METHODS, CreditMethod
+from tokencredit.decoding.rules import GUIDANCE_METHODS
+from tokencredit.decoding.search.hf_methods import SEARCHES
+from tokencredit.policy.methods import ALGORITHMS
+from tokencredit.recipes import methods as recipe
+from tokencredit.reward_model.objectives import OBJECTIVES
+
+NAMES = {
+    "credit": CREDIT_METHODS,
+    "combination": AGGREGATIONS,
+    "algorithm": ALGORITHMS,
+    "objective": [name for pair in OBJECTIVES for name in pair],
+    "generation": [*GUIDANCE_METHODS, *SEARCHES],
+}
+
+
+@pytest.fixture
+def wide(monkeypatch):
+    monkeypatch.setattr(recipe, "Console", lambda: Console(width=400))
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_every_row_of_a_table_is_shown(wide, capsys, kind):
+    assert main(["methods", "--kind", kind]) == 0
+    shown = capsys.readouterr().out
+    assert all(f" {name} " in shown for name in NAMES[kind])
+
+
+def test_all_tables_are_shown_and_new_rows_among_them(wide, capsys, monkeypatch):
+    mine = CreditMethod(lambda e, _: e.attention, "mine", ("attention",), "no", causal=False)
+    monkeypatch.setitem(CREDIT_METHODS, "my-own-credit", mine)
+    assert main(["methods"]) == 0
+    shown = capsys.readouterr().out
+    assert "my-own-credit" in shown
+    assert all(f" {next(iter(names))} " in shown for names in NAMES.values())
+
+
+def test_an_unknown_kind_is_told_the_near_one(capsys):
+    assert main(["methods", "--kind", "algorithms"]) == 1
+    assert "did you mean 'algorithm'" in capsys.readouterr().err
