@@ -38,6 +38,7 @@ from fuzz_inputs import Draws
 from hypothesis import strategies as st
 
 from tokencredit import cli
+from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.credit.methods import CreditSettings, ProbeSettings
 from tokencredit.errors import TokenCreditError
 from tokencredit.preference import (
@@ -56,9 +57,8 @@ from tokencredit.preference.labels import (
 from tokencredit.preference.marked_texts import MarkedText, marks_of_annotators
 from tokencredit.preference.pairs import without_common_prompt
 from tokencredit.recipes.run_folder import resolved_yaml
-from tokencredit.scorers.local import LocalScorer
-from tokencredit.scorers.texts import paid_texts
-from tokencredit.scorers.token_scores import CreditedScorer
+from tokencredit.scorers.sources import RewardSource, loaded_rewards
+from tokencredit.scorers.text_rewards import paid_texts
 from tokencredit.text.alignment import project_token_scores, spans_of_words
 from tokencredit.text.hf_rendering import encoded_prompts, prompt_rows, token_texts
 from tokencredit.text.segments import SegmentSettings, require_tiling, segment_ends
@@ -202,10 +202,17 @@ def texts(value: tuple[str, str, str, str]) -> None:
     tokenizer = _tokenizers()[family]
     tokenizer.chat_template = None
     model = _reward_model(len(tokenizer))
-    scorer = LocalScorer(model, tokenizer, tokenizer, "plain", micro_batch_size=32)
-    settings = CreditSettings(credit, probe=ProbeSettings(steps=2, samples=2))
-    credited = CreditedScorer(scorer, tokenizer, settings, segments=SegmentSettings("sentence"))
-    found = paid_texts([credited], [prompt], [response])
+    rewards = loaded_rewards(
+        [RewardSource("own")],
+        CreditSettings(credit, probe=ProbeSettings(steps=2, samples=2)),
+        SegmentSettings("sentence"),
+        CombinationSettings(),
+        tokenizer,
+        known={"own": (model, tokenizer)},
+        template="plain",
+        micro_batch_size=32,
+    )
+    found = paid_texts([rewards], [prompt], [response])
     encoded, (paid,) = found.encoded, found.token_scores
     assert bool(paid.isfinite().all()), "a token is paid NaN or an infinite score"
     (names,) = token_texts(tokenizer, encoded, [response])
@@ -272,13 +279,11 @@ def requests(value: tuple[str, str, bytes, dict[str, str]]) -> None:
 def _client() -> tuple[asyncio.AbstractEventLoop, Any]:
     """A client of the running application; both live as long as the process."""
     import httpx2
-    from tiny_server import ServedModel, tiny_app
-
-    from tokencredit.recipes.serving.served_model import credits_on_offer
+    from tiny_server import served_model, tiny_app
 
     tokenizer = _tokenizers()["byte level"]
     model = _reward_model(len(tokenizer))
-    served = ServedModel(model, tokenizer, credits_on_offer(model, tokenizer))
+    served = served_model(model, tokenizer)
     tokenizer.chat_template = given.TEMPLATES[1]
     app = tiny_app(served, max_wait_ms=0.0, max_body_bytes=2**17)
     transport = httpx2.ASGITransport(app=app)

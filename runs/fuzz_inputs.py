@@ -156,7 +156,8 @@ def setting(draws: Draws, hint: Any) -> Any:
 def settings_of(draws: Draws, config_class: Any) -> tuple[list[str], bytes | None]:
     """Arguments of a command, or its YAML file."""
     known = list(all_settings(config_class))
-    values: dict[str, Any] = {name: "a" for name, field in known if field.default is MISSING}
+    needed = {name for name, field in known if field.default is MISSING} | {"reward_model"}
+    values: dict[str, Any] = {name: "a" for name, _ in known if name in needed}
     for name, field in draws.some(lambda draws: draws.one(known), 3):
         spoil = draws.rarely(6)
         values[name] = junk(draws) if spoil else setting(draws, field.type)

@@ -49,7 +49,11 @@ def test_a_server_says_what_it_serves(served):
         "max_body_bytes": 900,
         "request_timeout": 60.0,
     }
-    assert {field.name for field in dataclasses.fields(About)} <= {*said, "reads_eos"}
+    assert {field.name for field in dataclasses.fields(About)} <= {
+        *said,
+        "reads_eos",
+        "reads_segments",
+    }
     refused = said_by(served, token="y")
     assert refused.status_code == 401
     assert "vocabulary" not in refused.text

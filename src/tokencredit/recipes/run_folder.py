@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable
-from dataclasses import MISSING, asdict
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -95,11 +95,12 @@ def _require_same_settings(
     settings_class = type(config)
     # What a folder, older than a setting, does not name is at its default.
     known = {
-        name: one.default_factory() if one.default_factory is not MISSING else one.default
-        for name, one in all_settings(settings_class)
+        one.name: one.default if one.default_factory is MISSING else one.default_factory()
+        for one in fields(settings_class)
         if one.default is not MISSING or one.default_factory is not MISSING
     }
-    defaults = json.loads(json.dumps(known, default=str))
+    plain = {name: asdict(one) if is_dataclass(one) else one for name, one in known.items()}  # type: ignore[arg-type]
+    defaults = flat_settings(settings_class, json.loads(json.dumps(plain, default=str)))
     before = defaults | flat_settings(settings_class, there)
     now = flat_settings(settings_class, yaml.safe_load(resolved_yaml(config)))
     different = [
