@@ -27,9 +27,9 @@ from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 
 
 class TokenCreditGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
-    r"""GRPO on token rewards.
+    """GRPO on token rewards.
 
-    .. math:: r_{i,t} = w_0\, c_{i,t} + 1[t = T_i] \sum_{k \ge 1} w_k\, R_k(x, y_i)
+        r_{i,t} = w_0 c_{i,t} + 1[t = T_i] Σ_{k ≥ 1} w_k R_k(x, y_i)
 
     Here c are the token rewards, R_k the rewards of TRL's own reward functions, which are paid on
     the last token of the policy, and w TRL's `reward_weights`. From r an estimator of

@@ -28,10 +28,9 @@ def implicit_fraction_scores(
     batch_size: int,
     context: AbstractContextManager[Any],
 ) -> Float[Tensor, "rows fractions"]:
-    r"""Implicit reward of each response when 20, 40, 60, 80 and 100 % of it have been seen.
+    """Implicit reward of each response when 20, 40, 60, 80 and 100 % of it have been seen.
 
-    .. math:: \beta \sum_{t \le \lceil f T \rceil}
-        \log \frac{\pi(y_t \mid x, y_{<t})}{\pi_{ref}(y_t \mid x, y_{<t})}
+        β Σ_{t ≤ ⌈f T⌉} log(π(y_t | x, y_{<t}) / π_ref(y_t | x, y_{<t}))
 
     Everything from the first response token to the end of the row counts, what a chat template
     puts behind the answer too: that is what DPO trained.

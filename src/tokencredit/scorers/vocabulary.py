@@ -92,9 +92,9 @@ def vocabulary_prefix_scores(
     over_tokens: Literal["sum", "mean"] = "sum",
     micro_batch_size: int | None = None,
 ) -> Float[Tensor, "batch time"]:
-    r"""What the model says of the text up to and with each response token.
+    """What the model says of the text up to and with each response token.
 
-    .. math:: z_{y_t}(x, y_{<t}) \quad \text{or} \quad \sum_{i \le t} \log \pi_r(y_i | x, y_{<i})
+        z_{y_t}(x, y_{<t})   or   Σ_{i ≤ t} log π_r(y_i | x, y_{<i})
 
     Args:
         model: a causal language model in evaluation mode.
