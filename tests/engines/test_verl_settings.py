@@ -49,8 +49,8 @@ def test_the_examples_are_configurations_of_verl(name, verl_configs):
     ("given", "message"),
     [
         ({"reward_model": "m", "kredit": "uniform"}, "has 'kredit'.*did you mean 'credit'"),
-        ({"credit": "uniform"}, "reward_model is missing"),
-        ({"reward_model": "m", "credit": "all"}, "credit is 'all'"),
+        ({"credit": "uniform"}, "expected one reward model, or a list of rewards"),
+        ({"reward_model": "m", "credit": "all"}, "credit method is 'all'"),
         ({"reward_model": "m", "template": "x"}, "template is 'x'"),
         ({"reward_model": "m", "micro_batch_size": 0}, "micro_batch_size is 0"),
         ({"reward_model": "m", "micro_batch_size": "2"}, "'2', of type str; expected int"),
@@ -65,7 +65,26 @@ def test_settings_that_cannot_be(given, message):
 def test_a_whole_number_is_a_number():
     settings = reward_settings({"reward_model": "m", "outcome_weight": 2})
     assert type(settings.outcome_weight) is float
-    assert settings.credit == "prefix-difference"
+    assert settings.credit.method == "prefix-difference"
+
+
+def test_credit_and_rewards_are_mappings_of_their_settings():
+    given = {
+        "rewards": [{"model": "a", "weight": 0.5}, {"model": "b", "credit": {"method": "uniform"}}],
+        "combine": {"method": "sum"},
+        "credit": {"method": "attention", "beta": 0.3, "probe": {"samples": 4}},
+        "segments": {"kind": "ngram", "length": 3},
+    }
+    settings = reward_settings(OmegaConf.create(given))
+    assert settings.credit.beta == 0.3
+    assert settings.credit.probe.samples == 4
+    assert settings.segments.length == 3
+    assert [one.weight for one in settings.rewards] == [0.5, 1.0]
+    assert settings.rewards[1].credit.method == "uniform"
+    with pytest.raises(ConfigError, match=r"has 'bta'.*did you mean 'beta'"):
+        reward_settings({"reward_model": "m", "credit": {"bta": 1}})
+    with pytest.raises(ConfigError, match=r"'credit_beta' is now 'credit\.beta'"):
+        reward_settings({"reward_model": "m", "credit_beta": 1.0})
 
 
 @pytest.mark.parametrize(

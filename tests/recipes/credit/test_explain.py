@@ -12,6 +12,7 @@ from tokencredit.errors import ConfigError, DataError, ModelError, NumericError,
 from tokencredit.evaluation.token_display import text_pieces
 from tokencredit.recipes.credit.explain import ExplainConfig, _explained, explain
 from tokencredit.recipes.settings import LoadingSettings
+from tokencredit.scorers.sources import RewardSource
 
 RESPONSE = " a good café 日本 🙂 <b>plot</b>"
 
@@ -146,3 +147,14 @@ def test_an_output_that_cannot_be_written(settings, tmp_path, name):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match="cannot be written"):
         explain(ExplainConfig(**settings, output=str(tmp_path / "file" / name)))
+
+
+def test_several_rewards_are_one_heat_map(settings, tmp_path, capsys):
+    save_reward_model(tmp_path / "other", byte_level())
+    rewards = (RewardSource(settings.pop("reward_model")), RewardSource(str(tmp_path / "other")))
+    config = ExplainConfig(**{**settings, "methods": ("uniform", "terminal")}, rewards=rewards)
+    explanation = _explained(config)
+    for scores in explanation.scores.values():
+        assert sum(scores) == pytest.approx(explanation.sequence_score, abs=1e-4)
+    with pytest.raises(ModelError, match="needs the attention"):
+        explain(ExplainConfig(**{**settings, "methods": ("attention",)}, rewards=rewards))

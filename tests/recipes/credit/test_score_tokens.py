@@ -19,6 +19,7 @@ from tokencredit.recipes.credit.score_tokens import (
 )
 from tokencredit.recipes.settings import LoadingSettings
 from tokencredit.reward_model.hf_scores import load_reward_model
+from tokencredit.scorers.sources import RewardSource
 from tokencredit.scorers.texts import loaded_reward_model
 
 ROWS = [
@@ -265,3 +266,28 @@ def test_an_output_that_cannot_be_written(settings, tmp_path):
     settings["output"] = str(tmp_path / "file" / "scores.jsonl")
     with pytest.raises(RunFolderError, match="cannot be written"):
         score_tokens(ScoreTokensConfig(**settings))
+
+
+def test_several_rewards_are_combined_and_named(settings, tmp_path):
+    torch.manual_seed(7)
+    save_reward_model(tmp_path / "other", byte_level(merges=10))
+    first, other = settings.pop("reward_model"), str(tmp_path / "other")
+    rewards = (RewardSource(first), RewardSource(other, name="second", weight=-0.5))
+    rows = scored(**settings, rewards=rewards)
+    alone = [scored(**settings, reward_model=model) for model in (first, other)]
+    for row, one, two in zip(rows, *alone, strict=True):
+        own, its = one["sequence_score"], two["sequence_score"]
+        assert row["source_scores"] == {
+            "model": pytest.approx(own, abs=1e-5),
+            "second": pytest.approx(its, abs=1e-5),
+        }
+        assert row["sequence_score"] == pytest.approx(own - 0.5 * its, abs=1e-5)
+        assert row["tokens"] == one["tokens"]
+        total = sum(one["token_scores"]) - 0.5 * sum(two["token_scores"])
+        assert sum(row["token_scores"]) == pytest.approx(total, abs=1e-4)
+        assert "source_scores" not in one
+
+
+def test_a_list_or_one_model(settings):
+    with pytest.raises(ConfigError, match="expected one reward model, or a list of rewards"):
+        ScoreTokensConfig(**settings, rewards=(RewardSource("x"),))

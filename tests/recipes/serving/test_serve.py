@@ -15,13 +15,15 @@ from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
+import torch
 from credit_names import ONE_PASS_ALONE
 from saved_models import save_reward_model
-from tiny_tokenizers import byte_level, wordpiece
+from tiny_tokenizers import byte_level, word_level, wordpiece
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
 from tiny_server import break_model, tiny_served
+from tiny_server import posted as post_in_process
 
 from tokencredit.errors import ConfigError, ModelError, NumericError, TokenCreditWarning
 from tokencredit.recipes.run_folder import resolved_yaml
@@ -32,6 +34,7 @@ from tokencredit.recipes.serving.serve import (
     bearer_token,
     serve,
 )
+from tokencredit.scorers.sources import RewardSource
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "serve.md").read_text()
 TOKEN = "open-sesame-42"
@@ -256,3 +259,37 @@ def test_a_model_that_lacks_what_a_method_needs_is_not_served(tmp_path):
 def test_no_model(tmp_path):
     with pytest.raises(ModelError, match="there is no folder"):
         serve(ServeConfig(str(tmp_path / "nowhere")))
+
+
+def test_several_rewards_are_served_as_one(model, tmp_path):
+    torch.manual_seed(5)
+    save_reward_model(tmp_path / "other", word_level())
+    rewards = (RewardSource(model, name="own"), RewardSource(str(tmp_path / "other"), weight=2.0))
+    text = {"prompt": "the film is", "response": " a good plot"}
+    body = {"texts": [text], "credit": ["uniform", "prefix-difference"]}
+
+    def row(**settings):
+        app = application_of(ServeConfig(**settings))
+        return post_in_process(app, "/score", body).json()["scores"][0]
+
+    both, own = row(rewards=rewards), row(reward_model=model)
+    other = row(reward_model=str(tmp_path / "other"))
+    score = own["sequence_score"] + 2.0 * other["sequence_score"]
+    assert both["sequence_score"] == pytest.approx(score, abs=1e-4)
+    assert both["tokens"] == own["tokens"]
+    for name in body["credit"]:
+        total = sum(own["token_scores"][name]) + 2.0 * sum(other["token_scores"][name])
+        assert sum(both["token_scores"][name]) == pytest.approx(total, abs=1e-4)
+    assert "attention" not in _offered(ServeConfig(rewards=rewards))
+    tokenizer = byte_level(bos=True)
+    prompt = tokenizer(text["prompt"])["input_ids"]
+    response = tokenizer(text["prompt"] + text["response"])["input_ids"][len(prompt) :]
+    app = application_of(ServeConfig(rewards=rewards))
+    ids = {"prompt_ids": prompt, "response_ids": response}
+    (found,) = post_in_process(app, "/score", {"ids": [ids], "credit": []}).json()["scores"]
+    assert found["sequence_score"] == pytest.approx(score, abs=1e-4)
+
+
+def test_the_first_reward_is_a_model_of_this_process():
+    with pytest.raises(ConfigError, match="the first reward is 'module:function'"):
+        ServeConfig(rewards=(RewardSource("module:function"),))
