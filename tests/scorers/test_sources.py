@@ -178,6 +178,16 @@ def test_a_function_that_is_not_there(in_folder):
             rewards_of(RewardSource(path), credit="terminal")
 
 
+def test_a_function_of_segments_that_is_not_there_is_found_before_a_model_is_read():
+    cut = SegmentSettings("spans", function="my_rewards:no_units")
+    own = RewardSource("no/model", credit=CreditSettings("terminal"), segments=cut)
+    for source, of_run in ((RewardSource("no/model"), cut), (own, SegmentSettings())):
+        with pytest.raises(ConfigError, match="there is no function my_rewards:no_units"):
+            loaded_rewards(
+                [source], CreditSettings("terminal"), of_run, CombinationSettings(), POLICY
+            )
+
+
 @pytest.mark.parametrize("credit", ["leave-one-out", "shapley"])
 def test_tokens_are_left_out_whatever_the_model_reads(folder, credit):
     """By ids, and through the text for another tokenizer: the score of what is left."""

@@ -1,9 +1,11 @@
+import re
+
 import pytest
 import torch
 from tiny_tokenizers import byte_level, unigram, word_level
 
 from tokencredit.batch import ResponseBatch
-from tokencredit.errors import ConfigError
+from tokencredit.errors import ConfigError, DataError
 from tokencredit.text.hf_decoding import response_text_segments
 from tokencredit.text.hf_encoding import encode_responses
 from tokencredit.text.segments import require_tiling, segment_lengths
@@ -42,6 +44,30 @@ def test_sentences_and_clauses_of_ids(tokenizer):
             ["bad.", "good"],
         ]
         assert texts_of(tokenizer, batch, clauses, 0)[1:] == ["theplotisbad,", "andslow."]
+
+
+def words_of(text):
+    return [word.span() for word in re.finditer(r"\w+", text)]
+
+
+@every_tokenizer
+def test_phrases_and_spans_of_ids(tokenizer):
+    batch = encode_responses(tokenizer, PROMPTS, RESPONSES, append_eos=True).batch
+    phrases = response_text_segments(tokenizer, batch, kind="phrase", length=3)
+    words = response_text_segments(tokenizer, batch, kind="spans", function=words_of)
+    for segment_ids in (phrases, words):
+        require_tiling(segment_ids, batch.response_mask)
+    if tokenizer is not TOKENIZERS["word level"]:
+        assert texts_of(tokenizer, batch, phrases, 0) == [
+            *("thefilm", "isgood.", "theplot", "isbad,", "andslow.")
+        ]
+        assert texts_of(tokenizer, batch, words, 1) == ["a", "good", "film"]
+
+
+def test_what_is_no_span_of_the_text_is_an_error():
+    batch = encode_responses(byte_level(), ["a"], [" bad"]).batch
+    with pytest.raises(DataError, match=r"the span \(2, 9\) of a unit in a text of 4 characters"):
+        response_text_segments(byte_level(), batch, kind="spans", function=lambda _: [(2, 9)])
 
 
 @pytest.mark.parametrize("merges", [0, 60])

@@ -9,6 +9,7 @@ from reference import segments as reference
 
 from tokencredit.errors import ConfigError, DataError, NumericError, ShapeError
 from tokencredit.text.segments import (
+    SegmentSettings,
     entropy_segments,
     ngram_segments,
     perplexity_segments,
@@ -46,6 +47,20 @@ def test_all_of_them_tile_every_response(seed):
         require_tiling(segment_ids, mask)
         assert segment_lengths(segment_ids).sum(-1).tolist() == mask.sum(-1).tolist()
         assert torch.equal(segment_ends(segment_ids).sum(-1), segment_ids.amax(-1) + 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "spans"}, "kind is 'spans' and function None; expected module:function"),
+        ({"kind": "phrase", "function": "m:f"}, "function 'm:f'; expected kind 'spans' with it"),
+        ({"kind": "phrase", "length": 0}, "length is 0"),
+        ({"use": "macro-actions"}, "expected a kind of segments"),
+    ],
+)
+def test_settings_that_contradict_each_other(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        SegmentSettings(**settings)
 
 
 def test_ngram_literal():

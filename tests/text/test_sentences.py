@@ -4,7 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokencredit.errors import ConfigError, DataError
-from tokencredit.text.sentences import clause_starts, sentence_starts, text_segments
+from tokencredit.text.sentences import (
+    clause_starts,
+    phrase_starts,
+    sentence_starts,
+    span_starts,
+    text_segments,
+)
 
 
 def cut(text, starts):
@@ -72,6 +78,101 @@ def test_sentences(pieces):
 def test_clauses(pieces):
     text = "".join(pieces)
     assert cut(text, clause_starts(text)) == pieces
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        sentences("The old man sat ", "on the bench, ", "and it rained."),
+        sentences("He wrote ", "of the sea ", "which was sold ", "by him. ", "Then ", "the end."),
+        sentences("One two three four five ", "six seven ", "without end"),
+        sentences("He said ", "“in time” ", "(or so he thought). ", "Good"),
+        sentences("It ", "wasn’t bad / ", "and / so what"),
+        sentences("We saw this-and-that ", "AND ALSO cats"),
+        sentences("走，", "他说的话很长很长。", "完"),
+        sentences("..."),
+    ],
+)
+def test_phrases(pieces):
+    text = "".join(pieces)
+    assert cut(text, phrase_starts(text)) == pieces
+
+
+def test_phrases_have_at_most_so_many_words():
+    assert phrase_starts("a b c d", length=1) == [0, 2, 4, 6]
+    assert phrase_starts("dogs eat / cats often", length=2) == [0, 11]
+    assert phrase_starts("") == []
+    with pytest.raises(ConfigError, match="length is 0; expected phrases of at least 1 word"):
+        phrase_starts("a", length=0)
+
+
+words = st.sampled_from(
+    ["the", "of", "was", "And", "cat", "dog's", "3.5", "-", "end.", "so,", "“a"]
+)
+
+
+@given(st.lists(words, min_size=1, max_size=25), st.integers(1, 4))
+def test_phrases_refine_clauses_and_none_is_longer_or_cuts_a_word(parts, length):
+    text = " ".join(parts)
+    starts = phrase_starts(text, length=length)
+    assert starts == sorted(set(starts))
+    assert set(clause_starts(text)) <= set(starts)
+    for piece in cut(text, starts):
+        assert sum(any(c.isalnum() for c in word) for word in piece.split()) <= length
+    assert all(start == 0 or text[start - 1] == " " for start in starts)
+
+
+def test_units_that_something_else_finds_begin_where_it_says():
+    text = "It was, I think, good."
+    assert span_starts(text, [(0, 6), (8, 15), (17, 21)]) == [0, 8, 17]
+    assert span_starts(text, [(3, 6), (17, 21)]) == [0, 17]
+    assert span_starts(text, []) == [0]
+    assert span_starts("", []) == []
+
+
+@given(st.data())
+def test_characters_outside_all_units_go_with_the_one_before(data):
+    text = data.draw(st.text("ab ", min_size=1, max_size=12))
+    edges = data.draw(st.sets(st.integers(0, len(text)), max_size=6).map(sorted))
+    spans = list(zip(edges[::2], edges[1::2], strict=False))
+    expected = [max(0, sum(start <= at for start, _ in spans) - 1) for at in range(len(text))]
+    letters = [(at, at + 1) for at in range(len(text))]
+    found = text_segments(letters, text, kind="spans", function=lambda _: spans)
+    assert found.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("spans", "message"),
+    [
+        ([(0, 4)], r"the span \(0, 4\) of a unit in a text of 3 characters; expected 0 <= start"),
+        ([(-1, 2)], r"the span \(-1, 2\)"),
+        ([(1, 1)], r"the span \(1, 1\)"),
+        ([(1, 2), (0, 1)], "begins before the one before it has ended, at 2"),
+        ([(0, 2), (1, 3)], "begins before the one before it has ended, at 2"),
+        ([(0, 1, 2)], r"\(0, 1, 2\) is no span of a unit; expected \(start, end\)"),
+        ([(0.5, 1)], r"\(0.5, 1\) is no span"),
+        ([3], "3 is no span"),
+    ],
+)
+def test_units_that_are_no_spans_of_the_text(unchecked, spans, message):
+    with pytest.raises(DataError, match=message):
+        text_segments([(0, 3)], "abc", kind="spans", function=lambda _: spans)
+
+
+@pytest.mark.parametrize(
+    ("kind", "function"), [("spans", None), ("phrase", lambda text: [(0, len(text))])]
+)
+def test_a_function_belongs_to_spans_alone(kind, function):
+    with pytest.raises(ConfigError, match=f"kind is '{kind}' with(out)? a function; expected"):
+        text_segments([(0, 1)], "a", kind=kind, function=function)
+
+
+def test_the_length_of_phrases_arrives():
+    spans = [(0, 1), (1, 3), (3, 5)]
+    assert text_segments(spans, "x y z", kind="phrase").tolist() == [0, 0, 0]
+    assert text_segments(spans, "x y z", kind="phrase", length=1).tolist() == [0, 1, 2]
+    with pytest.raises(ConfigError, match="length is 0"):
+        text_segments(spans, "x y z", kind="phrase", length=0)
 
 
 @given(st.text(st.sampled_from("aB1 .!?…\"',;:—-\n。」etcI"), max_size=30))

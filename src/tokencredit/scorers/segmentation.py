@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tokencredit.batch import ResponseBatch
 from tokencredit.errors import ConfigError
+from tokencredit.scorers.functions import named_function
 from tokencredit.text.hf_decoding import response_text_segments
 from tokencredit.text.segments import (
     SegmentSettings,
@@ -17,6 +18,9 @@ from tokencredit.text.segments import (
     perplexity_segments,
     random_ngram_segments,
 )
+from tokencredit.text.sentences import SpanFunction
+
+_WITHOUT_REFERENCE = ("ngram", "random-ngram", "sentence", "clause", "phrase", "spans")
 
 Asked = Callable[[], Float[Tensor, "batch time"]]
 
@@ -41,7 +45,9 @@ def response_segments(
             "entropy".
 
     Raises:
-        ConfigError: the kind needs a reference and there is none.
+        ConfigError: the kind needs a reference and there is none, or the function of "spans" is
+            not there.
+        DataError: that function finds something else than spans of the text, in order.
     """
     mask = batch.response_mask
     match settings.kind:
@@ -51,8 +57,14 @@ def response_segments(
             return ngram_segments(mask, n=settings.length)
         case "random-ngram":
             return random_ngram_segments(mask, generator=torch.default_generator)
-        case "sentence" | "clause":
-            return response_text_segments(tokenizer, batch, kind=settings.kind)
+        case "sentence" | "clause" | "phrase" | "spans":
+            return response_text_segments(
+                tokenizer,
+                batch,
+                kind=settings.kind,
+                length=settings.length,
+                function=segment_function(settings),
+            )
         case "perplexity":
             return perplexity_segments(_asked(ref_logprobs, settings), mask)
         case "entropy":
@@ -65,10 +77,19 @@ def response_segments(
             )
 
 
+def segment_function(settings: SegmentSettings) -> SpanFunction | None:
+    """What finds the units of "spans" in a text; None for other kinds.
+
+    Raises:
+        ConfigError: there is no such function.
+    """
+    return None if settings.function is None else named_function(settings.function)
+
+
 def _asked(ask: Asked | None, settings: SegmentSettings) -> Float[Tensor, "batch time"]:
     if ask is None:
         raise ConfigError(
             f"segments.kind is {settings.kind!r}, and there is no reference that could say where "
-            "it is unsure; expected 'ngram', 'random-ngram', 'sentence' or 'clause' here"
+            f"it is unsure; expected one of {', '.join(map(repr, _WITHOUT_REFERENCE))} here"
         )
     return ask()

@@ -1,8 +1,6 @@
 """Several sources of reward: their models, what each weighs, and how they become one reward."""
 
-import importlib
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -25,9 +23,10 @@ from tokencredit.errors import ConfigError, DataError
 from tokencredit.scorers.credit_models import CreditModels, loaded_credit_models
 from tokencredit.scorers.ensemble import ensemble_scores, ensemble_token_scores
 from tokencredit.scorers.evidence import AskPolicy, Responses, require_evidence, response_scores
+from tokencredit.scorers.functions import named_function, names_function
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.policy_tokens import decoded_responses
-from tokencredit.scorers.segmentation import response_segments
+from tokencredit.scorers.segmentation import response_segments, segment_function
 from tokencredit.scorers.served import served_reward_model
 from tokencredit.scorers.texts import loaded_reward_model
 from tokencredit.scorers.token_scores import CreditedScorer
@@ -41,8 +40,6 @@ TextReward = Callable[[list[Any], list[str]], Sequence[float]]
 
 MomentsOf = Callable[[str, Float[Tensor, "batch"]], RunningMoments]
 """From the name of a source and its scores to the moments that they are normalised by."""
-
-_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True)
@@ -399,6 +396,8 @@ def loaded_rewards(
         ConfigError: a function is not there, or a credit needs what is not named.
         ModelError, ServerError, DataError: a model is not there, or lacks what its credit needs.
     """
+    for cut in (segments, *(one.segments for one in sources if one.segments)):
+        segment_function(cut)  # one that is not there is an error before a model is read
     loading = dict(loading or {})
     others = {name: value for name, value in loading.items() if name != "pad_token"}
 
@@ -431,7 +430,7 @@ def loaded_rewards(
 
 def is_local(model: str) -> bool:
     """Whether a source names a reward model that is loaded here: no address and no function."""
-    return not is_address(model) and not _FUNCTION.fullmatch(model)
+    return not is_address(model) and not names_function(model)
 
 
 def _loaded(
@@ -447,24 +446,9 @@ def _loaded(
     """The scorer of one source."""
     if is_address(source.model):
         return served_reward_model(server(source.model), tokenizer, credit=credit)
-    if _FUNCTION.fullmatch(source.model):
-        return FunctionScorer(_function(source.model), tokenizer, f"the function {source.model}")
+    if names_function(source.model):
+        function = named_function(source.model)
+        return FunctionScorer(function, tokenizer, f"the function {source.model}")
     model, own = known.get(source.model) or loaded_reward_model(source.model, **loading)
     model.requires_grad_(False)
     return LocalScorer(model, own, tokenizer, template, credit.layer, micro_batch_size)
-
-
-def _function(path: str) -> TextReward:
-    """The function at `module:function`, from the working folder or what is installed."""
-    module, _, name = path.partition(":")
-    sys.path.insert(0, "")
-    try:
-        found: TextReward = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"there is no function {path} ({error}); expected `module:function` of a module in the "
-            "working folder or an installed one"
-        ) from error
-    finally:
-        sys.path.remove("")
-    return found

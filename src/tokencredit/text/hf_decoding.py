@@ -1,12 +1,11 @@
 """Generated token ids to text, with the characters that each of them stands for.
 
 Ids that a policy generated are never tokenized again: the same text may have other tokens.
-Sentences and clauses are cut in the text and brought back to the tokens.
+Sentences and other units are cut in the text and brought back to the tokens.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Int
@@ -16,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from tokencredit.batch import ResponseBatch
 from tokencredit.masking import last_true_index
 from tokencredit.text.alignment import Span
-from tokencredit.text.sentences import text_segments
+from tokencredit.text.sentences import SpanFunction, TextKind, text_segments
 
 # Ids before a token that its decoded text may depend on: leading-space rules, joined bytes.
 _DECODING_WINDOW = 8
@@ -112,9 +111,11 @@ def response_text_segments(
     tokenizer: PreTrainedTokenizerBase,
     batch: ResponseBatch,
     *,
-    kind: Literal["sentence", "clause"],
+    kind: TextKind,
+    length: int = 5,
+    function: SpanFunction | None = None,
 ) -> Int[Tensor, "batch time"]:
-    """Segment ids of a batch of responses, by the sentences or clauses of their text.
+    """Segment ids of a batch of responses, by the sentences or other units of their text.
 
     Tokens inside a response that the policy did not choose belong to its text, but to no segment;
     special tokens that it chose, the end of sequence among them, belong to the segment before.
@@ -122,19 +123,24 @@ def response_text_segments(
     Args:
         tokenizer: the policy's.
         batch: prompts and responses; prompts are decoded too, since a first space depends on them.
-        kind: how finely to cut, as in `text_segments`.
+        kind: how to cut, as in `text_segments`.
+        length: the most words of a phrase.
+        function: finds the units of "spans" in the text of a response.
 
     Returns:
         Segment ids, -1 outside `batch.response_mask`.
 
     Raises:
-        ConfigError: `kind` is neither of the two.
+        ConfigError: as in `text_segments`.
+        DataError: what the function finds is not spans of the text, in order.
     """
     segment_ids = torch.full_like(batch.response_ids, -1)
     for row, end in enumerate((last_true_index(batch.response_mask) + 1).tolist()):
         prompt = batch.prompt_ids[row][batch.prompt_mask[row]].tolist()
         decoded = decoded_response(tokenizer, prompt, batch.response_ids[row, :end].tolist())
-        ids = text_segments(decoded.spans, decoded.response, kind=kind)
+        ids = text_segments(
+            decoded.spans, decoded.response, kind=kind, length=length, function=function
+        )
         counts = batch.response_mask[row, :end]
         # A segment that lies wholly outside the mask leaves no gap in the numbers.
         chosen = torch.unique_consecutive(ids.to(counts.device)[counts], return_inverse=True)[1]

@@ -17,7 +17,15 @@ from torch import Tensor
 from tokencredit.errors import ConfigError, DataError, NumericError, ShapeError
 
 SegmentKind = Literal[
-    "none", "ngram", "random-ngram", "sentence", "clause", "entropy", "perplexity"
+    "none",
+    "ngram",
+    "random-ngram",
+    "sentence",
+    "clause",
+    "phrase",
+    "spans",
+    "entropy",
+    "perplexity",
 ]
 
 
@@ -26,11 +34,11 @@ class SegmentSettings:
     """How responses are cut into segments, and what segments are for."""
 
     kind: SegmentKind = field(default="none", metadata={"was": "segments"})
-    """`ngram` of `length` tokens, `random-ngram` of 1 to 10, `sentence` and `clause` of the text,
-    `entropy` before tokens where that of the reference exceeds `entropy`, `perplexity` where the
-    reference is more surprised than before."""
+    """`ngram` of `length` tokens, `random-ngram` of 1 to 10, `sentence`, `clause` and `phrase` of
+    the text, `spans` that `function` finds in it, `entropy` before tokens where that of the
+    reference exceeds `entropy`, `perplexity` where the reference is more surprised than before."""
     length: int = field(default=5, metadata={"was": "segment_length"})
-    """Of an `ngram`, in tokens."""
+    """Of an `ngram`, in tokens; of a `phrase`, the most words that it may have."""
     entropy: float = field(default=2.0, metadata={"was": "segment_entropy"})
     """In nats."""
     use: Literal["pay-at-end", "macro-actions"] = field(
@@ -38,12 +46,20 @@ class SegmentSettings:
     )
     """`pay-at-end` sums the token scores of a segment and pays them at its last token,
     `macro-actions` leaves them and estimates one advantage per segment."""
+    function: str | None = None
+    """For `spans`: `module:function`, a Python function from the text of a response to a list of
+    (start, end) in characters, in the order of the text."""
 
     def __post_init__(self) -> None:
         if self.length < 1:
             raise ConfigError(f"length is {self.length}; expected segments of at least 1 token")
         if self.use == "macro-actions" and self.kind == "none":
             raise ConfigError("use is 'macro-actions' and kind 'none'; expected a kind of segments")
+        if (self.kind == "spans") != (self.function is not None):
+            expected = "module:function for it" if self.function is None else "kind 'spans' with it"
+            raise ConfigError(
+                f"kind is {self.kind!r} and function {self.function!r}; expected {expected}"
+            )
 
 
 def ngram_segments(

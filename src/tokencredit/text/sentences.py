@@ -1,15 +1,17 @@
-"""Segments that are sentences or clauses, found by rules over punctuation.
+"""Segments that are sentences, clauses or phrases, found by rules over punctuation and words.
 
-No model, only short lists of English abbreviations and of words that often begin a sentence. Every
-character belongs to exactly one piece; the spaces between two pieces belong to the first. A piece
-without a letter or digit, such as a second exclamation mark, joins the piece before it.
+No model, only short lists of English abbreviations, of words that often begin a sentence and of
+those that begin a phrase. Every character belongs to exactly one piece; the spaces between two
+pieces belong to the first. A piece without a letter or digit, such as a second exclamation mark,
+joins the piece before it. Pieces that something else finds, a parser for example, come in as spans.
 """
 # ruff: noqa: RUF001 - the marks of many scripts look like one another
 
 import bisect
 import itertools
+import operator
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -34,6 +36,13 @@ _DOTTED = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]")
 # Longer than any abbreviation; a line without an end is not read again at each of its marks.
 _LOOK_BACK = 200
 _WORD_CHARACTER = re.compile(r"\w")
+_UNBROKEN = re.compile(r"\S+")
+_OUTER_MARKS = re.compile(r"^\W+|\W+$")
+
+TextKind = Literal["sentence", "clause", "phrase", "spans"]
+
+SpanFunction = Callable[[str], Sequence[Span]]
+"""From a text to the character spans of its units, in order and apart from each other."""
 
 
 def _words(text: str) -> frozenset[str]:
@@ -54,11 +63,35 @@ _FIRST_WORDS = _words(
     "where not no yes all some many most one both however also"
 )
 
+_BEGIN_A_PHRASE = _words(
+    # prepositions
+    "about above across after against along amid among around as at before behind below beneath "
+    "beside besides between beyond by despite down during except for from in inside into like near "
+    "of off on onto out outside over past per since than through throughout till to toward towards "
+    "under until unto up upon via with within without "
+    # conjunctions
+    "and or nor but so yet because although though while whereas if unless once whether "
+    # determiners
+    "the a an this that these those my your his her its our their each every either neither some "
+    "any no all both such another "
+    # auxiliaries
+    "am is are was were be been being do does did have has had having will would shall should can "
+    "could may might must isn't aren't wasn't weren't don't doesn't didn't haven't hasn't hadn't "
+    "won't wouldn't shan't shouldn't can't cannot couldn't mightn't mustn't "
+    # relative pronouns
+    "which who whom whose where when why"
+)
+
 
 def text_segments(
-    spans: Sequence[Span], text: str, *, kind: Literal["sentence", "clause"]
+    spans: Sequence[Span],
+    text: str,
+    *,
+    kind: TextKind,
+    length: int = 5,
+    function: SpanFunction | None = None,
 ) -> Int[Tensor, "tokens"]:
-    """Segment of each token of one response, by the sentence or clause that its word stands in.
+    """Segment of each token of one response, by the sentence or other unit that its word stands in.
 
     A token belongs where its first character that is no space does. Tokens without characters,
     such as an end of sequence, belong to the segment of the token before them. Rows of a batch are
@@ -68,27 +101,30 @@ def text_segments(
     Args:
         spans: character span in `text` of each token, in order.
         text: the response.
-        kind: how finely to cut: see `sentence_starts` and `clause_starts`.
+        kind: how to cut: see `sentence_starts`, `clause_starts`, `phrase_starts` and, for "spans",
+            `span_starts`.
+        length: the most words of a phrase; other kinds do not read it.
+        function: finds the units of "spans".
 
     Returns:
         Segment ids, beginning at 0 and rising by one.
 
     Raises:
-        ConfigError: `kind` is neither of the two.
-        DataError: a span ends outside the text, or before it starts.
+        ConfigError: `kind` is none of these, `length` is not positive, there is no function for
+            "spans", or one for another kind.
+        DataError: a span ends outside the text, or before it starts; of those that `function`
+            finds, as in `span_starts`.
 
     >>> text_segments([(0, 2), (2, 3), (3, 7), (7, 8), (8, 8)], "So. Yes!", kind="sentence")
     tensor([0, 0, 1, 1, 1])
     """
-    if kind not in ("sentence", "clause"):
-        raise ConfigError(f"kind is {kind!r}; expected 'sentence' or 'clause'")
     for start, end in spans:
         if not 0 <= start <= end <= len(text):
             raise DataError(
                 f"span ({start}, {end}) in a text of {len(text)} characters; expected spans of "
                 "this text, start before end"
             )
-    starts = sentence_starts(text) if kind == "sentence" else clause_starts(text)
+    starts = _unit_starts(text, kind, length, function)
     pieces: list[int | None] = []
     piece: int | None = None
     for start, end in spans_of_words(spans, text):
@@ -133,6 +169,114 @@ def clause_starts(text: str) -> list[int]:
         cuts = (match.end() for match in _CLAUSE_END.finditer(sentence))
         starts.extend(start + cut for cut in _starts(sentence, cuts))
     return starts
+
+
+def phrase_starts(text: str, *, length: int = 5) -> list[int]:
+    """Positions at which phrases of a text begin: its clauses, cut before English function words.
+
+    A phrase begins with a clause, at a preposition, conjunction, determiner, auxiliary or relative
+    pronoun whose word before is none of these ("of the" stays together), and wherever the phrase
+    would have more than `length` words. A word is what stands between two spaces.
+
+    This is no parser. It knows some 150 words and no grammar: a subject and its main verb share a
+    phrase, "that" always begins one, and phrases are not nested. In other languages only marks and
+    `length` cut, and in scripts without spaces marks alone. For constituents let a parser find the
+    spans (`span_starts`).
+
+    Args:
+        text: any text.
+        length: the most words of a phrase.
+
+    Raises:
+        ConfigError: `length` is not positive.
+
+    Source: in the place of the parsing-based termination of Chai et al. 2024, arXiv 2410.02743,
+    where a node of a constituency tree with fewer than C tokens is one macro action; their code
+    gives no C. Here the bound is on words, so that none of them is cut in two.
+
+    >>> phrase_starts("The old man sat on the bench, and it rained.")
+    [0, 16, 30]
+    """
+    if length < 1:
+        raise ConfigError(f"length is {length}; expected phrases of at least 1 word")
+    starts: list[int] = []
+    for start, end in itertools.pairwise([*clause_starts(text), len(text)]):
+        starts.append(start)
+        words, after_function_word = 0, False
+        for unbroken in _UNBROKEN.finditer(text, start, end):
+            word = _OUTER_MARKS.sub("", unbroken[0]).lower().replace("’", "'")
+            if not word:
+                continue
+            is_function_word = word in _BEGIN_A_PHRASE
+            begins = is_function_word and not after_function_word
+            if words and (begins or words == length):
+                starts.append(unbroken.start())
+                words = 0
+            words, after_function_word = words + 1, is_function_word
+    return starts
+
+
+def span_starts(text: str, spans: Sequence[Span]) -> list[int]:
+    """Positions at which units of a text begin that something else has found, the first of them 0.
+
+    Characters outside all spans belong to the span before them, and those before the first span to
+    the first.
+
+    Args:
+        text: that the spans are about.
+        spans: characters of each unit, end exclusive, in the order of the text; they may leave
+            gaps but do not overlap. None at all makes the whole text one unit.
+
+    Raises:
+        DataError: a span is no pair of whole numbers, holds no character, lies outside the text,
+            or begins before the one before it has ended.
+
+    >>> span_starts("It was, I think, good.", [(0, 6), (8, 15), (17, 21)])
+    [0, 8, 17]
+    """
+    starts, reached = [], 0
+    for span in spans:
+        start, end = _whole_numbers(span)
+        if not 0 <= start < end <= len(text):
+            raise DataError(
+                f"the span ({start}, {end}) of a unit in a text of {len(text)} characters; "
+                "expected 0 <= start < end, the end exclusive and inside the text"
+            )
+        if start < reached:
+            raise DataError(
+                f"the span ({start}, {end}) of a unit begins before the one before it has ended, "
+                f"at {reached}; expected spans in the order of the text that do not overlap"
+            )
+        starts.append(start)
+        reached = end
+    return [0, *starts[1:]] if text else []
+
+
+def _whole_numbers(span: Span) -> Span:
+    try:
+        start, end = map(operator.index, span)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{span!r} is no span of a unit; expected (start, end)") from error
+    return start, end
+
+
+def _unit_starts(text: str, kind: str, length: int, function: SpanFunction | None) -> list[int]:
+    if (kind == "spans") != (function is not None):
+        raise ConfigError(
+            f"kind is {kind!r} with{'out' if function is None else ''} a function; expected a "
+            "function that finds spans for kind 'spans', and for no other"
+        )
+    match kind:
+        case "sentence":
+            return sentence_starts(text)
+        case "clause":
+            return clause_starts(text)
+        case "phrase":
+            return phrase_starts(text, length=length)
+        case "spans":
+            assert function is not None
+            return span_starts(text, function(text))
+    raise ConfigError(f"kind is {kind!r}; expected 'sentence', 'clause', 'phrase' or 'spans'")
 
 
 def _starts(text: str, cuts: Iterable[int]) -> list[int]:
