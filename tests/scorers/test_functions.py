@@ -9,14 +9,15 @@ from tokencredit.scorers.functions import named_function, names_function
 
 
 def test_a_function_of_the_working_folder(tmp_path, monkeypatch):
-    (tmp_path / "units_here.py").write_text("def halves(text):\n    return [(0, 1)]\nSEVEN = 7\n")
+    (tmp_path / "units_of_halves.py").write_text(
+        "def halves(text):\n    return [(0, 1)]\nSEVEN = 7\n"
+    )
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "units_here", raising=False)
     path = list(sys.path)
-    assert named_function("units_here:halves")("ab") == [(0, 1)]
+    assert named_function("units_of_halves:halves")("ab") == [(0, 1)]
     assert sys.path == path
-    with pytest.raises(ConfigError, match="units_here:SEVEN is 7; expected a function"):
-        named_function("units_here:SEVEN")
+    with pytest.raises(ConfigError, match="units_of_halves:SEVEN is 7; expected a function"):
+        named_function("units_of_halves:SEVEN")
 
 
 @pytest.mark.parametrize("path", ["math:no_such_thing", "no_module_of_this_name:f", ":f", "math"])

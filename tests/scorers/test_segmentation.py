@@ -24,16 +24,17 @@ def thirds(text):
 
 @pytest.fixture(autouse=True)
 def functions(tmp_path, monkeypatch):
-    (tmp_path / "my_units.py").write_text(
+    (tmp_path / "units_in_a_folder.py").write_text(
         f"{getsource(thirds)}def astray(text):\n    return [(0, 99)]\n"
     )
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "my_units", raising=False)
+    yield
+    sys.modules.pop("units_in_a_folder", None)
 
 
 def settings_of(kind: str, **options) -> SegmentSettings:
     if kind == "spans":
-        options.setdefault("function", "my_units:thirds")
+        options.setdefault("function", "units_in_a_folder:thirds")
     return SegmentSettings(kind, **options)
 
 
@@ -64,10 +65,14 @@ def test_options_of_kinds_arrive():
 
 
 def test_a_function_that_is_not_there_or_finds_no_spans():
-    with pytest.raises(ConfigError, match="there is no function my_units:nothing"):
-        response_segments(settings_of("spans", function="my_units:nothing"), TOKENIZER, BATCH)
+    with pytest.raises(ConfigError, match="there is no function units_in_a_folder:nothing"):
+        response_segments(
+            settings_of("spans", function="units_in_a_folder:nothing"), TOKENIZER, BATCH
+        )
     with pytest.raises(DataError, match=r"the span \(0, 99\) of a unit"):
-        response_segments(settings_of("spans", function="my_units:astray"), TOKENIZER, BATCH)
+        response_segments(
+            settings_of("spans", function="units_in_a_folder:astray"), TOKENIZER, BATCH
+        )
 
 
 @pytest.mark.parametrize("kind", ["entropy", "perplexity"])

@@ -54,8 +54,9 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def in_folder(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
-    return folder
+    sys.modules.pop("my_rewards", None)
+    yield folder
+    sys.modules.pop("my_rewards", None)
 
 
 def batch():
