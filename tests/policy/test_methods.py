@@ -75,6 +75,19 @@ def test_ppo_of_segments_is_that_of_macro_actions():
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "first", "last", "position"])
+def test_the_pooling_of_values_arrives(pooling):
+    ids = torch.tensor([[0, 0, 1]]).expand(4, 3)
+    outcome = Outcome(*ARGUMENTS[:2], values=VALUES, segment_ids=ids)
+    expected = macro_gae_advantages(
+        ARGUMENTS[0], VALUES, ARGUMENTS[1], ids, gae_lambda=0.95, value_pooling=pooling
+    )
+    found = ALGORITHMS["ppo"].advantages(outcome, AdvantageSettings(value_pooling=pooling))
+    torch.testing.assert_close(found, expected)
+    plain = ALGORITHMS["ppo"].advantages(outcome, AdvantageSettings())
+    assert torch.equal(found[0], plain[0]) == (pooling == "mean")
+
+
 def test_remax_is_its_function():
     expected = estimators.remax_advantages(*ARGUMENTS[:2], GREEDY)
     torch.testing.assert_close(made("remax"), expected)

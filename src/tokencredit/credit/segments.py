@@ -58,8 +58,9 @@ def segment_credit(
 
     Source: Yin et al. 2025, arXiv 2501.02790, segment-level reward, location-aware normalisers and
     within-segment interpolation. Their code clamps token rewards to [-10, 10] after the spread and
-    can put a penalty in place of the rewards of unfinished or long responses; both are left to
-    shaping here, and the deviation has a floor.
+    can put a penalty in place of the rewards of unfinished or long responses. Here neither is part
+    of the credit: `train-policy` has them as `credit.judge.clamp` and `sampling.truncated:
+    replace`. The deviation has a floor.
 
     >>> import torch
     >>> mask, ids = torch.tensor([[True, True, True]]), torch.tensor([[0, 0, 1]])

@@ -9,6 +9,9 @@ from torch import Tensor
 from tokencredit.text.pooling import pooled_by_segment, spread_over_segments
 from tokencredit.text.segments import require_tiling
 
+ValuePooling = Literal["mean", "first", "last", "position"]
+"""How the value of a macro action is made of those of its tokens, as in `pooled_by_segment`."""
+
 
 def gae_advantages(
     token_rewards: Float[Tensor, "batch time"],
@@ -101,7 +104,7 @@ def macro_gae_advantages(
     gamma: float = 1.0,
     gae_lambda: float = 0.95,
     bootstrap_values: Float[Tensor, "batch"] | None = None,
-    value_pooling: Literal["mean", "first", "last", "position"] = "mean",
+    value_pooling: ValuePooling = "mean",
     reward_pooling: Literal["sum", "mean", "last", "position"] = "sum",
 ) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
     """Advantages over segments, each given to all tokens of its segment, and the returns.

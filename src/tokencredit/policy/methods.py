@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tokencredit.errors import ConfigError
 from tokencredit.names import named
-from tokencredit.policy.advantages import gae_advantages, macro_gae_advantages
+from tokencredit.policy.advantages import ValuePooling, gae_advantages, macro_gae_advantages
 from tokencredit.policy.dense_estimators import (
     group_mean_to_go_advantages,
     index_baseline_to_go_advantages,
@@ -42,6 +42,8 @@ class AdvantageSettings:
     """Of generalised advantage estimation."""
     scale: Scale = "group"
     """What `grpo` divides by: the deviation of the group, that of the batch, or nothing."""
+    value_pooling: ValuePooling = "mean"
+    """How values of tokens become the value of their macro action."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,9 @@ def _gae(outcome: Outcome, settings: AdvantageSettings) -> Advantages:
     }
     if outcome.segment_ids is None:
         return gae_advantages(*arguments, **options)
-    return macro_gae_advantages(*arguments, outcome.segment_ids, **options)
+    return macro_gae_advantages(
+        *arguments, outcome.segment_ids, value_pooling=settings.value_pooling, **options
+    )
 
 
 def _to_go(function: Callable[..., Tensor], *fields: str) -> Callable[..., Advantages]:

@@ -129,6 +129,15 @@ def test_the_greedy_response_is_the_likeliest_token_after_token(models, tmp_path
     assert torch.equal(logits.argmax(-1)[mask], greedy.response_ids[mask])
 
 
+def test_a_truncated_greedy_response_pays_the_penalty_in_the_place_of_its_score(models, tmp_path):
+    settings = by("remax", credit__method="attention", sampling__min_new_tokens=5, kl__coef=0.0)
+    replaced = {"sampling.truncated": "replace", "sampling.truncation_penalty": 3.0}
+    _, _, found = first_rollout(models, tmp_path, **settings, **replaced)
+    assert found.token_rewards[:, -1].tolist() == [-3.0] * 4
+    assert not found.token_rewards[:, :-1].any()
+    assert not found.advantages.any()  # as all of them, and the greedy one, pay the same
+
+
 def test_a_truncated_greedy_response_pays_the_penalty_as_others_do(models, tmp_path):
     settings = by("remax", credit__method="terminal", sampling__min_new_tokens=5)
     _, plain_rollout, plain = first_rollout(models, tmp_path, **settings)

@@ -16,6 +16,7 @@ from transformers import (
 from tokencredit.credit.location import LocationNormaliser
 from tokencredit.credit.methods import CREDIT_METHODS
 from tokencredit.errors import ConfigError, ModelError
+from tokencredit.policy.advantages import macro_gae_advantages
 from tokencredit.policy.hf_rollout import sampled_responses
 from tokencredit.recipes.policy.experience import experience_of
 from tokencredit.recipes.policy.models import loaded_models
@@ -173,6 +174,36 @@ def test_macro_actions_share_one_advantage(models, tmp_path):
     blocks = found.advantages.view(2, 2, 5)
     torch.testing.assert_close(blocks, blocks[..., :1].expand_as(blocks))
     assert blocks[0, 0, 0] != blocks[0, 1, 0]
+
+
+def test_macro_actions_end_where_a_function_says(models, tmp_path, monkeypatch):
+    (tmp_path / "first_words.py").write_text(
+        "def alone(text):\n"
+        "    first = len(text) - len(text.lstrip()) + len(text.split()[0])\n"
+        "    return [(0, first), (first, len(text))]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    found = first_experience(
+        models,
+        tmp_path,
+        segments__kind="spans",
+        segments__function="first_words:alone",
+        segments__use="macro-actions",
+    )
+    rest = found.advantages[:, 1:]
+    torch.testing.assert_close(rest, rest[:, :1].expand_as(rest))
+    assert not found.advantages[:, 0].isclose(rest[:, 0]).any()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first", "last", "position"])
+def test_values_of_macro_actions_are_pooled_as_asked(models, tmp_path, pooling):
+    settings = {"segments.kind": "ngram", "segments.use": "macro-actions"}
+    found = first_experience(models, tmp_path, **{**settings, "algorithm.value_pooling": pooling})
+    ids = torch.tensor([[0] * 5 + [1] * 5]).expand(2, 10)
+    expected = macro_gae_advantages(
+        found.token_rewards, found.old.values, found.batch.response_mask, ids, value_pooling=pooling
+    )
+    torch.testing.assert_close((found.advantages, found.returns), expected)
 
 
 def test_macro_actions_of_one_token_are_plain_advantages(models, tmp_path):

@@ -153,7 +153,16 @@ def test_free_settings_may_change_when_a_run_goes_on(models, tmp_path):
         ({"kl.target": 6.0, "kl.coef": 0.0}, "adaptive"),
         ({"batch_size": 6, "algorithm.minibatch_size": 4}, "multiple"),
         ({"batch_size": 4, "algorithm.micro_batch_size": 3}, "multiple"),
-        ({"sampling.truncation_penalty": 1.0}, "truncated='penalty'"),
+        ({"sampling.truncation_penalty": 1.0}, "truncated='penalty' or 'replace', or no penalty"),
+        ({"sampling.truncated": "mask", "sampling.truncation_penalty": 1.0}, "is 'mask'; expected"),
+        (
+            {"algorithm.value_pooling": "first"},
+            r"value_pooling is 'first' and segments\.use 'pay-at-end'; expected segments",
+        ),
+        (
+            {"algorithm.value_pooling": "last", "segments.kind": "ngram"},
+            r"value_pooling is 'last' and segments\.use 'pay-at-end'",
+        ),
         ({"sampling.response_lengths": "uniform", "sampling.truncated": "mask"}, "forbids the end"),
         ({"data.tokens": [4, 2]}, "least <= most"),
         ({"algorithm.gamma": 0.0}, "gamma"),

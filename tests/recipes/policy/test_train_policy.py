@@ -281,8 +281,8 @@ def test_true_credit_is_learnt_and_shuffled_credit_is_not(models, tmp_path):
 
 def test_truncated_responses_are_paid_as_asked(models, tmp_path):
     rows = {}
-    for truncated in ("ended", "penalty", "bootstrap", "mask"):
-        penalty = 3.0 if truncated == "penalty" else 0.0
+    for truncated in ("ended", "penalty", "replace", "bootstrap", "mask"):
+        penalty = 3.0 if truncated in ("penalty", "replace") else 0.0
         config = tiny_config(
             models,
             tmp_path / truncated,
@@ -300,6 +300,10 @@ def test_truncated_responses_are_paid_as_asked(models, tmp_path):
     plain, fined = rows["ended"][0]["token_rewards"], rows["penalty"][0]["token_rewards"]
     assert fined[-1] == pytest.approx(plain[-1] - 3.0, abs=1e-4)
     assert fined[:-1] == pytest.approx(plain[:-1], abs=1e-4)
+    scores = rows["ended"][0]["token_scores"]
+    kl = [reward - score for reward, score in zip(plain, scores, strict=True)]
+    replaced = rows["replace"][0]["token_rewards"]
+    assert replaced == pytest.approx([*kl[:-1], kl[-1] - 3.0], abs=1e-4)
     assert rows["bootstrap"][1]["value_loss"] != rows["ended"][1]["value_loss"]
     assert rows["mask"][1]["policy_loss"] == 0.0
 

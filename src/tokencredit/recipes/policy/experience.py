@@ -18,7 +18,7 @@ from tokencredit.policy.methods import ALGORITHMS, Advantages, Outcome
 from tokencredit.recipes.policy.models import PolicyModels
 from tokencredit.recipes.policy.processes import own_rows, rows_of_all
 from tokencredit.recipes.policy.rollout import Rollout
-from tokencredit.recipes.policy.setting_groups import AlgorithmSettings
+from tokencredit.recipes.policy.setting_groups import AlgorithmSettings, SamplingSettings
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.recipes.policy.sharding import on_device
 from tokencredit.recipes.policy.views import (
@@ -91,11 +91,24 @@ def with_truncation(
     token_scores: Float[Tensor, "batch time"],
     batch: ResponseBatch,
     truncated: Bool[Tensor, "batch"],
-    *,
-    penalty: float,
+    sampling: SamplingSettings,
 ) -> Float[Tensor, "batch time"]:
-    """Token scores with the penalty for responses that did not end, if there is one."""
-    return token_scores - terminal_credit(truncated * penalty, batch.response_mask)
+    """Token scores with the penalty for responses that did not end, if there is one.
+
+    Args:
+        token_scores: of responses.
+        batch: the responses.
+        truncated: True for each that did not end.
+        sampling: whether the penalty is added to its scores or put in their place.
+
+    Source: "replace" is the end penalty of Yin et al. 2025, arXiv 2501.02790. Their code gives it
+    to every token, so that it grows with the length; here the last token alone pays it. It can do
+    the same to responses beyond a length; here `max_new_tokens` cuts these.
+    """
+    if sampling.truncated == "replace":
+        token_scores = token_scores.masked_fill(truncated[:, None], 0.0)
+    penalties = truncated * sampling.truncation_penalty
+    return token_scores - terminal_credit(penalties, batch.response_mask)
 
 
 @torch.no_grad()
@@ -128,8 +141,7 @@ def experience_of(
 
     scores = scores_of(models, responses, moments_of, token_scorer=token_scorer)
     kl = kl_estimates(old.logprobs, ref_logprobs, estimator=config.kl.estimator)
-    penalty = config.sampling.truncation_penalty
-    paid = with_truncation(scores.token_scores, batch, truncated, penalty=penalty)
+    paid = with_truncation(scores.token_scores, batch, truncated, config.sampling)
     token_rewards = kl_penalised_rewards(paid, kl, mask, kl_coef=kl_coef)
     if not bool(token_rewards.isfinite().all()):
         raise NumericError(
@@ -225,8 +237,7 @@ def greedy_returns(
         lambda name, _: seen[name],
         token_scorer=token_scorer,
     ).token_scores
-    penalty = config.sampling.truncation_penalty
-    paid = with_truncation(token_scores, greedy, rollout.greedy_truncated, penalty=penalty)
+    paid = with_truncation(token_scores, greedy, rollout.greedy_truncated, config.sampling)
     return masked_sum(paid, greedy.response_mask).repeat_interleave(samples)
 
 

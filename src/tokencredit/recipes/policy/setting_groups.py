@@ -1,9 +1,10 @@
 """The groups of settings of `tokencredit train-policy`, each with its words and its own checks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from tokencredit.errors import ConfigError
+from tokencredit.policy.advantages import ValuePooling
 from tokencredit.policy.methods import (
     ALGORITHMS,
     AdvantageSettings,
@@ -69,18 +70,18 @@ class SamplingSettings:
     """`sampled` scores the distribution that tokens were drawn from (suppressed tokens,
     temperature, top-k and top-p included); `unmasked` ignores suppression and truncation, as
     published code does, and lets the policy farm negative KL."""
-    truncated: Literal["ended", "bootstrap", "mask", "penalty"] = "ended"
+    truncated: Literal["ended", "bootstrap", "mask", "penalty", "replace"] = "ended"
     """What a response that was cut off is: `ended` like any other, `bootstrap` adds the critic's
     value of its last state, `mask` leaves it out of the losses, `penalty` subtracts
-    `truncation_penalty` from its last token."""
+    `truncation_penalty` from its last token, `replace` puts that in the place of all it earned."""
     truncation_penalty: float = 0.0
     """In nats."""
 
     def __post_init__(self) -> None:
-        if self.truncation_penalty and self.truncated != "penalty":
+        if self.truncation_penalty and self.truncated not in ("penalty", "replace"):
             raise ConfigError(
                 f"sampling.truncation_penalty is {self.truncation_penalty} but sampling.truncated "
-                f"is {self.truncated!r}; expected truncated='penalty', or no penalty"
+                f"is {self.truncated!r}; expected truncated='penalty' or 'replace', or no penalty"
             )
         if self.response_lengths == "uniform" and (self.force_eos or self.truncated != "ended"):
             raise ConfigError(
@@ -117,6 +118,9 @@ class AlgorithmSettings:
     """Discount; below 1 no credit conserves the return."""
     gae_lambda: float = 0.95
     """Of generalised advantage estimation; tune it for each credit."""
+    value_pooling: ValuePooling = "mean"
+    """The value of a macro action from those of its tokens: their `mean`, that of the `first` or
+    `last`, or by `position`, weighted by 1 / i. Needs `segments.use: macro-actions`."""
     scale: Scale = "group"
     """What `grpo` divides by: the deviation of its group, that of the batch, or nothing."""
     whiten_advantages: bool | None = None
@@ -159,7 +163,8 @@ class AlgorithmSettings:
     @property
     def options(self) -> AdvantageSettings:
         """Of the function that makes advantages."""
-        return AdvantageSettings(gamma=self.gamma, gae_lambda=self.gae_lambda, scale=self.scale)
+        names = (one.name for one in fields(AdvantageSettings))
+        return AdvantageSettings(**{name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ class TrainPolicyConfig:
         require_at_least(self, 1, "steps", "batch_size")
         _require_batches_that_divide(self.batch_size, self.algorithm)
         _require_critic_where_needed(self.algorithm, self.sampling, self.segments)
+        _require_macro_actions_for_pooling(self.algorithm, self.segments)
         for source in self.sources:
             _require_credit_that_fits(
                 source.credit or self.credit, source.segments or self.segments
@@ -168,6 +169,17 @@ def _require_critic_where_needed(
                 f"{what} with algorithm.name {algorithm.name!r}, which has no critic; expected "
                 "an algorithm with values, 'ppo', or another choice there"
             )
+
+
+def _require_macro_actions_for_pooling(
+    algorithm: AlgorithmSettings, segments: SegmentSettings
+) -> None:
+    if algorithm.value_pooling != "mean" and segments.use != "macro-actions":
+        raise ConfigError(
+            f"algorithm.value_pooling is {algorithm.value_pooling!r} and segments.use "
+            f"{segments.use!r}; expected segments.use 'macro-actions', whose values are pooled, or "
+            "no algorithm.value_pooling"
+        )
 
 
 def _require_multiple(larger: str, size: int, smaller: str, part: int) -> None:
