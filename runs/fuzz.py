@@ -122,6 +122,7 @@ LOADERS: dict[str, Callable[[Path], Any]] = {
     "comparisons": hf_comparisons.load_comparisons,
     "edits": hf_labels.load_edits,
     "spans": hf_labels.load_labelled_spans,
+    "error spans": hf_labels.load_error_spans,
     "steps": hf_labels.load_step_labels,
     "marked": hf_marked_texts.load_marked_texts,
     "annotated": hf_marked_texts.load_marked_texts,

@@ -214,6 +214,12 @@ def labelled(draws: Draws) -> list[dict[str, Any]]:
     return [{"start": start, "end": end, "label": "minor"} for start, end in ends(draws)]
 
 
+def errors(draws: Draws) -> list[dict[str, Any]]:
+    """Spans as xCOMET writes them."""
+    more = {"severity": "major", "confidence": 0.5, "text": "film"}
+    return [{"start": start, "end": end, **more} for start, end in ends(draws)]
+
+
 def review(draws: Draws) -> str:
     """A text that is good in every loader."""
     return draws.one(("good film", "the plot is bad", "日本 🙂 a scene"))
@@ -239,6 +245,7 @@ ROWS: dict[str, dict[str, Callable[[Draws], Any]]] = {
     "comparisons": {"prompt": prompt, "chosen": several(filled, 3), "rejected": several(filled, 3)},
     "edits": {"rejected": filled, "edited": filled},
     "spans": {"text": review, "spans": labelled},
+    "error spans": {"src": review, "mt": review, "errors": errors},
     "steps": {
         "completions": several(review, 2, 2),
         "labels": several(one_of(True, False, 0), 2, 2),

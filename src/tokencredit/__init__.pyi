@@ -89,6 +89,7 @@ from .policy.estimators import (
     rloo_advantages,
 )
 from .policy.losses.clipped import clipped_policy_losses, clipped_tokens, clipped_value_losses
+from .preference.error_spans import error_severity_ids, labelled_error_spans
 from .preference.labels import (
     LabelledSpan,
     StepLabels,
@@ -178,6 +179,7 @@ __all__ = [
     "edit_labels",
     "ends_segment",
     "entropy_segments",
+    "error_severity_ids",
     "exact_shapley_credit",
     "expected_value_loss",
     "expected_values",
@@ -199,6 +201,7 @@ __all__ = [
     "integrated_gradients_credit",
     "kl_estimates",
     "kl_penalised_rewards",
+    "labelled_error_spans",
     "last_attention_received",
     "layer_lengths",
     "leave_one_out_credit",

@@ -226,6 +226,18 @@ def test_a_missing_column_names_those_that_are_there(tmp_path):
         load_texts(path)
 
 
+def test_lists_in_one_indented_object(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({"a": [{"text": "one"}], "b": [{"text": "two"}]}, indent=1))
+    assert load_texts(path) == ["one", "two"]
+    path.write_text(json.dumps({"a": [{"text": "one"}], "b": 3}, indent=1))
+    with pytest.raises(DataError, match="holds one object, and not all in it are lists; expected"):
+        load_texts(path)
+    path.write_text("{\n  not json")
+    with pytest.raises(DataError, match="is not JSON that can be read"):
+        load_texts(path)
+
+
 @pytest.mark.parametrize("name", ["absent.jsonl", "/absent/folder", "./absent", "a/b/c", "x.csv"])
 def test_a_missing_file_is_not_sought_on_the_hub(name):
     with pytest.raises(DataError, match=r"there is no file or folder .*expected a \.jsonl file"):

@@ -5,7 +5,12 @@ import pytest
 from datasets import Dataset
 
 from tokencredit.errors import DataError
-from tokencredit.preference.hf_labels import load_edits, load_labelled_spans, load_step_labels
+from tokencredit.preference.hf_labels import (
+    load_edits,
+    load_error_spans,
+    load_labelled_spans,
+    load_step_labels,
+)
 from tokencredit.preference.labels import (
     EditedResponse,
     LabelledSpan,
@@ -77,6 +82,59 @@ def test_spans_of_a_dataset_folder(tmp_path):
 def test_spans_that_are_none(tmp_path, span, message):
     with pytest.raises(DataError, match=message):
         load_labelled_spans(jsonl(tmp_path, {"text": "so bad", "spans": [span]}))
+
+
+FOOD = {"text": "food", "start": 3, "end": 8, "severity": "minor", "confidence": 0.4}
+ROWS = [
+    {"src": "Essen", "mt": "my food", "COMET": 0.9, "errors": [FOOD]},
+    {"src": "Ja", "mt": "Yes"},
+]
+MARKED = [
+    SpanLabelledResponse("Essen", "my food", (LabelledSpan(3, 8, "minor"),)),
+    SpanLabelledResponse("Ja", "Yes", ()),
+]
+
+
+def test_errors_as_comet_score_writes_them(tmp_path):
+    """Rows of each file of translations, under its name, indented."""
+    path = tmp_path / "errors.json"
+    path.write_text(json.dumps({"a.txt": ROWS, "b.txt": ROWS[1:]}, indent=4))
+    assert load_error_spans(path) == [*MARKED, MARKED[1]]
+    assert load_error_spans(path, limit=1) == MARKED[:1]
+
+
+def test_errors_in_rows(tmp_path):
+    assert load_error_spans(jsonl(tmp_path, *ROWS)) == MARKED
+    unsure = SpanLabelledResponse("Essen", "my food", ())
+    assert load_error_spans(jsonl(tmp_path, *ROWS), least_confidence=0.5) == [unsure, MARKED[1]]
+    none = [ROWS[1] | {"errors": None}, ROWS[1] | {"errors": []}]
+    assert load_error_spans(jsonl(tmp_path, *none)) == [MARKED[1]] * 2
+    prompted = jsonl(tmp_path, ROWS[1] | {"prompt": CHAT})
+    assert load_error_spans(prompted) == [SpanLabelledResponse(CHAT, "Yes", ())]
+    assert load_error_spans(prompted, prompt_column="src") == MARKED[1:]
+    other = jsonl(tmp_path, {"q": "Essen", "a": "my food", "marks": [FOOD]})
+    named = load_error_spans(
+        other, prompt_column="q", translation_column="a", errors_column="marks"
+    )
+    assert named == MARKED[:1]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"errors": [FOOD | {"start": "3"}]}, "row 1, column 'errors': .* is no error span"),
+        ({"errors": FOOD}, "row 1, column 'errors': .*expected a list"),
+        ({"errors": [], "mt": " "}, "column 'mt'.*expected text"),
+    ],
+)
+def test_errors_that_are_none(tmp_path, row, message):
+    with pytest.raises(DataError, match=message):
+        load_error_spans(jsonl(tmp_path, ROWS[1] | row))
+
+
+def test_a_row_of_errors_without_a_source(tmp_path):
+    with pytest.raises(DataError, match="row 1 has no column 'src'"):
+        load_error_spans(jsonl(tmp_path, {"mt": "Yes"}))
 
 
 def test_steps(tmp_path):

@@ -1,4 +1,7 @@
-"""Edits, labelled spans and labelled steps from a JSON-lines file, a dataset folder or the Hub."""
+"""Edits, labelled spans and labelled steps from a JSON-lines file, a dataset folder or the Hub.
+
+Spans may also be the errors that xCOMET found in translations.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,6 +9,7 @@ from typing import Any
 
 from tokencredit.batch import Prompt
 from tokencredit.errors import DataError
+from tokencredit.preference.error_spans import labelled_error_spans
 from tokencredit.preference.hf_rows import Row, dataset_rows, prompt_cell, text_cell
 from tokencredit.preference.labels import (
     EditedResponse,
@@ -82,6 +86,49 @@ def load_labelled_spans(
         )
         for row in dataset_rows(path_or_id, split=split, limit=limit)
     ]
+
+
+def load_error_spans(
+    path_or_id: str | Path,
+    *,
+    split: str = "train",
+    prompt_column: str | None = None,
+    translation_column: str = "mt",
+    errors_column: str = "errors",
+    least_confidence: float = 0.0,
+    limit: int | None = None,
+) -> list[SpanLabelledResponse]:
+    """Translations with the errors that xCOMET found in them, labelled with their severities.
+
+    The file is what `comet-score --to_json` writes, an object with a list of rows for each file of
+    translations, or rows of the same form in any layout of `load_texts`. A row without errors may
+    lack the column.
+
+    Args:
+        path_or_id: as in `load_texts`.
+        split: of a folder or Hub id.
+        prompt_column: of what the translation answers; None takes `prompt` where it is there, and
+            else `src`, the text that was translated.
+        translation_column: of the translations.
+        errors_column: of lists of error spans, as in `labelled_error_spans`.
+        least_confidence: spans that xCOMET is less sure of are left out.
+        limit: read only this many first rows; None reads all.
+
+    Raises:
+        DataError: as in `load_texts`, or a span is none.
+    """
+    rows = []
+    for row in dataset_rows(path_or_id, split=split, limit=limit):
+        found = row.values.get(errors_column) is not None
+        spans = _list(row, errors_column) if found else []
+        try:
+            labelled = labelled_error_spans(spans, least_confidence=least_confidence)
+        except DataError as error:
+            raise DataError(f"{row.place}, column {errors_column!r}: {error}") from error
+        column = prompt_column or ("prompt" if "prompt" in row.values else "src")
+        text = text_cell(row, translation_column)
+        rows.append(SpanLabelledResponse(prompt_cell(row, column), text, labelled))
+    return rows
 
 
 def load_step_labels(

@@ -75,8 +75,9 @@ def dataset_rows(path_or_id: str | Path, *, split: str, limit: int | None) -> It
     """Rows of a dataset, read as they are asked for where it is a file.
 
     Args:
-        path_or_id: a file (`.jsonl` or `.txt` with one text a line, `.json` with one list, these
-            also `.gz` or `.xz`; `.csv`, `.parquet`, `.arrow`), a dataset folder, or a Hub id.
+        path_or_id: a file (`.jsonl` or `.txt` with one text a line, `.json` with one list, or with
+            one indented object that holds nothing but lists, these also `.gz` or `.xz`; `.csv`,
+            `.parquet`, `.arrow`), a dataset folder, or a Hub id.
         split: of a folder or Hub id; a file has none.
         limit: read only this many first rows; None reads all.
 
@@ -122,16 +123,28 @@ def _file_rows(path: Path) -> Iterator[Any]:
     opener = _OPENERS.get(path.suffix, open)
     try:
         with opener(path, "rt", encoding="utf-8", newline="\n") as file:
-            if kind == ".json" and file.read(1) == "[":
-                file.seek(0)
-                yield from _parsed(file.read(), path, 1)
-                return
+            first = file.readline() if kind == ".json" else ""
             file.seek(0)
+            if first.startswith("[") or first.strip() == "{":
+                yield from _joined_lists(_parsed(file.read(), path, 1), path)
+                return
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield {"text": line.strip()} if kind == ".txt" else _parsed(line, path, number)
     except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}; expected UTF-8 text lines") from error
+
+
+def _joined_lists(value: Any, path: Path) -> list[Any]:
+    """A list, or the lists that an object holds, one after another."""
+    if isinstance(value, list):
+        return value
+    if not all(isinstance(part, list) for part in value.values()):
+        raise DataError(
+            f"{path} holds one object, and not all in it are lists; expected a list of rows, an "
+            "object with nothing but lists of rows, or one object a line"
+        )
+    return [row for part in value.values() for row in part]
 
 
 def _parsed(line: str, path: Path, number: int) -> Any:

@@ -1,5 +1,6 @@
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -201,6 +202,34 @@ def test_labels_of_edits(folder, tmp_path):
     assert label_targets("spans", 3).tolist() == torch.eye(3).tolist()
 
 
+def test_errors_that_xcomet_found_are_labels(folder, tmp_path):
+    """The file of comet-score trains the same classifier as rows of spans."""
+    own = [json.loads(line) for line in (folder / "spans.jsonl").read_text().splitlines()]
+    rows = [
+        {
+            "src": "a review:",
+            "mt": row["text"],
+            "errors": [
+                {"start": at["start"], "end": at["end"], "severity": at["label"], "confidence": 0.6}
+                for at in row["spans"]
+            ],
+        }
+        for row in own
+    ]
+    (tmp_path / "errors.json").write_text(json.dumps({"mt.txt": rows}, indent=4))
+    (tmp_path / "same.jsonl").write_text(
+        "".join(json.dumps({"prompt": "a review:", **row}) + "\n" for row in own)
+    )
+    rows_config = replace(config(folder, tmp_path, "spans"), data=str(tmp_path / "same.jsonl"))
+    xcomet = replace(rows_config, data=str(tmp_path / "errors.json"), span_layout="xcomet")
+    assert labelled(xcomet)[2] == labelled(rows_config)[2]
+    none = labelled(replace(xcomet, least_confidence=0.7))[2]
+    assert {label for row in none for label in row.labels} == {0, IGNORED}
+    run = train_token_classifier(replace(xcomet, output=str(tmp_path / "run")))
+    report = json.loads((run / "token_report.json").read_text())
+    assert set(report["classes"]) == {"correct", "minor", "major"}
+
+
 def test_labels_of_spans(folder, tmp_path):
     _, tokenizer, rows = labelled(config(folder, tmp_path, "spans", append_eos=False))
     said = shown(tokenizer, rows[0])
@@ -331,6 +360,14 @@ def test_a_pad_token_is_asked_for_and_added(folder, tmp_path):
         ("edits", {"severities": ("minor",)}, "for spans alone"),
         ("spans", {"severities": ()}, "expected the labels of the spans"),
         ("spans", {"severities": ("minor", "minor")}, "expected each label once"),
+        ("edits", {"span_layout": "xcomet"}, "expected labels 'spans' and no name of a column"),
+        ("spans", {"span_layout": "xcomet", "text": "t"}, "no name of a column but that"),
+        ("spans", {"least_confidence": 0.5}, "whose spans have none; expected span_layout"),
+        (
+            "spans",
+            {"span_layout": "xcomet", "least_confidence": 1.5},
+            r"least_confidence is 1\.5; expected a probability",
+        ),
         ("edits", {"class_weights": (1.0, 1.0, 1.0)}, "expected one weight for each of"),
         ("edits", {"max_length": 1}, "expected at least 2"),
         ("edits", {"batch_size": 0}, "batch_size is 0"),

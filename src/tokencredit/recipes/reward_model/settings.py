@@ -133,6 +133,9 @@ class TrainRewardModelConfig:
 LabelSource = Literal["edits", "spans", "steps"]
 
 
+SpanLayout = Literal["rows", "xcomet"]
+
+
 @dataclass(frozen=True)
 class TokenLabelColumns:
     """Names of the columns of edits, labelled spans or labelled steps."""
@@ -170,6 +173,12 @@ class TrainTokenClassifierConfig:
     """Run folder; holds the model in Hugging Face layout when it is done."""
     severities: tuple[str, ...] = ()
     """The labels of spans, from the mildest to the worst; needed for spans."""
+    span_layout: SpanLayout = "rows"
+    """`rows` hold a text and its spans, by the names in `columns`; `xcomet` is what `comet-score
+    --to_json` writes: `src` (unless there is a `prompt`), `mt` and `errors`, with the severities
+    minor, major and critical."""
+    least_confidence: float = 0.0
+    """Leave out spans that xCOMET is less sure of, from 0 to 1."""
     overlapping: Overlapping = "worst"
     """Where spans overlap, the `worst` label wins, or it is an `error`."""
     step_separator: str = "\n"
@@ -210,12 +219,32 @@ class TrainTokenClassifierConfig:
                 f"labels is {self.labels!r} and severities {list(self.severities)}; expected the "
                 "labels of the spans, from the mildest to the worst, for spans alone"
             )
+        self._require_layout_that_fits()
         if len(set(self.severities)) < len(self.severities):
             raise ConfigError(f"severities is {list(self.severities)}; expected each label once")
         if self.class_weights and len(self.class_weights) != len(self.classes):
             raise ConfigError(
                 f"class_weights is {list(self.class_weights)}; expected one weight for each of "
                 f"{list(self.classes)}"
+            )
+
+    def _require_layout_that_fits(self) -> None:
+        if self.span_layout == "xcomet":
+            named = self.columns != TokenLabelColumns(prompt=self.columns.prompt)
+            if self.labels != "spans" or named:
+                raise ConfigError(
+                    f"span_layout is 'xcomet' with labels {self.labels!r} and {self.columns}; "
+                    "expected labels 'spans' and no name of a column but that of the prompt: "
+                    "xCOMET's are mt and errors"
+                )
+        elif self.least_confidence:
+            raise ConfigError(
+                f"least_confidence is {self.least_confidence} with span_layout "
+                f"{self.span_layout!r}, whose spans have none; expected span_layout 'xcomet', or 0"
+            )
+        if not 0 <= self.least_confidence <= 1:
+            raise ConfigError(
+                f"least_confidence is {self.least_confidence}; expected a probability, 0 to 1"
             )
 
     @property

@@ -27,7 +27,12 @@ from torch import Tensor
 from transformers import AutoModelForTokenClassification, PreTrainedModel, set_seed
 
 from tokencredit.models.hf_loading import lora_model, merged_model
-from tokencredit.preference.hf_labels import load_edits, load_labelled_spans, load_step_labels
+from tokencredit.preference.hf_labels import (
+    load_edits,
+    load_error_spans,
+    load_labelled_spans,
+    load_step_labels,
+)
 from tokencredit.recipes.reward_model.settings import TrainTokenClassifierConfig
 from tokencredit.recipes.reward_model.token_labels import (
     LabelledRow,
@@ -110,6 +115,14 @@ def _load(config: TrainTokenClassifierConfig, data: str, split: str) -> Sequence
             prompt_column=columns.prompt,
             rejected_column=columns.rejected,
             edited_column=columns.edited,
+            limit=config.limit,
+        )
+    if config.span_layout == "xcomet":
+        return load_error_spans(
+            data,
+            split=split,
+            prompt_column=columns.prompt,
+            least_confidence=config.least_confidence,
             limit=config.limit,
         )
     if config.labels == "spans":
