@@ -154,7 +154,7 @@ class CreditSettings:
     """Share of the score that attention spreads; the rest stays on the last token."""
     layer: int = field(default=-1, metadata={"was": "attention_layer"})
     """Layer whose attention is read; -1 is the last."""
-    decay: float = 0.5
+    decay: float = field(default=0.5, metadata={"was": "smoothing_decay"})
     """Of smoothed prefix scores: how much of the score before each token stays, from 0 (not
     smoothed at all) to below 1."""
     model: str | None = None

@@ -19,8 +19,8 @@ def setting(default: Any = MISSING, *, was: str = "", free: bool = False) -> Any
 
     Args:
         default: its value where nobody gives one; none makes it needed.
-        was: its name in the flat layout of version 0.1.0, where that is neither its own name nor
-            its group and its name.
+        was: its name in the flat layout of version 0.1.0, or several names, where that is neither
+            its own name nor its group and its name.
         free: whether an interrupted run may go on with another value.
     """
     return field(default=default, metadata={"was": was, "free": free})
@@ -54,8 +54,7 @@ def moved_settings(settings_class: type) -> dict[str, str]:
     """Names of the flat layout of version 0.1.0, each with the name that it has now."""
     moved: dict[str, str] = {}
     for name, one in all_settings(settings_class):
-        if one.metadata.get("was"):
-            moved[one.metadata["was"]] = name
+        moved |= dict.fromkeys(one.metadata.get("was", "").split(), name)
         if "." in name:
             moved.setdefault(name.replace(".", "_"), name)
             moved.setdefault(name.rpartition(".")[2], name)

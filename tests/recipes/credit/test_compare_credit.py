@@ -348,3 +348,20 @@ def test_settings_that_cannot_be(config, changes, message):
 def test_an_unknown_method(config, unchecked):
     with pytest.raises(ConfigError, match="did you mean 'shapley'"):
         replace(config, methods=("shaply",))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("smoothing_decay", "credit.decay"),
+        ("implicit_reward", "others"),
+        ("implicit_reference", "others"),
+        ("token_classifier", "others"),
+        ("window_width", "credit.probe.width"),
+        ("baseline_texts", "baselines.texts"),
+    ],
+)
+def test_a_setting_of_the_old_layout_says_where_it_is_now(config, capsys, old, new):
+    needed = ["--reward_model", "m", "--marked", "x", "--output", "o"]
+    assert main(["compare-credit", *needed, f"--{old}", "1"]) == 1
+    assert f"{old!r} is now {new!r}" in capsys.readouterr().err

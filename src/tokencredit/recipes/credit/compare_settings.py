@@ -54,7 +54,9 @@ class CompareCreditConfig:
         free=True,
     )
     """Credit methods to compare that need the reward model alone."""
-    others: tuple[CreditSettings, ...] = setting((), free=True)
+    others: tuple[CreditSettings, ...] = setting(
+        (), was="implicit_reward implicit_reference token_classifier", free=True
+    )
     """Credit methods with a model of their own, in whose tokens they are scored: each with its
     `method`, `model` and options, and a row under the name of the method."""
     attention_layers: tuple[int, ...] = (-1,)
