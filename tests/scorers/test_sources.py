@@ -270,6 +270,7 @@ def test_a_combination_gives_what_all_give(folder):
     assert CombinedScorer((first, second)).gives == {
         "sequence_scores",
         "prefix_scores",
+        "position_scores",
         "kept_tokens",
     }
     assert CombinedScorer((first, encoder)).gives == {"sequence_scores", "kept_tokens"}

@@ -171,6 +171,11 @@ class LoadingSettings:
     trust_remote_code: bool = False
     """Run code that comes with a model; off unless you trust its author."""
 
+    @property
+    def of_frozen(self) -> dict[str, Any]:
+        """What `load_model` takes of it for a model that is not trained."""
+        return {name: value for name, value in vars(self).items() if name != "pad_token"}
+
 
 @dataclass(frozen=True)
 class LoraSettings:

@@ -1,6 +1,7 @@
 """Models that a credit method needs besides the reward model, and what was fitted for it."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def loaded_credit_models(
     tokenizer: PreTrainedTokenizerBase | None,
     *,
     has_policy: bool = False,
-    loading: dict[str, Any] | None = None,
+    loading: Mapping[str, Any] | None = None,
 ) -> CreditModels:
     """Load what the method of the settings needs besides the reward model.
 
@@ -98,7 +99,7 @@ def loaded_credit_models(
         tokenizer: of the responses that will be paid; None where they will be encoded for the
             model that is loaded.
         has_policy: whether a policy is there whose attention can be read.
-        loading: as `load_model` takes it.
+        loading: as `load_model` takes it; a `pad_token` is left out.
 
     Raises:
         ConfigError: the method needs a model and none is named, one is named that it does not
@@ -106,7 +107,7 @@ def loaded_credit_models(
         ModelError: the model is not there, has another vocabulary or another head.
         DataError: the file of fitted means cannot be read.
     """
-    loading = loading or {}
+    loading = {name: value for name, value in (loading or {}).items() if name != "pad_token"}
     method = credit_method(settings.method)
     fitted = FittedCredit() if settings.fitted is None else FittedCredit.read(settings.fitted)
     needed: tuple[tuple[Need, Any], ...] = (

@@ -177,12 +177,7 @@ class CombinedScorer:
         """Scores of the sources, in their order, as one."""
         if len(scores) == 1 and self.sources[0].weight == 1.0:
             return scores[0]
-        return ensemble_scores(
-            scores,
-            [one.weight for one in self.sources],
-            self.combine,
-            names=[one.name for one in self.sources],
-        )
+        return ensemble_scores(scores, [one.weight for one in self.sources], self.combine)
 
 
 @dataclass(frozen=True)
@@ -400,12 +395,11 @@ def loaded_rewards(
         ModelError, ServerError, DataError: a model is not there, or lacks what its credit needs.
     """
     loading = dict(loading or {})
-    others = {name: value for name, value in loading.items() if name != "pad_token"}
 
     def credited(scorer: RewardScorer, settings: CreditSettings, cut: SegmentSettings, what: str
                  ) -> CreditedScorer:  # fmt: skip
         require_evidence(settings, scorer, where=what)
-        models = loaded_credit_models(settings, tokenizer, has_policy=has_policy, loading=others)
+        models = loaded_credit_models(settings, tokenizer, has_policy=has_policy, loading=loading)
         return CreditedScorer(scorer, tokenizer, settings, models, cut, micro_batch_size)
 
     loaded = []

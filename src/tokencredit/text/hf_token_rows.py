@@ -14,19 +14,6 @@ from tokencredit.errors import DataError, ModelError
 from tokencredit.text.hf_encoding import encode_chats, encode_responses
 
 
-def left_padded(
-    rows: list[list[int]], pad_token_id: int
-) -> tuple[Int[Tensor, "batch prompt"], Bool[Tensor, "batch prompt"]]:
-    """Rows of ids as one tensor, padded on the left, and the mask of real tokens.
-
-    >>> left_padded([[5], [6, 7]], 0)
-    (tensor([[0, 5],
-            [6, 7]]), tensor([[False,  True],
-            [ True,  True]]))
-    """
-    return padded_rows(rows, fill=pad_token_id, side="left")
-
-
 @dataclass(frozen=True)
 class EncodedText:
     """A prompt and its response as one row of token ids.

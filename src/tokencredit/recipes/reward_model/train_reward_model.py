@@ -33,7 +33,6 @@ from transformers import (
     set_seed,
 )
 
-from tokencredit.batch import Prompt
 from tokencredit.errors import ConfigError
 from tokencredit.models.hf_architecture import is_causal
 from tokencredit.models.hf_loading import lora_model, merged_model
@@ -77,7 +76,7 @@ from tokencredit.reward_model.objectives import Judgements
 from tokencredit.scorers.fractions import counted_scores
 from tokencredit.scorers.segment_ends import SegmentEnds, entropy_reference, segment_end_finder
 from tokencredit.scorers.trained_reading import remember_reading
-from tokencredit.text.hf_token_rows import EncodedText, Truncation, encoded_texts
+from tokencredit.text.hf_token_rows import Truncation, encoded_texts
 
 __all__ = ["TrainRewardModelConfig", "train_reward_model"]
 
@@ -160,17 +159,13 @@ def _judged_rows(
 ) -> list[JudgedRow]:
     """Rows as token ids, cut as the settings say, with what was said of them."""
     default: Truncation = "prompt-start" if config.row.rows == "pairs" else "response-end"
-
-    def encode(prompts: list[Prompt], responses: list[str]) -> list[EncodedText]:
-        return encoded_texts(
-            tokenizer,
-            prompts,
-            responses,
-            append_eos=config.append_eos,
-            max_length=config.max_length,
-            truncation=config.truncation or default,
-        )
-
+    encode = partial(
+        encoded_texts,
+        tokenizer,
+        append_eos=config.append_eos,
+        max_length=config.max_length,
+        truncation=config.truncation or default,
+    )
     return judged_rows(data, encode)
 
 
@@ -212,9 +207,7 @@ def _segment_ends(
         reference = entropy_reference(
             config.entropy_reference,
             tokenizer,
-            dtype=config.loading.dtype,
-            attn_implementation=config.loading.attn_implementation,
-            trust_remote_code=config.loading.trust_remote_code,
+            **config.loading.of_frozen,
             device=training_device(config),
         )
     return segment_end_finder(

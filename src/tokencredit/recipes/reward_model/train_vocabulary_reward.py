@@ -149,9 +149,7 @@ def _policy(
         config.frozen_policy,
         tokenizer,
         argument="policy",
-        dtype=config.loading.dtype,
-        attn_implementation=config.loading.attn_implementation,
-        trust_remote_code=config.loading.trust_remote_code,
+        **config.loading.of_frozen,
         device=training_device(config),
     ).requires_grad_(False)
 

@@ -381,20 +381,18 @@ class ServedModel:
     ) -> tuple[ResponseBatch, Bool[Tensor, "batch sequence"]]:
         """Rows as tensors, and which of their tokens are real."""
         pad, device = pad_token_id(self.tokenizer), next(self.model.parameters()).device
-        prompts = [row.prompt_ids for row in rows]
-        behind = [row.response_ids + row.closing_ids for row in rows]
-        width = max(len(ids) for ids in prompts)
+        read = [row.response_ids + row.closing_ids for row in rows]
         # One column at least, so that a batch of empty responses has a last token to look for.
-        time = max(1, *(len(ids) for ids in behind))
-        prompt_mask = _first([len(ids) for ids in prompts], width).flip(-1)
-        response_mask = _first([len(row.response_ids) for row in rows], time)
-        batch = ResponseBatch(
-            torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompts]),
-            prompt_mask,
-            torch.tensor([ids + [pad] * (time - len(ids)) for ids in behind]),
-            response_mask,
-        )
-        real = torch.cat([prompt_mask, _first([len(ids) for ids in behind], time)], dim=-1)
+        after = [ids or [pad] for ids in read]
+        counts = [
+            [place < len(row.response_ids) for place in range(len(ids))]
+            for row, ids in zip(rows, after, strict=True)
+        ]
+        prompts = [row.prompt_ids for row in rows]
+        batch = ResponseBatch.of_rows(prompts, after, pad_token_id=pad, masks=counts)
+        places = torch.arange(batch.response_ids.shape[1])
+        is_read = places < torch.tensor([len(ids) for ids in read])[:, None]
+        real = torch.cat([batch.prompt_mask, is_read], dim=-1)
         return batch.to(device), real.to(device)
 
 
@@ -425,11 +423,6 @@ def _token_rows(
         )
         for i, spans in enumerate(encoded.response_spans)
     ]
-
-
-def _first(lengths: Sequence[int], width: int) -> Bool[Tensor, "batch {width}"]:
-    """True in the first so many columns of each row."""
-    return torch.arange(width) < torch.tensor(lengths)[:, None]
 
 
 # What a client makes credit from, by its name in requests.
