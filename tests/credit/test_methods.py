@@ -56,6 +56,7 @@ def evidence_of(case: Case, name: str) -> Evidence:
         mask,
         sequence_scores=case.sequence_scores,
         prefix_scores=case.prefix_scores,
+        position_scores=case.prefix_scores,
         attention=case.weights,
         policy_attention=case.attention,
         policy_logprobs=case.policy_logprobs,

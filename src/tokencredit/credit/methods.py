@@ -59,6 +59,7 @@ from tokencredit.credit.token_judges import (
 from tokencredit.errors import ConfigError
 from tokencredit.kept_tokens import ScoresOfKept
 from tokencredit.names import named
+from tokencredit.ranges import require_at_least
 from tokencredit.text.pooling import Spreading, pooled_by_segment, segment_end_scores
 
 Need = Literal[
@@ -113,9 +114,7 @@ class ProbeSettings:
     """Of these orders."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "width", "samples"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+        require_at_least(self, 1, "steps", "width", "samples")
         if self.samples % 2:
             raise ConfigError(f"samples is {self.samples}; expected an even number")
 

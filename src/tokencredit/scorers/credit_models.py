@@ -33,7 +33,7 @@ class FittedCredit:
     location: LocationNormaliser | None = None
 
     def written(self) -> str:
-        """As JSON."""
+        """Both as the JSON that `read` takes."""
         means = None if self.length_means is None else self.length_means.tolist()
         location = None if self.location is None else asdict(self.location)
         return json.dumps({"length_means": means, "location": location}, indent=2) + "\n"

@@ -34,7 +34,7 @@ def implicit_fraction_scores(
         \log \frac{\pi(y_t \mid x, y_{<t})}{\pi_{ref}(y_t \mid x, y_{<t})}
 
     Everything from the first response token to the end of the row counts, what a chat template
-    puts behind the answer too: that is what DPO trained.
+    puts after the answer too: that is what DPO trained.
 
     Args:
         model: the one that DPO trained.

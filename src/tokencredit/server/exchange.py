@@ -46,7 +46,7 @@ class Answer:
 
 
 def checked_address(address: str) -> str:
-    """The same without a slash at its end.
+    """An address of a server, checked, without a slash at its end.
 
     Raises:
         ConfigError: it is not `http://host` or `https://host` with a port or path at most.
@@ -78,7 +78,7 @@ def exchanged(
     Args:
         address: as `checked_address` returns it.
         method: of HTTP.
-        path: behind the address.
+        path: after the address.
         headers: to send.
         body: to send; empty for none.
         timeout: seconds for connecting, for sending, and for the whole of the answer.

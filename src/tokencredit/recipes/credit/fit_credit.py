@@ -16,12 +16,13 @@ from torch import Tensor
 
 from tokencredit.credit.location import fitted_location_normaliser
 from tokencredit.credit.prefixes import prefix_length_means
-from tokencredit.errors import ConfigError, ModelError, RunFolderError
+from tokencredit.errors import ConfigError, ModelError
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.preference.hf_datasets import load_prompted_responses
+from tokencredit.ranges import require_at_least
 from tokencredit.recipes.credit.score_tokens import ResponseColumns
-from tokencredit.recipes.run_folder import write_atomically
-from tokencredit.recipes.settings import LoadingSettings, group, require_at_least
+from tokencredit.recipes.run_folder import write_atomically, writing
+from tokencredit.recipes.settings import LoadingSettings, group
 from tokencredit.scorers.credit_models import FittedCredit
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.segmentation import response_segments
@@ -124,13 +125,8 @@ def fit_credit(config: FitCreditConfig) -> Path:
         fitted_location_normaliser(*_padded(rewards)) if rewards else None,
     )
     path = Path(config.output)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
         write_atomically(path, fitted.written())
-    except OSError as error:
-        raise RunFolderError(
-            f"{path} cannot be written ({error}); expected a folder with room and permission"
-        ) from error
     print(f"fitted on {len(rows)} responses: {path}")
     return path
 

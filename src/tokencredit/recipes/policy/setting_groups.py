@@ -11,7 +11,8 @@ from tokencredit.policy.methods import (
     algorithm,
     require_discount,
 )
-from tokencredit.recipes.settings import require_at_least, setting
+from tokencredit.ranges import require_at_least
+from tokencredit.recipes.settings import setting
 from tokencredit.sampling import Sampling
 
 
@@ -158,7 +159,7 @@ class AlgorithmSettings:
 
     @property
     def options(self) -> AdvantageSettings:
-        """Of the function that makes advantages."""
+        """Options of the function that makes advantages."""
         return AdvantageSettings(gamma=self.gamma, gae_lambda=self.gae_lambda, scale=self.scale)
 
 

@@ -195,7 +195,7 @@ def beginning_row(
         filler: as in `prefix_pairs`.
         max_length: of a text, in tokens; a longer one loses the start of its prompt.
         causal: whether the model reads prefixes as they are. If so, what stands after a response
-            (the end of a chat turn) is read as its last tokens; if not, behind every beginning.
+            (the end of a chat turn) is read as its last tokens; if not, after every beginning.
     """
     if not prefix:
         return one

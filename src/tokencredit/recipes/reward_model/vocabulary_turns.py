@@ -133,8 +133,8 @@ def ended_row(row: EncodedText, eos_token_id: int | None) -> EncodedText:
     if row.input_ids[last] == eos_token_id:
         end = last + 1
     else:
-        behind = row.input_ids[last + 1 :]
-        end = last + 2 + behind.index(eos_token_id) if eos_token_id in behind else len(row)
+        after = row.input_ids[last + 1 :]
+        end = last + 2 + after.index(eos_token_id) if eos_token_id in after else len(row)
     return EncodedText(row.input_ids[:end], row.response_mask[:end])
 
 

@@ -18,7 +18,8 @@ from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.credit.methods import CreditSettings, credit_method, with_method
 from tokencredit.errors import ConfigError, TokenCreditWarning
 from tokencredit.models.hf_loading import quiet_transformers
-from tokencredit.recipes.settings import LoadingSettings, group, require_at_least, setting
+from tokencredit.ranges import require_at_least
+from tokencredit.recipes.settings import LoadingSettings, group, setting
 from tokencredit.scorers.sources import RewardSource, is_local, required_sources
 from tokencredit.scorers.text_rewards import loaded_text_rewards, reader_of
 from tokencredit.text.hf_rendering import Template

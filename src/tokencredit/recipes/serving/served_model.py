@@ -410,12 +410,12 @@ def _token_rows(
 ) -> list[TokenRow]:
     """The rows of a padded batch without its padding; tokens where something asks for them."""
     batch = encoded.batch
-    behind = encoded.attention_mask[:, batch.prompt_ids.shape[1] :].bool() & ~batch.response_mask
+    closing = encoded.attention_mask[:, batch.prompt_ids.shape[1] :].bool() & ~batch.response_mask
     return [
         TokenRow(
             batch.prompt_ids[i][batch.prompt_mask[i]].tolist(),
             batch.response_ids[i][batch.response_mask[i]].tolist(),
-            batch.response_ids[i][behind[i]].tolist(),
+            batch.response_ids[i][closing[i]].tolist(),
             names[i] if credit or details else [],
             spans if credit or details else [],
             credit,
