@@ -5,7 +5,7 @@ import os
 import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import MISSING, asdict
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -90,14 +90,7 @@ def _require_same_settings(
     folder: Path, there: dict[str, Any], config: Any, free: tuple[str, ...]
 ) -> None:
     settings_class = type(config)
-    # What a folder, older than a setting, does not name is at its default.
-    known = {
-        name: one.default_factory() if one.default_factory is not MISSING else one.default
-        for name, one in all_settings(settings_class)
-        if one.default is not MISSING or one.default_factory is not MISSING
-    }
-    defaults = json.loads(json.dumps(known, default=str))
-    before = defaults | flat_settings(settings_class, there)
+    before = _defaults(settings_class) | flat_settings(settings_class, there)
     now = flat_settings(settings_class, yaml.safe_load(resolved_yaml(config)))
     different = [
         name
@@ -111,6 +104,16 @@ def _require_same_settings(
             f"{folder} holds another run ({changes}); expected the same settings to continue it: "
             "choose another `output` or delete the folder"
         )
+
+
+def _defaults(settings_class: type) -> dict[str, Any]:
+    """What settings are where a folder, older than they, does not name them."""
+    known = {}
+    for one in fields(settings_class):
+        default = one.default if one.default_factory is MISSING else one.default_factory()
+        if default is not MISSING:
+            known[one.name] = asdict(default) if is_dataclass(default) else default  # type: ignore[arg-type]
+    return flat_settings(settings_class, json.loads(json.dumps(known, default=str)))
 
 
 def _versions() -> dict[str, str]:
