@@ -77,13 +77,6 @@ class CreditModels:
     dpo_beta: float = 1.0
     fitted: FittedCredit = field(default_factory=FittedCredit)
 
-    def to(self, device: torch.device | str) -> "CreditModels":
-        """The models, moved to a device where they are not on it."""
-        for model in (self.model, self.reference):
-            if model is not None:
-                model.to(device)
-        return self
-
 
 def loaded_credit_models(
     settings: CreditSettings,

@@ -42,6 +42,7 @@ from tokencredit.preference.hf_datasets import (
     load_rated_responses,
 )
 from tokencredit.recipes.reward_model.examples import (
+    SAID,
     JudgedRow,
     Judgement,
     beginning_row,
@@ -49,6 +50,7 @@ from tokencredit.recipes.reward_model.examples import (
     filler_id,
     judged_rows,
     judgement_text,
+    judgements_of,
     require_an_order,
     reward_batch,
     scale_scores,
@@ -61,7 +63,6 @@ from tokencredit.recipes.reward_model.report import (
     write_report,
 )
 from tokencredit.recipes.reward_model.settings import TrainRewardModelConfig
-from tokencredit.recipes.reward_model.training import RewardTrainer
 from tokencredit.recipes.supervised import (
     autocast,
     classifier_to_train,
@@ -71,8 +72,13 @@ from tokencredit.recipes.supervised import (
     train_and_held_out,
     write_results,
 )
-from tokencredit.recipes.trainer import ModelFunction, train, training_arguments, training_device
-from tokencredit.reward_model.objectives import Judgements
+from tokencredit.recipes.trainer import (
+    LossTrainer,
+    ModelFunction,
+    train,
+    training_arguments,
+    training_device,
+)
 from tokencredit.scorers.fractions import counted_scores
 from tokencredit.scorers.segment_ends import SegmentEnds, entropy_reference, segment_end_finder
 from tokencredit.scorers.trained_reading import remember_reading
@@ -246,16 +252,17 @@ def _train(
         ]
         return reward_batch(some, pad_id=pad_id, read_at=read_at)
 
-    def loss(judgements: Judgements) -> Tensor:
-        return config.row.loss(judgements, config.loss)
+    def loss(scores: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        return config.row.loss(judgements_of(scores, inputs), config.loss)
 
     count = len(columns["row"])
-    trainer = RewardTrainer(
+    trainer = LossTrainer(
         model=ModelFunction(adapted, counted_scores),
         args=training_arguments(config, folder, examples=count),
         train_dataset=Dataset.from_dict(columns),
         data_collator=batch,
         loss=loss,
+        unread=SAID,
         log_file=folder / "metrics.jsonl",
     )
     metrics = {"train_examples": float(count)} | train(trainer, tokens=tokens)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -34,7 +33,7 @@ from tokencredit.scorers.trained_reading import trained_segments
 from tokencredit.server.messages import PromptAndResponse, PromptAndResponseIds, Served
 from tokencredit.server.rows import RowScores, TokenRow
 from tokencredit.text.hf_decoding import decoded_response
-from tokencredit.text.hf_encoding import EncodedResponses
+from tokencredit.text.hf_encoding import EncodedResponses, closed_batch
 from tokencredit.text.hf_rendering import Template, encoded_prompts, reads_eos, token_texts
 from tokencredit.text.segments import SegmentSettings
 
@@ -381,19 +380,10 @@ class ServedModel:
     ) -> tuple[ResponseBatch, Bool[Tensor, "batch sequence"]]:
         """Rows as tensors, and which of their tokens are real."""
         pad, device = pad_token_id(self.tokenizer), next(self.model.parameters()).device
-        read = [row.response_ids + row.closing_ids for row in rows]
-        # One column at least, so that a batch of empty responses has a last token to look for.
-        after = [ids or [pad] for ids in read]
-        counts = [
-            [place < len(row.response_ids) for place in range(len(ids))]
-            for row, ids in zip(rows, after, strict=True)
-        ]
-        prompts = [row.prompt_ids for row in rows]
-        batch = ResponseBatch.of_rows(prompts, after, pad_token_id=pad, masks=counts)
-        places = torch.arange(batch.response_ids.shape[1])
-        is_read = places < torch.tensor([len(ids) for ids in read])[:, None]
-        real = torch.cat([batch.prompt_mask, is_read], dim=-1)
-        return batch.to(device), real.to(device)
+        batch, real = closed_batch(
+            [(row.prompt_ids, row.response_ids, row.closing_ids) for row in rows], pad_token_id=pad
+        )
+        return batch.to(device), real.bool().to(device)
 
 
 def _prompt(text: PromptAndResponse) -> Prompt:
