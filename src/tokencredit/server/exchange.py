@@ -4,6 +4,7 @@ Nothing is followed and nothing is kept: a redirect is an answer like any other,
 a question reach the host that was named and no other.
 """
 
+import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -28,6 +29,25 @@ def is_address(name: str) -> bool:
     (True, False)
     """
     return "://" in name
+
+
+def token_in(variable: str, *, setting: str) -> str:
+    """The bearer token that an environment variable holds; it is never printed.
+
+    Args:
+        variable: its name.
+        setting: that gave the name, for the message.
+
+    Raises:
+        ConfigError: the variable is not set or empty.
+    """
+    token = os.environ.get(variable, "").strip()
+    if not token:
+        raise ConfigError(
+            f"{setting} names {variable!r}, which is not set or empty; expected the name of an "
+            "environment variable that holds the token, not the token itself"
+        )
+    return token
 
 
 @dataclass(frozen=True)

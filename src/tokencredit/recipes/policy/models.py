@@ -1,6 +1,5 @@
 """What `train-policy` loads before its first step."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from tokencredit.errors import ConfigError, ModelError
+from tokencredit.errors import ModelError
 from tokencredit.models.hf_loading import (
     disable_dropout,
     load_model,
@@ -29,6 +28,7 @@ from tokencredit.reward_model.hf_scores import load_reward_model
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.sources import Rewards, loaded_rewards
 from tokencredit.server.client import RewardServer
+from tokencredit.server.exchange import token_in
 
 
 @dataclass(frozen=True)
@@ -167,13 +167,7 @@ def reward_server_of(address: str, settings: ServerSettings) -> RewardServer:
     Raises:
         ConfigError: the variable of the token is not set, or as `RewardServer`.
     """
-    token = None
-    if settings.token_variable is not None:
-        token = os.environ.get(settings.token_variable, "").strip()
-        if not token:
-            raise ConfigError(
-                f"server.token_variable names {settings.token_variable!r}, which is not set "
-                "or empty; expected the name of an environment variable that holds the token, not "
-                "the token itself"
-            )
+    token = settings.token_variable
+    if token is not None:
+        token = token_in(token, setting="server.token_variable")
     return RewardServer(address, token, timeout=settings.timeout, retries=settings.retries)
