@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from tokencredit.credit.evidence import NEEDS, Need
 from tokencredit.credit.location import LocationNormaliser
-from tokencredit.credit.methods import NEEDS, CreditMethod, CreditSettings, Need, credit_method
+from tokencredit.credit.methods import CreditMethod, CreditSettings, credit_method
 from tokencredit.errors import ConfigError, DataError, ModelError
 from tokencredit.models.hf_loading import load_model, load_tokenizer
 from tokencredit.models.hf_vocabularies import require_same_vocabulary

@@ -9,8 +9,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores, RewardScorer, padded_rows
+from tokencredit.credit.evidence import NEEDS, Evidence, Need
 from tokencredit.credit.implicit import implicit_values
-from tokencredit.credit.methods import NEEDS, CreditSettings, Evidence, Need, credit_method
+from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError, ModelError
 from tokencredit.kept_tokens import ScoresOfKept
 from tokencredit.masking import left_packed

@@ -4,14 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokencredit.batch import ResponseScores, RewardScorer
-from tokencredit.credit.methods import (
-    CREDIT_METHODS,
-    NEEDS,
-    CreditSettings,
-    Need,
-    credit_method,
-    with_method,
-)
+from tokencredit.credit.evidence import NEEDS, Need
+from tokencredit.credit.methods import CREDIT_METHODS, CreditSettings, credit_method, with_method
 from tokencredit.errors import ConfigError, NumericError
 from tokencredit.scorers.evidence import require_evidence
 from tokencredit.scorers.sources import Rewards
