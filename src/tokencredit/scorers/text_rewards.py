@@ -15,8 +15,9 @@ from tokencredit.errors import ConfigError
 from tokencredit.scorers.credit_models import loaded_credit_models
 from tokencredit.scorers.evidence import Responses, require_evidence
 from tokencredit.scorers.local import LocalScorer
+from tokencredit.scorers.rewards import Rewards
 from tokencredit.scorers.segmentation import response_segments
-from tokencredit.scorers.sources import Rewards, RewardSource, is_local, loaded_rewards
+from tokencredit.scorers.sources import RewardSource, is_local, loaded_rewards
 from tokencredit.scorers.texts import loaded_reward_model, whole_texts
 from tokencredit.text.hf_encoding import EncodedResponses
 from tokencredit.text.hf_rendering import Template

@@ -20,7 +20,8 @@ from tokencredit.evaluation.token_display import text_pieces, visible
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.recipes.run_folder import write_atomically, writing
 from tokencredit.recipes.settings import LoadingSettings, group, setting
-from tokencredit.scorers.sources import Rewards, RewardSource, required_sources
+from tokencredit.scorers.rewards import Rewards
+from tokencredit.scorers.sources import RewardSource, required_sources
 from tokencredit.scorers.text_rewards import loaded_text_rewards, other_credit, paid_texts
 from tokencredit.text.hf_rendering import Template, token_texts
 from tokencredit.text.segments import SegmentSettings

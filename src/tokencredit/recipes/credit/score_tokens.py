@@ -27,7 +27,8 @@ from tokencredit.preference.pairs import PromptedResponse
 from tokencredit.ranges import require_at_least
 from tokencredit.recipes.run_folder import whole_file, writing
 from tokencredit.recipes.settings import LoadingSettings, group, setting
-from tokencredit.scorers.sources import Rewards, RewardSource, required_sources
+from tokencredit.scorers.rewards import Rewards
+from tokencredit.scorers.sources import RewardSource, required_sources
 from tokencredit.scorers.text_rewards import loaded_text_rewards, paid_texts
 from tokencredit.text.alignment import Span
 from tokencredit.text.hf_rendering import Template, token_texts

@@ -26,7 +26,8 @@ from tokencredit.recipes.policy.sharding import on_device
 from tokencredit.recipes.policy.vllm import VLLMServer
 from tokencredit.reward_model.hf_scores import load_reward_model
 from tokencredit.scorers.local import LocalScorer
-from tokencredit.scorers.sources import Rewards, loaded_rewards
+from tokencredit.scorers.rewards import Rewards
+from tokencredit.scorers.sources import loaded_rewards
 from tokencredit.server.client import RewardServer
 from tokencredit.server.exchange import token_in
 

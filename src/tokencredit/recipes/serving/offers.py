@@ -8,7 +8,7 @@ from tokencredit.credit.evidence import NEEDS, Need
 from tokencredit.credit.methods import CREDIT_METHODS, CreditSettings, credit_method, with_method
 from tokencredit.errors import ConfigError, NumericError
 from tokencredit.scorers.evidence import require_evidence
-from tokencredit.scorers.sources import Rewards
+from tokencredit.scorers.rewards import Rewards
 from tokencredit.scorers.text_rewards import other_credit
 from tokencredit.server.rows import TokenRow
 from tokencredit.text.segments import SegmentSettings

@@ -23,7 +23,7 @@ from tokencredit.recipes.serving.offers import offered_details, row_details
 from tokencredit.scorers.evidence import Responses, response_scores
 from tokencredit.scorers.local import own_scores
 from tokencredit.scorers.policy_tokens import ended_scores
-from tokencredit.scorers.sources import CombinedScorer, LoadedSource, Rewards
+from tokencredit.scorers.rewards import CombinedScorer, LoadedSource, Rewards
 from tokencredit.scorers.text_rewards import with_segments
 from tokencredit.scorers.trained_reading import trained_segments
 from tokencredit.server.messages import PromptAndResponse, PromptAndResponseIds, Served
