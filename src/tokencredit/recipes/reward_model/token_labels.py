@@ -25,7 +25,7 @@ from tokencredit.recipes.language_model.corpus import IGNORED
 from tokencredit.recipes.reward_model.settings import LabelSource, TrainTokenClassifierConfig
 from tokencredit.text.alignment import Span
 from tokencredit.text.hf_rendering import encoded_prompts
-from tokencredit.text.hf_token_rows import EncodedText, right_padded
+from tokencredit.text.hf_token_rows import CHUNK, EncodedText, right_padded, unpadded_texts
 
 LabelledRow = EditedResponse | SpanLabelledResponse | StepLabels
 
@@ -104,25 +104,18 @@ def _encoded_rows(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     responses: Sequence[str],
-    *,
-    chunk: int = 256,
 ) -> Iterator[tuple[EncodedText, list[Span]]]:
     """Token ids of each prompt and response, and the characters of each response token."""
     chats = any(isinstance(prompt, list) for prompt in prompts)
-    for at in range(0, len(responses), chunk):
+    for at in range(0, len(responses), CHUNK):
         encoded = encoded_prompts(
             tokenizer,
-            prompts[at : at + chunk],
-            responses[at : at + chunk],
+            prompts[at : at + CHUNK],
+            responses[at : at + CHUNK],
             template="chat" if chats else "plain",
             append_eos=config.append_eos,
         )
-        no_prompt = torch.zeros_like(encoded.batch.prompt_mask)
-        counts = torch.cat([no_prompt, encoded.batch.response_mask], dim=-1)
-        real = encoded.attention_mask.bool()
-        rows = zip(encoded.batch.input_ids, real, counts, encoded.response_spans, strict=True)
-        for ids, is_real, mask, spans in rows:
-            yield EncodedText(ids[is_real].tolist(), mask[is_real].tolist()), spans
+        yield from zip(unpadded_texts(encoded), encoded.response_spans, strict=True)
 
 
 def _numbered_edits(
