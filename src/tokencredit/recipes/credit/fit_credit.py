@@ -110,7 +110,8 @@ def fit_credit(config: FitCreditConfig) -> Path:
             [row.response for row in part],
             template=config.template,
         )
-        found = scorer(encoded.batch, attention_mask=encoded.attention_mask).prefix_scores
+        real = encoded.attention_mask.bool()
+        found = scorer(encoded.batch, attention_mask=real).prefix_scores
         assert found is not None
         mask = encoded.batch.response_mask
         kept = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=-1)
