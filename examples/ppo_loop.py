@@ -46,6 +46,7 @@ from tokencredit import (
     prefix_difference_credit,
     token_logprobs,
 )
+from tokencredit.batch import padded_rows
 from tokencredit.masking import masked_mean, masked_sum, masked_whiten
 from tokencredit.models.hf_architecture import text_positions
 from tokencredit.policy.hf_models import ActorCritic
@@ -53,7 +54,6 @@ from tokencredit.policy.hf_rollout import sampled_responses
 from tokencredit.reward_model.hf_scores import reward_model_output, score_responses
 from tokencredit.sampling import Sampling
 from tokencredit.text.hf_encoding import encode_responses
-from tokencredit.text.hf_token_rows import left_padded
 from tokencredit.toy.hf_tokenizer import toy_tokenizer
 from tokencredit.toy.reviews import sample_pairs, sample_prompt, sample_review
 from tokencredit.toy.truth import split_words, true_reward
@@ -76,7 +76,9 @@ def ppo_step(
 ) -> tuple[ResponseBatch, Tensor, dict[str, float]]:
     """One step of PPO; returns the responses, their token scores (B, T) and what to print."""
     # 1. Draw one response to each prompt.
-    prompt_ids, prompt_mask = left_padded(prompts, tokenizer.pad_token_id)  # (B, P), (B, P)
+    prompt_ids, prompt_mask = padded_rows(
+        prompts, fill=tokenizer.pad_token_id, side="left"
+    )  # (B, P), (B, P)
     batch, _ = sampled_responses(
         actor_critic.policy,
         prompt_ids,

@@ -16,7 +16,8 @@ from tiny_tokenizers import byte_level
 
 from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.credit.methods import CreditSettings
-from tokencredit.recipes.serving.served_model import ServedModel, rewards_on_offer
+from tokencredit.recipes.serving.offers import rewards_on_offer
+from tokencredit.recipes.serving.served_model import ServedModel
 from tokencredit.scorers.sources import RewardSource, loaded_rewards
 from tokencredit.server.app import reward_app
 from tokencredit.server.intake import Limits

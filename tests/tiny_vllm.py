@@ -12,9 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM
 from trl.generation import vllm_client
 
+from tokencredit.batch import padded_rows
 from tokencredit.policy.hf_rollout import sampled_responses
 from tokencredit.sampling import Sampling
-from tokencredit.text.hf_token_rows import left_padded
 
 REAL = vllm_client.VLLMClient
 
@@ -71,7 +71,7 @@ class TinyVLLM:
             top_k=given["top_k"],
             top_p=given["top_p"],
         )
-        ids, mask = left_padded(given["prompts"], self.model.config.pad_token_id)
+        ids, mask = padded_rows(given["prompts"], fill=self.model.config.pad_token_id, side="left")
         ends = {
             "pad_token_id": self.model.config.pad_token_id,
             "eos_token_id": self.model.config.eos_token_id,

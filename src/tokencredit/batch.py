@@ -265,7 +265,7 @@ class RewardScorer(Protocol):
 
     @property
     def gives(self) -> frozenset[str]:
-        """What credit methods can be made from: names of `tokencredit.credit.methods.NEEDS`."""
+        """What credit methods can be made from: names of `tokencredit.credit.evidence.NEEDS`."""
         ...
 
     def __call__(

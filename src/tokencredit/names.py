@@ -24,6 +24,16 @@ def nearest(name: str, names: Iterable[str], *, cutoff: float = 0.6) -> str | No
     return near[0] if near else None
 
 
+def meant_by(name: str, names: Iterable[str]) -> str:
+    """The end of an error message: the name that was probably meant; empty if none is like it.
+
+    >>> meant_by("atention", ["terminal", "attention"])
+    "; did you mean 'attention'?"
+    """
+    near = nearest(name, names)
+    return f"; did you mean {near!r}?" if near else ""
+
+
 def named(kind: str, name: str, table: Mapping[str, Row]) -> Row:
     """The row of this name in a table.
 
@@ -46,8 +56,7 @@ def require_named(kind: str, name: str, names: Iterable[str]) -> None:
     """Raise ConfigError if this is none of the names."""
     known = list(names)
     if name not in known:
-        near = nearest(str(name), known)
-        hint = f"; did you mean {near!r}?" if near else ""
         raise ConfigError(
-            f"{kind} is {name!r}; expected one of {', '.join(map(repr, known))}{hint}"
+            f"{kind} is {name!r}; expected one of {', '.join(map(repr, known))}"
+            f"{meant_by(str(name), known)}"
         )

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 from tokencredit.batch import ResponseBatch
 from tokencredit.credit.token_judges import likelihood_credit
 from tokencredit.errors import ConfigError, NumericError, ShapeError
-from tokencredit.models.hf_logprobs import response_likeliest_logprobs, response_logprobs
+from tokencredit.logprobs import token_logprobs
+from tokencredit.models.hf_logprobs import response_logprobs, response_statistics
 
 NAN, INF = math.nan, math.inf
 
@@ -70,7 +71,10 @@ def test_a_language_model_agrees_with_what_it_writes_itself_until_a_token_is_cha
 
     def scores(response):
         batch = ResponseBatch(prompt, ones[:, :4].bool(), response, ones.bool())
-        own, likeliest = response_logprobs(model, batch), response_likeliest_logprobs(model, batch)
+        own = response_logprobs(model, batch)
+        likeliest = response_statistics(
+            model, batch, lambda logits, _: token_logprobs(logits, logits.argmax(-1))
+        )
         return likelihood_credit(own, likeliest, batch.response_mask)[0].tolist()
 
     assert scores(written) == [1.0] * 6

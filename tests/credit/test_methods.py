@@ -22,12 +22,11 @@ from credit_cases import (
 
 import tokencredit
 from tokencredit.credit import methods as table
+from tokencredit.credit.evidence import NEEDS, Evidence
 from tokencredit.credit.location import location_normalised
 from tokencredit.credit.methods import (
     CREDIT_METHODS,
-    NEEDS,
     CreditSettings,
-    Evidence,
     JudgeSettings,
     ProbeSettings,
     credit_method,

@@ -76,7 +76,7 @@ def test_a_span_holds_characters(span):
 @pytest.mark.parametrize(
     ("spans", "message"),
     [
-        ([(20, 27, "minor")], r"ends behind the text, which has 26 characters"),
+        ([(20, 27, "minor")], r"ends after the text, which has 26 characters"),
         ([(0, 3, "awful")], r"'awful'; expected one of \['minor', 'major', 'critical'\]"),
         ([(8, 11, "minor"), (4, 9, "minor")], r"\(4, 9\) .* and \(8, 11\) .* share characters"),
     ],

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 import pytest
 
 from tokencredit.errors import ConfigError
+from tokencredit.ranges import require_positive
 from tokencredit.recipes.settings import (
     HeldOutSettings,
     LoadingSettings,
@@ -11,7 +12,6 @@ from tokencredit.recipes.settings import (
     group,
     moved_settings,
     require_float32,
-    require_positive,
     setting,
 )
 

@@ -104,7 +104,9 @@ def test_every_row_reads_the_options_that_it_names():
 
 
 def test_names_that_are_not_in_the_table():
-    with pytest.raises(ConfigError, match="objective is 'hinge'; expected one of bradley-terry, "):
+    with pytest.raises(
+        ConfigError, match="objective is 'hinge'; expected one of 'bradley-terry', "
+    ):
         objective_row("hinge", "last", LossSettings())
     with pytest.raises(ConfigError, match="expected one of last, every, bootstrapped"):
         objective_row("regression", "segments", LossSettings())

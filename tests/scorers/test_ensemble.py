@@ -6,7 +6,7 @@ import torch
 from tokencredit.aggregation.methods import AGGREGATIONS, CombinationSettings
 from tokencredit.batch import ResponseScores
 from tokencredit.credit.prefixes import prefix_difference_credit
-from tokencredit.errors import ConfigError, ModelError, ShapeError
+from tokencredit.errors import ConfigError, ShapeError
 from tokencredit.scorers.ensemble import ensemble_scores, ensemble_token_scores
 
 SUM = CombinationSettings()
@@ -39,7 +39,7 @@ def test_the_last_prefix_score_stays_the_sequence_score(name):
 
 
 def test_one_source_alone_keeps_its_attention():
-    alone = ensemble_scores([encoder(), causal()], [0.0, 2.0], SUM, needs=["attention"])
+    alone = ensemble_scores([encoder(), causal()], [0.0, 2.0], SUM)
     assert torch.equal(alone.sequence_scores, 2 * causal().sequence_scores)
     assert torch.equal(alone.prefix_scores, 2 * causal().prefix_scores)
     assert torch.equal(alone.attention, causal().attention)
@@ -53,7 +53,7 @@ def test_without_the_prefix_scores_of_one_there_are_none():
 
 def test_a_source_without_weight_is_not_read():
     broken = ResponseScores(torch.full((2,), math.nan), None, None)
-    combined = ensemble_scores([causal(), broken], [1.0, 0.0], SUM, needs=["prefix_scores"])
+    combined = ensemble_scores([causal(), broken], [1.0, 0.0], SUM)
     assert torch.equal(combined.prefix_scores, causal().prefix_scores)
 
 
@@ -68,25 +68,6 @@ def test_token_scores_of_a_linear_combination_are_those_of_the_combined_scores()
         ensemble_token_scores(each, weights, SUM),
         prefix_difference_credit(whole.prefix_scores, mask),
     )
-
-
-def test_prefix_scores_that_are_needed_and_lacking():
-    with pytest.raises(ModelError, match="no prefix scores of the rewards bert, and"):
-        ensemble_scores(
-            [causal(), encoder()], [1.0, 1.0], SUM, names=["gpt", "bert"], needs=["prefix_scores"]
-        )
-
-
-def test_attention_that_is_needed_and_lacking():
-    with pytest.raises(ModelError, match="no attention of the rewards 0, and"):
-        ensemble_scores([encoder()], [1.0], SUM, needs=["attention"])
-
-
-def test_attention_of_several():
-    with pytest.raises(ConfigError, match="2 rewards carry weight: a, b; expected one of them"):
-        ensemble_scores(
-            [causal(), causal()], [1.0, 1.0], SUM, names=["a", "b"], needs=["attention"]
-        )
 
 
 def test_as_many_weights_as_sources():
@@ -119,18 +100,3 @@ def test_only_linear_combinations_take_token_scores(name):
     else:
         with pytest.raises(ConfigError, match=f"'{name}'.*expected 'sum'"):
             ensemble_token_scores(scores, [1.0, 1.0], settings)
-
-
-def test_two_rewards_of_the_same_name():
-    with pytest.raises(ConfigError, match="several rewards have the name 'a'; expected"):
-        ensemble_scores([causal()] * 3, [1.0] * 3, SUM, names=["a", "b", "a"])
-
-
-def test_as_many_names_as_sources():
-    with pytest.raises(ShapeError, match="1 names for 2 rewards"):
-        ensemble_scores([causal()] * 2, [1.0] * 2, SUM, names=["a"])
-
-
-def test_what_reward_models_do_not_give_is_not_asked_of_them():
-    combined = ensemble_scores([causal()], [1.0], SUM, needs=["logprobs", "segment_ids"])
-    assert torch.equal(combined.sequence_scores, causal().sequence_scores)

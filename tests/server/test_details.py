@@ -12,7 +12,8 @@ pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 from tiny_server import asked, break_model, posted, tiny_app, tiny_served
 
 from tokencredit.batch import ResponseScores
-from tokencredit.scorers.texts import scored_texts
+from tokencredit.scorers.local import own_scores
+from tokencredit.scorers.texts import whole_texts
 from tokencredit.server.client import About
 
 TEXTS = [{"prompt": "the film is", "response": " a good plot"}, {"prompt": "a", "response": ""}]
@@ -49,11 +50,8 @@ def test_a_server_says_what_it_serves(served):
         "max_body_bytes": 900,
         "request_timeout": 60.0,
     }
-    assert {field.name for field in dataclasses.fields(About)} <= {
-        *said,
-        "reads_eos",
-        "reads_segments",
-    }
+    left_out = {"reads_eos", "reads_segments"}
+    assert {field.name for field in dataclasses.fields(About)} <= {*said, *left_out}
     refused = said_by(served, token="y")
     assert refused.status_code == 401
     assert "vocabulary" not in refused.text
@@ -71,8 +69,13 @@ def test_a_server_says_how_its_model_learnt():
 
 def test_details_are_those_of_the_model_itself(served):
     rows = score(served, texts=TEXTS, credit=[], details=DETAILS)
-    encoded, scores = scored_texts(
-        served.model, served.tokenizer, ["the film is"], [" a good plot"], attention_layer=-1
+    encoded = whole_texts(served.model, served.tokenizer, ["the film is"], [" a good plot"])
+    scores = own_scores(
+        served.model,
+        served.tokenizer,
+        encoded.batch,
+        attention_mask=encoded.attention_mask,
+        attention_layer=-1,
     )
     assert rows[0]["prefix_scores"] == pytest.approx(scores.prefix_scores[0].tolist(), abs=1e-5)
     assert rows[0]["attention"] == pytest.approx(scores.attention[0].tolist(), abs=1e-5)

@@ -278,7 +278,7 @@ def implicit_q_values(
     >>> implicit_q_values(torch.tensor([1.0, 3.0]), dpo_beta=0.5)
     tensor([0.5000, 1.5000])
     """
-    _require_positive_temperature(dpo_beta)
+    _require_positive(dpo_beta=dpo_beta)
     return dpo_beta * logits.float()
 
 
@@ -307,7 +307,7 @@ def implicit_values(
     >>> implicit_values(torch.tensor([0.0, 0.0]), dpo_beta=0.5)
     tensor(0.3466)
     """
-    _require_positive_temperature(dpo_beta)
+    _require_positive(dpo_beta=dpo_beta)
     return dpo_beta * logits.float().logsumexp(-1)
 
 
@@ -335,10 +335,5 @@ def implicit_advantages(
     >>> implicit_advantages(torch.tensor([0.0, 0.0]), dpo_beta=0.5)
     tensor([-0.3466, -0.3466])
     """
-    _require_positive_temperature(dpo_beta)
+    _require_positive(dpo_beta=dpo_beta)
     return dpo_beta * logits.float().log_softmax(-1)
-
-
-def _require_positive_temperature(dpo_beta: float) -> None:
-    if not dpo_beta > 0:
-        raise ConfigError(f"dpo_beta is {dpo_beta}; expected a positive number")

@@ -146,7 +146,7 @@ class TokenCreditGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         return output
 
     def _token_advantages(self, mask: Bool[Tensor, "batch time"]) -> Float[Tensor, "batch time"]:
-        """Of this process, with the statistics of all."""
+        """Advantages of this process, with the statistics of all processes."""
         rank, size, time = self.accelerator.process_index, len(mask), mask.shape[1]
         own = slice(rank * size, (rank + 1) * size)
         weights = self.reward_weights.to(mask.device)
@@ -166,7 +166,7 @@ class TokenCreditGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         return advantages[own, :time]
 
     def _gathered(self, values: Tensor) -> Tensor:
-        """Of all processes, as wide as the widest."""
+        """Values of all processes, as wide as the widest of them."""
         gathered: Tensor = self.accelerator.gather(
             self.accelerator.pad_across_processes(values, dim=1)
         )

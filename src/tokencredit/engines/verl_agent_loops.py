@@ -21,7 +21,7 @@ class TokenScoredOutput(AgentLoopOutput):  # type: ignore[misc]
     """What an agent loop returns, its `rm_scores` filled at every token."""
 
     def as_dict(self) -> dict[str, Any]:
-        """As verl makes it, with the token scores of a `ScoreWithTokens`.
+        """What verl makes of it, with the token scores of a `ScoreWithTokens`.
 
         Raises:
             ShapeError: there is not one score per token of the response.
@@ -34,7 +34,7 @@ class TokenScoredOutput(AgentLoopOutput):  # type: ignore[misc]
 
 
 def token_scored(output: AgentLoopOutput) -> TokenScoredOutput:
-    """The same output, ready for token scores: for the end of an agent loop of your own."""
+    """An output made ready for token scores: for the end of an agent loop of your own."""
     fields = {name: getattr(output, name) for name in type(output).model_fields}
     fields["extra_fields"] = {**output.extra_fields, RESPONSE_MASK: list(output.response_mask)}
     return TokenScoredOutput.model_construct(

@@ -144,13 +144,12 @@ class TokenCreditRewardManager(NaiveRewardManager):  # type: ignore[misc]
                 answer.set_result(row[: len(response.response_ids)])
 
     def _token_scores(self, responses: list[PolicyResponse]) -> Float[Tensor, "batch time"]:
-        batch, device = joined_responses(responses), _device(self.settings.device)
-        masks = (batch.prompt_mask.long(), batch.response_mask.long())
+        batch = joined_responses(responses).to(_device(self.settings.device))
         scores = self.token_rewards(
-            batch.prompt_ids.to(device),
-            masks[0].to(device),
-            batch.response_ids.to(device),
-            masks[1].to(device),
+            batch.prompt_ids,
+            batch.prompt_mask.long(),
+            batch.response_ids,
+            batch.response_mask.long(),
             **({"prompts": [row.messages for row in responses]} if self.reads_messages else {}),
         )
         return scores.float().cpu()

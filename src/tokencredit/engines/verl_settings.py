@@ -8,7 +8,7 @@ from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.aggregation.transforms import ScoreSettings
 from tokencredit.credit.methods import CreditSettings
 from tokencredit.errors import ConfigError
-from tokencredit.names import nearest
+from tokencredit.names import meant_by
 from tokencredit.scorers.sources import RewardSource, required_sources
 from tokencredit.text.hf_rendering import Template
 from tokencredit.text.segments import SegmentSettings
@@ -57,11 +57,9 @@ def reward_settings(given: Mapping[str, Any]) -> RewardSettings:
     known = {one.name: one for one in fields(RewardSettings)}
     for name in given:
         if name not in known:
-            near = nearest(str(name), known)
-            hint = f"; did you mean {near!r}?" if near else ""
             raise ConfigError(
                 f"reward.reward_kwargs has {name!r}; expected names out of {', '.join(known)}"
-                f"{_moved(str(name)) or hint}"
+                f"{_moved(str(name)) or meant_by(str(name), known)}"
             )
     values = {str(name): _of_its_type(str(name), value, known) for name, value in given.items()}
     template = values.get("template", "auto")
@@ -106,11 +104,9 @@ def _group(name: str, value: Any, kind: type[Any]) -> Any:
     kinds = get_type_hints(kind)
     for key in value:
         if key not in kinds:
-            near = nearest(str(key), kinds)
-            hint = f"; did you mean {near!r}?" if near else ""
             raise ConfigError(
                 f"reward.reward_kwargs.{name} has {key!r}; expected names out of "
-                f"{', '.join(kinds)}{hint}"
+                f"{', '.join(kinds)}{meant_by(str(key), kinds)}"
             )
     inner = {}
     for key, one in value.items():

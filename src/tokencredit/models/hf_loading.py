@@ -191,13 +191,17 @@ def _from_pretrained(auto_class: Any, name_or_path: str | Path, *, what: str, **
         ) from error
 
 
-def lora_config(*, rank: int, alpha: int, task_type: str) -> Any:
-    """PEFT's settings of adapters on all linear layers of a model but its head.
+def lora_config(
+    *, rank: int, alpha: int, task_type: str, target_modules: str | None = "all-linear"
+) -> Any:
+    """PEFT's settings of adapters.
 
     Args:
         rank: of each adapter.
         alpha: what the adapter is multiplied by, times the rank.
         task_type: as PEFT names it: `SEQ_CLS` trains the head too, `CAUSAL_LM` leaves it.
+        target_modules: layers that get one: all linear ones but the head; None for those that PEFT
+            names for the architecture.
 
     Raises:
         ConfigError: PEFT is not installed.
@@ -209,7 +213,7 @@ def lora_config(*, rank: int, alpha: int, task_type: str) -> Any:
             f"lora.rank is {rank} and PEFT is not installed; expected it: "
             "pip install 'tokencredit[peft]'"
         ) from error
-    return LoraConfig(task_type=task_type, r=rank, lora_alpha=alpha, target_modules="all-linear")
+    return LoraConfig(task_type=task_type, r=rank, lora_alpha=alpha, target_modules=target_modules)
 
 
 def lora_model(model: PreTrainedModel, *, rank: int, alpha: int, task_type: str = "SEQ_CLS") -> Any:

@@ -90,28 +90,6 @@ def response_entropies(
     )
 
 
-def response_likeliest_logprobs(
-    model: nn.Module,
-    batch: ResponseBatch,
-    *,
-    temperature: float = 1.0,
-    chunk_size: int = CHUNK_SIZE,
-    micro_batch_size: int | None = None,
-) -> Float[Tensor, "batch time"]:
-    """Log-probability of the token that is likeliest in the place of each response token, in nats.
-
-    Arguments, errors and what stands off the mask are those of `response_logprobs`.
-    """
-    return response_statistics(
-        model,
-        batch,
-        lambda logits, _ids: token_logprobs(logits, logits.argmax(-1)),
-        temperature=temperature,
-        chunk_size=chunk_size,
-        micro_batch_size=micro_batch_size,
-    )
-
-
 @torch.no_grad()
 def response_statistics(
     model: nn.Module,

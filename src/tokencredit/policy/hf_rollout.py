@@ -68,7 +68,7 @@ def sampled_responses(
         prompt_ids: padded on the left.
         prompt_mask: True on real tokens.
         sampling: how to draw.
-        pad_token_id: what stands behind a finished response.
+        pad_token_id: what stands after a finished response.
         eos_token_id: ends a response and belongs to it; None for responses without end.
         response_lengths: cut each response to its own length, for protocols that draw it
             beforehand; None lets responses end by themselves.

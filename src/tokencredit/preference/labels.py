@@ -122,7 +122,7 @@ def _check_spans(
     for span in labelled_spans:
         if span.end > len(text):
             raise DataError(
-                f"the span ({span.start}, {span.end}) of {span.label!r} ends behind the text, "
+                f"the span ({span.start}, {span.end}) of {span.label!r} ends after the text, "
                 f"which has {len(text)} characters; expected spans inside it: count characters, "
                 "not bytes or tokens, of the very text that is given"
             )

@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tokencredit.aggregation.methods import AGGREGATIONS
-from tokencredit.credit.methods import CREDIT_METHODS, NEEDS
+from tokencredit.credit.evidence import NEEDS
+from tokencredit.credit.methods import CREDIT_METHODS
 from tokencredit.decoding.rules import GUIDANCE_METHODS
 from tokencredit.decoding.search.hf_methods import SEARCHES
 from tokencredit.names import require_named

@@ -3,11 +3,12 @@
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -41,14 +42,10 @@ def open_run_folder(path: str | Path, config: Any, *, free: Iterable[str] = ()) 
     folder = Path(path)
     text = resolved_yaml(config)
     require_same_run(folder, config, free=free)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
         write_atomically(folder / "versions.json", json.dumps(_versions(), indent=2) + "\n")
         write_atomically(folder / "config.yaml", text)
-    except OSError as error:
-        raise RunFolderError(
-            f"{folder} cannot be written ({error}); expected a folder with room and permission"
-        ) from error
     return folder
 
 
@@ -93,15 +90,7 @@ def _require_same_settings(
     folder: Path, there: dict[str, Any], config: Any, free: tuple[str, ...]
 ) -> None:
     settings_class = type(config)
-    # What a folder, older than a setting, does not name is at its default.
-    known = {
-        one.name: one.default if one.default_factory is MISSING else one.default_factory()
-        for one in fields(settings_class)
-        if one.default is not MISSING or one.default_factory is not MISSING
-    }
-    plain = {name: asdict(one) if is_dataclass(one) else one for name, one in known.items()}  # type: ignore[arg-type]
-    defaults = flat_settings(settings_class, json.loads(json.dumps(plain, default=str)))
-    before = defaults | flat_settings(settings_class, there)
+    before = _defaults(settings_class) | flat_settings(settings_class, there)
     now = flat_settings(settings_class, yaml.safe_load(resolved_yaml(config)))
     different = [
         name
@@ -117,6 +106,16 @@ def _require_same_settings(
         )
 
 
+def _defaults(settings_class: type) -> dict[str, Any]:
+    """What settings are where a folder, older than they, does not name them."""
+    known = {}
+    for one in fields(settings_class):
+        default = one.default if one.default_factory is MISSING else one.default_factory()
+        if default is not MISSING:
+            known[one.name] = asdict(default) if is_dataclass(default) else default  # type: ignore[arg-type]
+    return flat_settings(settings_class, json.loads(json.dumps(known, default=str)))
+
+
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
@@ -127,14 +126,44 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a kill, sees all of it or the file as it was."""
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Make the folder around a path, and report what fails while the path is written.
+
+    Raises:
+        RunFolderError: the disk is full or not writable.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise RunFolderError(
+            f"{path} cannot be written ({error}); expected a folder with room and permission"
+        ) from error
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[str]]:
+    """A text file that takes its name once it is whole: a reader, or a kill, sees all or nothing.
+
+    If anything goes wrong, what was there before stays.
+    """
     beside = path.with_name(f".{path.name}.writing")
-    with beside.open("w", encoding="utf-8") as file:
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        with suppress(OSError):
+            beside.unlink()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file as `whole_file` does."""
+    with whole_file(path) as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_type_hints
 
 from tokencredit.errors import ConfigError
 from tokencredit.names import nearest
+from tokencredit.ranges import require_at_least, require_positive, require_share
 
 
 def setting(default: Any = MISSING, *, was: str = "", free: bool = False) -> Any:
@@ -133,29 +134,6 @@ def _built(settings_class: type, given: Mapping[str, Any]) -> Any:
     )
 
 
-def require_at_least(settings: Any, least: int, *names: str) -> None:
-    """Raise ConfigError if one of these settings is smaller."""
-    for name in names:
-        if getattr(settings, name) < least:
-            raise ConfigError(f"{name} is {getattr(settings, name)}; expected at least {least}")
-
-
-def require_positive(settings: Any, *names: str, room: str = "") -> None:
-    """Raise ConfigError if one of these settings, of a group `room.`, is there and not above 0."""
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and value <= 0:
-            raise ConfigError(f"{room}{name} is {value}; expected more than 0")
-
-
-def require_share(settings: Any, *names: str, room: str = "") -> None:
-    """Raise ConfigError if one of these settings, of a group `room.`, lies outside [0, 1)."""
-    for name in names:
-        value = getattr(settings, name)
-        if not 0 <= value < 1:
-            raise ConfigError(f"{room}{name} is {value}; expected a share in [0, 1)")
-
-
 @dataclass(frozen=True)
 class LoadingSettings:
     """How models and tokenizers are loaded."""
@@ -169,6 +147,11 @@ class LoadingSettings:
     one; everywhere else it is of the vocabulary."""
     trust_remote_code: bool = False
     """Run code that comes with a model; off unless you trust its author."""
+
+    @property
+    def of_frozen(self) -> dict[str, Any]:
+        """What `load_model` takes of it for a model that is not trained."""
+        return {name: value for name, value in vars(self).items() if name != "pad_token"}
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class SupervisedConfig(Protocol):
 
     @property
     def split(self) -> str:
-        """Of the data."""
+        """Which part of the data is read."""
 
     @property
     def output(self) -> str:
@@ -51,7 +51,7 @@ class SupervisedConfig(Protocol):
 
     @property
     def max_length(self) -> int:
-        """Of a row, in tokens."""
+        """Longest row, in tokens."""
 
     @property
     def evaluation(self) -> HeldOutSettings:
@@ -67,7 +67,7 @@ class SupervisedConfig(Protocol):
 
     @property
     def seed(self) -> int:
-        """Of everything random."""
+        """Seed of everything random."""
 
     @property
     def device(self) -> str | None:

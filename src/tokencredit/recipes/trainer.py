@@ -60,6 +60,38 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]
         return loss
 
 
+class LossTrainer(SupervisedTrainer):
+    """The Trainer of a `ModelFunction`, with a loss of what it gives and of what was said of it.
+
+    Args:
+        loss: of the outputs and of the whole batch; a mean, which the Trainer divides by the
+            accumulated passes.
+        unread: columns of the batch that are not for the model.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        loss: Callable[[Tensor, dict[str, Tensor]], Tensor],
+        unread: tuple[str, ...],
+        **keywords: Any,
+    ) -> None:
+        super().__init__(*arguments, **keywords)
+        self.loss, self.unread = loss, unread
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,  # noqa: ARG002 - the Trainer passes it by name
+    ) -> Any:
+        """The loss of a batch, with the outputs where they are asked for."""
+        outputs = model(**{name: inputs[name] for name in inputs if name not in self.unread})
+        loss = self.loss(outputs, inputs)
+        return (loss, outputs) if return_outputs else loss
+
+
 class _LossBar(ProgressCallback):  # type: ignore[misc]
     """A progress bar that shows the loss, and a JSON line for every log."""
 

@@ -36,7 +36,7 @@ def scores_without_tokens(
         model: a sequence-classification model, also inside a PEFT wrapper.
         batch: in the model's own tokens.
         replacement_id: the token that stands in place of one that does not stay (a mask token);
-            None deletes tokens, and what is behind them moves up. No reward model was trained to
+            None deletes tokens, and what is after them moves up. No reward model was trained to
             read a mask token unless its own pretraining had one.
         attention_mask: real tokens of prompt and response, as in `score_responses`.
         micro_batch_size: texts per forward pass. Changes the time and memory, not the result.

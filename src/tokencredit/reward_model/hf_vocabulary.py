@@ -45,7 +45,7 @@ def trained_statistics(
         chunk_size: tokens whose logits exist at the same time.
 
     Returns:
-        Float32, counted tokens moved to the left end, zero behind them.
+        Float32, counted tokens moved to the left end, zero after them.
 
     Raises:
         DataError: nothing stands before a counted token.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tokencredit.errors import ConfigError
 from tokencredit.masking import masked_row_mean
+from tokencredit.names import require_named
 from tokencredit.reward_model.losses.length_weighted import (
     length_weighted_classification_loss,
     length_weighted_regression_loss,
@@ -219,9 +220,7 @@ def objective_row(objective: str, positions: str, settings: LossSettings) -> Obj
 
 
 def _refuse_name(objective: str, positions: str) -> NoReturn:
-    names = list(dict.fromkeys(name for name, _ in OBJECTIVES))
-    if objective not in names:
-        raise ConfigError(f"objective is {objective!r}; expected one of {', '.join(names)}")
+    require_named("objective", objective, dict.fromkeys(name for name, _ in OBJECTIVES))
     known = [place for name, place in OBJECTIVES if name == objective]
     raise ConfigError(
         f"positions is {positions!r} with objective {objective!r}; expected one of "

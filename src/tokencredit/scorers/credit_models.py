@@ -1,6 +1,7 @@
 """Models that a credit method needs besides the reward model, and what was fitted for it."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from tokencredit.credit.evidence import NEEDS, Need
 from tokencredit.credit.location import LocationNormaliser
-from tokencredit.credit.methods import NEEDS, CreditMethod, CreditSettings, Need, credit_method
+from tokencredit.credit.methods import CreditMethod, CreditSettings, credit_method
 from tokencredit.errors import ConfigError, DataError, ModelError
 from tokencredit.models.hf_loading import load_model, load_tokenizer
 from tokencredit.models.hf_vocabularies import require_same_vocabulary
@@ -32,7 +34,7 @@ class FittedCredit:
     location: LocationNormaliser | None = None
 
     def written(self) -> str:
-        """As JSON."""
+        """Both as the JSON that `read` takes."""
         means = None if self.length_means is None else self.length_means.tolist()
         location = None if self.location is None else asdict(self.location)
         return json.dumps({"length_means": means, "location": location}, indent=2) + "\n"
@@ -76,20 +78,13 @@ class CreditModels:
     dpo_beta: float = 1.0
     fitted: FittedCredit = field(default_factory=FittedCredit)
 
-    def to(self, device: torch.device | str) -> "CreditModels":
-        """The models, moved to a device where they are not on it."""
-        for model in (self.model, self.reference):
-            if model is not None:
-                model.to(device)
-        return self
-
 
 def loaded_credit_models(
     settings: CreditSettings,
     tokenizer: PreTrainedTokenizerBase | None,
     *,
     has_policy: bool = False,
-    loading: dict[str, Any] | None = None,
+    loading: Mapping[str, Any] | None = None,
 ) -> CreditModels:
     """Load what the method of the settings needs besides the reward model.
 
@@ -98,7 +93,7 @@ def loaded_credit_models(
         tokenizer: of the responses that will be paid; None where they will be encoded for the
             model that is loaded.
         has_policy: whether a policy is there whose attention can be read.
-        loading: as `load_model` takes it.
+        loading: as `load_model` takes it; a `pad_token` is left out.
 
     Raises:
         ConfigError: the method needs a model and none is named, one is named that it does not
@@ -106,7 +101,7 @@ def loaded_credit_models(
         ModelError: the model is not there, has another vocabulary or another head.
         DataError: the file of fitted means cannot be read.
     """
-    loading = loading or {}
+    loading = {name: value for name, value in (loading or {}).items() if name != "pad_token"}
     method = credit_method(settings.method)
     fitted = FittedCredit() if settings.fitted is None else FittedCredit.read(settings.fitted)
     needed: tuple[tuple[Need, Any], ...] = (

@@ -4,7 +4,7 @@ The scores of all sources stand in the same tokens: each was carried over to tho
 before (by a `RewardScorer`), and brought to a common scale (`transformed_scores`).
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -18,16 +18,13 @@ from tokencredit.aggregation.methods import (
     require_weights,
 )
 from tokencredit.batch import ResponseScores
-from tokencredit.errors import ConfigError, ModelError, ShapeError
+from tokencredit.errors import ConfigError, ShapeError
 
 
 def ensemble_scores(
     scores: Sequence[ResponseScores],
     weights: Sequence[float],
     settings: CombinationSettings,
-    *,
-    names: Sequence[str] | None = None,
-    needs: Collection[str] = (),
 ) -> ResponseScores:
     """What several reward models say about the same responses, combined.
 
@@ -39,42 +36,32 @@ def ensemble_scores(
         scores: of each source, in the same tokens.
         weights: of the sources; each multiplies the scores of its source.
         settings: how weighted scores are combined.
-        names: of the sources, for messages; their numbers by default.
-        needs: what credit reads. Of that, "prefix_scores" and "attention" must be there; anything
-            else is no matter of reward models and is not looked at.
 
     Returns:
         Scores in nats. Prefix scores are None where a source has none. Attention is that of the
         source that alone carries weight; of several there is none.
 
     Raises:
-        ConfigError: two sources have the same name; a weight is NaN or infinite; too few sources
-            carry weight; attention is needed, and several do.
-        ModelError: a source lacks prefix scores or attention that are needed.
-        ShapeError: there is not one weight and one name per source, or the sources scored other
-            responses.
+        ConfigError: a weight is NaN or infinite, or too few sources carry weight.
+        ShapeError: there is not one weight per source, or the sources scored other responses.
     """
     _require_weights(len(scores), weights, settings)
-    names = list(map(str, range(len(scores)))) if names is None else names
-    _require_names(names, len(scores))
-    sources = zip(names, scores, weights, strict=True)
-    used = {name: one for name, one, weight in sources if weight != 0}
-    _require_evidence(used, needs)
+    used = [one for one, weight in zip(scores, weights, strict=True) if weight != 0]
     combined = partial(_combined, weights=[w for w in weights if w != 0], settings=settings)
-    sequences = [one.sequence_scores for one in used.values()]
-    prefixes = [one.prefix_scores for one in used.values() if one.prefix_scores is not None]
+    sequences = [one.sequence_scores for one in used]
+    prefixes = [one.prefix_scores for one in used if one.prefix_scores is not None]
     positions = None
-    if any(one.position_scores is not None for one in used.values()):
+    if any(one.position_scores is not None for one in used):
         read = [
             one.prefix_scores if one.position_scores is None else one.position_scores
-            for one in used.values()
+            for one in used
         ]
         found = [numbers for numbers in read if numbers is not None]
         positions = combined(found) if len(found) == len(used) else None
     return ResponseScores(
         combined(sequences),
         combined(prefixes) if len(prefixes) == len(used) else None,
-        next(iter(used.values())).attention if len(used) == 1 else None,
+        used[0].attention if len(used) == 1 else None,
         positions,
     )
 
@@ -132,31 +119,3 @@ def _require_weights(sources: int, weights: Sequence[float], settings: Combinati
             f"{len(weights)} weights for {sources} rewards; expected one weight per reward"
         )
     require_weights(weights, settings)
-
-
-def _require_names(names: Sequence[str], sources: int) -> None:
-    if len(names) != sources:
-        raise ShapeError(f"{len(names)} names for {sources} rewards; expected one name per reward")
-    twice = sorted({name for name in names if list(names).count(name) > 1})
-    if twice:
-        raise ConfigError(
-            f"several rewards have the name {', '.join(map(repr, twice))}; expected a name of its "
-            "own for each"
-        )
-
-
-def _require_evidence(used: Mapping[str, ResponseScores], needs: Collection[str]) -> None:
-    """Everything that is needed can be had of the sources that carry weight."""
-    if "attention" in needs and len(used) > 1:
-        raise ConfigError(
-            f"attention is needed and {len(used)} rewards carry weight: {', '.join(used)}; "
-            "expected one of them alone, or a credit for each: attention says of one model where "
-            "its score came from"
-        )
-    for evidence in {"prefix_scores", "attention"}.intersection(needs):
-        lacking = [name for name, one in used.items() if getattr(one, evidence) is None]
-        if lacking:
-            raise ModelError(
-                f"no {evidence.replace('_', ' ')} of the rewards {', '.join(lacking)}, and the "
-                "credit needs them; expected causal reward models, or another credit"
-            )

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tokencredit.batch import Prompt, ResponseBatch, ResponseScores, RewardScorer
+from tokencredit.batch import Prompt, ResponseBatch, ResponseScores, RewardScorer, padded_rows
+from tokencredit.credit.evidence import NEEDS, Evidence, Need
 from tokencredit.credit.implicit import implicit_values
-from tokencredit.credit.methods import NEEDS, CreditSettings, Evidence, Need, credit_method
+from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError, ModelError
 from tokencredit.kept_tokens import ScoresOfKept
 from tokencredit.masking import left_packed
@@ -28,7 +29,6 @@ from tokencredit.scorers.credit_models import CreditModels
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.policy_tokens import attended_tokens
 from tokencredit.scorers.trained_reading import trained_segments
-from tokencredit.text.hf_token_rows import left_padded
 
 OF_SCORERS: tuple[Need, ...] = (
     "sequence_scores",
@@ -86,18 +86,10 @@ def require_evidence(settings: CreditSettings, scorer: RewardScorer, *, where: s
         ConfigError: there is no such method.
         ModelError: the scorer lacks something; the message names it.
     """
-    method = credit_method(settings.method)
-    of_scorer = (
-        "sequence_scores",
-        "prefix_scores",
-        "position_scores",
-        "attention",
-        "kept_tokens",
-        "embeddings",
-    )
-    lacking = [need for need in method.needs if need in of_scorer and need not in scorer.gives]
+    needs = credit_method(settings.method).needs
+    lacking = [need for need in needs if need in OF_SCORERS and need not in scorer.gives]
     if lacking:
-        given = ", ".join(need.replace("_", " ") for need in of_scorer if need in scorer.gives)
+        given = ", ".join(need.replace("_", " ") for need in OF_SCORERS if need in scorer.gives)
         raise ModelError(
             f"credit method {settings.method!r} needs {NEEDS[lacking[0]]}, and {where} gives "
             f"{given}; expected {_INSTEAD.get(lacking[0], 'another method')}"
@@ -227,7 +219,7 @@ def _instructed(models: CreditModels, batch: ResponseBatch, text: str) -> Respon
         row = ids[real].tolist()
         first = 1 if row[:1] == [tokenizer.bos_token_id] else 0  # what begins a sequence stays so
         rows.append([*row[:first], *instruction, *row[first:]])
-    prompt_ids, prompt_mask = left_padded(rows, pad_token_id=0)
+    prompt_ids, prompt_mask = padded_rows(rows, fill=0, side="left")
     device = batch.prompt_ids.device
     return replace(batch, prompt_ids=prompt_ids.to(device), prompt_mask=prompt_mask.to(device))
 

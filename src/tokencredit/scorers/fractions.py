@@ -103,7 +103,7 @@ def _scores(
 
 
 def _beginning(row: EncodedText, fraction: float) -> EncodedText:
-    """The row without the end of its response; what stands behind the response stays."""
+    """The row without the end of its response; what stands after the response stays."""
     at = [index for index, counts in enumerate(row.response_mask) if counts]
     kept = at[: max(1, math.ceil(fraction * len(at) - 1e-9))]
     keep = [*range(kept[-1] + 1), *range(at[-1] + 1, len(row))]

@@ -33,7 +33,7 @@ def implicit_fraction_scores(
         β Σ_{t ≤ ⌈f T⌉} log(π(y_t | x, y_{<t}) / π_ref(y_t | x, y_{<t}))
 
     Everything from the first response token to the end of the row counts, what a chat template
-    puts behind the answer too: that is what DPO trained.
+    puts after the answer too: that is what DPO trained.
 
     Args:
         model: the one that DPO trained.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores
-from tokencredit.credit.methods import Need
+from tokencredit.credit.evidence import Need
 from tokencredit.models.hf_architecture import is_causal
 from tokencredit.models.hf_loading import context_length
 from tokencredit.models.hf_vocabularies import shares_vocabulary

@@ -12,7 +12,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores
-from tokencredit.credit.methods import CreditSettings, Need, credit_method
+from tokencredit.credit.evidence import Need
+from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError
 from tokencredit.models.hf_vocabularies import vocabulary_fingerprint
 from tokencredit.scorers.evidence import OF_SCORERS

@@ -1,14 +1,12 @@
-"""Several sources of reward: their models, what each weighs, and how they become one reward."""
+"""Sources of reward as settings name them, checked and loaded."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import reduce
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from tokencredit.aggregation.methods import (
@@ -16,17 +14,17 @@ from tokencredit.aggregation.methods import (
     CombinationSettings,
     require_weights,
 )
-from tokencredit.aggregation.transforms import RunningMoments, ScoreSettings, transformed_scores
+from tokencredit.aggregation.transforms import ScoreSettings
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores, RewardScorer
-from tokencredit.credit.methods import CreditSettings, credit_method
+from tokencredit.credit.methods import CreditSettings
 from tokencredit.errors import ConfigError, DataError
 from tokencredit.scorers.credit_models import CreditModels, loaded_credit_models
-from tokencredit.scorers.ensemble import ensemble_scores, ensemble_token_scores
-from tokencredit.scorers.evidence import AskPolicy, Responses, require_evidence, response_scores
+from tokencredit.scorers.evidence import require_evidence
 from tokencredit.scorers.functions import named_function, names_function
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.policy_tokens import decoded_responses
-from tokencredit.scorers.segmentation import response_segments, segment_function
+from tokencredit.scorers.rewards import CombinedScorer, LoadedSource, Rewards
+from tokencredit.scorers.segmentation import segment_function
 from tokencredit.scorers.served import served_reward_model
 from tokencredit.scorers.texts import loaded_reward_model
 from tokencredit.scorers.token_scores import CreditedScorer
@@ -37,9 +35,6 @@ from tokencredit.text.segments import SegmentSettings
 
 TextReward = Callable[[list[Any], list[str]], Sequence[float]]
 """A reward written in Python: from prompts and responses to one number per response."""
-
-MomentsOf = Callable[[str, Float[Tensor, "batch"]], RunningMoments]
-"""From the name of a source and its scores to the moments that they are normalised by."""
 
 
 @dataclass(frozen=True)
@@ -118,205 +113,6 @@ class FunctionScorer:
                 f"{int(scores.isfinite().sum())} are finite; expected one finite number for each"
             )
         return ResponseScores(scores.to(batch.response_ids.device), None, None)
-
-
-@dataclass(frozen=True)
-class LoadedSource:
-    """A source of reward that can be asked.
-
-    Attributes:
-        name: in metrics and samples.
-        scorer: of responses.
-        weight: of its scores.
-        score: what is done to its score before.
-        credited: its own credit; None where it shares that of the run.
-    """
-
-    name: str
-    scorer: RewardScorer
-    weight: float = 1.0
-    score: ScoreSettings = field(default_factory=ScoreSettings)
-    credited: CreditedScorer | None = None
-
-
-@dataclass(frozen=True)
-class CombinedScorer:
-    """Several scorers of responses as one: what they say is combined before credit is given.
-
-    Attributes:
-        sources: at least one.
-        combine: how.
-    """
-
-    sources: tuple[LoadedSource, ...]
-    combine: CombinationSettings = field(default_factory=CombinationSettings)
-
-    @property
-    def gives(self) -> frozenset[str]:
-        """What all sources give; attention and embeddings of one source alone."""
-        common = reduce(frozenset.intersection, (one.scorer.gives for one in self.sources))
-        return common if len(self.sources) == 1 else common - {"attention", "embeddings"}
-
-    def __call__(
-        self,
-        batch: ResponseBatch,
-        *,
-        attention: bool = False,
-        conversations: Sequence[Prompt] | None = None,
-    ) -> ResponseScores:
-        """Combined scores in nats, not normalised."""
-        asked = Responses(batch, conversations)
-        return self.combined(
-            [response_scores(one.scorer, asked, attention=attention) for one in self.sources]
-        )
-
-    def combined(self, scores: Sequence[ResponseScores]) -> ResponseScores:
-        """Scores of the sources, in their order, as one."""
-        if len(scores) == 1 and self.sources[0].weight == 1.0:
-            return scores[0]
-        return ensemble_scores(
-            scores,
-            [one.weight for one in self.sources],
-            self.combine,
-            names=[one.name for one in self.sources],
-        )
-
-
-@dataclass(frozen=True)
-class PaidResponses:
-    """What sources of reward say of a batch of responses.
-
-    Attributes:
-        raw: sequence scores of each source by its name, as it gave them, in nats.
-        sequence_scores: raw scores, combined.
-        token_scores: what each token is paid.
-        seen: moments that the scores of each source were normalised by.
-    """
-
-    raw: dict[str, Float[Tensor, "batch"]]
-    sequence_scores: Float[Tensor, "batch"]
-    token_scores: Float[Tensor, "batch time"]
-    seen: dict[str, RunningMoments] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Rewards:
-    """All sources of reward with the credit that is made from them: a `TokenScorer`.
-
-    Attributes:
-        sources: at least one, each with a name of its own.
-        credited: the credit of the run, over the sources that have none of their own.
-        combine: how sources become one.
-    """
-
-    sources: tuple[LoadedSource, ...]
-    credited: CreditedScorer
-    combine: CombinationSettings = field(default_factory=CombinationSettings)
-
-    @property
-    def modules(self) -> list[nn.Module]:
-        """The models of this process that are asked, other than the policy."""
-        found = [getattr(one.scorer, "model", None) for one in self.sources]
-        for credited in (self.credited, *(one.credited for one in self.sources if one.credited)):
-            found += [credited.models.model, credited.models.reference]
-        return [model for model in found if isinstance(model, nn.Module)]
-
-    def __call__(
-        self, batch: ResponseBatch, conversations: Sequence[Prompt] | None = None
-    ) -> Float[Tensor, "batch time"]:
-        """Token scores of responses, without running normalisation."""
-        settings, tokenizer = self.credited.segments, self.credited.tokenizer
-        ids = response_segments(settings, tokenizer, batch)
-        return self.paid(Responses(batch, conversations, segment_ids=ids)).token_scores
-
-    def paid(
-        self,
-        responses: Responses,
-        *,
-        scores: Sequence[ResponseScores] | None = None,
-        moments_of: MomentsOf | None = None,
-        ask_policy: AskPolicy | None = None,
-    ) -> PaidResponses:
-        """What every token is paid by all sources together.
-
-        Args:
-            responses: with segment ids where the settings of the run cut segments.
-            scores: what each source said of them, as `scores` gives it; None asks them.
-            moments_of: for running normalisation: from the name of a source and its scores of this
-                batch to the moments that they are normalised by; None counts this batch alone.
-            ask_policy: of the policy that wrote the responses, where there is one.
-
-        Raises:
-            ConfigError, DataError, ModelError, NumericError, ServerError: as the sources.
-        """
-        raw = self.scores(responses) if scores is None else scores
-        names = [one.name for one in self.sources]
-        count = moments_of or (lambda _, scores: RunningMoments().updated(scores))
-        seen = {
-            name: count(name, one.sequence_scores) for name, one in zip(names, raw, strict=True)
-        }
-        changed = [
-            transformed_scores(found, one.score, seen[one.name]).transformed
-            for one, found in zip(self.sources, raw, strict=True)
-        ]
-        return PaidResponses(
-            {name: one.sequence_scores for name, one in zip(names, raw, strict=True)},
-            self._combined(raw).sequence_scores,
-            self._token_scores(responses, changed, ask_policy),
-            seen,
-        )
-
-    def scores(
-        self, responses: Responses, *, attention: bool | None = None
-    ) -> list[ResponseScores]:
-        """What each source says of responses, as it is.
-
-        Args:
-            responses: of the policy.
-            attention: whether to ask for it; None where a credit needs it.
-        """
-        found = []
-        for one in self.sources:
-            credited = one.credited or self.credited
-            needed = "attention" in credit_method(credited.credit.method).needs
-            asks = needed if attention is None else attention
-            found.append(response_scores(one.scorer, responses, attention=asks))
-        return found
-
-    def _combined(self, scores: Sequence[ResponseScores]) -> ResponseScores:
-        return CombinedScorer(self.sources, self.combine).combined(
-            [ResponseScores(one.sequence_scores, None, None) for one in scores]
-        )
-
-    def _token_scores(
-        self,
-        responses: Responses,
-        scores: Sequence[ResponseScores],
-        ask_policy: AskPolicy | None,
-    ) -> Float[Tensor, "batch time"]:
-        pairs = list(zip(self.sources, scores, strict=True))
-        shared = [(one, found) for one, found in pairs if one.credited is None]
-        own = [(one, found) for one, found in pairs if one.credited is not None]
-        paid, weights = [], []
-        if shared:
-            combined = CombinedScorer(tuple(one for one, _ in shared), self.combine).combined(
-                [found for _, found in shared]
-            )
-            paid.append(self.credited.paid(responses, scores=combined, ask_policy=ask_policy))
-            weights.append(1.0)
-        for one, found in own:
-            assert one.credited is not None
-            asked = responses
-            if one.credited.segments is not self.credited.segments:
-                ids = response_segments(
-                    one.credited.segments, one.credited.tokenizer, responses.batch
-                )
-                asked = replace(responses, segment_ids=ids)
-            paid.append(one.credited.paid(asked, scores=found, ask_policy=ask_policy))
-            weights.append(one.weight)
-        if not own:
-            return paid[0]
-        return ensemble_token_scores(paid, weights, CombinationSettings("sum"))
 
 
 def required_sources(
@@ -399,12 +195,11 @@ def loaded_rewards(
     for cut in (segments, *(one.segments for one in sources if one.segments)):
         segment_function(cut)  # one that is not there is an error before a model is read
     loading = dict(loading or {})
-    others = {name: value for name, value in loading.items() if name != "pad_token"}
 
     def credited(scorer: RewardScorer, settings: CreditSettings, cut: SegmentSettings, what: str
                  ) -> CreditedScorer:  # fmt: skip
         require_evidence(settings, scorer, where=what)
-        models = loaded_credit_models(settings, tokenizer, has_policy=has_policy, loading=others)
+        models = loaded_credit_models(settings, tokenizer, has_policy=has_policy, loading=loading)
         return CreditedScorer(scorer, tokenizer, settings, models, cut, micro_batch_size)
 
     loaded = []

@@ -12,15 +12,15 @@ from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.batch import Prompt
 from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError
-from tokencredit.models.hf_loading import context_length
 from tokencredit.scorers.credit_models import loaded_credit_models
 from tokencredit.scorers.evidence import Responses, require_evidence
 from tokencredit.scorers.local import LocalScorer
+from tokencredit.scorers.rewards import Rewards
 from tokencredit.scorers.segmentation import response_segments
-from tokencredit.scorers.sources import Rewards, RewardSource, is_local, loaded_rewards
-from tokencredit.scorers.texts import loaded_reward_model
+from tokencredit.scorers.sources import RewardSource, is_local, loaded_rewards
+from tokencredit.scorers.texts import loaded_reward_model, whole_texts
 from tokencredit.text.hf_encoding import EncodedResponses
-from tokencredit.text.hf_rendering import Template, encoded_prompts, reads_eos
+from tokencredit.text.hf_rendering import Template
 from tokencredit.text.segments import SegmentSettings
 
 
@@ -100,8 +100,7 @@ def other_credit(
         ConfigError, ModelError: as `loaded_credit_models`, or the sources lack what it needs.
     """
     require_evidence(credit, rewards.credited.scorer, where="the reward model")
-    others = {name: value for name, value in (loading or {}).items() if name != "pad_token"}
-    models = loaded_credit_models(credit, rewards.credited.tokenizer, loading=others)
+    models = loaded_credit_models(credit, rewards.credited.tokenizer, loading=loading)
     return replace(rewards, credited=replace(rewards.credited, credit=credit, models=models))
 
 
@@ -133,14 +132,8 @@ def paid_texts(
         NumericError: a score is NaN or infinite.
     """
     reader = reader_of(rewards[0])
-    encoded = encoded_prompts(
-        reader.tokenizer,
-        prompts,
-        responses,
-        template=reader.template,
-        append_eos=bool(reads_eos(reader.model)),
-        max_length=context_length(reader.model, reader.tokenizer),
-        device=next(reader.model.parameters()).device,
+    encoded = whole_texts(
+        reader.model, reader.tokenizer, prompts, responses, template=reader.template
     )
     asked = Responses(encoded.batch, list(prompts), encoded.attention_mask.bool())
     attends = any("attention" in credit_method(one.credited.credit.method).needs for one in rewards)

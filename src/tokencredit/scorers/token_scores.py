@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores, RewardScorer, TokenScorer
-from tokencredit.credit.methods import CreditSettings, Evidence, credit_method, token_credit
+from tokencredit.credit.evidence import Evidence
+from tokencredit.credit.methods import CreditSettings, credit_method, token_credit
 from tokencredit.credit.redistribution import terminal_credit
 from tokencredit.reward_model.hf_rewriter import rewriter_logprobs
 from tokencredit.scorers.credit_models import CreditModels, loaded_credit_models

@@ -152,7 +152,7 @@ def scores_as_trained(
     the reward of a segment is what is read at its end.
 
     Args:
-        scores: of one forward pass; the sequence score is read behind all tokens of the row.
+        scores: of one forward pass; the sequence score is read after all tokens of the row.
         batch: what was scored, in the model's own tokens.
         ends: of `trained_segment_ends`; None, for models that are read at the last token, changes
             nothing.

@@ -50,7 +50,7 @@ class ScoredResponse:
         token_ids: of the response.
         spans: characters of each token; empty where neither credit nor details were asked for.
         token_scores: name of a credit method to one score per token.
-        prefix_scores: of the prompt alone and behind each token; None if not asked for.
+        prefix_scores: of the prompt alone and after each token; None if not asked for.
         attention: that each token receives; None if not asked for.
     """
 

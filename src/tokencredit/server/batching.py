@@ -222,7 +222,7 @@ def batch_with_the_oldest(lengths: Sequence[int], *, max_tokens: int) -> list[in
 
 
 def _of_row(error: Exception, index: int) -> Exception:
-    """The same error with the number of the text in its request."""
+    """An error that also says which text of the request it is about."""
     if isinstance(error, TokenCreditError):
         return type(error)(f"text {index}: {error}")
     return error

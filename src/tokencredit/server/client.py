@@ -127,7 +127,7 @@ def scored(
     details: Sequence[str] = (),
     about: About | None = None,
 ) -> list[ScoredResponse]:
-    """The same of any number of texts, or of token ids.
+    """Scores of any number of texts, or of token ids, by a served reward model.
 
     Args:
         server: to ask.

@@ -4,6 +4,7 @@ Nothing is followed and nothing is kept: a redirect is an answer like any other,
 a question reach the host that was named and no other.
 """
 
+import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -30,6 +31,25 @@ def is_address(name: str) -> bool:
     return "://" in name
 
 
+def token_in(variable: str, *, setting: str) -> str:
+    """The bearer token that an environment variable holds; it is never printed.
+
+    Args:
+        variable: its name.
+        setting: that gave the name, for the message.
+
+    Raises:
+        ConfigError: the variable is not set or empty.
+    """
+    token = os.environ.get(variable, "").strip()
+    if not token:
+        raise ConfigError(
+            f"{setting} names {variable!r}, which is not set or empty; expected the name of an "
+            "environment variable that holds the token, not the token itself"
+        )
+    return token
+
+
 @dataclass(frozen=True)
 class Answer:
     """What came back.
@@ -46,7 +66,7 @@ class Answer:
 
 
 def checked_address(address: str) -> str:
-    """The same without a slash at its end.
+    """An address of a server, checked, without a slash at its end.
 
     Raises:
         ConfigError: it is not `http://host` or `https://host` with a port or path at most.
@@ -78,7 +98,7 @@ def exchanged(
     Args:
         address: as `checked_address` returns it.
         method: of HTTP.
-        path: behind the address.
+        path: after the address.
         headers: to send.
         body: to send; empty for none.
         timeout: seconds for connecting, for sending, and for the whole of the answer.

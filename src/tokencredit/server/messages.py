@@ -34,7 +34,7 @@ class PromptAndResponse(BaseModel):
 
 
 class PromptAndResponseIds(BaseModel):
-    """The same as token ids of the reward model's own vocabulary."""
+    """A prompt and its response as token ids of the reward model's own vocabulary."""
 
     model_config = ConfigDict(extra="forbid")
 

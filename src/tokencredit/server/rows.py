@@ -16,7 +16,7 @@ class TokenRow:
     Attributes:
         prompt_ids: token ids up to the response, at least one.
         response_ids: of the response; may be empty.
-        closing_ids: what is read behind it (the end of a chat turn) and is no part of it.
+        closing_ids: what is read after it (the end of a chat turn) and is no part of it.
         tokens: text of each response token; the name of a special token.
         spans: character span of each response token in the response's text.
         credit: the credit methods that are asked for.
@@ -47,7 +47,7 @@ class RowScores:
     Attributes:
         sequence_score: of the prompt with its response.
         token_scores: name of a credit method to one score per response token.
-        prefix_scores: of the prompt alone and behind each response token, if asked for.
+        prefix_scores: of the prompt alone and after each response token, if asked for.
         attention: that each response token receives where the score is read, if asked for.
     """
 

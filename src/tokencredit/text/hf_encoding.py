@@ -280,20 +280,38 @@ def _padded(
     pad = pad_token_id(tokenizer)
     for number, row in enumerate(rows):
         _check_row(number, row, max_length=max_length, empty=empty)
-    lengths = torch.tensor([len(row.response) + len(row.tail) for row in rows])
-    # One column at least, so that a batch of empty responses has a last token to look for.
-    filler = [] if lengths.any() else [pad]
-    batch = ResponseBatch.of_rows(
-        [row.prompt for row in rows],
-        [row.response + row.tail + filler for row in rows],
-        masks=[[True] * len(row.response) + [False] * len(row.tail + filler) for row in rows],
-        pad_token_id=pad,
+    batch, attention_mask = closed_batch(
+        [(row.prompt, row.response, row.tail) for row in rows], pad_token_id=pad
     )
-    to_the_end = torch.arange(batch.response_ids.shape[1]) < lengths[:, None]
-    attention_mask = torch.cat([batch.prompt_mask, to_the_end], dim=-1).long()
     if device is not None:
         batch, attention_mask = batch.to(device), attention_mask.to(device)
     return EncodedResponses(batch, attention_mask, [row.spans for row in rows])
+
+
+def closed_batch(
+    rows: Sequence[tuple[list[int], list[int], list[int]]], *, pad_token_id: int
+) -> tuple[ResponseBatch, Int[Tensor, "batch sequence"]]:
+    """Rows as a batch, and 1 on every token that a model reads, closing ones included.
+
+    Args:
+        rows: token ids of each prompt, of its response, and of what closes it without counting.
+        pad_token_id: fills padding.
+
+    >>> batch, attention_mask = closed_batch([([5], [6], [2]), ([5], [], [])], pad_token_id=0)
+    >>> batch.response_mask.tolist(), attention_mask.tolist()
+    ([[True, False], [False, False]], [[1, 1, 1], [1, 0, 0]])
+    """
+    lengths = torch.tensor([len(response) + len(closing) for _, response, closing in rows])
+    # One column at least, so that a batch of empty responses has a last token to look for.
+    filler = [] if lengths.any() else [pad_token_id]
+    batch = ResponseBatch.of_rows(
+        [prompt for prompt, _, _ in rows],
+        [response + closing + filler for _, response, closing in rows],
+        masks=[[True] * len(r) + [False] * len(closing + filler) for _, r, closing in rows],
+        pad_token_id=pad_token_id,
+    )
+    to_the_end = torch.arange(batch.response_ids.shape[1]) < lengths[:, None]
+    return batch, torch.cat([batch.prompt_mask, to_the_end], dim=-1).long()
 
 
 def _check_row(

@@ -11,20 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tokencredit.batch import Prompt, ResponseBatch, padded_rows
 from tokencredit.errors import DataError, ModelError
-from tokencredit.text.hf_encoding import encode_chats, encode_responses
-
-
-def left_padded(
-    rows: list[list[int]], pad_token_id: int
-) -> tuple[Int[Tensor, "batch prompt"], Bool[Tensor, "batch prompt"]]:
-    """Rows of ids as one tensor, padded on the left, and the mask of real tokens.
-
-    >>> left_padded([[5], [6, 7]], 0)
-    (tensor([[0, 5],
-            [6, 7]]), tensor([[False,  True],
-            [ True,  True]]))
-    """
-    return padded_rows(rows, fill=pad_token_id, side="left")
+from tokencredit.text.hf_encoding import EncodedResponses, encode_chats, encode_responses
 
 
 @dataclass(frozen=True)
@@ -84,6 +71,9 @@ def scored_rows(
 
 Truncation = Literal["response-end", "prompt-start"]
 
+# Texts that are encoded at a time.
+CHUNK = 256
+
 
 def encoded_texts(
     tokenizer: PreTrainedTokenizerBase,
@@ -93,7 +83,6 @@ def encoded_texts(
     append_eos: bool,
     max_length: int | None = None,
     truncation: Truncation = "response-end",
-    chunk: int = 256,
 ) -> list[EncodedText]:
     """Every prompt and response as token ids, cut to `max_length`.
 
@@ -106,7 +95,6 @@ def encoded_texts(
         max_length: in tokens; None cuts nothing.
         truncation: what goes first: the end of the response, or the start of the prompt (and then,
             with one token of it left, the end of the response).
-        chunk: texts encoded at a time.
 
     Raises:
         DataError: nothing of a response is left, or some prompts are texts and some messages.
@@ -116,22 +104,28 @@ def encoded_texts(
     if len(as_chats) > 1:
         raise DataError("some prompts are texts and some are messages; expected one kind only")
     rows: list[EncodedText] = []
-    for at in range(0, len(responses), chunk):
-        some, answers = prompts[at : at + chunk], responses[at : at + chunk]
+    for at in range(0, len(responses), CHUNK):
+        some, answers = prompts[at : at + CHUNK], responses[at : at + CHUNK]
         if True in as_chats:
             encoded = encode_chats(tokenizer, some, answers)  # type: ignore[arg-type]
         else:
             texts = [str(prompt) or sequence_start(tokenizer) for prompt in some]
             encoded = encode_responses(tokenizer, texts, answers, append_eos=append_eos)
-        no_prompt = torch.zeros_like(encoded.batch.prompt_mask)
-        counts = torch.cat([no_prompt, encoded.batch.response_mask], dim=-1)
-        for ids, real, mask in zip(
-            encoded.batch.input_ids, encoded.attention_mask.bool(), counts, strict=True
-        ):
-            rows.append(EncodedText(ids[real].tolist(), mask[real].tolist()))
+        rows += unpadded_texts(encoded)
     if max_length is None:
         return rows
     return [_shortened(row, number, max_length, truncation) for number, row in enumerate(rows)]
+
+
+def unpadded_texts(encoded: EncodedResponses) -> list[EncodedText]:
+    """The rows of a padded batch without their padding."""
+    no_prompt = torch.zeros_like(encoded.batch.prompt_mask)
+    counts = torch.cat([no_prompt, encoded.batch.response_mask], dim=-1)
+    real = encoded.attention_mask.bool()
+    return [
+        EncodedText(ids[is_real].tolist(), mask[is_real].tolist())
+        for ids, is_real, mask in zip(encoded.batch.input_ids, real, counts, strict=True)
+    ]
 
 
 def sequence_start(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tokencredit.batch import padded_rows
 from tokencredit.credit.location import LocationNormaliser
 from tokencredit.credit.methods import CREDIT_METHODS
 from tokencredit.errors import ConfigError, ModelError
@@ -25,7 +26,6 @@ from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.run_folder import read_jsonl
 from tokencredit.sampling import Sampling
 from tokencredit.scorers.credit_models import FittedCredit
-from tokencredit.text.hf_token_rows import left_padded
 from tokencredit.text.segments import segment_ends
 
 
@@ -77,7 +77,9 @@ def first_experience(models, tmp_path, **settings):
     config = tiny_config(models, tmp_path / "run", sampling__max_new_tokens=10, **settings)
     parts = loaded_models(config, None, torch.device("cpu"))
     torch.manual_seed(0)
-    prompt_ids, prompt_mask = left_padded([[3, 4], [5]], parts.tokenizer.pad_token_id)
+    prompt_ids, prompt_mask = padded_rows(
+        [[3, 4], [5]], fill=parts.tokenizer.pad_token_id, side="left"
+    )
     batch, truncated = sampled_responses(
         parts.actor_critic.policy,
         prompt_ids,

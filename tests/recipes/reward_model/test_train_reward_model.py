@@ -315,7 +315,7 @@ def test_dropout_is_off(folder, tmp_path):
     [
         ("classification", {"centering": 0.1}, r"loss\.centering is 0\.1 .* does not read it"),
         ("regression", {"bootstrap_lambda": 0.5}, "one of classification bootstrapped, regression"),
-        ("bradly-terry", {}, "objective is 'bradly-terry'; expected one of bradley-terry, "),
+        ("bradly-terry", {}, "objective is 'bradly-terry'; expected one of 'bradley-terry', "),
         ("classification", {"positions": "pairs"}, "expected one of last, every, bootstrapped"),
         ("regression", {"positions": "segments"}, "expected one of last, every, bootstrapped"),
         ("bradley-terry", {"positions": "bootstrapped"}, "one of last, every, pairs, segments"),

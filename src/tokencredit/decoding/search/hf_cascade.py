@@ -22,6 +22,7 @@ from tokencredit.decoding.search.rules import (
 )
 from tokencredit.errors import ConfigError
 from tokencredit.logprobs import token_entropies
+from tokencredit.ranges import require_at_least
 from tokencredit.sampling import Sampling
 
 
@@ -45,8 +46,7 @@ class CardsSettings:
     """After so many rejections in one place the best of them is taken."""
 
     def __post_init__(self) -> None:
-        if self.max_proposals < 1:
-            raise ConfigError(f"max_proposals is {self.max_proposals}; expected at least 1")
+        require_at_least(self, 1, "max_proposals")
         target = 0.0 if self.target_reward is None else self.target_reward
         require_threshold_settings(target, self.threshold_start)
         none = torch.zeros(0)  # the rules refuse settings out of their range for no rows as well

@@ -19,6 +19,7 @@ from tokencredit.decoding.search.hf_segment_search import (
 )
 from tokencredit.decoding.search.implicit_rules import layer_lengths
 from tokencredit.errors import ConfigError
+from tokencredit.ranges import require_at_least
 from tokencredit.sampling import Sampling
 
 
@@ -78,7 +79,7 @@ class ChunkBeamSettings:
     """Beginnings that go on after each chunk."""
 
     def __post_init__(self) -> None:
-        _require_at_least_one(self, "tokens", "beams")
+        require_at_least(self, 1, "tokens", "beams")
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class TreeBonSettings:
     """Continuations of each beginning that is kept; n / children are."""
 
     def __post_init__(self) -> None:
-        _require_at_least_one(self, "layers", "children")
+        require_at_least(self, 1, "layers", "children")
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class RejectionSettings:
     """Tokens between two checks."""
 
     def __post_init__(self) -> None:
-        _require_at_least_one(self, "check_every")
+        require_at_least(self, 1, "check_every")
         if not 0.0 <= self.share < 1.0:
             raise ConfigError(
                 f"rejection.share is {self.share}; expected from 0 (none is rejected) to below 1"
@@ -121,7 +122,7 @@ class ImplicitBeamSettings:
     """Of each, this many most probable tokens are tried; 0 for all."""
 
     def __post_init__(self) -> None:
-        _require_at_least_one(self, "beams")
+        require_at_least(self, 1, "beams")
         if self.top_k < 0:
             raise ConfigError(f"top_k is {self.top_k}; expected 0 (all tokens) or more")
 
@@ -244,9 +245,3 @@ SEARCHES: dict[str, Search] = {
 }
 """Searches judge whole responses, or beginnings that are longer than a token; methods that choose
 token by token stand in `GUIDANCE_METHODS`."""
-
-
-def _require_at_least_one(settings: Any, *names: str) -> None:
-    for name in names:
-        if getattr(settings, name) < 1:
-            raise ConfigError(f"{name} is {getattr(settings, name)}; expected at least 1")

@@ -5,7 +5,8 @@ from typing import Literal
 
 from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError
-from tokencredit.recipes.settings import LoadingSettings, group, require_at_least, setting
+from tokencredit.ranges import require_at_least
+from tokencredit.recipes.settings import LoadingSettings, group, setting
 from tokencredit.text.hf_rendering import Template
 from tokencredit.text.segments import SegmentSettings
 

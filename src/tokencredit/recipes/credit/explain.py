@@ -13,14 +13,15 @@ from rich.console import Console
 
 from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.credit.methods import CreditSettings, credit_method, with_method
-from tokencredit.errors import ConfigError, RunFolderError
+from tokencredit.errors import ConfigError
 from tokencredit.evaluation.heatmap import heatmap_html, heatmap_png, heatmap_terminal
 from tokencredit.evaluation.report import report_html
 from tokencredit.evaluation.token_display import text_pieces, visible
 from tokencredit.models.hf_loading import quiet_transformers
-from tokencredit.recipes.run_folder import write_atomically
+from tokencredit.recipes.run_folder import write_atomically, writing
 from tokencredit.recipes.settings import LoadingSettings, group, setting
-from tokencredit.scorers.sources import Rewards, RewardSource, required_sources
+from tokencredit.scorers.rewards import Rewards
+from tokencredit.scorers.sources import RewardSource, required_sources
 from tokencredit.scorers.text_rewards import loaded_text_rewards, other_credit, paid_texts
 from tokencredit.text.hf_rendering import Template, token_texts
 from tokencredit.text.segments import SegmentSettings
@@ -110,8 +111,7 @@ def explain(config: ExplainConfig) -> Path | None:
         _print(explanation, caption)
         return None
     path = Path(config.output)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
         if path.suffix == ".html":
             heatmap = heatmap_html(explanation.pieces, explanation.scores, caption=caption)
             page = report_html(
@@ -122,10 +122,6 @@ def explain(config: ExplainConfig) -> Path | None:
             write_atomically(path, page)
         else:
             heatmap_png(explanation.pieces, explanation.scores, path, caption=caption)
-    except OSError as error:
-        raise RunFolderError(
-            f"{path} cannot be written ({error}); expected a folder with room and permission"
-        ) from error
     print(f"heat map: {path}")
     return path
 

@@ -16,17 +16,17 @@ from torch import Tensor
 
 from tokencredit.credit.location import fitted_location_normaliser
 from tokencredit.credit.prefixes import prefix_length_means
-from tokencredit.errors import ConfigError, ModelError, RunFolderError
+from tokencredit.errors import ConfigError, ModelError
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.preference.hf_datasets import load_prompted_responses
+from tokencredit.ranges import require_at_least
 from tokencredit.recipes.credit.score_tokens import ResponseColumns
-from tokencredit.recipes.run_folder import write_atomically
-from tokencredit.recipes.settings import LoadingSettings, group, require_at_least
+from tokencredit.recipes.run_folder import write_atomically, writing
+from tokencredit.recipes.settings import LoadingSettings, group
 from tokencredit.scorers.credit_models import FittedCredit
 from tokencredit.scorers.local import LocalScorer
-from tokencredit.scorers.policy_tokens import ended_scores
 from tokencredit.scorers.segmentation import response_segments
-from tokencredit.scorers.texts import loaded_reward_model, scored_texts
+from tokencredit.scorers.texts import loaded_reward_model, whole_texts
 from tokencredit.text.hf_rendering import Template
 from tokencredit.text.pooling import segment_end_scores
 from tokencredit.text.segments import SegmentSettings
@@ -91,7 +91,9 @@ def fit_credit(config: FitCreditConfig) -> Path:
     )
     loading = {**vars(config.loading), "device": config.device}
     model, tokenizer = loaded_reward_model(config.reward_model, **loading)
-    scorer = LocalScorer(model, tokenizer, tokenizer, config.template)
+    scorer = LocalScorer(
+        model, tokenizer, tokenizer, config.template, micro_batch_size=config.batch_size
+    )
     if "prefix_scores" not in scorer.gives:
         raise ModelError(
             f"the reward model {config.reward_model!r} reads in both directions and scores no "
@@ -101,20 +103,20 @@ def fit_credit(config: FitCreditConfig) -> Path:
     rewards: list[Tensor] = []  # of each response: (segments)
     for first in range(0, len(rows), 16 * config.batch_size):
         part = rows[first : first + 16 * config.batch_size]
-        encoded, scores = scored_texts(
-            scorer.model,
-            scorer.tokenizer,
+        encoded = whole_texts(
+            model,
+            tokenizer,
             [row.prompt for row in part],
             [row.response for row in part],
             template=config.template,
-            micro_batch_size=config.batch_size,
         )
-        mask = encoded.batch.response_mask
-        found = ended_scores(scores, mask).prefix_scores
+        real = encoded.attention_mask.bool()
+        found = scorer(encoded.batch, attention_mask=real).prefix_scores
         assert found is not None
+        mask = encoded.batch.response_mask
         kept = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=-1)
         prefixes += [row[real].cpu() for row, real in zip(found, kept, strict=True)]
-        ids = response_segments(config.segments, scorer.tokenizer, encoded.batch)
+        ids = response_segments(config.segments, tokenizer, encoded.batch)
         if ids is not None:
             ends, is_segment = segment_end_scores(found, ids)
             rewards += [row[real].cpu() for row, real in zip(ends, is_segment, strict=True)]
@@ -124,13 +126,8 @@ def fit_credit(config: FitCreditConfig) -> Path:
         fitted_location_normaliser(*_padded(rewards)) if rewards else None,
     )
     path = Path(config.output)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
         write_atomically(path, fitted.written())
-    except OSError as error:
-        raise RunFolderError(
-            f"{path} cannot be written ({error}); expected a folder with room and permission"
-        ) from error
     print(f"fitted on {len(rows)} responses: {path}")
     return path
 

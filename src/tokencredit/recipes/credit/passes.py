@@ -96,10 +96,10 @@ def other_passes(
         ModelError: a model is not there or lacks what is needed.
         ConfigError: the implicit reward has no known reference.
     """
-    loading = {name: value for name, value in vars(config.loading).items() if name != "pad_token"}
+    loading = {**config.loading.of_frozen, "device": config.device}
     passes = []
     for settings in config.others:
-        models = loaded_credit_models(settings, None, loading={**loading, "device": config.device})
+        models = loaded_credit_models(settings, None, loading=loading)
         if config.loading.pad_token is not None:
             models.tokenizer.pad_token = config.loading.pad_token
         scorer = LocalScorer(model, tokenizer, models.tokenizer, config.template)

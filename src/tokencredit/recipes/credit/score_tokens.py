@@ -8,10 +8,9 @@ forward pass per response.
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
@@ -21,12 +20,15 @@ from rich.text import Text
 from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.batch import Prompt
 from tokencredit.credit.methods import CreditSettings, credit_method
-from tokencredit.errors import ConfigError, DataError, RunFolderError
+from tokencredit.errors import ConfigError, DataError
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.preference.hf_datasets import load_prompted_responses, load_texts
 from tokencredit.preference.pairs import PromptedResponse
-from tokencredit.recipes.settings import LoadingSettings, group, require_at_least, setting
-from tokencredit.scorers.sources import Rewards, RewardSource, required_sources
+from tokencredit.ranges import require_at_least
+from tokencredit.recipes.run_folder import whole_file, writing
+from tokencredit.recipes.settings import LoadingSettings, group, setting
+from tokencredit.scorers.rewards import Rewards
+from tokencredit.scorers.sources import RewardSource, required_sources
 from tokencredit.scorers.text_rewards import loaded_text_rewards, paid_texts
 from tokencredit.text.alignment import Span
 from tokencredit.text.hf_rendering import Template, token_texts
@@ -169,7 +171,7 @@ def score_tokens(config: ScoreTokensConfig) -> Path | None:
         _print_table(list(scored))
         return None
     path = Path(config.output)
-    with _whole_file(path) as file:
+    with writing(path), whole_file(path) as file:
         for response in scored:
             file.write(json.dumps(response.as_row(), ensure_ascii=False) + "\n")
     print(f"token scores of {len(rows)} responses: {path}")
@@ -222,24 +224,6 @@ def _scored_chunk(rewards: Rewards, rows: list[PromptedResponse]) -> Iterator[Sc
             found.token_scores[0][at, : len(spans)].tolist(),
             sources if several else None,
         )
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[IO[str]]:
-    """A file that takes its name when it is whole; if anything goes wrong there is none."""
-    beside = path.with_name(f".{path.name}.writing")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("w", encoding="utf-8") as file:
-            yield file
-        beside.replace(path)
-    except OSError as error:
-        raise RunFolderError(
-            f"{path} cannot be written ({error}); expected a folder with room and permission"
-        ) from error
-    finally:
-        with suppress(OSError):
-            beside.unlink()
 
 
 def _print_table(rows: list[ScoredResponse]) -> None:

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from tokencredit.batch import Prompt, ResponseBatch
+from tokencredit.batch import Prompt, ResponseBatch, padded_rows
 from tokencredit.decoding.candidates.hf_candidate_texts import CandidateTexts
 from tokencredit.decoding.candidates.hf_choice import candidate_scorer, text_scorer
 from tokencredit.decoding.candidates.hf_scorers import VocabScorer
@@ -25,7 +25,6 @@ from tokencredit.recipes.decoding.settings import GenerateConfig, GuidanceSettin
 from tokencredit.reward_model.hf_scores import load_reward_model
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.vocabulary import load_vocabulary_reward, vocabulary_sequence_scores
-from tokencredit.text.hf_token_rows import left_padded
 
 Judge = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
@@ -139,7 +138,7 @@ def method_responses(config: GenerateConfig, models: Models, rows: list[list[int
         models: that they name.
         rows: token ids of the prompts.
     """
-    prompts = left_padded(rows, models.tokenizer.pad_token_id)
+    prompts = padded_rows(rows, fill=models.tokenizer.pad_token_id, side="left")
     ids, mask = (tensor.to(models.policy.device) for tensor in prompts)
     row = config.row
     if isinstance(row, GuidanceMethod):

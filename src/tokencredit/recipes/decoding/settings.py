@@ -17,7 +17,8 @@ from tokencredit.decoding.search.hf_methods import (
 )
 from tokencredit.errors import ConfigError
 from tokencredit.names import named
-from tokencredit.recipes.settings import LoadingSettings, group, require_at_least, setting
+from tokencredit.ranges import require_at_least
+from tokencredit.recipes.settings import LoadingSettings, group, setting
 from tokencredit.sampling import Sampling
 
 

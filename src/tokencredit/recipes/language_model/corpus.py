@@ -85,7 +85,7 @@ def causal_example(ids: Int[Tensor, "time"], *, start: int = 1) -> dict[str, Ten
 def causal_batch(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Rows padded on the right.
 
-    No mask: a causal model does not look at what comes behind, and padding has no label, so any id
+    No mask: a causal model does not look at what comes after, and padding has no label, so any id
     will do for it.
     """
     fills = {"input_ids": 0, "labels": IGNORED}

@@ -25,18 +25,13 @@ import yaml
 from rich.console import Console
 
 from tokencredit.errors import ConfigError, DataError, RunFolderError
+from tokencredit.ranges import require_at_least
 from tokencredit.recipes.policy.learning_report import Curve, Point, write_learning_report
 from tokencredit.recipes.policy.setting_groups import AlgorithmSettings, RecordSettings
 from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
 from tokencredit.recipes.quickstart_report import true_rewards_by_step
 from tokencredit.recipes.run_folder import open_run_folder, read_jsonl, write_atomically
-from tokencredit.recipes.settings import (
-    flat_settings,
-    free_settings,
-    require_at_least,
-    setting,
-    settings_from,
-)
+from tokencredit.recipes.settings import flat_settings, free_settings, setting, settings_from
 
 Judge = Literal["score", "held_out_score", "true_reward"]
 REWARD_MODEL_ALONE = {

@@ -30,8 +30,8 @@ from tokencredit.recipes.policy.views import (
     support_of_rows,
 )
 from tokencredit.scorers.evidence import Responses
+from tokencredit.scorers.rewards import MomentsOf, PaidResponses
 from tokencredit.scorers.segmentation import response_segments
-from tokencredit.scorers.sources import MomentsOf, PaidResponses
 from tokencredit.shaping import kl_estimates, kl_penalised_rewards
 
 

@@ -1,6 +1,5 @@
 """What `train-policy` loads before its first step."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,12 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from tokencredit.errors import ConfigError, ModelError
+from tokencredit.errors import ModelError
 from tokencredit.models.hf_loading import (
     disable_dropout,
     load_model,
     load_tokenizer,
+    lora_config,
     require_pad_token,
 )
 from tokencredit.policy.hf_models import ActorCritic, Result, load_value_head
@@ -26,8 +26,10 @@ from tokencredit.recipes.policy.sharding import on_device
 from tokencredit.recipes.policy.vllm import VLLMServer
 from tokencredit.reward_model.hf_scores import load_reward_model
 from tokencredit.scorers.local import LocalScorer
-from tokencredit.scorers.sources import Rewards, loaded_rewards
+from tokencredit.scorers.rewards import Rewards
+from tokencredit.scorers.sources import loaded_rewards
 from tokencredit.server.client import RewardServer
+from tokencredit.server.exchange import token_in
 
 
 @dataclass(frozen=True)
@@ -89,16 +91,10 @@ def loaded_models(
             f"the tokenizer of {config.policy} has no end-of-sequence token; expected one, or "
             "sampling.response_lengths='uniform'"
         )
-    shared: dict[str, Any] = {
-        "attn_implementation": config.loading.attn_implementation,
-        "device": "cpu" if sharded else str(device),
-        "trust_remote_code": config.loading.trust_remote_code,
-    }
-    frozen: dict[str, Any] = {
-        **shared,
-        "dtype": config.loading.dtype,
-        "device": "cpu" if config.machine.offload_frozen else str(device),
-    }
+    place = "cpu" if config.machine.offload_frozen else str(device)
+    frozen: dict[str, Any] = {**config.loading.of_frozen, "device": place}
+    place = "cpu" if sharded else str(device)
+    shared: dict[str, Any] = {**frozen, "dtype": "float32", "device": place}
     size = config.algorithm.micro_batch_size
     rewards = loaded_rewards(
         config.sources,
@@ -137,18 +133,14 @@ def _policy(config: TrainPolicyConfig, checkpoint: Path | None, shared: dict[str
     trained = None if checkpoint is None else str(checkpoint / "policy")
     if not config.lora.rank:
         return load_model(AutoModelForCausalLM, trained or config.policy, **shared)
-    try:
-        from peft import LoraConfig, PeftModel, get_peft_model
-    except ImportError as error:
-        raise ConfigError(
-            f"lora.rank is {config.lora.rank} but peft is not installed; run "
-            "`pip install tokencredit[peft]`, or set lora.rank to 0"
-        ) from error
+    rank, alpha = config.lora.rank, config.lora.alpha
+    lora = lora_config(rank=rank, alpha=alpha, task_type="CAUSAL_LM", target_modules=None)
+    from peft import PeftModel, get_peft_model
+
     base = load_model(AutoModelForCausalLM, config.policy, **shared)
     if trained is not None:
         return PeftModel.from_pretrained(base, trained, is_trainable=True)
     torch.manual_seed(config.seed)
-    lora = LoraConfig(r=config.lora.rank, lora_alpha=config.lora.alpha, task_type="CAUSAL_LM")
     return get_peft_model(base, lora)
 
 
@@ -163,7 +155,7 @@ def _critic(
     if checkpoint is not None:
         return load_model(AutoModelForSequenceClassification, str(checkpoint / "critic"), **shared)
     if config.algorithm.critic == "reward-model":
-        critic, _ = load_reward_model(config.sources[0].model, **{**shared, "dtype": "float32"})
+        critic, _ = load_reward_model(config.sources[0].model, **shared)
         return critic.requires_grad_(True)
     critic = load_model(AutoModelForSequenceClassification, config.policy, num_labels=1, **shared)
     torch.nn.init.zeros_(critic.score.weight)
@@ -176,18 +168,7 @@ def reward_server_of(address: str, settings: ServerSettings) -> RewardServer:
     Raises:
         ConfigError: the variable of the token is not set, or as `RewardServer`.
     """
-    token = None
-    if settings.token_variable is not None:
-        token = os.environ.get(settings.token_variable, "").strip()
-        if not token:
-            raise ConfigError(
-                f"server.token_variable names {settings.token_variable!r}, which is not set "
-                "or empty; expected the name of an environment variable that holds the token, not "
-                "the token itself"
-            )
-    return RewardServer(
-        address,
-        token,
-        timeout=settings.timeout,
-        retries=settings.retries,
-    )
+    token = settings.token_variable
+    if token is not None:
+        token = token_in(token, setting="server.token_variable")
+    return RewardServer(address, token, timeout=settings.timeout, retries=settings.retries)

@@ -1,5 +1,6 @@
 """The responses of one step: which prompts, how long, and who draws."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,7 +11,7 @@ from accelerate import Accelerator
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tokencredit.batch import Prompt, ResponseBatch
+from tokencredit.batch import Prompt, ResponseBatch, padded_rows
 from tokencredit.policy.hf_rollout import sampled_responses
 from tokencredit.policy.methods import ALGORITHMS
 from tokencredit.recipes.policy.models import PolicyModels
@@ -19,7 +20,6 @@ from tokencredit.recipes.policy.setting_groups import MachineSettings, SamplingS
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.recipes.policy.sharding import gathers_for_every_token, kept_gathered
 from tokencredit.recipes.policy.vllm import send_weights, served_responses
-from tokencredit.text.hf_token_rows import left_padded
 
 Item = TypeVar("Item")
 
@@ -71,7 +71,9 @@ def draw_responses(
     rows = _kept_rows([prompts.rows[i] for i in mine], config.data.tokens, rng)
     chats = None if prompts.chats is None else _repeated([prompts.chats[i] for i in mine], samples)
     device = accelerator.device
-    prompt_ids, prompt_mask = left_padded(_repeated(rows, samples), models.tokenizer.pad_token_id)
+    prompt_ids, prompt_mask = padded_rows(
+        _repeated(rows, samples), fill=models.tokenizer.pad_token_id, side="left"
+    )
     lengths = _lengths(config.sampling, share * samples, rng)
     request = {
         "prompt_ids": prompt_ids.to(device),
@@ -98,7 +100,7 @@ def _kept_rows(
     return [row[:cut] for row, cut in zip(rows, cuts, strict=True)]
 
 
-def _repeated(items: list[Item], times: int) -> list[Item]:
+def _repeated(items: Sequence[Item], times: int) -> list[Item]:
     return [item for item in items for _ in range(times)]
 
 

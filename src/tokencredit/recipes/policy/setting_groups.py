@@ -1,6 +1,6 @@
 """The groups of settings of `tokencredit train-policy`, each with its words and its own checks."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 from tokencredit.errors import ConfigError
@@ -12,7 +12,8 @@ from tokencredit.policy.methods import (
     algorithm,
     require_discount,
 )
-from tokencredit.recipes.settings import require_at_least, setting
+from tokencredit.ranges import require_at_least
+from tokencredit.recipes.settings import setting
 from tokencredit.sampling import Sampling
 
 
@@ -162,9 +163,13 @@ class AlgorithmSettings:
 
     @property
     def options(self) -> AdvantageSettings:
-        """Of the function that makes advantages."""
-        names = (one.name for one in fields(AdvantageSettings))
-        return AdvantageSettings(**{name: getattr(self, name) for name in names})
+        """Options of the function that makes advantages."""
+        return AdvantageSettings(
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            scale=self.scale,
+            value_pooling=self.value_pooling,
+        )
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from tokencredit.aggregation.transforms import ScoreSettings
 from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError, TokenCreditWarning
 from tokencredit.policy.methods import ALGORITHMS
+from tokencredit.ranges import require_at_least
 from tokencredit.recipes.policy.setting_groups import (
     AlgorithmSettings,
     KLSettings,
@@ -18,13 +19,7 @@ from tokencredit.recipes.policy.setting_groups import (
     SamplingSettings,
     ServerSettings,
 )
-from tokencredit.recipes.settings import (
-    LoadingSettings,
-    LoraSettings,
-    group,
-    require_at_least,
-    setting,
-)
+from tokencredit.recipes.settings import LoadingSettings, LoraSettings, group, setting
 from tokencredit.scorers.sources import RewardSource, is_local, required_sources
 from tokencredit.server.client import RewardServer
 from tokencredit.server.exchange import is_address

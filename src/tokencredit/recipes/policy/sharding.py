@@ -84,7 +84,7 @@ def prepare(
 
 @contextmanager
 def without_step(accelerator: Accelerator, model: Any) -> Iterator[None]:
-    """Backward passes in here add up gradients; the one behind them is the last of its step."""
+    """Backward passes in here add up gradients; the one after them is the last of its step."""
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         with accelerator.no_sync(model):
             yield
@@ -99,7 +99,7 @@ def without_step(accelerator: Accelerator, model: Any) -> Iterator[None]:
 
 @contextmanager
 def kept_gathered(accelerator: Accelerator, actor_critic: ActorCritic) -> Iterator[None]:
-    """Layers that are called in here stay gathered for the next call, and are sharded behind it."""
+    """Layers that are called in here stay gathered for the next call, and are sharded after it."""
     below = list(actor_critic.modules())[1:]
     layers = [module for module in below if isinstance(module, FSDPModule)]
     for layer in layers:
@@ -286,7 +286,7 @@ def restore_moments(
 
 
 def _own_part(value: Tensor, size: int) -> Tensor:
-    """What this process holds of a whole tensor: as many numbers on each, zeros behind the last."""
+    """What this process holds of a whole tensor: as many numbers on each, zeros after the last."""
     rank, processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
     flat = torch.nn.functional.pad(value.flatten(), (0, size * processes - value.numel()))
     return flat[size * rank : size * (rank + 1)]

@@ -100,7 +100,7 @@ def served_responses(
         prompt_ids: of this process's prompts, padded anywhere; every process has as many.
         prompt_mask: True on real tokens.
         sampling: how to draw; nothing but the end of sequence may be suppressed.
-        pad_token_id: what stands behind a finished response.
+        pad_token_id: what stands after a finished response.
         eos_token_id: ends a response and belongs to it; None for responses without end.
         response_lengths: cut each response to its own length.
 

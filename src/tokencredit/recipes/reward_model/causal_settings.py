@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tokencredit.errors import ConfigError
+from tokencredit.ranges import require_at_least, require_positive
 from tokencredit.recipes.reward_model.settings import Unusable
 from tokencredit.recipes.settings import (
     HeldOutSettings,
@@ -11,9 +12,7 @@ from tokencredit.recipes.settings import (
     LoraSettings,
     TrainingSettings,
     group,
-    require_at_least,
     require_float32,
-    require_positive,
     setting,
 )
 from tokencredit.reward_model.hf_rewriter import INSTRUCTION, TEMPLATE, require_template
@@ -159,7 +158,7 @@ class TrainVocabularyRewardConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "max_length")
+        require_positive(self, "max_length", "reward_beta")
         require_float32(self.loading, frozen=self.frozen_policy)
         require_at_least(self, 1, "rounds", "first_token")
         if not 0 <= self.bootstrap_lambda <= 1:
@@ -170,10 +169,6 @@ class TrainVocabularyRewardConfig:
             raise ConfigError(
                 f"policy is {self.policy!r} with objective {self.objective!r}, which asks no "
                 "policy; expected none, or objective 'cd-q'"
-            )
-        if self.reward_beta <= 0:
-            raise ConfigError(
-                f"reward_beta is {self.reward_beta}; expected a positive number, such as 0.05"
             )
         if self.columns.rating is not None and not self.learns_outcomes:
             raise ConfigError(
@@ -244,11 +239,7 @@ class TrainImplicitRewardConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "max_length")
-        if self.dpo_beta <= 0:
-            raise ConfigError(
-                f"dpo_beta is {self.dpo_beta}; expected a positive number, such as 0.1"
-            )
+        require_positive(self, "max_length", "dpo_beta")
         if self.lora.rank and self.reference is not None:
             raise ConfigError(
                 f"reference is {self.reference!r} with lora.rank {self.lora.rank}; expected none: "

@@ -26,6 +26,7 @@ from tokencredit.errors import ConfigError
 from tokencredit.evaluation.plots import plot_calibration, plot_prefix_accuracy
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.preference.hf_comparisons import Comparison, load_comparisons
+from tokencredit.ranges import require_positive
 from tokencredit.recipes.reward_model.evaluation_report import evaluation_tables, write_rewardbench
 from tokencredit.recipes.reward_model.pair_evaluation import (
     ScoredComparison,
@@ -33,13 +34,7 @@ from tokencredit.recipes.reward_model.pair_evaluation import (
     scored_pairs,
 )
 from tokencredit.recipes.run_folder import open_run_folder, require_same_run, write_atomically
-from tokencredit.recipes.settings import (
-    LoadingSettings,
-    free_settings,
-    group,
-    require_positive,
-    setting,
-)
+from tokencredit.recipes.settings import LoadingSettings, free_settings, group, setting
 from tokencredit.scorers.responses import Kind, ResponseScorer, loaded_scorer, scored_responses
 from tokencredit.text.hf_rendering import Template
 from tokencredit.text.hf_token_rows import Truncation

@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tokencredit.batch import Prompt
 from tokencredit.errors import DataError, ModelError
+from tokencredit.masking import left_packed
 from tokencredit.models.hf_architecture import HEADS
 from tokencredit.preference.pairs import (
     LabelledResponse,
@@ -24,7 +26,7 @@ from tokencredit.preference.pairs import (
     prefix_lengths,
 )
 from tokencredit.recipes.reward_model.settings import TrainRewardModelConfig
-from tokencredit.reward_model.objectives import Reading
+from tokencredit.reward_model.objectives import Judgements, Reading
 from tokencredit.scorers.segment_ends import SegmentEnds, reading_at_ends
 from tokencredit.text.hf_token_rows import (
     EncodedText,
@@ -118,6 +120,18 @@ def reward_batch(judged: Sequence[JudgedRow], *, pad_id: int, read_at: ReadAt) -
     }
 
 
+SAID = ("targets", "strengths")
+"""Columns of `reward_batch` that are not for the model."""
+
+
+def judgements_of(
+    scores: Float[Tensor, "batch time *numbers"], inputs: dict[str, Tensor]
+) -> Judgements:
+    """Scores of a `reward_batch` with what was said of its rows."""
+    mask, _ = left_packed(inputs["counted"], inputs["counted"])
+    return Judgements(scores, mask, inputs["targets"], inputs["strengths"])
+
+
 def example_columns(
     judged: Sequence[JudgedRow],
     config: TrainRewardModelConfig,
@@ -195,7 +209,7 @@ def beginning_row(
         filler: as in `prefix_pairs`.
         max_length: of a text, in tokens; a longer one loses the start of its prompt.
         causal: whether the model reads prefixes as they are. If so, what stands after a response
-            (the end of a chat turn) is read as its last tokens; if not, behind every beginning.
+            (the end of a chat turn) is read as its last tokens; if not, after every beginning.
     """
     if not prefix:
         return one

@@ -5,15 +5,14 @@ from typing import Literal
 
 from tokencredit.errors import ConfigError
 from tokencredit.preference.labels import Overlapping
+from tokencredit.ranges import require_at_least, require_positive
 from tokencredit.recipes.settings import (
     HeldOutSettings,
     LoadingSettings,
     LoraSettings,
     TrainingSettings,
     group,
-    require_at_least,
     require_float32,
-    require_positive,
     setting,
 )
 from tokencredit.reward_model.objectives import LossSettings, Objective, objective_row

@@ -23,11 +23,9 @@ from tokencredit.preference.labels import (
 )
 from tokencredit.recipes.language_model.corpus import IGNORED
 from tokencredit.recipes.reward_model.settings import LabelSource, TrainTokenClassifierConfig
-from tokencredit.recipes.trainer import SupervisedTrainer
-from tokencredit.reward_model.losses.tokens import token_classification_loss
 from tokencredit.text.alignment import Span
 from tokencredit.text.hf_rendering import encoded_prompts
-from tokencredit.text.hf_token_rows import EncodedText, right_padded
+from tokencredit.text.hf_token_rows import CHUNK, EncodedText, right_padded, unpadded_texts
 
 LabelledRow = EditedResponse | SpanLabelledResponse | StepLabels
 
@@ -106,25 +104,18 @@ def _encoded_rows(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     responses: Sequence[str],
-    *,
-    chunk: int = 256,
 ) -> Iterator[tuple[EncodedText, list[Span]]]:
     """Token ids of each prompt and response, and the characters of each response token."""
     chats = any(isinstance(prompt, list) for prompt in prompts)
-    for at in range(0, len(responses), chunk):
+    for at in range(0, len(responses), CHUNK):
         encoded = encoded_prompts(
             tokenizer,
-            prompts[at : at + chunk],
-            responses[at : at + chunk],
+            prompts[at : at + CHUNK],
+            responses[at : at + CHUNK],
             template="chat" if chats else "plain",
             append_eos=config.append_eos,
         )
-        no_prompt = torch.zeros_like(encoded.batch.prompt_mask)
-        counts = torch.cat([no_prompt, encoded.batch.response_mask], dim=-1)
-        real = encoded.attention_mask.bool()
-        rows = zip(encoded.batch.input_ids, real, counts, encoded.response_spans, strict=True)
-        for ids, is_real, mask, spans in rows:
-            yield EncodedText(ids[is_real].tolist(), mask[is_real].tolist()), spans
+        yield from zip(unpadded_texts(encoded), encoded.response_spans, strict=True)
 
 
 def _numbered_edits(
@@ -200,35 +191,6 @@ def token_logits(
 ) -> Float[Tensor, "batch sequence classes"]:
     """Logits of every token of rows that are padded on the right, with gradient."""
     return model(input_ids=input_ids, attention_mask=attention_mask).logits
-
-
-class TokenTrainer(SupervisedTrainer):
-    """The Trainer of a `ModelFunction` that gives logits of tokens."""
-
-    def __init__(
-        self,
-        *arguments: Any,
-        targets: Float[Tensor, "numbers classes"],
-        class_weights: Float[Tensor, "classes"] | None,
-        **keywords: Any,
-    ):
-        super().__init__(*arguments, **keywords)
-        self.targets, self.class_weights = targets, class_weights
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,  # noqa: ARG002 - the Trainer passes it by name
-    ) -> Any:
-        """The mean over responses, which the Trainer divides by the accumulated passes."""
-        labels = inputs.pop("token_labels")
-        logits = model(**inputs)
-        targets = self.targets.to(labels.device)[labels.clamp(min=0)]
-        weights = None if self.class_weights is None else self.class_weights.to(labels.device)
-        loss = token_classification_loss(logits, targets, labels != IGNORED, class_weights=weights)
-        return (loss, logits) if return_outputs else loss
 
 
 def labelled_logits(

@@ -135,13 +135,7 @@ def _model_to_train(
 def _reference(
     config: TrainImplicitRewardConfig, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
-    return loaded_reference(
-        config.reference or config.model,
-        tokenizer,
-        dtype=config.loading.dtype,
-        attn_implementation=config.loading.attn_implementation,
-        trust_remote_code=config.loading.trust_remote_code,
-    )
+    return loaded_reference(config.reference or config.model, tokenizer, **config.loading.of_frozen)
 
 
 def _encoded_pairs(

@@ -33,7 +33,6 @@ from transformers import (
     set_seed,
 )
 
-from tokencredit.batch import Prompt
 from tokencredit.errors import ConfigError
 from tokencredit.models.hf_architecture import is_causal
 from tokencredit.models.hf_loading import lora_model, merged_model
@@ -43,6 +42,7 @@ from tokencredit.preference.hf_datasets import (
     load_rated_responses,
 )
 from tokencredit.recipes.reward_model.examples import (
+    SAID,
     JudgedRow,
     Judgement,
     beginning_row,
@@ -50,6 +50,7 @@ from tokencredit.recipes.reward_model.examples import (
     filler_id,
     judged_rows,
     judgement_text,
+    judgements_of,
     require_an_order,
     reward_batch,
     scale_scores,
@@ -62,7 +63,6 @@ from tokencredit.recipes.reward_model.report import (
     write_report,
 )
 from tokencredit.recipes.reward_model.settings import TrainRewardModelConfig
-from tokencredit.recipes.reward_model.training import RewardTrainer
 from tokencredit.recipes.supervised import (
     autocast,
     classifier_to_train,
@@ -72,12 +72,17 @@ from tokencredit.recipes.supervised import (
     train_and_held_out,
     write_results,
 )
-from tokencredit.recipes.trainer import ModelFunction, train, training_arguments, training_device
-from tokencredit.reward_model.objectives import Judgements
+from tokencredit.recipes.trainer import (
+    LossTrainer,
+    ModelFunction,
+    train,
+    training_arguments,
+    training_device,
+)
 from tokencredit.scorers.fractions import counted_scores
 from tokencredit.scorers.segment_ends import SegmentEnds, entropy_reference, segment_end_finder
 from tokencredit.scorers.trained_reading import remember_reading
-from tokencredit.text.hf_token_rows import EncodedText, Truncation, encoded_texts
+from tokencredit.text.hf_token_rows import Truncation, encoded_texts
 
 __all__ = ["TrainRewardModelConfig", "train_reward_model"]
 
@@ -160,17 +165,13 @@ def _judged_rows(
 ) -> list[JudgedRow]:
     """Rows as token ids, cut as the settings say, with what was said of them."""
     default: Truncation = "prompt-start" if config.row.rows == "pairs" else "response-end"
-
-    def encode(prompts: list[Prompt], responses: list[str]) -> list[EncodedText]:
-        return encoded_texts(
-            tokenizer,
-            prompts,
-            responses,
-            append_eos=config.append_eos,
-            max_length=config.max_length,
-            truncation=config.truncation or default,
-        )
-
+    encode = partial(
+        encoded_texts,
+        tokenizer,
+        append_eos=config.append_eos,
+        max_length=config.max_length,
+        truncation=config.truncation or default,
+    )
     return judged_rows(data, encode)
 
 
@@ -212,9 +213,7 @@ def _segment_ends(
         reference = entropy_reference(
             config.entropy_reference,
             tokenizer,
-            dtype=config.loading.dtype,
-            attn_implementation=config.loading.attn_implementation,
-            trust_remote_code=config.loading.trust_remote_code,
+            **config.loading.of_frozen,
             device=training_device(config),
         )
     return segment_end_finder(
@@ -253,16 +252,17 @@ def _train(
         ]
         return reward_batch(some, pad_id=pad_id, read_at=read_at)
 
-    def loss(judgements: Judgements) -> Tensor:
-        return config.row.loss(judgements, config.loss)
+    def loss(scores: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        return config.row.loss(judgements_of(scores, inputs), config.loss)
 
     count = len(columns["row"])
-    trainer = RewardTrainer(
+    trainer = LossTrainer(
         model=ModelFunction(adapted, counted_scores),
         args=training_arguments(config, folder, examples=count),
         train_dataset=Dataset.from_dict(columns),
         data_collator=batch,
         loss=loss,
+        unread=SAID,
         log_file=folder / "metrics.jsonl",
     )
     metrics = {"train_examples": float(count)} | train(trainer, tokens=tokens)

@@ -33,11 +33,11 @@ from tokencredit.preference.hf_labels import (
     load_labelled_spans,
     load_step_labels,
 )
+from tokencredit.recipes.language_model.corpus import IGNORED
 from tokencredit.recipes.reward_model.settings import TrainTokenClassifierConfig
 from tokencredit.recipes.reward_model.token_labels import (
     LabelledRow,
     LabelledText,
-    TokenTrainer,
     class_report,
     label_targets,
     labelled_logits,
@@ -55,7 +55,14 @@ from tokencredit.recipes.supervised import (
     train_and_held_out,
     write_results,
 )
-from tokencredit.recipes.trainer import ModelFunction, row_numbers, train, training_arguments
+from tokencredit.recipes.trainer import (
+    LossTrainer,
+    ModelFunction,
+    row_numbers,
+    train,
+    training_arguments,
+)
+from tokencredit.reward_model.losses.tokens import token_classification_loss
 
 __all__ = ["TrainTokenClassifierConfig", "train_token_classifier"]
 
@@ -157,13 +164,25 @@ def _train(
     def batch(some: Sequence[dict[str, int]]) -> dict[str, Tensor]:
         return token_batch([rows[one["row"]] for one in some], pad_id=pad_id)
 
-    trainer = TokenTrainer(
+    targets = label_targets(config.labels, len(config.classes))
+    weights = torch.tensor(config.class_weights)
+
+    def loss(logits: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        labels = inputs["token_labels"]
+        return token_classification_loss(
+            logits,
+            targets.to(labels.device)[labels.clamp(min=0)],
+            labels != IGNORED,
+            class_weights=weights.to(labels.device) if config.class_weights else None,
+        )
+
+    trainer = LossTrainer(
         model=ModelFunction(adapted, token_logits),
         args=training_arguments(config, folder, examples=len(rows)),
         train_dataset=row_numbers([len(row) for row in rows]),
         data_collator=batch,
-        targets=label_targets(config.labels, len(config.classes)),
-        class_weights=torch.tensor(config.class_weights) if config.class_weights else None,
+        loss=loss,
+        unread=("token_labels",),
         log_file=folder / "metrics.jsonl",
     )
     tokens = config.training.epochs * sum(map(len, rows))

@@ -3,7 +3,7 @@
     tokencredit train-vocabulary-reward --data pairs.jsonl --model lm --output guide
 
 The model is a language model before and after; what its logits mean is learnt. `farma` follows
-Rashid et al. 2025 (arXiv 2502.04517): logit v is the value of the text with v behind it, learnt in
+Rashid et al. 2025 (arXiv 2502.04517): logit v is the value of the text with v after it, learnt in
 turns from pairs of whole responses and from the constraint that a prefix is worth as much as its
 best continuation. `genarm` follows Xu et al. 2024 (arXiv 2410.08193): log-probabilities are rewards
 and their sum over a response obeys Bradley-Terry. `cd-fudge` follows Mudgal et al. 2023 (arXiv
@@ -149,9 +149,7 @@ def _policy(
         config.frozen_policy,
         tokenizer,
         argument="policy",
-        dtype=config.loading.dtype,
-        attn_implementation=config.loading.attn_implementation,
-        trust_remote_code=config.loading.trust_remote_code,
+        **config.loading.of_frozen,
         device=training_device(config),
     ).requires_grad_(False)
 

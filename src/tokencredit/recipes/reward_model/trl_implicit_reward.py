@@ -77,9 +77,9 @@ def dpo_batch(pairs: Sequence[EncodedPair], *, pad_id: int) -> dict[str, torch.T
     rows = [row for side in zip(*pairs, strict=True) for row in side]
     ids, attention_mask, _ = right_padded(rows, pad_id=pad_id)
     starts = torch.tensor([row.start for row in rows])
-    behind = torch.arange(ids.shape[1]) >= starts[:, None]
+    is_response = torch.arange(ids.shape[1]) >= starts[:, None]
     return {
         "input_ids": ids,
         "attention_mask": attention_mask,
-        "completion_mask": attention_mask * behind,
+        "completion_mask": attention_mask * is_response,
     }

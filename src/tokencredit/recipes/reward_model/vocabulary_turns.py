@@ -13,9 +13,14 @@ from transformers import PreTrainedModel
 
 from tokencredit.logprobs import token_logprobs
 from tokencredit.recipes.reward_model.causal_settings import TrainVocabularyRewardConfig
-from tokencredit.recipes.reward_model.examples import JudgedRow, reward_batch
-from tokencredit.recipes.reward_model.training import RewardTrainer
-from tokencredit.recipes.trainer import ModelFunction, row_numbers, train, training_arguments
+from tokencredit.recipes.reward_model.examples import SAID, JudgedRow, judgements_of, reward_batch
+from tokencredit.recipes.trainer import (
+    LossTrainer,
+    ModelFunction,
+    row_numbers,
+    train,
+    training_arguments,
+)
 from tokencredit.reward_model.hf_vocabulary import trained_statistics
 from tokencredit.reward_model.losses.pairs import prefix_regression_loss
 from tokencredit.reward_model.losses.vocabulary import (
@@ -133,8 +138,8 @@ def ended_row(row: EncodedText, eos_token_id: int | None) -> EncodedText:
     if row.input_ids[last] == eos_token_id:
         end = last + 1
     else:
-        behind = row.input_ids[last + 1 :]
-        end = last + 2 + behind.index(eos_token_id) if eos_token_id in behind else len(row)
+        after = row.input_ids[last + 1 :]
+        end = last + 2 + after.index(eos_token_id) if eos_token_id in after else len(row)
     return EncodedText(row.input_ids[:end], row.response_mask[:end])
 
 
@@ -155,7 +160,7 @@ def _pair_loss(loss: Callable[..., Tensor]) -> Loss:
     return lambda judgements: loss(*judgements.sides, margin=judgements.targets)
 
 
-class TurnTrainer(RewardTrainer):
+class TurnTrainer(LossTrainer):
     """The Trainer of one turn, whose log lines say which.
 
     Args:
@@ -209,7 +214,8 @@ def train_turn(
         args=training_arguments(config, folder, examples=len(rows)),
         train_dataset=row_numbers([len(one) for one in rows]),
         data_collator=batch,
-        loss=turn.loss,
+        loss=lambda scores, inputs: turn.loss(judgements_of(scores, inputs)),
+        unread=SAID,
         log_file=folder / "metrics.jsonl",
         turn=(number, turn.name),
     )

@@ -5,7 +5,6 @@
 Any engine that can post JSON gets sequence scores and token credit from it.
 """
 
-import os
 import signal
 import warnings
 from collections.abc import Iterator
@@ -18,9 +17,11 @@ from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.credit.methods import CreditSettings, credit_method, with_method
 from tokencredit.errors import ConfigError, TokenCreditWarning
 from tokencredit.models.hf_loading import quiet_transformers
-from tokencredit.recipes.settings import LoadingSettings, group, require_at_least, setting
+from tokencredit.ranges import require_at_least
+from tokencredit.recipes.settings import LoadingSettings, group, setting
 from tokencredit.scorers.sources import RewardSource, is_local, required_sources
 from tokencredit.scorers.text_rewards import loaded_text_rewards, reader_of
+from tokencredit.server.exchange import token_in
 from tokencredit.text.hf_rendering import Template
 from tokencredit.text.segments import SegmentSettings
 
@@ -165,7 +166,8 @@ def application_of(config: ServeConfig, *, token: str | None = None) -> Any:
         ConfigError, ModelError, NumericError: as `serve`.
     """
     try:
-        from tokencredit.recipes.serving.served_model import ServedModel, rewards_on_offer
+        from tokencredit.recipes.serving.offers import rewards_on_offer
+        from tokencredit.recipes.serving.served_model import ServedModel
         from tokencredit.server.app import reward_app
         from tokencredit.server.intake import Limits
         from tokencredit.server.messages import PromptAndResponse
@@ -215,13 +217,7 @@ def bearer_token(config: ServeConfig) -> str | None:
                 stacklevel=2,
             )
         return None
-    token = os.environ.get(config.token_variable, "").strip()
-    if not token:
-        raise ConfigError(
-            f"token_variable names {config.token_variable!r}, which is not set or empty; expected "
-            "the name of an environment variable that holds the token, not the token itself"
-        )
-    return token
+    return token_in(config.token_variable, setting="token_variable")
 
 
 def _is_loopback(host: str) -> bool:

@@ -8,99 +8,29 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from tokencredit.batch import Prompt, ResponseBatch, ResponseScores, RewardScorer
+from tokencredit.batch import Prompt, ResponseBatch, ResponseScores
 from tokencredit.credit.methods import (
-    CREDIT_METHODS,
-    NEEDS,
-    CreditSettings,
-    Need,
     credit_method,
-    with_method,
 )
-from tokencredit.errors import ConfigError, DataError, ModelError, NumericError
+from tokencredit.errors import DataError, ModelError, NumericError
 from tokencredit.models.hf_loading import context_length, pad_token_id
 from tokencredit.models.hf_vocabularies import vocabulary_fingerprint
-from tokencredit.scorers.evidence import Responses, require_evidence, response_scores
+from tokencredit.recipes.serving.offers import offered_details, row_details
+from tokencredit.scorers.evidence import Responses, response_scores
 from tokencredit.scorers.local import own_scores
 from tokencredit.scorers.policy_tokens import ended_scores
-from tokencredit.scorers.sources import CombinedScorer, LoadedSource, Rewards
-from tokencredit.scorers.text_rewards import other_credit, with_segments
+from tokencredit.scorers.rewards import CombinedScorer, LoadedSource, Rewards
+from tokencredit.scorers.text_rewards import with_segments
 from tokencredit.scorers.trained_reading import trained_segments
 from tokencredit.server.messages import PromptAndResponse, PromptAndResponseIds, Served
 from tokencredit.server.rows import RowScores, TokenRow
 from tokencredit.text.hf_decoding import decoded_response
-from tokencredit.text.hf_encoding import EncodedResponses
+from tokencredit.text.hf_encoding import EncodedResponses, closed_batch
 from tokencredit.text.hf_rendering import Template, encoded_prompts, reads_eos, token_texts
-from tokencredit.text.segments import SegmentSettings
-
-
-def offered_credit(
-    scorer: RewardScorer,
-    asked: Sequence[str] | None,
-    credit: CreditSettings,
-    segments: SegmentSettings,
-) -> tuple[str, ...]:
-    """Names of the credit methods that a scorer is served with.
-
-    Args:
-        scorer: of one source of reward, or of several.
-        asked: names of them; None for all of one pass that the scorer allows and that need nothing
-            besides.
-        credit: their options.
-        segments: how responses are cut.
-
-    Raises:
-        ModelError: one that is named needs what the scorer does not give.
-        ConfigError: one that is named needs what a server does not have.
-    """
-    gives = set(scorer.gives)
-    gives |= {"segments"} if segments.kind != "none" else set()
-    gives |= {"length_means", "location"} if credit.fitted is not None else set()
-    if asked is None:
-        return tuple(
-            name
-            for name, method in CREDIT_METHODS.items()
-            if method.one_pass and set(method.needs) <= gives
-        )
-    for name in asked:
-        method = credit_method(name)
-        require_evidence(with_method(credit, name), scorer, where="the reward model")
-        lacking = [need for need in method.needs if need not in gives]
-        if lacking and not (method.model_kind and credit.model is not None):
-            raise ConfigError(
-                f"credit {name!r} needs {NEEDS[lacking[0]]}, which this server does not have; "
-                "expected another method, or settings that give it: segments.kind, credit.fitted "
-                "or credit.model"
-            )
-    return tuple(asked)
-
-
-def rewards_on_offer(
-    rewards: Rewards,
-    asked: Sequence[str] | None = None,
-    *,
-    loading: Mapping[str, Any] | None = None,
-) -> dict[str, Rewards]:
-    """The credit methods that sources of reward are served with, each with what it needs.
-
-    Args:
-        rewards: the sources, as `loaded_text_rewards` returns them.
-        asked: names of methods; None for all that need nothing besides.
-        loading: of models that methods need, as `load_model` takes it.
-
-    Raises:
-        ConfigError, DataError, ModelError: as `offered_credit` and `other_credit`.
-    """
-    credit, segments = rewards.credited.credit, rewards.credited.segments
-    names = offered_credit(rewards.credited.scorer, asked, credit, segments)
-    return {
-        name: other_credit(rewards, with_method(credit, name), loading=loading) for name in names
-    }
 
 
 @dataclass(frozen=True)
@@ -381,21 +311,10 @@ class ServedModel:
     ) -> tuple[ResponseBatch, Bool[Tensor, "batch sequence"]]:
         """Rows as tensors, and which of their tokens are real."""
         pad, device = pad_token_id(self.tokenizer), next(self.model.parameters()).device
-        prompts = [row.prompt_ids for row in rows]
-        behind = [row.response_ids + row.closing_ids for row in rows]
-        width = max(len(ids) for ids in prompts)
-        # One column at least, so that a batch of empty responses has a last token to look for.
-        time = max(1, *(len(ids) for ids in behind))
-        prompt_mask = _first([len(ids) for ids in prompts], width).flip(-1)
-        response_mask = _first([len(row.response_ids) for row in rows], time)
-        batch = ResponseBatch(
-            torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompts]),
-            prompt_mask,
-            torch.tensor([ids + [pad] * (time - len(ids)) for ids in behind]),
-            response_mask,
+        batch, real = closed_batch(
+            [(row.prompt_ids, row.response_ids, row.closing_ids) for row in rows], pad_token_id=pad
         )
-        real = torch.cat([prompt_mask, _first([len(ids) for ids in behind], time)], dim=-1)
-        return batch.to(device), real.to(device)
+        return batch.to(device), real.bool().to(device)
 
 
 def _prompt(text: PromptAndResponse) -> Prompt:
@@ -412,12 +331,12 @@ def _token_rows(
 ) -> list[TokenRow]:
     """The rows of a padded batch without its padding; tokens where something asks for them."""
     batch = encoded.batch
-    behind = encoded.attention_mask[:, batch.prompt_ids.shape[1] :].bool() & ~batch.response_mask
+    closing = encoded.attention_mask[:, batch.prompt_ids.shape[1] :].bool() & ~batch.response_mask
     return [
         TokenRow(
             batch.prompt_ids[i][batch.prompt_mask[i]].tolist(),
             batch.response_ids[i][batch.response_mask[i]].tolist(),
-            batch.response_ids[i][behind[i]].tolist(),
+            batch.response_ids[i][closing[i]].tolist(),
             names[i] if credit or details else [],
             spans if credit or details else [],
             credit,
@@ -425,53 +344,3 @@ def _token_rows(
         )
         for i, spans in enumerate(encoded.response_spans)
     ]
-
-
-def _first(lengths: Sequence[int], width: int) -> Bool[Tensor, "batch {width}"]:
-    """True in the first so many columns of each row."""
-    return torch.arange(width) < torch.tensor(lengths)[:, None]
-
-
-# What a client makes credit from, by its name in requests.
-DETAILS: dict[str, Need] = {"prefix-scores": "prefix_scores", "attention": "attention"}
-
-
-def offered_details(credit_methods: Sequence[str]) -> tuple[str, ...]:
-    """Names of what is told besides token scores: what the methods on offer are made from.
-
-    >>> offered_details(("terminal", "attention"))
-    ('attention',)
-    """
-    needs = {need for name in credit_methods for need in credit_method(name).needs}
-    return tuple(name for name, need in DETAILS.items() if need in needs)
-
-
-def row_details(rows: Sequence[TokenRow], scores: ResponseScores) -> list[dict[str, list[float]]]:
-    """What each row asks for besides token scores, under the names of `RowScores`.
-
-    Args:
-        rows: of one batch.
-        scores: what the model says about it.
-
-    Raises:
-        NumericError: an attention that is asked for is NaN.
-    """
-    return [
-        {name.replace("-", "_"): _numbers(row, index, scores, name) for name in row.details}
-        for index, row in enumerate(rows)
-    ]
-
-
-def _numbers(row: TokenRow, index: int, scores: ResponseScores, name: str) -> list[float]:
-    length = len(row.response_ids)
-    if name == "prefix-scores":
-        assert scores.prefix_scores is not None
-        return scores.prefix_scores[index, : length + 1].tolist()
-    assert scores.attention is not None
-    attention = scores.attention[index, :length]
-    if not bool(attention.isfinite().all()):
-        raise NumericError(
-            "the attention to a token is NaN; expected finite numbers: look for NaN weights, or "
-            "serve the model in float32 or bfloat16 rather than float16"
-        )
-    return attention.tolist()
