@@ -16,7 +16,7 @@ from tokencredit.credit.redistribution import terminal_credit, uniform_credit
 from tokencredit.errors import ConfigError, DataError, ModelError
 from tokencredit.scorers.rewards import CombinedScorer
 from tokencredit.scorers.sources import RewardSource, loaded_rewards, required_sources
-from tokencredit.scorers.text_rewards import loaded_text_rewards, paid_texts
+from tokencredit.scorers.text_rewards import loaded_text_rewards, other_credit, paid_texts
 from tokencredit.text.hf_encoding import encode_responses
 from tokencredit.text.segments import SegmentSettings
 
@@ -91,6 +91,38 @@ def test_a_weighted_sum_of_linear_credits_is_the_sum_of_the_credits(folder, cred
     )
     first, second = (alone(folder / name, credit)(batch()) for name in ("first", "second"))
     torch.testing.assert_close(both(batch()), 0.5 * first - 2.0 * second, atol=1e-5, rtol=1e-4)
+
+
+def test_a_weight_counts_where_a_method_asks_again(folder):
+    weighted = rewards_of(RewardSource(str(folder / "second"), weight=-2.0), credit="leave-one-out")
+    once = alone(folder / "second", "leave-one-out")
+    torch.testing.assert_close(weighted(batch()), -2.0 * once(batch()), atol=1e-5, rtol=1e-4)
+
+
+def test_a_weight_takes_away_embeddings_and_leaves_attention(folder):
+    weighted = rewards_of(RewardSource(str(folder / "first"), weight=2.0), credit="attention")
+    once = alone(folder / "first", "attention")
+    torch.testing.assert_close(weighted(batch()), 2.0 * once(batch()), atol=1e-5, rtol=1e-4)
+    with pytest.raises(ModelError, match="expected a reward model in this process"):
+        rewards_of(RewardSource(str(folder / "first"), weight=2.0), credit="gradient-times-input")
+
+
+@pytest.mark.parametrize("credit", ["leave-one-out", "gradient-times-input"])
+@pytest.mark.parametrize("score", [ScoreSettings("running"), ScoreSettings(clip=1.0)])
+def test_a_transformed_score_and_a_method_that_asks_again_is_refused(folder, credit, score):
+    with pytest.raises(ConfigError, match="expected no transform of the score"):
+        rewards_of(RewardSource(str(folder / "first"), score=score), credit=credit)
+    own = RewardSource(str(folder / "first"), score=score, credit=CreditSettings(credit))
+    with pytest.raises(ConfigError, match="expected no transform of the score"):
+        rewards_of(own)
+
+
+def test_another_credit_of_transformed_scores_is_held_to_the_same(folder):
+    source = RewardSource(str(folder / "first"), score=ScoreSettings(clip=1.0))
+    rewards = rewards_of(source)
+    with pytest.raises(ConfigError, match="expected no transform of the score"):
+        other_credit(rewards, CreditSettings("shapley"))
+    assert other_credit(rewards, CreditSettings("uniform")).credited.credit.method == "uniform"
 
 
 def test_the_worst_case_is_taken_before_credit(folder):

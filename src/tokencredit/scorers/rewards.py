@@ -7,12 +7,12 @@ from functools import reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tokencredit.aggregation.methods import (
-    CombinationSettings,
-)
+from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.aggregation.transforms import RunningMoments, ScoreSettings, transformed_scores
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores, RewardScorer
-from tokencredit.credit.methods import credit_method
+from tokencredit.credit.evidence import NEEDS
+from tokencredit.credit.methods import CreditSettings, credit_method
+from tokencredit.errors import ConfigError
 from tokencredit.scorers.ensemble import ensemble_scores, ensemble_token_scores
 from tokencredit.scorers.evidence import AskPolicy, Responses, response_scores
 from tokencredit.scorers.segmentation import response_segments
@@ -54,10 +54,17 @@ class CombinedScorer:
     combine: CombinationSettings = field(default_factory=CombinationSettings)
 
     @property
+    def is_one_as_it_is(self) -> bool:
+        """Whether nothing is combined and nothing weighed."""
+        return len(self.sources) == 1 and self.sources[0].weight == 1.0
+
+    @property
     def gives(self) -> frozenset[str]:
-        """What all sources give; attention and embeddings of one source alone."""
+        """What all sources give; attention of one source, embeddings of one as it is."""
         common = reduce(frozenset.intersection, (one.scorer.gives for one in self.sources))
-        return common if len(self.sources) == 1 else common - {"attention", "embeddings"}
+        if not self.is_one_as_it_is:
+            common -= {"embeddings"}
+        return common if len(self.sources) == 1 else common - {"attention"}
 
     def __call__(
         self,
@@ -74,7 +81,7 @@ class CombinedScorer:
 
     def combined(self, scores: Sequence[ResponseScores]) -> ResponseScores:
         """Scores of the sources, in their order, as one."""
-        if len(scores) == 1 and self.sources[0].weight == 1.0:
+        if self.is_one_as_it_is:
             return scores[0]
         return ensemble_scores(scores, [one.weight for one in self.sources], self.combine)
 
@@ -214,3 +221,22 @@ class Rewards:
         if not own:
             return paid[0]
         return ensemble_token_scores(paid, weights, CombinationSettings("sum"))
+
+
+def require_scores_as_read(name: str, score: ScoreSettings, credit: CreditSettings) -> None:
+    """Raise ConfigError where a credit asks again, and so meets scores before their transform.
+
+    Args:
+        name: of the source.
+        score: its transform.
+        credit: that is made from it.
+    """
+    needs = credit_method(credit.method).needs
+    again = [need for need in needs if need in ("kept_tokens", "embeddings")]
+    if again and score != ScoreSettings():
+        raise ConfigError(
+            f"the score of {name!r} is transformed (normalization {score.normalization!r}, clip "
+            f"{score.clip}), and credit method {credit.method!r} is made from {NEEDS[again[0]]}, "
+            "as the reward model gives it; expected no transform of the score, or a method that "
+            "is made from prefix scores"
+        )

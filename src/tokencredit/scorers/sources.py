@@ -23,7 +23,12 @@ from tokencredit.scorers.evidence import require_evidence
 from tokencredit.scorers.functions import named_function, names_function
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.policy_tokens import decoded_responses
-from tokencredit.scorers.rewards import CombinedScorer, LoadedSource, Rewards
+from tokencredit.scorers.rewards import (
+    CombinedScorer,
+    LoadedSource,
+    Rewards,
+    require_scores_as_read,
+)
 from tokencredit.scorers.segmentation import segment_function
 from tokencredit.scorers.served import served_reward_model
 from tokencredit.scorers.texts import loaded_reward_model
@@ -189,16 +194,20 @@ def loaded_rewards(
         has_policy: whether a policy is there whose attention can be read.
 
     Raises:
-        ConfigError: a function is not there, or a credit needs what is not named.
+        ConfigError: a function is not there, a credit needs what is not named, or one that asks
+            the reward model again is to be made of scores that are transformed.
         ModelError, ServerError, DataError: a model is not there, or lacks what its credit needs.
     """
     for cut in (segments, *(one.segments for one in sources if one.segments)):
         segment_function(cut)  # one that is not there is an error before a model is read
+    for one in sources:
+        require_scores_as_read(one.label, one.score, one.credit or credit)
     loading = dict(loading or {})
 
-    def credited(scorer: RewardScorer, settings: CreditSettings, cut: SegmentSettings, what: str
-                 ) -> CreditedScorer:  # fmt: skip
-        require_evidence(settings, scorer, where=what)
+    def credited(
+        scorer: RewardScorer, settings: CreditSettings, cut: SegmentSettings, *, where: str
+    ) -> CreditedScorer:
+        require_evidence(settings, scorer, where=where)
         models = loaded_credit_models(settings, tokenizer, has_policy=has_policy, loading=loading)
         return CreditedScorer(scorer, tokenizer, settings, models, cut, micro_batch_size)
 
@@ -211,15 +220,15 @@ def loaded_rewards(
         of_its_own = None
         if one.credit is not None:
             cut = one.segments or segments
-            of_its_own = credited(scorer, one.credit, cut, f"the reward {one.label!r}")
+            of_its_own = credited(scorer, one.credit, cut, where=f"the reward {one.label!r}")
         loaded.append(LoadedSource(one.label, scorer, one.weight, one.score, of_its_own))
     shared = tuple(one for one in loaded if one.credited is None)
-    scorer = CombinedScorer(shared or tuple(loaded), combine)
-    single = scorer.sources[0].scorer if len(scorer.sources) == 1 else scorer
+    combined = CombinedScorer(shared or tuple(loaded), combine)
+    scorer = combined.sources[0].scorer if combined.is_one_as_it_is else combined
     if shared:
-        of_run = credited(single, credit, segments, "the reward model")
+        of_run = credited(scorer, credit, segments, where="the reward model")
     else:
-        of_run = CreditedScorer(single, tokenizer, credit, CreditModels(), segments)
+        of_run = CreditedScorer(scorer, tokenizer, credit, CreditModels(), segments)
     return Rewards(tuple(loaded), of_run, combine)
 
 

@@ -15,7 +15,7 @@ from tokencredit.errors import ConfigError
 from tokencredit.scorers.credit_models import loaded_credit_models
 from tokencredit.scorers.evidence import Responses, require_evidence
 from tokencredit.scorers.local import LocalScorer
-from tokencredit.scorers.rewards import Rewards
+from tokencredit.scorers.rewards import Rewards, require_scores_as_read
 from tokencredit.scorers.segmentation import response_segments
 from tokencredit.scorers.sources import RewardSource, is_local, loaded_rewards
 from tokencredit.scorers.texts import loaded_reward_model, whole_texts
@@ -97,8 +97,12 @@ def other_credit(
         loading: as there.
 
     Raises:
-        ConfigError, ModelError: as `loaded_credit_models`, or the sources lack what it needs.
+        ConfigError: as `loaded_credit_models` and `require_scores_as_read`.
+        ModelError: as `loaded_credit_models`, or the sources lack what it needs.
     """
+    for one in rewards.sources:
+        if one.credited is None:
+            require_scores_as_read(one.name, one.score, credit)
     require_evidence(credit, rewards.credited.scorer, where="the reward model")
     models = loaded_credit_models(credit, rewards.credited.tokenizer, loading=loading)
     return replace(rewards, credited=replace(rewards.credited, credit=credit, models=models))
