@@ -93,7 +93,7 @@ def test_what_is_no_error_span(unchecked, wrong):
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [(span(0, 99), "ends behind the text"), (span(0, 3, "fatal"), "'fatal'; expected one of")],
+    [(span(0, 99), "ends after the text"), (span(0, 3, "fatal"), "'fatal'; expected one of")],
 )
 def test_errors_that_do_not_fit_the_text_or_the_severities(wrong, message):
     with pytest.raises(DataError, match=message):
