@@ -1,11 +1,13 @@
 """Several sources of reward: combined before credit, or each with a credit of its own."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from saved_models import save_reward_model
 from tiny_tokenizers import byte_level, word_level, wordpiece
+from transformers import AutoModelForTokenClassification
 
 from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.aggregation.transforms import RunningMoments, ScoreSettings
@@ -34,6 +36,14 @@ def folder(tmp_path_factory):
     torch.manual_seed(1)
     save_reward_model(folder / "second", word_level())
     save_reward_model(folder / "encoder", wordpiece(), "bert")
+    for name in ("facts", "style"):
+        save_reward_model(
+            folder / name,
+            byte_level(),
+            "llama",
+            auto_class=AutoModelForTokenClassification,
+            num_labels=2,
+        )
     (folder / "my_rewards.py").write_text(
         "def shortness(prompts, responses):\n"
         "    return [-len(text) / 10 for text in responses]\n"
@@ -150,6 +160,82 @@ def test_each_source_can_have_a_credit_of_its_own(folder):
     first, second = (one.scorer(batch()).sequence_scores for one in mixed.sources)
     expected = 2.0 * uniform_credit(first, mask) + terminal_credit(second, mask)
     torch.testing.assert_close(mixed(batch()), expected, atol=1e-5, rtol=1e-4)
+
+
+def judge(folder, name, share=0.0, **settings):
+    """A token classifier that is a source of its own: no reward model."""
+    credit = CreditSettings("fine-grained", terminal_share=share)
+    segments = SegmentSettings("ngram", length=2)
+    return RewardSource(str(folder / name), credit=credit, segments=segments, **settings)
+
+
+def beside_a_reward_model(folder, name, share=0.0, **settings):
+    """The same classifier in the place that it has beside a reward model."""
+    source = judge(folder, name, share, **settings)
+    own = replace(source.credit, model=source.model)
+    return replace(source, model=str(folder / "first"), name=name, credit=own)
+
+
+def test_judges_of_fine_grained_errors_need_no_reward_model(folder):
+    alone_ = rewards_of(judge(folder, "facts", weight=0.5), judge(folder, "style", weight=-2.0))
+    beside = rewards_of(
+        beside_a_reward_model(folder, "facts", weight=0.5),
+        beside_a_reward_model(folder, "style", weight=-2.0),
+    )
+    paid = alone_(batch())
+    torch.testing.assert_close(paid, beside(batch()))
+    assert paid.ne(0).any(-1).all()
+    assert [type(model).__name__ for model in alone_.modules] == ["LlamaForTokenClassification"] * 2
+    one, other = (source.scorer(batch()).sequence_scores for source in alone_.sources)
+    torch.testing.assert_close(0.5 * one - 2.0 * other, paid.sum(-1))
+
+
+def test_a_judge_is_added_to_a_reward_model(folder):
+    both = rewards_of(RewardSource(str(folder / "second")), judge(folder, "facts", weight=3.0))
+    expected = alone(folder / "second")(batch()) + 3.0 * rewards_of(judge(folder, "facts"))(batch())
+    torch.testing.assert_close(both(batch()), expected)
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_a_share_of_a_judge_at_the_end_keeps_the_sum(folder, share):
+    spread, moved = (rewards_of(judge(folder, "facts", part))(batch()) for part in (0.0, share))
+    torch.testing.assert_close(moved.sum(-1), spread.sum(-1))
+    last = batch().response_mask.sum(-1) - 1
+    at_the_end = torch.zeros_like(spread)
+    at_the_end[torch.arange(2), last] = spread.sum(-1)
+    torch.testing.assert_close(moved, (1 - share) * spread + share * at_the_end)
+
+
+def test_texts_are_read_by_the_reward_model_and_not_by_the_judge(folder):
+    listed = (judge(folder, "facts"), RewardSource(str(folder / "second")))
+    credit, segments = CreditSettings("prefix-difference"), SegmentSettings()
+    with pytest.raises(ModelError, match="vocabular"):  # the judge reads bytes, the other words
+        loaded_text_rewards(listed, credit, segments)
+    listed = (judge(folder, "facts"), RewardSource(str(folder / "first")))
+    rewards = loaded_text_rewards(listed, credit, segments)
+    found = paid_texts([rewards], PROMPTS, RESPONSES)
+    assert list(found.source_scores) == ["facts", "first"]
+    with pytest.raises(ConfigError, match="expected a reward model by Hub id or folder"):
+        loaded_text_rewards(listed[:1], credit, segments)
+
+
+@pytest.mark.parametrize(
+    ("source", "itself"),
+    [
+        (RewardSource("a/b", credit=CreditSettings("fine-grained")), True),
+        (RewardSource("a/b", credit=CreditSettings("log-ratio")), True),
+        (RewardSource("a/b", credit=CreditSettings("likelihood")), True),
+        (RewardSource("a/b", credit=CreditSettings("fine-grained", model="a/c")), False),
+        (RewardSource("a/b", credit=CreditSettings("rto")), False),  # pays a score at the end
+        (RewardSource("a/b", credit=CreditSettings("uniform")), False),
+        (RewardSource("a/b"), False),
+        (RewardSource("http://host:1", credit=CreditSettings("fine-grained")), False),
+        (RewardSource("module:name", credit=CreditSettings("fine-grained")), False),
+    ],
+)
+def test_what_pays_itself_is_no_reward_model(source, itself):
+    assert source.pays_itself == itself
+    assert source.is_reward_model == (not itself and source.model.startswith("a/"))
 
 
 def test_segments_of_its_own_pay_at_their_own_ends(folder):

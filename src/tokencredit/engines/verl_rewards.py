@@ -35,7 +35,7 @@ from tokencredit.engines.versions import require_version
 from tokencredit.errors import NumericError
 from tokencredit.evaluation.credit_shape import credit_entropy, last_token_share
 from tokencredit.models.hf_loading import load_tokenizer
-from tokencredit.scorers.sources import is_local, required_sources
+from tokencredit.scorers.sources import required_sources
 
 require_version("verl", at_least="0.9.1", below="0.10", extra="verl")
 from verl import DataProto  # noqa: E402
@@ -167,7 +167,8 @@ def _loaded(settings: RewardSettings, tokenizer: Any) -> tuple[TokenRewards, boo
         template=settings.template,
         dtype=settings.dtype,
     )
-    templates = [load_tokenizer(one.model).chat_template for one in sources if is_local(one.model)]
+    readers = [one.model for one in sources if one.is_reward_model]
+    templates = [load_tokenizer(reader).chat_template for reader in readers]
     return token_rewards, settings.template == "chat" or (
         settings.template == "auto" and all(one is not None for one in templates)
     )

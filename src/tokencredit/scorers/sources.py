@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,10 +16,10 @@ from tokencredit.aggregation.methods import (
 )
 from tokencredit.aggregation.transforms import ScoreSettings
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores, RewardScorer
-from tokencredit.credit.methods import CreditSettings
+from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError, DataError
 from tokencredit.scorers.credit_models import CreditModels, loaded_credit_models
-from tokencredit.scorers.evidence import require_evidence
+from tokencredit.scorers.evidence import OF_SCORERS, require_evidence
 from tokencredit.scorers.functions import named_function, names_function
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.policy_tokens import decoded_responses
@@ -48,7 +48,8 @@ class RewardSource:
 
     model: str
     """Hub id or folder of a reward model, the address, `http(s)://...`, of a `tokencredit serve`,
-    or `module:function`, a Python function from prompts and responses to scores."""
+    or `module:function`, a Python function from prompts and responses to scores. With a credit of
+    its own that needs no reward model, `fine-grained` for example, the model of that credit."""
     name: str = ""
     """In metrics and samples; empty for the last part of `model`."""
     weight: float = 1.0
@@ -65,6 +66,26 @@ class RewardSource:
     def label(self) -> str:
         """Its name in metrics and samples."""
         return self.name or re.split(r"[/:]", self.model.rstrip("/"))[-1]
+
+    @property
+    def pays_itself(self) -> bool:
+        """Whether `model` is no reward model, but what its own credit is made from."""
+        if self.credit is None or self.credit.model is not None or not is_local(self.model):
+            return False
+        method = credit_method(self.credit.method)
+        return bool(method.model_kind) and not set(method.needs) & set(OF_SCORERS)
+
+    @property
+    def own_credit(self) -> CreditSettings | None:
+        """Its own credit with the model that it is made from; None takes that of the run."""
+        if self.credit is None or not self.pays_itself:
+            return self.credit
+        return replace(self.credit, model=self.model)
+
+    @property
+    def is_reward_model(self) -> bool:
+        """Whether a reward model is loaded here: no address, no function, no other model."""
+        return is_local(self.model) and not self.pays_itself
 
 
 @dataclass(frozen=True)
@@ -118,6 +139,48 @@ class FunctionScorer:
                 f"{int(scores.isfinite().sum())} are finite; expected one finite number for each"
             )
         return ResponseScores(scores.to(batch.response_ids.device), None, None)
+
+
+@dataclass(frozen=True)
+class TokenSums:
+    """Scores of a source that has no reward model: sums of what its tokens are paid.
+
+    Attributes:
+        tokenizer: of the policy.
+        credit: a method that asks no reward model.
+        models: that the method is made from.
+        segments: how responses are cut.
+        micro_batch_size: rows per forward pass.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    credit: CreditSettings
+    models: CreditModels
+    segments: SegmentSettings
+    micro_batch_size: int | None = None
+
+    @property
+    def gives(self) -> frozenset[str]:
+        """What methods can be made from."""
+        return frozenset({"sequence_scores"})
+
+    def __call__(
+        self,
+        batch: ResponseBatch,
+        *,
+        attention: bool = False,  # noqa: ARG002 - every scorer is asked in the same way
+        conversations: Sequence[Prompt] | None = None,
+    ) -> ResponseScores:
+        """Scores of whole responses in nats."""
+        every_token = replace(self.credited, credit=replace(self.credit, terminal_share=0.0))
+        return ResponseScores(every_token(batch, conversations).sum(-1), None, None)
+
+    @property
+    def credited(self) -> CreditedScorer:
+        """What pays the tokens."""
+        return CreditedScorer(
+            self, self.tokenizer, self.credit, self.models, self.segments, self.micro_batch_size
+        )
 
 
 def required_sources(
@@ -204,36 +267,38 @@ def loaded_rewards(
         require_scores_as_read(one.label, one.score, one.credit or credit)
     loading = dict(loading or {})
 
-    def credited(
-        scorer: RewardScorer, settings: CreditSettings, cut: SegmentSettings, *, where: str
-    ) -> CreditedScorer:
-        require_evidence(settings, scorer, where=where)
-        models = loaded_credit_models(settings, tokenizer, has_policy=has_policy, loading=loading)
-        return CreditedScorer(scorer, tokenizer, settings, models, cut, micro_batch_size)
+    size = micro_batch_size
+
+    def models_of(settings: CreditSettings) -> CreditModels:
+        return loaded_credit_models(settings, tokenizer, has_policy=has_policy, loading=loading)
 
     loaded = []
     for one in sources:
-        own = one.credit or credit
+        cut, own = one.segments or segments, one.own_credit
+        if own is not None and one.pays_itself:
+            sums = TokenSums(tokenizer, own, models_of(own), cut, size)
+            loaded.append(LoadedSource(one.label, sums, one.weight, one.score, sums.credited))
+            continue
         scorer = _loaded(
-            one, own, tokenizer, known or {}, server, template, micro_batch_size, loading
+            one, own or credit, tokenizer, known or {}, server, template, size, loading
         )
-        of_its_own = None
-        if one.credit is not None:
-            cut = one.segments or segments
-            of_its_own = credited(scorer, one.credit, cut, where=f"the reward {one.label!r}")
-        loaded.append(LoadedSource(one.label, scorer, one.weight, one.score, of_its_own))
+        credited = None
+        if own is not None:
+            require_evidence(own, scorer, where=f"the reward {one.label!r}")
+            credited = CreditedScorer(scorer, tokenizer, own, models_of(own), cut, size)
+        loaded.append(LoadedSource(one.label, scorer, one.weight, one.score, credited))
     shared = tuple(one for one in loaded if one.credited is None)
     combined = CombinedScorer(shared or tuple(loaded), combine)
     scorer = combined.sources[0].scorer if combined.is_one_as_it_is else combined
     if shared:
-        of_run = credited(scorer, credit, segments, where="the reward model")
-    else:
-        of_run = CreditedScorer(scorer, tokenizer, credit, CreditModels(), segments)
+        require_evidence(credit, scorer, where="the reward model")
+    models = models_of(credit) if shared else CreditModels()
+    of_run = CreditedScorer(scorer, tokenizer, credit, models, segments, size)
     return Rewards(tuple(loaded), of_run, combine)
 
 
 def is_local(model: str) -> bool:
-    """Whether a source names a reward model that is loaded here: no address and no function."""
+    """Whether a source names a model that is loaded here: no address and no function."""
     return not is_address(model) and not names_function(model)
 
 

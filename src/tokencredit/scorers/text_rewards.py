@@ -17,7 +17,7 @@ from tokencredit.scorers.evidence import Responses, require_evidence
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.rewards import Rewards, require_scores_as_read
 from tokencredit.scorers.segmentation import response_segments
-from tokencredit.scorers.sources import RewardSource, is_local, loaded_rewards
+from tokencredit.scorers.sources import RewardSource, loaded_rewards
 from tokencredit.scorers.texts import loaded_reward_model, whole_texts
 from tokencredit.text.hf_encoding import EncodedResponses
 from tokencredit.text.hf_rendering import Template
@@ -66,7 +66,7 @@ def loaded_text_rewards(
         ConfigError: no source is a reward model that is loaded here, whose tokens could be paid.
         DataError, ModelError, ServerError: as `loaded_rewards`.
     """
-    first = next((one.model for one in sources if is_local(one.model)), None)
+    first = next((one.model for one in sources if one.is_reward_model), None)
     if first is None:
         raise ConfigError(
             f"the rewards are {', '.join(one.model for one in sources)}; expected a reward model "

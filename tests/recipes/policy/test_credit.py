@@ -15,7 +15,7 @@ from transformers import (
 
 from tokencredit.batch import padded_rows
 from tokencredit.credit.location import LocationNormaliser
-from tokencredit.credit.methods import CREDIT_METHODS
+from tokencredit.credit.methods import CREDIT_METHODS, CreditSettings
 from tokencredit.errors import ConfigError, ModelError
 from tokencredit.policy.advantages import macro_gae_advantages
 from tokencredit.policy.hf_rollout import sampled_responses
@@ -26,7 +26,8 @@ from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.run_folder import read_jsonl
 from tokencredit.sampling import Sampling
 from tokencredit.scorers.credit_models import FittedCredit
-from tokencredit.text.segments import segment_ends
+from tokencredit.scorers.sources import RewardSource
+from tokencredit.text.segments import SegmentSettings, segment_ends
 
 
 @pytest.fixture(scope="module")
@@ -309,3 +310,22 @@ def test_what_was_not_fitted_is_missed(models, tmp_path):
     config = tiny_config(models, tmp_path, credit__method="located-segment", segments__kind="ngram")
     with pytest.raises(ConfigError, match=r"fitted before, and credit\.fitted is None"):
         loaded_models(config, None, torch.device("cpu"))
+
+
+def test_a_policy_is_trained_on_fine_grained_judges_alone(models, tmp_path):
+    judged = CreditSettings("fine-grained")
+    rewards = tuple(
+        RewardSource(str(models / "classifier"), name, weight, credit=judged, segments=segments)
+        for name, weight, segments in [
+            ("facts", 0.5, SegmentSettings("ngram", length=2)),
+            ("style", -0.25, SegmentSettings("ngram", length=3)),
+        ]
+    )
+    config = tiny_config(models, tmp_path / "run", reward_model=None, rewards=rewards, steps=2)
+    train_policy(config)
+    rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert len(rows) == 2
+    for row in rows:
+        combined = 0.5 * row["score/facts"] - 0.25 * row["score/style"]
+        assert row["score"] == pytest.approx(combined, abs=1e-5)
+        assert row["score/facts"] != row["score/style"]

@@ -1,5 +1,6 @@
 """What processes of a training exchange, and what is said when one dies or falls silent."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -65,6 +66,21 @@ def own_rows(accelerator: Accelerator, everywhere: Tensor, own: Tensor) -> Tenso
     rows, time = own.shape
     start = accelerator.process_index * rows
     return everywhere[start : start + rows, :time]
+
+
+def end_processes(accelerator: Accelerator) -> None:
+    """Leave the group of processes, once its threads have let go of their last exchange.
+
+    A thread of gloo frees the tensors of an exchange after the exchange has ended, and needs the
+    interpreter for it. A group that is freed in between waits for its threads and keeps the
+    interpreter: neither ends, in about one run of seven on two CPU processes.
+
+    Args:
+        accelerator: of the processes, whose exchanges are over.
+    """
+    if accelerator.num_processes > 1:
+        time.sleep(0.2)  # lets go of the interpreter, which is all that such a thread waits for
+    accelerator.end_training()
 
 
 def is_of_a_lost_process(error: RuntimeError) -> bool:

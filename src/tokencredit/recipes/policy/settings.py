@@ -20,7 +20,7 @@ from tokencredit.recipes.policy.setting_groups import (
     ServerSettings,
 )
 from tokencredit.recipes.settings import LoadingSettings, LoraSettings, group, setting
-from tokencredit.scorers.sources import RewardSource, is_local, required_sources
+from tokencredit.scorers.sources import RewardSource, required_sources
 from tokencredit.server.client import RewardServer
 from tokencredit.server.exchange import is_address
 from tokencredit.text.segments import SegmentSettings
@@ -87,7 +87,7 @@ class TrainPolicyConfig:
         _require_macro_actions_for_pooling(self.algorithm, self.segments)
         for source in self.sources:
             _require_credit_that_fits(
-                source.credit or self.credit, source.segments or self.segments
+                source.own_credit or self.credit, source.segments or self.segments
             )
         _require_server_that_fits(self)
         if self.machine.vllm_server is not None and self.lora.rank:
@@ -216,7 +216,8 @@ def _require_server_that_fits(config: TrainPolicyConfig) -> None:
             f"{models[0]!r}, which is no address; expected http://host:port or https://host:port, "
             "or no token"
         )
-    if config.algorithm.critic == "reward-model" and (len(models) > 1 or not is_local(models[0])):
+    first = config.sources[0]
+    if config.algorithm.critic == "reward-model" and (len(models) > 1 or not first.is_reward_model):
         raise ConfigError(
             f"algorithm.critic is 'reward-model' and the rewards are {', '.join(models)}; expected "
             "one reward model of this process, by Hub id or folder, or critic 'shared' or "

@@ -38,7 +38,11 @@ from tokencredit.recipes.policy.checkpoints import (
 from tokencredit.recipes.policy.experience import Experience, experience_of
 from tokencredit.recipes.policy.metrics import StepProgress, sample_rows, step_metrics, timed
 from tokencredit.recipes.policy.models import PolicyModels, loaded_models
-from tokencredit.recipes.policy.processes import explain_lost_processes, process_group_settings
+from tokencredit.recipes.policy.processes import (
+    end_processes,
+    explain_lost_processes,
+    process_group_settings,
+)
 from tokencredit.recipes.policy.prompts import PolicyPrompts, seeded, tokenized_prompts
 from tokencredit.recipes.policy.rollout import draw_responses
 from tokencredit.recipes.policy.setting_groups import OptimizerSettings
@@ -156,7 +160,7 @@ def train_policy(config: TrainPolicyConfig, *, token_scorer: TokenScorer | None 
     run.accelerator.wait_for_everyone()
     if writes:
         export_policy(run.folder, config.steps)
-    run.accelerator.end_training()
+    end_processes(run.accelerator)
     return run.folder / "policy"
 
 

@@ -19,7 +19,7 @@ from tokencredit.errors import ConfigError, TokenCreditWarning
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.ranges import require_at_least
 from tokencredit.recipes.settings import LoadingSettings, group, setting
-from tokencredit.scorers.sources import RewardSource, is_local, required_sources
+from tokencredit.scorers.sources import RewardSource, required_sources
 from tokencredit.scorers.text_rewards import loaded_text_rewards, reader_of
 from tokencredit.server.exchange import token_in
 from tokencredit.text.hf_rendering import Template
@@ -93,7 +93,7 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         sources = required_sources(self.reward_model, self.rewards, combine=self.combine)
-        if not is_local(sources[0].model):
+        if not sources[0].is_reward_model:
             raise ConfigError(
                 f"the first reward is {sources[0].model!r}; expected a reward model by Hub id or "
                 "folder, whose tokens are paid"
