@@ -164,6 +164,15 @@ def test_free_settings_may_change_when_a_run_goes_on(models, tmp_path):
             r"value_pooling is 'last' and segments\.use 'pay-at-end'",
         ),
         ({"sampling.response_lengths": "uniform", "sampling.truncated": "mask"}, "forbids the end"),
+        ({"sampling.min_new_tokens": 9, "sampling.max_new_tokens": 8}, "0 <= min <= max"),
+        (
+            {
+                "sampling.min_new_tokens": 9,
+                "sampling.max_new_tokens": 8,
+                "sampling.response_lengths": "uniform",
+            },
+            "0 <= min <= max",
+        ),
         ({"data.tokens": [4, 2]}, "least <= most"),
         ({"algorithm.gamma": 0.0}, "gamma"),
         ({"algorithm.epochs": 0}, "epochs is 0; expected at least 1"),

@@ -79,6 +79,7 @@ class SamplingSettings:
     """In nats."""
 
     def __post_init__(self) -> None:
+        sampling_of(self, None)  # what cannot be drawn is an error before a model is read
         if self.truncation_penalty and self.truncated not in ("penalty", "replace"):
             raise ConfigError(
                 f"sampling.truncation_penalty is {self.truncation_penalty} but sampling.truncated "

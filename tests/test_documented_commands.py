@@ -1,0 +1,218 @@
+"""Every command of the documentation runs, on tiny models and with less work than it asks for."""
+
+import json
+import lzma
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+import torch
+from saved_models import save_reward_model
+from test_docs import blocks, commands_in, page_ids, pages, prepare
+from tiny_policy import write_models
+from tiny_tokenizers import wordpiece
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForTokenClassification
+
+from tokencredit.cli import main
+from tokencredit.toy.hf_tokenizer import toy_tokenizer
+
+LESS = {
+    "train-policy": (
+        "--steps 1 --sampling.max_new_tokens 8 --record.progress false --machine.device cpu"
+    ),
+    "compare-learning": "--processes 1 --seeds 1 --tuning_seeds 1 --learning_rates [0.001] "
+    "--gae_lambdas [0.95] --progress false",
+    "generate": "--sampling.max_new_tokens 6 --data.limit 2 --progress false --device cpu",
+    "compare-credit": "--faithfulness_documents 1 --resamples 20 --heatmaps 1 --progress false "
+    "--credit.probe.samples 2 --credit.probe.steps 2",
+}
+"""Added to a command, so that it takes seconds."""
+LEFT_OUT = {
+    "quickstart": "it takes minutes: `make quickstart`",
+    "--machine.vllm_server": "it needs a GPU: tests/engines",
+    "--loading.dtype bfloat16 --device cuda": "it needs a GPU",
+}
+"""Parts of the commands that are not run here, and why."""
+INSTEAD = {
+    "lvwerra/gpt2-imdb": "my/policy",
+    "XanderJC/gpt2-rm-imdb": "my/reward",
+    "prompts: prompts.jsonl": "prompts: my/prompts.jsonl",
+    "<|endoftext|>": "<pad>",
+    "output/imdb/language-model": "my/policy",
+    "DATA": "pairs.jsonl",
+    "OUT": "trained",
+}
+"""What a page says that is not here, and what stands in for it."""
+
+
+def save_rows(folder: Path, name: str, rows: list[dict]) -> None:
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_data(folder: Path) -> None:
+    """Every file that a command of the documentation reads."""
+    pairs, rated = [], []
+    for row in range(60):
+        prompt, ending = f"the {('slow', 'new', 'first')[row % 3]} film", " it is" * (row // 3)
+        chosen = f" is a good film . the plot is good .{ending}"
+        rejected = f" is bad . the plot is slow .{ending}"
+        pairs.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+        response = (rejected, chosen)[row % 2]
+        rated.append({"prompt": prompt, "response": response, "text": prompt + response})
+        rated[-1] |= {"label": row % 2, "rating": row % 5 + 0.5}
+    save_rows(folder, "pairs.jsonl", pairs)
+    save_rows(folder, "answers.jsonl", rated)
+    for name in ("texts", "reviews", "labels", "ratings", "labelled"):
+        texts = [{key: row[key] for key in ("text", "label", "rating")} for row in rated]
+        save_rows(folder, f"{name}.jsonl", texts)
+
+    marked = [("a very good film", [7, 11], 1), ("the plot is bad", [12, 15], 0)]
+    errors = [{"text": text, "spans": [span]} for text, span, _ in marked]
+    labels = [{"label": label} for _, _, label in marked]
+    save_rows(folder, "errors.jsonl", errors)
+    save_rows(folder, "marked.jsonl", [row | at for row, at in zip(errors, labels, strict=True)])
+
+    edits = [{**row, "edited": row["chosen"]} for row in pairs]
+    save_rows(folder, "edits.jsonl", edits)
+    spans = [{"start": 4, "end": 7, "label": "major"}, {"start": 22, "end": 26, "label": "minor"}]
+    spanned = [{"text": row["rejected"].strip(), "spans": spans} for row in pairs]
+    save_rows(folder, "translations.jsonl", spanned)
+    severities = zip(("major", "critical", "minor"), (4, 10, 22), strict=True)
+    found = [
+        {"severity": name, "start": at, "end": at + 3, "confidence": 0.5} for name, at in severities
+    ]
+    judged = [{"src": row["prompt"], "mt": row["rejected"], "errors": found} for row in pairs]
+    (folder / "errors.json").write_text(json.dumps({"system.txt": judged}, indent=4))
+    steps = [
+        {"prompt": row["prompt"], "completions": [row["chosen"], row["rejected"]]} for row in pairs
+    ]
+    save_rows(folder, "solutions.jsonl", [row | {"labels": [True, False]} for row in steps])
+    compared = [
+        {"input": row["prompt"], "output_1": row["chosen"], "output_2": row["rejected"], "label": 1}
+        for row in pairs
+    ]
+    for name in ("natural", "adv_Neighbor"):
+        (folder / f"{name}.json.xz").write_bytes(lzma.compress(json.dumps(compared).encode()))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """What `my/` holds: a policy, reward models, one trained by DPO, classifiers, an encoder."""
+    folder = write_models(tmp_path_factory.mktemp("documented") / "my")
+    tokenizer, shape = toy_tokenizer(), LlamaConfig.from_pretrained(folder / "policy").to_dict()
+    classes = {"num_labels": 2}
+    for name, kind, extra in [
+        ("dpo", LlamaForCausalLM, {}),
+        *((name, LlamaForTokenClassification, classes) for name in ("judge", "relevance", "facts")),
+    ]:
+        torch.manual_seed(len(name))
+        model = kind(LlamaConfig(**{**shape, **extra}))
+        model.config.dpo_reference, model.config.dpo_beta = str(folder / "policy"), 0.1
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    save_reward_model(folder / "encoder", wordpiece(), "bert")
+    for config in folder.glob("*/config.json"):  # as many positions as the commands expect
+        text = config.read_text()
+        config.write_text(
+            text.replace('"max_position_embeddings": 64', '"max_position_embeddings": 1024')
+        )
+    return folder
+
+
+@contextmanager
+def served(arguments: list[str], port: int) -> Iterator[None]:
+    """A server of the command line, once it answers."""
+    command = [sys.executable, "-m", "tokencredit.cli", *arguments, "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        for _ in range(600):
+            assert process.poll() is None, process.stderr.read().decode()[-2000:]
+            try:
+                assert urlopen(f"http://127.0.0.1:{port}/health", timeout=5).status == 200
+                break
+            except URLError:
+                time.sleep(0.1)
+        else:
+            pytest.fail("the server does not answer")
+        yield
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def run(name: str, arguments: list[str], port: int) -> None:
+    """One command, with less work; a folder that it would write to again is emptied."""
+    here = {**INSTEAD, "http://reward-host:9000": f"http://127.0.0.1:{port}"}
+    arguments = [here.get(one, one) for one in arguments]
+    if "--output" in arguments:
+        shutil.rmtree(arguments[arguments.index("--output") + 1], ignore_errors=True)
+    elif "--config" in arguments:  # that names its folder
+        shutil.rmtree("runs", ignore_errors=True)
+    if arguments == ["--help"]:
+        return
+    assert main([name, *arguments, *LESS.get(name, "").split()]) == 0, (name, arguments)
+
+
+def without(arguments: list[str], option: str) -> list[str]:
+    at = arguments.index(option) if option in arguments else len(arguments)
+    return arguments[:at] + arguments[at + 2 :]
+
+
+@pytest.mark.parametrize("page", page_ids("bash"))
+def test_commands_run(page, models, tmp_path, monkeypatch):
+    for other in ("docs/compare-learning.md", page):  # ppo.yaml is used on two pages
+        (tmp_path / "my").unlink(missing_ok=True)
+        prepare(other, tmp_path, models)
+    (tmp_path / "my").unlink()
+    shutil.copytree(models, tmp_path / "my")
+    write_data(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REWARD_TOKEN", "secret")
+    for settings in tmp_path.glob("*.yaml"):
+        text = re.sub(r"^(steps): \d+$", r"\1: 1", settings.read_text(), flags=re.M)
+        for named, stand_in in INSTEAD.items():
+            text = text.replace(named, stand_in)
+        settings.write_text(text)
+    port, done = free_port(), []
+    for _, text in blocks(page, "bash"):
+        for name, *arguments in commands_in(text):
+            written = " ".join([name, *arguments])
+            if any(part in written for part in LEFT_OUT) or (name, arguments) in done:
+                continue
+            done.append((name, arguments))
+            if name == "serve" and arguments != ["--help"]:
+                with served([name, *without(arguments, "--port")], free_port()):
+                    pass
+            elif "http://reward-host:9000" in written:
+                asked = ["serve", "--reward_model", "my/reward", "--token_variable", "REWARD_TOKEN"]
+                with served(asked, port):
+                    run(name, arguments, port)
+            else:
+                run(name, arguments, port)
+
+
+def test_what_is_left_out_or_replaced_is_in_the_documentation():
+    commands = [
+        " ".join(command)
+        for page in page_ids("bash")
+        for _, text in blocks(page, "bash")
+        for command in commands_in(text)
+    ]
+    assert [part for part in LEFT_OUT if not any(part in command for command in commands)] == []
+    text = "\n".join(pages.values())
+    assert [named for named in INSTEAD if named not in text] == []
