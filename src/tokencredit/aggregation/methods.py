@@ -28,9 +28,9 @@ class CombinationSettings:
     """How scores are combined once each is multiplied by its weight: `sum`, `worst-case`,
     `mean-less-variance` or `mean-less-deviation`."""
     variance_coef: float = 0.1
-    """Of `mean-less-variance`: what a variance of one squared nat takes off, in nats."""
+    """Price of `mean-less-variance`: what a variance of one squared nat takes off, in nats."""
     deviation_coef: float = 1.0
-    """Of `mean-less-deviation`: how many standard deviations are taken off the mean."""
+    """Price of `mean-less-deviation`: how many standard deviations are taken off the mean."""
 
     def __post_init__(self) -> None:
         named("combination method", self.method, AGGREGATIONS)

@@ -104,9 +104,9 @@ class TransformedScores:
     """Scores of responses before and after their transform."""
 
     raw: ResponseScores
-    """As the reward model gave them: what is reported."""
+    """Scores as the reward model gave them: what is reported."""
     transformed: ResponseScores
-    """On the common scale: what is spread over tokens. The attention is that of `raw`."""
+    """Scores on the common scale: what is spread over tokens. The attention is that of `raw`."""
 
 
 def transformed_scores(

@@ -118,7 +118,7 @@ def integrated_gradients_credit(
 def _on_mask(
     name: str, values: Float[Tensor, "batch time width"], response_mask: Bool[Tensor, "batch time"]
 ) -> Float[Tensor, "batch time width"]:
-    """In float32 and without gradient, zeros outside the mask."""
+    """Values in float32 and without gradient, zeros outside the mask."""
     if values.shape[:2] != response_mask.shape:
         raise ShapeError(
             f"{name} have shape {tuple(values.shape)} and response_mask "

@@ -72,7 +72,7 @@ class ProbeSettings:
     samples: int = field(default=20, metadata={"was": "shapley_samples"})
     """Orders of the tokens or segments that Shapley values try out; even."""
     seed: int = 0
-    """Of these orders."""
+    """Seed of the orders that are tried out."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "steps", "width", "samples")
@@ -85,12 +85,12 @@ class JudgeSettings:
     """What the verdicts of classifiers, rewriters and segment models are worth."""
 
     transform: Literal["none", "clip", "delta", "clip-delta"] = "none"
-    """Of step scores: `clip` keeps what is below `threshold`, `delta` takes what a step scores
-    above the next one."""
+    """Transform of step scores: `clip` keeps what is below `threshold`, `delta` takes what a step
+    scores above the next one."""
     threshold: float = 0.5
     """Probability of a good step below which `clip` charges it."""
     severity_scores: tuple[float, ...] = MQM_SCORES
-    """Of the classes of a severity classifier, from none to the worst."""
+    """Scores of the classes of a severity classifier, from none to the worst."""
     agreement: float = 1.0
     """Paid for a token that a rewriter would keep."""
     divergence: float = -1.0
@@ -98,7 +98,8 @@ class JudgeSettings:
     margin: float = 1e-3
     """Nats by which another token must be likelier before it counts as a divergence."""
     spread: Spreading | None = None
-    """Of segment scores over their tokens: `even`, `end` or `copy`; None for the method's own."""
+    """How segment scores spread over their tokens: `even`, `end` or `copy`; None for the method's
+    own."""
     clamp: float | None = None
     """Largest absolute token score of segment rewards, after the spread; None for none. The
     published code has 10."""
@@ -115,31 +116,31 @@ class CreditSettings:
     layer: int = field(default=-1, metadata={"was": "attention_layer"})
     """Layer whose attention is read; -1 is the last."""
     decay: float = field(default=0.5, metadata={"was": "smoothing_decay"})
-    """Of smoothed prefix scores: how much of the score before each token stays, from 0 (not
+    """Decay of smoothed prefix scores: how much of the score before each token stays, from 0 (not
     smoothed at all) to below 1."""
     model: str | None = None
     """What the method needs besides the reward model: a policy trained by DPO for log-ratios, a
     token classifier, a rewriter, or a language model whose attention or two prompts are read."""
     reference: str | None = None
-    """Of a policy trained by DPO; None for the one in its configuration."""
+    """Reference of a policy trained by DPO; None for the one in its configuration."""
     dpo_beta: float | None = None
     """Price of a log-ratio; None for the one in the configuration of `model`."""
     clip: float | None = None
     """Largest absolute log-ratio, in nats, after its price; None for none."""
     score_weight: float = 1.0
-    """Of `rto`: weight of the score that is paid on the last token."""
+    """Weight of the score that `rto` pays on the last token."""
     better_prompt: str = "Write a good answer.\n\n"
-    """Of `contrastive-prompts`: stands before the prompt."""
+    """What `contrastive-prompts` writes before the prompt for good answers."""
     worse_prompt: str = "Write a bad answer.\n\n"
-    """Of `contrastive-prompts`: stands before the prompt."""
+    """What `contrastive-prompts` writes before the prompt for bad answers."""
     fitted: str | None = None
     """File of mean scores by length and by location, which `tokencredit fit-credit` writes."""
     terminal_share: float = field(default=0.0, metadata={"was": "terminal_share"})
     """Share of the reward that is paid as a terminal reward instead, 0 to 1."""
     probe: ProbeSettings = field(default_factory=ProbeSettings)
-    """Of methods that ask the reward model more than once."""
+    """Settings of methods that ask the reward model more than once."""
     judge: JudgeSettings = field(default_factory=JudgeSettings)
-    """Of methods that turn verdicts into scores."""
+    """Settings of methods that turn verdicts into scores."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.terminal_share <= 1 or not 0 <= self.decay < 1:

@@ -180,7 +180,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _checked(rewards: Tensor, mask: Bool[Tensor, "batch time"]) -> Float[Tensor, "batch time"]:
-    """In float32, zero on what the policy did not choose.
+    """Rewards in float32, zero on what the policy did not choose.
 
     Raises:
         ShapeError: there is not one reward per token.

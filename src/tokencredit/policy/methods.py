@@ -39,7 +39,7 @@ class AdvantageSettings:
     gamma: float = 1.0
     """Discount of rewards to go."""
     gae_lambda: float = 0.95
-    """Of generalised advantage estimation."""
+    """Lambda of generalised advantage estimation."""
     scale: Scale = "group"
     """What `grpo` divides by: the deviation of the group, that of the batch, or nothing."""
     value_pooling: ValuePooling = "mean"

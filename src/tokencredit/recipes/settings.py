@@ -139,9 +139,9 @@ class LoadingSettings:
     """How models and tokenizers are loaded."""
 
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
-    """Of the weights of frozen models."""
+    """Number type of the weights of frozen models."""
     attn_implementation: str | None = None
-    """Of transformers; None for its default."""
+    """Attention implementation of transformers; None for its default."""
     pad_token: str | None = None
     """Token to pad with, where the tokenizer names none. A classifier in training may take a new
     one; everywhere else it is of the vocabulary."""
@@ -159,7 +159,7 @@ class LoraSettings:
     """A low-rank adapter that is trained in the place of all weights."""
 
     rank: int = 0
-    """Of the adapter; 0 trains all weights."""
+    """Rank of the adapter; 0 trains all weights."""
     alpha: int = 32
     """Scale of the adapter."""
 
@@ -183,7 +183,7 @@ class TrainingSettings:
     warmup: float = 0.05
     """Share of the steps in which the learning rate rises."""
     weight_decay: float = 0.0
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
     mixed_precision: Literal["no", "bf16"] = "no"
@@ -201,7 +201,7 @@ class HeldOutSettings:
     data: str | None = setting(None, was="eval_data")
     """Held-out data of the form of `data`; None holds rows of `data` out."""
     split: str | None = setting(None, was="eval_split")
-    """Of a dataset folder or id; None for that of the training data."""
+    """Split of a dataset folder or id; None for that of the training data."""
     share: float = setting(0.05, was="held_out")
     """Share of the different prompts or texts held out where `data` is None; 0 holds none out."""
 

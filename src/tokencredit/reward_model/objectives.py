@@ -41,14 +41,14 @@ class LossSettings:
     """Options of the losses of reward models."""
 
     centering: float = field(default=0.0, metadata={"was": "center_rewards_coefficient"})
-    """Of pairs: price of the squared sum of their scores, per squared nat, which keeps scores
-    around 0."""
+    """Centring of pairs: price of the squared sum of their scores, per squared nat, which keeps
+    scores around 0."""
     bootstrap_lambda: float = 0.95
-    """Of `bootstrapped` positions: from 0, only the next score counts (CD-Q as published), to 1,
-    only the label or rating, which is `every`."""
+    """Lambda of `bootstrapped` positions: from 0, only the next score counts (CD-Q as published),
+    to 1, only the label or rating, which is `every`."""
     prefix_weights: Literal["equal", "length"] = "equal"
-    """Of labels and ratings at `every` position: how much each prefix of a response counts; with
-    `length` in proportion to its tokens (RAD)."""
+    """Weights of labels and ratings at `every` position: how much each prefix of a response counts;
+    with `length` in proportion to its tokens (RAD)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.bootstrap_lambda <= 1:

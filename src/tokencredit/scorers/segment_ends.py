@@ -33,9 +33,9 @@ class SegmentEndSettings:
     """`ngram` of `length` tokens, `sentence` or `clause` of the text, `entropy` before tokens where
     that of the reference exceeds `entropy`."""
     length: int = field(default=5, metadata={"was": "segment_length"})
-    """Of an `ngram`, in tokens."""
+    """Tokens of an `ngram`."""
     entropy: float = 2.0
-    """Of the reference's next-token distribution, in nats."""
+    """Entropy of the reference's next-token distribution above which a segment begins, in nats."""
     reference: str | None = None
     """Hub id or folder of the language model whose entropies count, in the tokens of the reward
     model; None for the language model that training starts from."""

@@ -51,7 +51,7 @@ class RewardSource:
     or `module:function`, a Python function from prompts and responses to scores. With a credit of
     its own that needs no reward model, `fine-grained` for example, the model of that credit."""
     name: str = ""
-    """In metrics and samples; empty for the last part of `model`."""
+    """Name in metrics and samples; empty for the last part of `model`."""
     weight: float = 1.0
     """Multiplies its scores, and its token scores where it has a credit of its own."""
     score: ScoreSettings = field(default_factory=ScoreSettings)

@@ -121,7 +121,7 @@ def running_segment_means(
     ends: Bool[Tensor, "batch time"],
     mask: Bool[Tensor, "batch time"],
 ) -> Float[Tensor, "batch time"]:
-    """For every prefix the mean score at the ends of its segments, of which the last is its own.
+    """Mean score of every prefix at the ends of its segments, of which the last is its own.
 
     Args:
         prefix_scores: of each prefix.

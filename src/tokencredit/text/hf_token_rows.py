@@ -54,7 +54,7 @@ def read_last_token(text: EncodedText) -> list[bool]:
 
 
 def read_every_token(text: EncodedText) -> list[bool]:
-    """At each token of the response, and at the end of the row."""
+    """Scores are read at each token of the response, and at the end of the row."""
     return [*text.response_mask[:-1], True]
 
 

@@ -38,17 +38,17 @@ class SegmentSettings:
     the text, `spans` that `function` finds in it, `entropy` before tokens where that of the
     reference exceeds `entropy`, `perplexity` where the reference is more surprised than before."""
     length: int = field(default=5, metadata={"was": "segment_length"})
-    """Of an `ngram`, in tokens; of a `phrase`, the most words that it may have."""
+    """Tokens of an `ngram`; of a `phrase`, the most words that it may have."""
     entropy: float = field(default=2.0, metadata={"was": "segment_entropy"})
-    """In nats."""
+    """Entropy above which a token begins a segment, in nats."""
     use: Literal["pay-at-end", "macro-actions"] = field(
         default="pay-at-end", metadata={"was": "segment_use"}
     )
     """`pay-at-end` sums the token scores of a segment and pays them at its last token,
     `macro-actions` leaves them and estimates one advantage per segment."""
     function: str | None = None
-    """For `spans`: `module:function`, a Python function from the text of a response to a list of
-    (start, end) in characters, in the order of the text."""
+    """Function of `spans`: `module:function`, a Python function from the text of a response to a
+    list of (start, end) in characters, in the order of the text."""
 
     def __post_init__(self) -> None:
         if self.length < 1:

@@ -74,7 +74,7 @@ class ChunkBeamSettings:
     """Beams over chunks; with one beam, blockwise controlled decoding. Each draws `n` chunks."""
 
     tokens: int = field(default=16, metadata={"was": "chunk_tokens"})
-    """Of a chunk."""
+    """Tokens of a chunk."""
     beams: int = 1
     """Beginnings that go on after each chunk."""
 
@@ -100,7 +100,7 @@ class RejectionSettings:
     """Speculative rejection: `n` beginnings, fewer at every check."""
 
     share: float = field(default=0.5, metadata={"was": "rejection_share"})
-    """Of the beginnings still running, rejected at each check; from 0 to below 1."""
+    """Share of the beginnings still running that each check rejects; from 0 to below 1."""
     check_every: int = 16
     """Tokens between two checks."""
 
@@ -119,7 +119,7 @@ class ImplicitBeamSettings:
     beams: int = 5
     """Beginnings that are followed."""
     top_k: int = 10
-    """Of each, this many most probable tokens are tried; 0 for all."""
+    """This many most probable tokens of each beam are tried; 0 for all."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "beams")

@@ -35,7 +35,7 @@ class CompareCreditConfig:
     output: str = setting(free=True)
     """Run folder; holds the table, the report and the scores of every method."""
     split: str = "train"
-    """Of a dataset id or folder."""
+    """Split of a dataset id or folder."""
     limit: int | None = None
     """Use only this many first rows; None uses all."""
     direction: MarkDirection = setting("label", free=True)
@@ -73,7 +73,7 @@ class CompareCreditConfig:
     """Number of texts for the columns that ask the reward model again and again; 0 leaves them
     out."""
     resamples: int = setting(1000, free=True)
-    """Of the documents, for the intervals."""
+    """Resamples of the documents, for the intervals."""
     heatmaps: int = setting(4, free=True)
     """Number of texts shown word by word in the report."""
     template: Template = "auto"
@@ -86,7 +86,7 @@ class CompareCreditConfig:
     device: str | None = setting(None, free=True)
     """To compute on; None for the CPU."""
     seed: int = 0
-    """Of the random baseline, the sampled orders and the intervals."""
+    """Seed of the random baseline, the sampled orders and the intervals."""
     progress: bool = setting(True, free=True)
     """Show a progress bar."""
 

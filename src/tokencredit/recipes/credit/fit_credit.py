@@ -43,7 +43,7 @@ class FitCreditConfig:
     output: str
     """JSON file to write, for `credit.fitted`."""
     split: str = "train"
-    """Of a dataset id or folder."""
+    """Split of a dataset id or folder."""
     limit: int | None = None
     """Use only this many first rows; None uses all."""
     columns: ResponseColumns = group(ResponseColumns)

@@ -67,7 +67,7 @@ class ScoreTokensConfig:
     output: str | None = None
     """JSON-lines file to write; None prints a table."""
     split: str = "train"
-    """Of a dataset id or folder."""
+    """Split of a dataset id or folder."""
     limit: int | None = None
     """Use only this many first rows; None uses all."""
     columns: ResponseColumns = group(ResponseColumns)

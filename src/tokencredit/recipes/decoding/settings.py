@@ -27,7 +27,7 @@ class PromptSettings:
     """Which prompts are answered."""
 
     column: str = setting("prompt", was="prompt_column")
-    """Of the prompts, texts or lists of chat messages."""
+    """Column of the prompts, texts or lists of chat messages."""
     limit: int | None = setting(None, was="max_prompts")
     """Use only the first prompts; None uses all."""
     tokens: int | None = setting(None, was="prompt_tokens")
@@ -48,7 +48,7 @@ class GuidanceSettings:
     top_k: int | None = None
     """Candidates per step; None for the method's own, 0 for the whole vocabulary."""
     top_p: float = 1.0
-    """Of the candidates, the fewest with this share of their probability; 1 for all."""
+    """Keeps the fewest candidates with this share of their probability; 1 for all."""
     scorer: Literal["auto", "packed", "rows", "full"] = "auto"
     """How candidates are scored; every way gives the same scores. `auto` takes the fastest that the
     reward model allows; a vocabulary has one way."""
@@ -143,19 +143,19 @@ class GenerateConfig:
     data: PromptSettings = group(PromptSettings)
     """Which prompts are answered."""
     guidance: GuidanceSettings = group(GuidanceSettings)
-    """Of methods that choose token by token."""
+    """Settings of methods that choose token by token."""
     sampling: SamplingSettings = group(SamplingSettings)
     """How tokens are drawn, and how many."""
     cards: CardsSettings = group(CardsSettings)
-    """Of `cards`."""
+    """Settings of `cards`."""
     chunk_beam: ChunkBeamSettings = group(ChunkBeamSettings)
-    """Of `chunk-beam`."""
+    """Settings of `chunk-beam`."""
     tree_bon: TreeBonSettings = group(TreeBonSettings)
-    """Of `tree-bon`."""
+    """Settings of `tree-bon`."""
     rejection: RejectionSettings = group(RejectionSettings)
-    """Of `speculative-rejection`."""
+    """Settings of `speculative-rejection`."""
     implicit_beam: ImplicitBeamSettings = group(ImplicitBeamSettings)
-    """Of `implicit-beam`."""
+    """Settings of `implicit-beam`."""
     implicit: ImplicitSettings = group(ImplicitSettings)
     """The models of `tree-bon` and `implicit-beam`."""
     loading: LoadingSettings = group(LoadingSettings)
@@ -163,7 +163,7 @@ class GenerateConfig:
     batch_size: int = 8
     """Prompts at a time."""
     seed: int = 0
-    """Of sampling."""
+    """Seed of sampling."""
     device: str | None = None
     """To run on; None for the CPU."""
     progress: bool = setting(True, free=True)

@@ -94,17 +94,18 @@ class TrainLanguageModelConfig:
     """Hub id or folder of a causal language model to start from; None starts from random
     weights."""
     architecture: dict[str, Any] = field(default_factory=lambda: dict(SMALL_LLAMA))
-    """Of a model from random weights: `model_type` and settings of its configuration."""
+    """Architecture of a model from random weights: `model_type` and settings of its
+    configuration."""
     tokenizer: str | None = None
     """Hub id or folder; None takes that of `model`, or learns one."""
     vocab_size: int = 4096
-    """Of a learnt tokenizer, in tokens."""
+    """Size of a learnt tokenizer, in tokens."""
     split: str = "train"
-    """Of a dataset folder or id."""
+    """Split of a dataset folder or id."""
     limit: int | None = None
     """Use only the first rows; None uses all."""
     max_length: int = 256
-    """Of a block or row, in tokens."""
+    """Most tokens of a block or row."""
     truncation: Truncation = "response-end"
     """What a longer row loses first with `completions`: `response-end`, or `prompt-start` and then
     the end of the answer."""
@@ -113,7 +114,7 @@ class TrainLanguageModelConfig:
     training: TrainingSettings = group(TrainingSettings, learning_rate=None, weight_decay=0.01)
     loading: LoadingSettings = group(LoadingSettings)
     seed: int = 0
-    """Of everything random."""
+    """Seed of everything random."""
     device: str | None = setting(None, free=True)
     """`cpu` keeps to the CPU; None takes what Accelerate finds."""
     progress: bool = setting(True, free=True)

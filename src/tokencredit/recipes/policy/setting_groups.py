@@ -22,7 +22,7 @@ class PromptSettings:
     """Which prompts are read, and how much of each."""
 
     column: str = setting("prompt", was="prompt_column")
-    """Of the prompts: texts, or lists of chat messages."""
+    """Column of the prompts: texts, or lists of chat messages."""
     tokens: list[int] | None = setting(None, was="prompt_tokens")
     """Keep this many first tokens of each prompt, drawn evenly between the two numbers; None keeps
     whole prompts."""
@@ -76,7 +76,7 @@ class SamplingSettings:
     value of its last state, `mask` leaves it out of the losses, `penalty` subtracts
     `truncation_penalty` from its last token, `replace` puts that in the place of all it earned."""
     truncation_penalty: float = 0.0
-    """In nats."""
+    """Penalty of a response that was cut off, in nats."""
 
     def __post_init__(self) -> None:
         sampling_of(self, None)  # what cannot be drawn is an error before a model is read
@@ -119,7 +119,7 @@ class AlgorithmSettings:
     gamma: float = 1.0
     """Discount; below 1 no credit conserves the return."""
     gae_lambda: float = 0.95
-    """Of generalised advantage estimation; tune it for each credit."""
+    """Lambda of generalised advantage estimation; tune it for each credit."""
     value_pooling: ValuePooling = "mean"
     """The value of a macro action from those of its tokens: their `mean`, that of the `first` or
     `last`, or by `position`, weighted by 1 / i. Needs `segments.use: macro-actions`."""
@@ -178,13 +178,13 @@ class OptimizerSettings:
     """AdamW, its learning rate along the run, and the largest gradient."""
 
     learning_rate: float = 1e-5
-    """Of AdamW."""
+    """Learning rate of AdamW."""
     lr_schedule: Literal["constant", "linear"] = "constant"
     """`constant`, or `linear` down to zero at the last step."""
     adam_epsilon: float = 1e-5
-    """Of AdamW."""
+    """Epsilon of AdamW."""
     weight_decay: float = 0.0
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
 
@@ -200,7 +200,7 @@ class KLSettings:
     horizon: int = 10_000
     """Responses over which a full correction of `coef` is spread."""
     estimator: Literal["k1", "k2", "k3"] = "k1"
-    """Of the KL in the reward or in the loss."""
+    """Estimator of the KL in the reward or in the loss."""
     loss_coef: float = 0.0
     """Price of a nat of KL in the loss instead of the reward."""
 
@@ -263,7 +263,7 @@ class RecordSettings:
     sample_count: int = 4
     """Responses per written sample."""
     trackers: tuple[str, ...] = ()
-    """Of Accelerate, for example `tensorboard`, `wandb`, `trackio`."""
+    """Trackers of Accelerate, for example `tensorboard`, `wandb`, `trackio`."""
     progress: bool = True
     """Show a progress bar."""
 

@@ -52,7 +52,7 @@ class TrainPolicyConfig:
     held_out_reward_model: str | None = None
     """A second reward model that scores every response and that the policy never sees."""
     seed: int = 0
-    """Of everything random."""
+    """Seed of everything random."""
     data: PromptSettings = group(PromptSettings)
     """Which prompts are read, and how much of each."""
     server: ServerSettings = group(ServerSettings, free=True)

@@ -44,25 +44,25 @@ class TrainRewriterConfig:
     output: str = setting(free=True)
     """Run folder; holds the model in Hugging Face layout when it is done."""
     template: str = TEMPLATE
-    """Of prompts that are texts: `{prompt}` and `{response}` stand for what is read, and what is
-    written follows."""
+    """Template of prompts that are texts: `{prompt}` and `{response}` stand for what is read, and
+    what is written follows."""
     instruction: str = INSTRUCTION
-    """Of prompts that are messages: what the user says after the answer."""
+    """Instruction after prompts that are messages: what the user says after the answer."""
     split: str = "train"
-    """Of a dataset folder or id."""
+    """Split of a dataset folder or id."""
     unusable: Unusable = "error"
     """What to do with pairs of equal or empty answers."""
     limit: int | None = None
     """Use only the first rows; None uses all."""
     max_length: int = 1024
-    """Of prompt, answer and what is written, in tokens. What is longer loses the start of the
+    """Most tokens of prompt, answer and what is written. What is longer loses the start of the
     prompt first, then the end of what is written."""
     columns: PairColumns = group(PairColumns)
     evaluation: HeldOutSettings = group(HeldOutSettings)
     training: TrainingSettings = group(TrainingSettings)
     loading: LoadingSettings = group(LoadingSettings)
     seed: int = 0
-    """Of everything random."""
+    """Seed of everything random."""
     device: str | None = setting(None, free=True)
     """`cpu` keeps to the CPU; None takes what Accelerate finds."""
     progress: bool = setting(True, free=True)
@@ -111,28 +111,28 @@ class TrainVocabularyRewardConfig:
     side counts 1 and the other 0. `cd-q`: the same, where each prefix learns what the policy makes
     of it with its next token."""
     policy: str | None = None
-    """Of `cd-q`: Hub id or folder of the frozen language model over whose next tokens values are
-    averaged, with the vocabulary of `model`; None for `model`."""
+    """Policy of `cd-q`: Hub id or folder of the frozen language model over whose next tokens values
+    are averaged, with the vocabulary of `model`; None for `model`."""
     bootstrap_lambda: float = 0.95
-    """Of `cd-q`: from 0, each value learns the policy's mean value of the next token alone (as
-    published), to 1, the outcome of its text, which is `cd-fudge`."""
+    """Lambda of `cd-q`: from 0, each value learns the policy's mean value of the next token alone
+    (as published), to 1, the outcome of its text, which is `cd-fudge`."""
     rounds: int = 2
-    """Of `farma`: times that pairs are compared; between two of them stands a turn of the maximum
-    constraint. Every turn has a learning rate of its own, and `training.epochs` passes."""
+    """Rounds of `farma`: times that pairs are compared; between two of them stands a turn of the
+    maximum constraint. Every turn has a learning rate of its own, and `training.epochs` passes."""
     first_token: int = 11
-    """Of `farma`: number of the token with which the first prefixes end that the constraint
-    binds."""
+    """First token of `farma`: number of the token with which the first prefixes end that the
+    constraint binds."""
     target_gradient: Literal["flows", "stopped"] = "flows"
-    """Of `farma`: whether the constraint moves the best continuation too (`flows`, as published) or
-    the prefix alone (`stopped`)."""
+    """Gradient of `farma`: whether the constraint moves the best continuation too (`flows`, as
+    published) or the prefix alone (`stopped`)."""
     reward_beta: float = 0.05
-    """Of `genarm`: nats of reward per nat of log-probability."""
+    """Price of `genarm`: nats of reward per nat of log-probability."""
     over_tokens: Literal["sum", "mean"] = "sum"
-    """Of `genarm`: `mean` divides the log-probability of a response by its length."""
+    """Sum of `genarm`: `mean` divides the log-probability of a response by its length."""
     margin: float = 0.0
-    """Of pairs: by how much the better response should win, in nats."""
+    """Margin of pairs: by how much the better response should win, in nats."""
     split: str = "train"
-    """Of a dataset folder or id."""
+    """Split of a dataset folder or id."""
     unusable: Unusable = "error"
     """What to do with pairs of equal or empty answers."""
     limit: int | None = None
@@ -141,7 +141,7 @@ class TrainVocabularyRewardConfig:
     """End each response with the end of sequence. Leave it on if the policy ends its responses, off
     if it is kept from ending them. A chat template ends them itself."""
     max_length: int = 512
-    """Of prompt and response, in tokens."""
+    """Most tokens of prompt and response."""
     truncation: Truncation = "prompt-start"
     """What a longer row loses first: `prompt-start` and then the end of the response, or
     `response-end`."""
@@ -151,7 +151,7 @@ class TrainVocabularyRewardConfig:
     lora: LoraSettings = group(LoraSettings)
     loading: LoadingSettings = group(LoadingSettings)
     seed: int = 0
-    """Of everything random."""
+    """Seed of everything random."""
     device: str | None = setting(None, free=True)
     """`cpu` keeps to the CPU; None takes what Accelerate finds."""
     progress: bool = setting(True, free=True)
@@ -212,7 +212,7 @@ class TrainImplicitRewardConfig:
     reference: str | None = None
     """Hub id or folder of the frozen model; None for `model`."""
     split: str = "train"
-    """Of a dataset folder or id."""
+    """Split of a dataset folder or id."""
     unusable: Unusable = "error"
     """What to do with pairs of equal or empty answers."""
     limit: int | None = None
@@ -220,7 +220,7 @@ class TrainImplicitRewardConfig:
     append_eos: bool = True
     """End each response with the end of sequence. A chat template ends them itself."""
     max_length: int = 512
-    """Of prompt and response, in tokens."""
+    """Most tokens of prompt and response."""
     truncation: Truncation = "prompt-start"
     """What a longer row loses first: `prompt-start` and then the end of the response, or
     `response-end`."""
@@ -232,7 +232,7 @@ class TrainImplicitRewardConfig:
     lora: LoraSettings = group(LoraSettings)
     loading: LoadingSettings = group(LoadingSettings)
     seed: int = 0
-    """Of everything random."""
+    """Seed of everything random."""
     device: str | None = setting(None, free=True)
     """`cpu` keeps to the CPU; None takes what Accelerate finds."""
     progress: bool = setting(True, free=True)

@@ -78,9 +78,9 @@ class EvaluateRewardModelConfig:
     """Hub id or folder of the reference of an implicit reward; None takes what the model's
     configuration says."""
     dpo_beta: float | None = None
-    """Of an implicit reward; None takes what the model's configuration says."""
+    """Price of an implicit reward; None takes what the model's configuration says."""
     split: str = "train"
-    """Of a dataset folder or id."""
+    """Split of a dataset folder or id."""
     unusable: Literal["error", "drop"] = "error"
     """What to do with rows of equal or empty answers."""
     limit: int | None = None
@@ -92,16 +92,16 @@ class EvaluateRewardModelConfig:
     """End plain responses with the end of sequence; None does what the model learnt on, and no
     where it does not say."""
     max_length: int | None = None
-    """Of prompt and response, in tokens; None takes what the model can read."""
+    """Most tokens of prompt and response; None takes what the model can read."""
     truncation: Truncation = "prompt-start"
     """What a longer row loses first: `prompt-start` and then the end of the response, or
     `response-end`."""
     batch_size: int = setting(16, free=True)
     """Responses per forward pass."""
     confidence: float = 0.95
-    """Of the intervals."""
+    """Coverage of the intervals."""
     bins: int = 10
-    """Of the calibration."""
+    """Bins of the calibration."""
     columns: ComparisonColumns = group(ComparisonColumns)
     loading: LoadingSettings = group(LoadingSettings)
     device: str | None = setting(None, free=True)

@@ -82,7 +82,7 @@ class TrainRewardModelConfig:
     of segments, a response scoring their mean. `bootstrapped`: each prefix, against the score of
     the next one. All but `last` and `pairs` need a causal model."""
     split: str = "train"
-    """Of a dataset folder or id."""
+    """Split of a dataset folder or id."""
     unusable: Unusable = "error"
     """What to do with pairs of equal or empty answers."""
     limit: int | None = None
@@ -91,7 +91,7 @@ class TrainRewardModelConfig:
     """End each response with the end of sequence. Leave it on if the policy ends its responses, off
     if it is kept from ending them. A chat template ends them itself."""
     max_length: int = 512
-    """Of prompt and response, in tokens."""
+    """Most tokens of prompt and response."""
     truncation: Truncation | None = None
     """What a longer row loses first: `response-end`, or `prompt-start` and then the end of the
     response. None loses the start of the prompt for pairs and the end of the response for labels
@@ -105,7 +105,7 @@ class TrainRewardModelConfig:
     lora: LoraSettings = group(LoraSettings)
     loading: LoadingSettings = group(LoadingSettings)
     seed: int = 0
-    """Of everything random."""
+    """Seed of everything random."""
     device: str | None = setting(None, free=True)
     """`cpu` keeps to the CPU; None takes what Accelerate finds."""
     progress: bool = setting(True, free=True)
@@ -185,22 +185,22 @@ class TrainTokenClassifierConfig:
     class_weights: tuple[float, ...] = ()
     """Weight of each class in the loss, in the order of the classes; empty for 1."""
     split: str = "train"
-    """Of a dataset folder or id."""
+    """Split of a dataset folder or id."""
     limit: int | None = None
     """Use only the first rows; None uses all."""
     append_eos: bool = True
     """End each response with the end of sequence, which gets a label too. Leave it on if the policy
     ends its responses. A chat template ends them itself."""
     max_length: int = 512
-    """Of prompt and response, in tokens. A longer row loses the start of its prompt first, and then
-    the end of its response."""
+    """Most tokens of prompt and response. A longer row loses the start of its prompt first, and
+    then the end of its response."""
     columns: TokenLabelColumns = group(TokenLabelColumns)
     evaluation: HeldOutSettings = group(HeldOutSettings)
     training: TrainingSettings = group(TrainingSettings)
     lora: LoraSettings = group(LoraSettings)
     loading: LoadingSettings = group(LoadingSettings)
     seed: int = 0
-    """Of everything random."""
+    """Seed of everything random."""
     device: str | None = setting(None, free=True)
     """`cpu` keeps to the CPU; None takes what Accelerate finds."""
     progress: bool = setting(True, free=True)

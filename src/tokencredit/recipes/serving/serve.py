@@ -33,13 +33,13 @@ class LimitSettings:
     """What a request may ask of the server, and how long it may take."""
 
     max_batch_tokens: int = setting(16384, was="max_batch_tokens")
-    """Of one forward pass, padding included; also the longest row."""
+    """Most tokens of one forward pass, padding included; also the longest row."""
     max_wait_ms: float = 5.0
     """Milliseconds that a text waits for others to be scored with."""
     queue_size: int = 1024
     """Texts that may wait; beyond them a request is answered 429."""
     max_body_bytes: int = 4 * 2**20
-    """Of a request; beyond it is answered 413."""
+    """Longest body of a request; beyond it is answered 413."""
     request_timeout: float = 60.0
     """Seconds from request to answer; beyond it is answered 504."""
 
