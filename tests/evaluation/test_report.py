@@ -114,3 +114,8 @@ def test_another_format_raises(tmp_path: Path):
     for image in (path, str(path), b"GIF89a"):
         with pytest.raises(DataError, match="is not a PNG"):
             ReportFigure("Curves", image)
+
+
+def test_notes_of_tables_show_code_and_escape_what_is_in_it():
+    page = report_html("A", tables=[ReportTable("B", ["c"], [], note="`end` and `<b>` of 1 ` 2")])
+    assert "<code>end</code> and <code>&lt;b&gt;</code> of 1 ` 2</p>" in page

@@ -1,12 +1,13 @@
 """One page for one comparison: notes, tables, figures and token heat maps in a single file."""
 
+import re
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from tokencredit.errors import DataError
 
@@ -21,7 +22,7 @@ class ReportTable:
         title: above the table.
         columns: heads, with units.
         rows: one cell per column each, shown as `str` gives them; round numbers before.
-        note: below the table.
+        note: below the table; what stands between backticks is shown as code.
 
     Raises:
         DataError: a row does not have one cell per column.
@@ -111,6 +112,11 @@ def report_html(
     )
 
 
-_TEMPLATE = Environment(
-    loader=PackageLoader("tokencredit.evaluation", "."), autoescape=True
-).get_template("report.html")
+def _with_code(text: str) -> Markup:
+    """Text, escaped, with what stands between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+_ENVIRONMENT = Environment(loader=PackageLoader("tokencredit.evaluation", "."), autoescape=True)
+_ENVIRONMENT.filters["with_code"] = _with_code
+_TEMPLATE = _ENVIRONMENT.get_template("report.html")

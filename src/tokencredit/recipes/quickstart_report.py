@@ -90,7 +90,10 @@ def credit_rows(runs: Mapping[str, Path], credit: CreditOfReviews) -> list[list[
                 f"{running_means([row['score'] for row in metrics], WINDOW)[-1]:.2f}",
                 f"{running_means([row['kl'] for row in metrics], WINDOW)[-1]:.1f}",
                 "-" if reached is None else str(reached),
-                *("-" if value.isnan() else f"{float(value):.2f}" for value in agreement),
+                *(  # adding 0 takes the sign off a zero
+                    "-" if value.isnan() else f"{round(float(value), 2) + 0.0:.2f}"
+                    for value in agreement
+                ),
             ]
         )
     return rows
