@@ -5,7 +5,7 @@ closed where the response ended and where it was cut off, and which tokens end a
 writes it into the configuration of the model; for other models it is found out, or set.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,6 @@ from tokencredit.models.hf_loading import pad_token_id
 from tokencredit.text.hf_encoding import (
     CutText,
     EncodedResponses,
-    closed_batch,
     cut_pairs,
     cut_texts,
     padded_texts,
@@ -367,7 +366,7 @@ class Reading:
         return self._in_chat(prompt) and not self._is_rendered(prompt)
 
     def _is_rendered(self, text: str) -> bool:
-        """Whether a prompt stands in the template's marks already, up to where the answer begins."""
+        """Whether a prompt stands in the template's marks, up to where the answer begins."""
         return text.rstrip().endswith(self.marks.openings)
 
     def _rendered(self, prompt: Prompt, response: str, ended: bool) -> RenderedText:
@@ -472,6 +471,20 @@ def reading_of(
     )
 
 
+def written_by(tokenizer: PreTrainedTokenizerBase, *, extra: Sequence[str] = ()) -> Reading:
+    """The reading of a model that only writes: its tokenizer, and what ends its turns.
+
+    Args:
+        tokenizer: of the ids that it writes.
+        extra: tokens that end a turn, besides those that the tokenizer declares.
+
+    Raises:
+        ConfigError: one of `extra` is no token.
+    """
+    template: Literal["plain", "chat"] = "plain" if tokenizer.chat_template is None else "chat"
+    return Reading(tokenizer, template, turn_ends=turn_end_ids(tokenizer, extra=extra))
+
+
 def remember_reading(
     reading: Reading, config: Any, settings: ReadingSettings | None = None
 ) -> None:
@@ -530,7 +543,7 @@ def _usual_template(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[str
 
 
 def _reads_forward(model: Any) -> bool:
-    """Whether the model is a decoder, whose training usually ends texts with the end of sequence."""
+    """Whether the model is a decoder, which is usually trained on texts with their end."""
     if getattr(model.config, "is_encoder_decoder", False):
         return False
     if not isinstance(model, torch.nn.Module):

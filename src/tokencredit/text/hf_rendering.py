@@ -1,4 +1,4 @@
-"""Conversations as the text that a chat template makes of them, and where the answer stands in it."""
+"""Conversations as the text that a chat template makes of them, and where the answer stands."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

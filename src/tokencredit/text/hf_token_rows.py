@@ -171,3 +171,24 @@ def token_types(rows: Sequence[EncodedText], *, width: int) -> Int[Tensor, "batc
     for at, row in enumerate(rows):
         types[at, row.start : len(row)] = 1
     return types
+
+
+def token_texts(
+    tokenizer: PreTrainedTokenizerBase, encoded: EncodedResponses, responses: Sequence[str]
+) -> list[list[str]]:
+    """What each response token stands for in its text; the name of a special token.
+
+    Args:
+        tokenizer: of the ids.
+        encoded: the responses.
+        responses: their texts.
+    """
+    texts = []
+    for ids, spans, response in zip(
+        encoded.batch.response_ids.tolist(), encoded.response_spans, responses, strict=True
+    ):
+        names = tokenizer.convert_ids_to_tokens(ids[: len(spans)])
+        texts.append(
+            [response[a:b] if b > a else name for (a, b), name in zip(spans, names, strict=True)]
+        )
+    return texts
