@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from tokencredit.errors import ConfigError, DataError, ModelError
 from tokencredit.logprobs import token_logprobs

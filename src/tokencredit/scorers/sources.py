@@ -271,7 +271,9 @@ def loaded_rewards(
     size = micro_batch_size
 
     def models_of(settings: CreditSettings) -> CreditModels:
-        return loaded_credit_models(settings, writer.tokenizer, has_policy=has_policy, loading=loading)
+        return loaded_credit_models(
+            settings, writer.tokenizer, has_policy=has_policy, loading=loading
+        )
 
     loaded = []
     for one in sources:
@@ -280,9 +282,7 @@ def loaded_rewards(
             sums = TokenSums(writer, own, models_of(own), cut, size)
             loaded.append(LoadedSource(one.label, sums, one.weight, one.score, sums.credited))
             continue
-        scorer = _loaded(
-            one, own or credit, writer, known or {}, server, reading, size, loading
-        )
+        scorer = _loaded(one, own or credit, writer, known or {}, server, reading, size, loading)
         credited = None
         if own is not None:
             require_evidence(own, scorer, where=f"the reward {one.label!r}")

@@ -21,8 +21,8 @@ from tokencredit.scorers.served import served_reward_model
 from tokencredit.server.client import RewardServer
 from tokencredit.shaping import blended_scores
 from tokencredit.text.hf_reading import (
-    ReadingSettings,
     Reading,
+    ReadingSettings,
     ended_responses,
     reading_of,
     written_by,

@@ -282,6 +282,12 @@ class Reading:
                 )
         return found
 
+    def text(self, prompt: Prompt, response: str) -> str:
+        """Prompt and response as one text, for files that show them."""
+        if self._in_chat(prompt):
+            return self._rendered(prompt, response, ended=True).text
+        return _text_of(prompt) + response
+
     def split(self, text: str) -> tuple[str, str]:
         """A whole text in the chat template's marks as its prompt and its last answer.
 
@@ -373,11 +379,11 @@ class Reading:
         if isinstance(prompt, str) and self._is_rendered(prompt):
             bos = self.tokenizer.bos_token
             if bos and self.marks.beginning.startswith(bos) and not prompt.startswith(bos):
-                prompt = bos + prompt
+                prompt = f"{bos}{prompt}"
             answer = self._opened(response)
-            closing = self.marks.closing if ended else ""
+            closing = self.marks.closing if ended or answer != response else ""
             start, stop = len(prompt), len(prompt) + len(answer)
-            return RenderedText(prompt + answer + closing, start, stop)
+            return RenderedText(f"{prompt}{answer}{closing}", start, stop)
         conversation = _conversation(prompt)
         return rendered_chat(self.tokenizer, conversation, response, ended=ended)
 
@@ -447,7 +453,8 @@ def reading_of(
     if asked.chat_template is not None:
         tokenizer.chat_template = _chat_template(asked.chat_template)
     stored = stored_reading(model.config)
-    template, origin = asked.template, "as set"
+    template: str = asked.template
+    origin = "as set"
     if template == "auto":
         if "template" in stored:
             template, origin = stored["template"], "as trained"
@@ -635,3 +642,24 @@ def _written(
     real = torch.cat([made.prompt_mask, torch.tensor(wide(read, False))], dim=-1)
     device = batch.response_ids.device
     return WrittenRows(made.to(device), real.to(device))
+
+
+def shown_example(reading: Reading, row: EncodedText) -> str:
+    """One row as the model reads it, for people: its text, its tokens, and where scores are read.
+
+    Args:
+        reading: of the model.
+        row: prompt, response, and what closes it.
+    """
+    tokenizer = reading.tokenizer
+    names = [repr(tokenizer.decode([id_])) for id_ in row.input_ids]
+    marked = [
+        f"[{name}]" if counts else name
+        for name, counts in zip(names, row.response_mask, strict=True)
+    ]
+    return (
+        f"text:   {tokenizer.decode(row.input_ids)!r}\n"
+        f"tokens: {' '.join(marked)}\n"
+        f"        {len(row)} tokens; those of the response in brackets ({sum(row.response_mask)}); "
+        f"the score of the whole is read at the last one, {names[-1]}"
+    )

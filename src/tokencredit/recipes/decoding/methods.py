@@ -22,11 +22,12 @@ from tokencredit.errors import ConfigError
 from tokencredit.models.hf_loading import load_model, load_tokenizer, require_pad_token
 from tokencredit.models.hf_vocabularies import require_same_vocabulary, shares_vocabulary
 from tokencredit.recipes.decoding.settings import GenerateConfig, GuidanceSettings, ImplicitSettings
-from tokencredit.reward_model.hf_scores import load_reward_model
 from tokencredit.scorers.local import LocalScorer
+from tokencredit.scorers.texts import loaded_reward_model
 from tokencredit.scorers.vocabulary import load_vocabulary_reward, vocabulary_sequence_scores
+from tokencredit.text.hf_reading import Reading, reading_of
 
-Judge = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+Judge = tuple[Any, Reading]
 
 
 @dataclass(frozen=True)
@@ -35,25 +36,34 @@ class Models:
 
     Attributes:
         policy: which writes.
-        tokenizer: of the policy.
+        reading: how the policy reads prompts, and what ends its responses.
         reward_model: which guides and judges.
-        reward_tokenizer: of the reward model.
-        held_out: another reward model with its tokenizer, which only judges.
+        reward_reading: how the reward model reads texts.
+        held_out: another reward model with its reading, which only judges.
         implicit: what DPO trained, and its reference.
     """
 
     policy: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    reading: Reading
     reward_model: PreTrainedModel
-    reward_tokenizer: PreTrainedTokenizerBase
+    reward_reading: Reading
     held_out: Judge | None = None
     implicit: tuple[PreTrainedModel, PreTrainedModel] | None = None
 
     @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Of the policy."""
+        return self.reading.tokenizer
+
+    @property
+    def reward_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Of the reward model."""
+        return self.reward_reading.tokenizer
+
+    @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """What ends a response of the policy."""
-        eos = self.tokenizer.eos_token_id
-        return () if eos is None else (eos,)
+        return self.reading.turn_ends
 
 
 class Found(NamedTuple):
@@ -91,17 +101,19 @@ def loaded_models(config: GenerateConfig) -> Models:
     )
     require_pad_token(tokenizer)
     policy = load_model(AutoModelForCausalLM, config.policy, **loading)
+    reading = reading_of(policy, tokenizer, config.policy_reading)
     if over_vocabulary(config):
-        judge = load_vocabulary_reward(
+        model, own = load_vocabulary_reward(
             config.reward_model, tokenizer, method=config.method, **loading
         )
+        judge: Judge = (model, reading_of(model, own, config.reading))
     else:
-        judge = load_reward_model(config.reward_model, **loading)
+        judge = loaded_reward_model(config.reward_model, config.reading, **loading)
     held_out = None
     if config.held_out_reward_model is not None:
-        held_out = load_reward_model(config.held_out_reward_model, **loading)
+        held_out = loaded_reward_model(config.held_out_reward_model, config.reading, **loading)
     implicit = _implicit_models(config.implicit, policy, tokenizer, loading)
-    return Models(policy, tokenizer, *judge, held_out, implicit)
+    return Models(policy, reading, *judge, held_out, implicit)
 
 
 def _implicit_models(
@@ -147,7 +159,7 @@ def method_responses(config: GenerateConfig, models: Models, rows: list[list[int
         models.policy,
         ids,
         mask,
-        lambda batch: _scores_by((models.reward_model, models.reward_tokenizer), models, batch),
+        lambda batch: _scores_by((models.reward_model, models.reward_reading), models, batch),
         config.sampling.of_search(),
         config.n,
         models.implicit,
@@ -225,10 +237,10 @@ def response_scores(
             models.reward_model,
             batch,
             method=config.method,
-            eos_token_id=models.tokenizer.eos_token_id,
+            reading=models.reward_reading,
         )
     else:
-        judge = (models.reward_model, models.reward_tokenizer)
+        judge = (models.reward_model, models.reward_reading)
         found["score"] = _scores_by(judge, models, batch, conversations)
     if models.held_out is not None:
         found["held_out_score"] = _scores_by(models.held_out, models, batch, conversations)
@@ -241,5 +253,5 @@ def _scores_by(
     batch: ResponseBatch,
     conversations: Sequence[Prompt] | None = None,
 ) -> Float[Tensor, "batch"]:
-    scorer = LocalScorer(*judge, models.tokenizer)
+    scorer = LocalScorer(*judge, models.reading)
     return scorer(batch, conversations=conversations).sequence_scores

@@ -20,6 +20,7 @@ from tokencredit.names import named
 from tokencredit.ranges import require_at_least
 from tokencredit.recipes.settings import LoadingSettings, group, setting
 from tokencredit.sampling import Sampling
+from tokencredit.text.hf_reading import ReadingSettings
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,10 @@ class GenerateConfig:
     """Settings of `implicit-beam`."""
     implicit: ImplicitSettings = group(ImplicitSettings)
     """The models of `tree-bon` and `implicit-beam`."""
+    reading: ReadingSettings = group(ReadingSettings)
+    """How reward models read texts, where their configurations do not say."""
+    policy_reading: ReadingSettings = group(ReadingSettings)
+    """How the policy reads prompts, and what ends its responses."""
     loading: LoadingSettings = group(LoadingSettings)
     """How models and tokenizers are loaded."""
     batch_size: int = 8

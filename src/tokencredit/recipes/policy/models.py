@@ -28,8 +28,10 @@ from tokencredit.reward_model.hf_scores import load_reward_model
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.rewards import Rewards
 from tokencredit.scorers.sources import loaded_rewards
+from tokencredit.scorers.texts import loaded_reward_model
 from tokencredit.server.client import RewardServer
 from tokencredit.server.exchange import token_in
+from tokencredit.text.hf_reading import Reading, reading_of
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class PolicyModels:
 
     Attributes:
         reference: None for a PEFT policy, which is its own with the adapters off.
+        reading: how the policy reads prompts, and what ends its responses.
         rewards: all sources of reward, with their credit.
         held_out: a reward model that the policy never sees.
         server: draws responses in the policy's place; None where it draws them itself.
@@ -46,12 +49,17 @@ class PolicyModels:
     """
 
     actor_critic: ActorCritic
-    tokenizer: Any
+    reading: Reading
     reference: Any | None
     rewards: Rewards
     held_out: LocalScorer | None = None
     visits: torch.device | None = None
     server: VLLMServer | None = None
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of the policy."""
+        return self.reading.tokenizer
 
     def of_reference(self, call: Callable[[Any], Result]) -> Result:
         """What `call` returns for the reference."""
@@ -96,22 +104,24 @@ def loaded_models(
     place = "cpu" if sharded else str(device)
     shared: dict[str, Any] = {**frozen, "dtype": "float32", "device": place}
     size = config.algorithm.micro_batch_size
+    policy = _policy(config, checkpoint, shared)
+    reading = reading_of(policy, tokenizer, config.policy_reading)
     rewards = loaded_rewards(
         config.sources,
         config.credit,
         config.segments,
         config.combine,
-        tokenizer,
+        reading,
         server=lambda address: reward_server_of(address, config.server),
+        reading=config.reading,
         micro_batch_size=size,
         loading=frozen,
         has_policy=True,
     )
     held_out = None
     if config.held_out_reward_model is not None:
-        judge = load_reward_model(config.held_out_reward_model, **frozen)
-        held_out = LocalScorer(*judge, tokenizer, micro_batch_size=size)
-    policy = _policy(config, checkpoint, shared)
+        judge = loaded_reward_model(config.held_out_reward_model, config.reading, **frozen)
+        held_out = LocalScorer(*judge, reading, micro_batch_size=size)
     actor_critic = ActorCritic(policy, _critic(config, checkpoint, shared))
     if checkpoint is not None and actor_critic.has_value_head:
         load_value_head(actor_critic, checkpoint)
@@ -121,7 +131,7 @@ def loaded_models(
         reference = load_model(AutoModelForCausalLM, config.policy, **frozen).requires_grad_(False)
     return PolicyModels(
         actor_critic=actor_critic,
-        tokenizer=tokenizer,
+        reading=reading,
         reference=reference,
         rewards=rewards,
         held_out=held_out,

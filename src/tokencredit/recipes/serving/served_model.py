@@ -132,7 +132,7 @@ class ServedModel:
                     "that begins a sequence: the score of the prompt alone is read there"
                 )
             row = self._id_row(text, credit, details)
-            self._require_length(number, len(row))
+            self._require_length(number, row.length)
             rows.append(row)
         return rows
 
@@ -161,7 +161,7 @@ class ServedModel:
         )
         rows = _token_rows(encoded, [[] for _ in texts], (), ())
         for number, row in enumerate(rows):
-            self._require_length(number, len(row))
+            self._require_length(number, row.length)
         return rows
 
     def scores(self, rows: Sequence[TokenRow]) -> list[RowScores]:
@@ -298,9 +298,7 @@ class ServedModel:
     def _closed(self, text: PromptAndResponseIds, row: TokenRow) -> TokenRow:
         """The row in the prompt of the model's reading, closed where the response ended."""
         end = [pad_token_id(self.tokenizer)] if text.ended else []  # its closing takes this place
-        batch = ResponseBatch.of_rows(
-            [row.prompt_ids], [[*row.response_ids, *end]], pad_token_id=0
-        )
+        batch = ResponseBatch.of_rows([row.prompt_ids], [[*row.response_ids, *end]], pad_token_id=0)
         prompts = None if text.prompt is None else [_prompt(text.prompt)]
         found = self.reading.written_rows(batch, prompts, torch.tensor([bool(text.ended)]))
         start = found.batch.prompt_ids.shape[1]
