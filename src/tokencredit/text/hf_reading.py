@@ -62,8 +62,8 @@ class ReadingSettings:
     model was trained; for models of others `chat` where the tokenizer has a chat template, `pair`
     for encoders with one output and two kinds of segments, `plain` elsewhere."""
     append_eos: bool | None = None
-    """End plain responses that ended with the end of sequence; None is as the model was trained,
-    and for models of others yes where they are causal."""
+    """End plain responses that ended with the end of sequence. None is as the model was trained; in
+    training it is yes for causal models, and for models of others, which do not say, no."""
     turn_ends: list[str] = field(default_factory=list)
     """Tokens that end a response, besides those that tokenizer and model declare."""
     chat_template: str | None = None
@@ -436,8 +436,7 @@ def reading_of(
         model: of transformers, also in a wrapper that hands its configuration through.
         tokenizer: its own; a chat template of the settings is put into it.
         settings: what is set; None leaves all to the model.
-        training: whether the model is about to be trained, so that what an earlier training left
-            in its configuration decides only where nothing is set.
+        training: whether the model is about to be trained.
 
     Raises:
         ConfigError: a tokenizer without chat template or pairs for a template that needs it, or a
@@ -467,7 +466,7 @@ def reading_of(
     if append_eos is None:
         append_eos = stored.get("append_eos")
     if append_eos is None:
-        append_eos = tokenizer.eos_token_id is not None and _reads_forward(model)
+        append_eos = training and tokenizer.eos_token_id is not None and _reads_forward(model)
     extra = [*stored.get("turn_ends", ()), *asked.turn_ends]
     return Reading(
         tokenizer,

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from readings import encoded_texts
 from tiny_reward_training import config
 from tiny_tokenizers import byte_level
 
@@ -11,12 +12,7 @@ from tokencredit.recipes.reward_model.examples import (
 )
 from tokencredit.recipes.reward_model.train_reward_model import _judged_rows
 from tokencredit.scorers.segment_ends import SegmentEndSettings, segment_end_finder
-from tokencredit.text.hf_token_rows import (
-    EncodedText,
-    encoded_texts,
-    read_every_token,
-    read_last_token,
-)
+from tokencredit.text.hf_token_rows import EncodedText, read_every_token, read_last_token
 
 ROW = EncodedText([4, 5, 6, 7, 8, 9], [False, True, True, True, True, False])
 

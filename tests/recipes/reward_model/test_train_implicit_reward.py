@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytest.importorskip("trl", reason="TRL is an extra")
 
+from readings import encoded_texts
+
 from tokencredit.errors import (
     ConfigError,
     DataError,
@@ -34,7 +36,7 @@ from tokencredit.scorers.implicit import (
     loaded_reference,
     stored_reference,
 )
-from tokencredit.text.hf_token_rows import EncodedText, encoded_texts, response_batch
+from tokencredit.text.hf_token_rows import EncodedText, response_batch
 
 WORDS = ("good", "bad", "slow", "very good")
 
