@@ -12,6 +12,7 @@ pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
 from tiny_server import listening
 
+from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.cli import main
 from tokencredit.errors import ConfigError, RunFolderError, ServerError
 from tokencredit.recipes.policy.models import reward_server_of
@@ -46,7 +47,7 @@ class Mortal:
 
 @pytest.fixture(scope="module")
 def server(models):
-    config = ServeConfig(str(models / "reward"), template="auto")
+    config = ServeConfig(str(models / "reward"), reading=ReadingSettings("auto"))
     app = Mortal(application_of(config, token=TOKEN))
     with listening(app) as address:
         yield address, app

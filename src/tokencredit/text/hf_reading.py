@@ -288,22 +288,22 @@ class Reading:
             return self._rendered(prompt, response, ended=True).text
         return _text_of(prompt) + response
 
-    def split(self, text: str) -> tuple[str, str]:
-        """A whole text in the chat template's marks as its prompt and its last answer.
+    def split(self, text: str) -> tuple[str, str] | None:
+        """A whole text in the marks of the chat template, as its prompt and its last answer.
 
-        Without marks all of it is the answer to an empty prompt. What closes the answer in the
-        text is cut off: `encoded` closes it.
+        None where it has no such marks. What closes the answer in the text is cut off: `encoded`
+        closes it.
+
+        Args:
+            text: with the special tokens written out.
         """
-        if self.template != "chat":
-            eos = self.tokenizer.eos_token
-            return "", text.removesuffix(str(eos)) if eos else text
-        ends = [text.rfind(mark) + len(mark) for mark in self.marks.openings if mark in text]
-        if not ends:
-            return "", self._opened(text)
-        border = max(ends)
+        marks = self.marks.openings if self.template == "chat" else ()
+        borders = [text.rfind(mark) + len(mark) for mark in marks if mark in text]
+        if not borders:
+            return None
         # Spaces after the mark are the template's, not the answer's.
-        border += len(text[border:]) - len(text[border:].lstrip("\n "))
-        return text[:border], self._opened(text[border:])
+        answer = text[max(borders) :].lstrip("\n ")
+        return text[: len(text) - len(answer)], self._opened(answer)
 
     @property
     def line(self) -> str:

@@ -10,6 +10,7 @@ from tiny_models import tiny_model
 from tiny_tokenizers import byte_level
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.errors import (
     ConfigError,
     DataError,
@@ -169,7 +170,7 @@ def test_batches_change_nothing(folder, tmp_path):
 def test_templates(folder, tmp_path):
     chat = {"reward_model": str(folder / "chat")}
     outputs = [
-        evaluate_reward_model(config(folder, tmp_path / name, **chat, template=name))
+        evaluate_reward_model(config(folder, tmp_path / name, **chat, reading=ReadingSettings(name)))
         for name in ("auto", "chat", "plain")
     ]
     auto, chats, plain = ((output / "pairs.jsonl").read_text() for output in outputs)

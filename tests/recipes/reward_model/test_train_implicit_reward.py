@@ -104,7 +104,7 @@ def test_the_folder_is_a_language_model_that_names_its_reference(folder, trained
     AutoTokenizer.from_pretrained(trained)
     assert model.config.dpo_reference == str((folder / "lm").resolve())
     assert (model.config.dpo_beta, model.config.dpo_direction) == (0.1, "chosen")
-    assert model.config.eos_appended is True
+    assert model.config.reading == {"template": "plain", "append_eos": True}
     assert stored_reference(model.config) == (model.config.dpo_reference, 0.1)
     start = weights(folder / "lm")
     assert any(not torch.equal(value, start[name]) for name, value in weights(trained).items())

@@ -12,6 +12,7 @@ from tiny_reward_training import config, lines, loss_of, save_start, write_input
 from tiny_tokenizers import byte_level, word_level
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.cli import main
 from tokencredit.errors import (
     ConfigError,
@@ -78,7 +79,7 @@ def test_the_folder_is_a_hugging_face_classifier(trained):
     tokenizer = AutoTokenizer.from_pretrained(trained)
     assert model.config.num_labels == 1
     assert model.config.pad_token_id == tokenizer.pad_token_id
-    assert model.config.eos_appended is True
+    assert model.config.reading == {"template": "plain", "append_eos": True}
     assert tokenizer.padding_side == "right"
     ours, _ = load_reward_model(trained)
     encoded = encode_responses(tokenizer, ["rate film 3:"], [" a good film"])
@@ -217,7 +218,7 @@ def test_an_encoder_learns_whole_responses_only(folder, tmp_path):
     start = tiny_model("bert", vocab_size=64)
     start.save_pretrained(tmp_path / "bert")
     tokenizer.save_pretrained(tmp_path / "bert")
-    settings = {"model": str(tmp_path / "bert"), "append_eos": False}
+    settings = {"model": str(tmp_path / "bert"), "reading": ReadingSettings(append_eos=False)}
     with pytest.raises(ConfigError, match=r"reads in both directions.*or positions='last'"):
         train_reward_model(config(folder, tmp_path / "rm", **settings))
     output = train_reward_model(config(folder, tmp_path / "rm", positions="last", **settings))
@@ -280,7 +281,7 @@ def test_padding_with_the_end_of_sequence_warns_and_changes_no_score(folder, tmp
 
 def test_fractions_come_from_the_prefixes_themselves(folder, tmp_path):
     """One pass gives what the cut texts give, and batches of any size the same."""
-    settings = config(folder, tmp_path / "rm", append_eos=False)
+    settings = config(folder, tmp_path / "rm", reading=ReadingSettings(append_eos=False))
     model, tokenizer = recipe._model_to_train(settings)
     rows = [row for one in recipe._judged_rows(settings, tokenizer, rows_of_data(settings))
             for row in one.responses]  # fmt: skip
@@ -376,12 +377,6 @@ def test_texts_alone_begin_with_one_beginning_of_sequence():
     tokenizer.bos_token = None
     with pytest.raises(ModelError, match="no token that begins a sequence"):
         sequence_start(tokenizer)
-
-
-def test_prompts_of_two_kinds_do_not_mix():
-    with pytest.raises(DataError, match="some prompts are texts and some are messages"):
-        encoded_texts(byte_level(), ["a", [{"role": "user", "content": "a"}]], ["b", "b"],
-                      append_eos=False)  # fmt: skip
 
 
 def test_padding_stands_on_the_right():

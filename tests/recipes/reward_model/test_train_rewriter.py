@@ -78,7 +78,7 @@ def test_the_folder_is_a_language_model_that_keeps_its_template(trained):
     model = AutoModelForCausalLM.from_pretrained(trained)
     assert model.config.rewriter_template == TEMPLATE
     assert model.config.rewriter_instruction == INSTRUCTION
-    assert model.config.eos_appended is True
+    assert model.config.reading == {"template": "plain", "append_eos": True}
     names = {path.name for path in trained.iterdir()}
     assert {"config.yaml", "metrics.json", "metrics.jsonl", "model.safetensors"} <= names
 

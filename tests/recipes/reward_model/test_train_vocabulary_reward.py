@@ -84,7 +84,7 @@ def trained(folder, tmp_path_factory):
 def test_the_folder_is_a_language_model_that_says_what_its_logits_are(trained, objective):
     model = AutoModelForCausalLM.from_pretrained(trained[objective])
     assert model.config.vocabulary_objective == objective
-    assert model.config.eos_appended is True
+    assert model.config.reading == {"template": "plain", "append_eos": True}
     assert getattr(model.config, "reward_beta", None) == (0.5 if objective == "genarm" else None)
     names = {path.name for path in trained[objective].iterdir()}
     assert {"config.yaml", "metrics.json", "metrics.jsonl", "model.safetensors"} <= names
@@ -147,10 +147,11 @@ def test_the_values_of_a_response_are_the_logits_in_the_place_of_its_tokens(trai
     torch.testing.assert_close(values[0], own, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(values[1, :-2], own[:-2], rtol=1e-3, atol=1e-5)
     assert values[1, -2:].tolist() == [0.0, 0.0]
-    scores = vocabulary_sequence_scores(model, batch, method="farma", eos_token_id=ids[-1])
+    reading = Reading(tokenizer, append_eos=True, turn_ends=(ids[-1],))
+    scores = vocabulary_sequence_scores(model, batch, method="farma", reading=reading)
     torch.testing.assert_close(scores, own[[-1, -3]], rtol=1e-3, atol=1e-5)
-    model.config.eos_appended = False
-    without = vocabulary_sequence_scores(model, batch, method="farma", eos_token_id=ids[-1])
+    reading = replace(reading, append_eos=False)
+    without = vocabulary_sequence_scores(model, batch, method="farma", reading=reading)
     torch.testing.assert_close(without, own[[-2, -3]], rtol=1e-3, atol=1e-5)
     own_logprobs = logits.log_softmax(-1)[torch.arange(3, len(ids) - 1), torch.tensor(ids[4:])]
     for over, expected in (
