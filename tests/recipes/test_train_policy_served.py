@@ -12,13 +12,13 @@ pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
 from tiny_server import listening
 
-from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.cli import main
 from tokencredit.errors import ConfigError, RunFolderError, ServerError
 from tokencredit.recipes.policy.models import reward_server_of
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.run_folder import read_jsonl
 from tokencredit.recipes.serving.serve import ServeConfig, application_of
+from tokencredit.text.hf_reading import ReadingSettings
 
 TIMES = ("seconds_rollout", "seconds_score", "seconds_update", "tokens_per_second")
 TOKEN = "open-sesame-42"

@@ -1,10 +1,10 @@
 import pytest
 import torch
+from readings import chat, plain
 from tiny_models import tiny_model
 from tiny_tokenizers import byte_level
 from transformers import AutoModelForCausalLM
 
-from readings import chat, plain
 from tokencredit.errors import ConfigError, DataError, ModelError, NumericError
 from tokencredit.reward_model.hf_rewriter import (
     TEMPLATE,
@@ -69,14 +69,23 @@ def test_conversations_are_asked_to_write_again(model, tokenizer):
 
 def test_batches_equal_one_by_one_and_the_end_of_sequence_can_count(model, tokenizer):
     ended = {"ended": [True, False]}
-    together = rewriter_logprobs(model, plain(tokenizer, append_eos=True), PROMPTS, RESPONSES, **ended)
+    together = rewriter_logprobs(
+        model, plain(tokenizer, append_eos=True), PROMPTS, RESPONSES, **ended
+    )
     for size in (1, 2):
         parts = rewriter_logprobs(
-            model, plain(tokenizer, append_eos=True), PROMPTS, RESPONSES, micro_batch_size=size, **ended
+            model,
+            plain(tokenizer, append_eos=True),
+            PROMPTS,
+            RESPONSES,
+            micro_batch_size=size,
+            **ended,
         )
         torch.testing.assert_close(parts.logprobs, together.logprobs, rtol=1e-4, atol=1e-5)
     lengths = together.encoded.batch.lengths.tolist()
-    open_ones = rewriter_logprobs(model, plain(tokenizer), PROMPTS, RESPONSES).encoded.batch.lengths.tolist()
+    open_ones = rewriter_logprobs(
+        model, plain(tokenizer), PROMPTS, RESPONSES
+    ).encoded.batch.lengths.tolist()
     assert lengths == [open_ones[0] + 1, open_ones[1]]
 
 
@@ -96,18 +105,18 @@ def test_a_template_needs_each_place_once(template):
 
 
 def test_a_model_that_is_no_rewriter(tokenizer):
-    plain = tiny_model("llama", auto_class=AutoModelForCausalLM, vocab_size=len(tokenizer))
+    other = tiny_model("llama", auto_class=AutoModelForCausalLM, vocab_size=len(tokenizer))
     with pytest.raises(ModelError, match="tokencredit train-rewriter"):
-        stored_templates(plain)
+        stored_templates(other)
     with pytest.raises(ModelError, match="tokencredit train-rewriter"):
-        rewriter_logprobs(plain_model, plain(tokenizer), PROMPTS, RESPONSES)
+        rewriter_logprobs(other, plain(tokenizer), PROMPTS, RESPONSES)
 
 
 @pytest.mark.parametrize(
     ("prompts", "responses", "message"),
     [
         (["a"], ["b", "c"], "1 prompts and 2 responses"),
-        (["a", [{"role": "user", "content": "a"}]], ["b", "b"], "expected one kind only"),
+        (["a", [{"role": "user", "content": "a"}]], ["b", "b"], "1 prompts are conversations"),
         (["zq" * 200], ["b"], "expected at most 128"),
     ],
 )

@@ -53,9 +53,9 @@ def at_address(served, **limits):
         yield RewardServer(address, retries=0)
 
 
-def generated():
+def generated(policy=POLICY):
     """One response that ended, one that was cut off, one with tokens that do not count."""
-    ended = encode_responses(POLICY, PROMPTS, RESPONSES, append_eos=[True, False, True]).batch
+    ended = encode_responses(policy, PROMPTS, RESPONSES, append_eos=[True, False, True]).batch
     counts = ended.response_mask.clone()
     counts[2, 1] = False
     return dataclasses.replace(ended, response_mask=counts)
@@ -132,7 +132,7 @@ def test_a_response_to_a_prompt_without_text_stands_alone():
 
 @pytest.mark.parametrize("template", ["plain", "chat"])
 def test_the_template_is_the_servers(template):
-    served, batch = served_by(CHAT, reading=ReadingSettings(template)), generated()
+    served, batch = served_by(CHAT, reading=ReadingSettings(template)), generated(CHAT)
     with at_address(served) as server:
         model = served_reward_model(server, written_by(CHAT), credit=CreditSettings("terminal"))
         found = model(batch)

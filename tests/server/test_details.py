@@ -11,11 +11,11 @@ pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
 from tiny_server import asked, break_model, posted, tiny_app, tiny_served
 
-from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.batch import ResponseScores
 from tokencredit.scorers.local import own_scores
 from tokencredit.scorers.texts import whole_texts
 from tokencredit.server.client import About
+from tokencredit.text.hf_reading import ReadingSettings
 
 TEXTS = [{"prompt": "the film is", "response": " a good plot"}, {"prompt": "a", "response": ""}]
 DETAILS = ["prefix-scores", "attention"]
@@ -43,8 +43,9 @@ def test_a_server_says_what_it_serves(served):
         "credit": list(ONE_PASS_ALONE),
         "details": DETAILS,
         "attention_layer": -1,
-        "template": "auto",
+        "template": "plain",
         "renders_chats": False,
+        "reads_eos": False,
         "vocabulary": said["vocabulary"],
         "max_tokens": 128,
         "max_texts": 7,

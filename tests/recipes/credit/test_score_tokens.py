@@ -9,7 +9,6 @@ from saved_models import save_reward_model
 from tiny_models import tiny_model
 from tiny_tokenizers import CHAT_TEMPLATE, SlowTokenizer, byte_level
 
-from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.cli import main
 from tokencredit.credit.methods import CreditSettings
 from tokencredit.errors import ConfigError, DataError, ModelError, NumericError, RunFolderError
@@ -22,6 +21,7 @@ from tokencredit.recipes.settings import LoadingSettings
 from tokencredit.reward_model.hf_scores import load_reward_model
 from tokencredit.scorers.sources import RewardSource
 from tokencredit.scorers.texts import loaded_reward_model
+from tokencredit.text.hf_reading import ReadingSettings
 
 ROWS = [
     {"prompt": "the film is", "response": " a good café 日本 🙂 plot"},
@@ -131,7 +131,9 @@ def test_conversations_are_rendered(settings, tmp_path):
     for row in rows:
         assert row["sequence_score"] == pytest.approx(model(input_ids=ids).logits.item(), abs=1e-4)
         assert row["tokens"][-1].endswith("d")
-    plain = scored(**{**settings, "data": save_rows(tmp_path / "d", ROWS)}, reading=ReadingSettings("plain"))
+    plain = scored(
+        **{**settings, "data": save_rows(tmp_path / "d", ROWS)}, reading=ReadingSettings("plain")
+    )
     ids = tokenizer(ROWS[1]["prompt"] + ROWS[1]["response"], return_tensors="pt")["input_ids"]
     score = model(input_ids=ids).logits.item()
     assert plain[1]["sequence_score"] == pytest.approx(score, abs=1e-4)

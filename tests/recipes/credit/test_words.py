@@ -1,9 +1,9 @@
 import pytest
 import torch
+from readings import chat, plain
 from saved_models import save_reward_model
 from tiny_tokenizers import CHAT_TEMPLATE, byte_level, wordpiece
 
-from readings import chat, plain
 from tokencredit.errors import NumericError, ShapeError
 from tokencredit.preference.marked_texts import MarkedText, words_of
 from tokencredit.recipes.credit.words import as_scorer, encoded_words, kept_words, scores_of_words

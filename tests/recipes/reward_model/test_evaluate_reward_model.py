@@ -10,7 +10,6 @@ from tiny_models import tiny_model
 from tiny_tokenizers import byte_level
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.errors import (
     ConfigError,
     DataError,
@@ -28,6 +27,7 @@ from tokencredit.recipes.reward_model.evaluate_reward_model import (
 from tokencredit.recipes.reward_model.evaluation_report import evaluation_tables
 from tokencredit.recipes.reward_model.pair_evaluation import ScoredComparison, evaluation
 from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.text.hf_reading import ReadingSettings
 
 CHAT = "{% for m in messages %}<bos>{{ m['role'] }}\n{{ m['content'] }}<eos>{% endfor %}"
 PAIRS = [
@@ -170,7 +170,9 @@ def test_batches_change_nothing(folder, tmp_path):
 def test_templates(folder, tmp_path):
     chat = {"reward_model": str(folder / "chat")}
     outputs = [
-        evaluate_reward_model(config(folder, tmp_path / name, **chat, reading=ReadingSettings(name)))
+        evaluate_reward_model(
+            config(folder, tmp_path / name, **chat, reading=ReadingSettings(name))
+        )
         for name in ("auto", "chat", "plain")
     ]
     auto, chats, plain = ((output / "pairs.jsonl").read_text() for output in outputs)

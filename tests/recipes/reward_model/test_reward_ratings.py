@@ -6,7 +6,6 @@ from readings import encode_responses
 from tiny_models import tiny_model
 from tiny_reward_training import config, lines, write_inputs
 
-from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.errors import DataError
 from tokencredit.recipes.reward_model.examples import (
     JudgedRow,
@@ -16,6 +15,7 @@ from tokencredit.recipes.reward_model.examples import (
 )
 from tokencredit.recipes.reward_model.train_reward_model import train_reward_model
 from tokencredit.reward_model.hf_scores import load_reward_model, score_responses
+from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.text.hf_token_rows import EncodedText, sequence_start
 
 ROW = EncodedText([4, 5], [False, True])

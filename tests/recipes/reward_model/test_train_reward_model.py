@@ -12,7 +12,6 @@ from tiny_reward_training import config, lines, loss_of, save_start, write_input
 from tiny_tokenizers import byte_level, word_level
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.cli import main
 from tokencredit.errors import (
     ConfigError,
@@ -39,6 +38,7 @@ from tokencredit.reward_model.hf_scores import load_reward_model, score_response
 from tokencredit.reward_model.objectives import OBJECTIVES, Objective
 from tokencredit.scorers.fractions import counted_scores, fraction_scores
 from tokencredit.scorers.trained_reading import trained_segment_ends
+from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.text.hf_token_rows import (
     EncodedText,
     read_every_token,

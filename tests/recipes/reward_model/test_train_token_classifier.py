@@ -13,7 +13,6 @@ from tiny_models import tiny_model
 from tiny_tokenizers import CORPUS, byte_level, word_level
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
-from tokencredit.text.hf_reading import ReadingSettings, reading_of
 from tokencredit import discriminator_credit
 from tokencredit.errors import (
     ConfigError,
@@ -42,6 +41,7 @@ from tokencredit.reward_model.hf_token_classifier import (
     load_token_classifier,
     token_classifier_logits,
 )
+from tokencredit.text.hf_reading import ReadingSettings, reading_of
 from tokencredit.text.hf_token_rows import EncodedText
 
 SOURCES = ("edits", "spans", "steps")
@@ -134,7 +134,13 @@ def labelled(settings):
         id2label=dict(enumerate(settings.classes)),
     )
     data, _ = rows_of_data(settings)
-    return model, tokenizer, labelled_texts(settings, reading_of(model, tokenizer, settings.reading, training=True), data)
+    return (
+        model,
+        tokenizer,
+        labelled_texts(
+            settings, reading_of(model, tokenizer, settings.reading, training=True), data
+        ),
+    )
 
 
 def shown(tokenizer, row: LabelledText) -> list[tuple[str, int]]:
@@ -231,7 +237,9 @@ def test_errors_that_xcomet_found_are_labels(folder, tmp_path):
 
 
 def test_labels_of_spans(folder, tmp_path):
-    _, tokenizer, rows = labelled(config(folder, tmp_path, "spans", reading=ReadingSettings(append_eos=False)))
+    _, tokenizer, rows = labelled(
+        config(folder, tmp_path, "spans", reading=ReadingSettings(append_eos=False))
+    )
     said = shown(tokenizer, rows[0])
     texts = ["".join(token for token, label in said if label == number) for number in range(3)]
     assert texts[1:] == [" slow", " bad"]
@@ -239,7 +247,9 @@ def test_labels_of_spans(folder, tmp_path):
 
 
 def test_labels_of_steps_stand_at_their_ends(folder, tmp_path):
-    _, tokenizer, rows = labelled(config(folder, tmp_path, "steps", held_out=0.0, reading=ReadingSettings(append_eos=False)))
+    _, tokenizer, rows = labelled(
+        config(folder, tmp_path, "steps", held_out=0.0, reading=ReadingSettings(append_eos=False))
+    )
     assert [label for _, label in shown(tokenizer, rows[0])] == [1, 0]
     assert [token for token, _ in shown(tokenizer, rows[0])] == ["\n", "\n"]
     _, tokenizer, ended = labelled(config(folder, tmp_path, "steps", held_out=0.0))

@@ -1,5 +1,6 @@
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ from tokencredit.scorers.vocabulary import (
     vocabulary_prefix_scores,
     vocabulary_sequence_scores,
 )
+from tokencredit.text.hf_reading import Reading
 from tokencredit.text.hf_token_rows import EncodedText, response_batch
 
 OBJECTIVES = {"farma": "farma", "genarm": "genarm", "cd-fudge": "cd", "cd-q": "cd"}
