@@ -1,5 +1,7 @@
 """Readings for tests, made from tokenizers alone."""
 
+from types import SimpleNamespace
+
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.text.hf_reading import Reading, ReadingSettings, reading_of, written_by
 
@@ -32,3 +34,9 @@ def encoded_texts(tokenizer, prompts, responses, *, append_eos, **options):
 def local_scorer(model, tokenizer, policy_tokenizer, *, reading=None, **options):
     read = reading_of(model, tokenizer, reading or ReadingSettings())
     return LocalScorer(model, read, written_by(policy_tokenizer), **options)
+
+
+def training_reading(settings, tokenizer):
+    """What a decoder is trained to read by these settings."""
+    model = SimpleNamespace(config=SimpleNamespace())
+    return reading_of(model, tokenizer, settings.reading, training=True)

@@ -238,7 +238,7 @@ def test_the_end_of_sequence_is_read_where_the_reward_model_learnt_with_it(score
 
 
 def test_the_end_of_a_turn_pays_the_end_of_sequence():
-    """What closes the chat belongs to the token by which the policy closed it; cut off, it is open."""
+    """What closes the chat belongs to the token by which the policy closed it."""
     policy, scorer = POLICIES["byte-level"], SCORERS["chat"]
     model = model_for(scorer)
     ended, scores = score_for_policy(

@@ -161,7 +161,6 @@ def test_markup_in_tokens_is_printed_as_it_is(settings, tmp_path, capsys):
         ({"data": "./nowhere.jsonl"}, DataError, "nowhere"),
         ({"output": "scores.txt"}, ConfigError, r"ends in \.jsonl"),
         ({"batch_size": 0}, ConfigError, "batch_size is 0"),
-        ({"columns": ResponseColumns(text="t"), "template": "chat"}, ConfigError, "stand alone"),
         ({"loading": LoadingSettings(pad_token="<nowhere>")}, ModelError, "not in the vocabulary"),
     ],
 )

@@ -328,7 +328,7 @@ def test_conversations_need_a_template(folder, tmp_path):
     ask = {"role": "user", "content": "Q"}
     chats = {side: [ask, {"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
     data = str(write(tmp_path / "p.jsonl", [chats]))
-    with pytest.raises(DataError, match="prompts are conversations, but template is 'auto'"):
+    with pytest.raises(DataError, match="conversations, and the model reads texts as 'plain'"):
         evaluate_reward_model(config(folder, tmp_path / "out", data=data))
     settings = config(folder, tmp_path / "chat", data=data, reward_model=str(folder / "chat"))
     assert found_in(evaluate_reward_model(settings))["accuracy"]["count"] == 1

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytest.importorskip("trl", reason="TRL is an extra")
 
-from readings import encoded_texts
+from readings import encoded_texts, training_reading
 
 from tokencredit.errors import (
     ConfigError,
@@ -133,7 +133,9 @@ def test_the_loss_is_that_of_our_own_log_ratios(folder, tmp_path):
     train_implicit_reward(again)
     loss = read_jsonl(tmp_path / "again" / "metrics.jsonl")[0]["loss"]
     model, tokenizer = recipe._model_to_train(again)
-    rows = recipe._encoded_pairs(again, tokenizer, training_pairs(again)[0])
+    rows = recipe._encoded_pairs(
+        again, training_reading(again, tokenizer), training_pairs(again)[0]
+    )
     scores = implicit_fraction_scores(
         model,
         AutoModelForCausalLM.from_pretrained(folder / "lm"),

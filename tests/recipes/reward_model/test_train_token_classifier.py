@@ -46,6 +46,8 @@ from tokencredit.text.hf_token_rows import EncodedText
 
 SOURCES = ("edits", "spans", "steps")
 
+OPEN = ReadingSettings(append_eos=False)
+
 
 def rows_of(source: str) -> list[dict]:
     if source == "edits":
@@ -237,9 +239,7 @@ def test_errors_that_xcomet_found_are_labels(folder, tmp_path):
 
 
 def test_labels_of_spans(folder, tmp_path):
-    _, tokenizer, rows = labelled(
-        config(folder, tmp_path, "spans", reading=ReadingSettings(append_eos=False))
-    )
+    _, tokenizer, rows = labelled(config(folder, tmp_path, "spans", reading=OPEN))
     said = shown(tokenizer, rows[0])
     texts = ["".join(token for token, label in said if label == number) for number in range(3)]
     assert texts[1:] == [" slow", " bad"]
@@ -247,9 +247,7 @@ def test_labels_of_spans(folder, tmp_path):
 
 
 def test_labels_of_steps_stand_at_their_ends(folder, tmp_path):
-    _, tokenizer, rows = labelled(
-        config(folder, tmp_path, "steps", held_out=0.0, reading=ReadingSettings(append_eos=False))
-    )
+    _, tokenizer, rows = labelled(config(folder, tmp_path, "steps", held_out=0.0, reading=OPEN))
     assert [label for _, label in shown(tokenizer, rows[0])] == [1, 0]
     assert [token for token, _ in shown(tokenizer, rows[0])] == ["\n", "\n"]
     _, tokenizer, ended = labelled(config(folder, tmp_path, "steps", held_out=0.0))

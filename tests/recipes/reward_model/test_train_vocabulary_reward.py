@@ -213,10 +213,10 @@ def test_what_stands_behind_the_end_of_sequence_is_cut():
         ([False, False, True, True, True], 5),
         ([False, True, False, False, False], 4),
     ):
-        row = training.ended_row(EncodedText(ids, mask), eos)
+        row = training.ended_row(EncodedText(ids, mask), [eos])
         assert row == EncodedText(ids[:length], mask[:length])
     row = EncodedText(ids, [False, True, True, False, False])
-    assert training.ended_row(row, 99) == training.ended_row(row, None) == row
+    assert training.ended_row(row, [99]) == training.ended_row(row, []) == row
     assert training.read_response(row) == [False, True, True, True, True]
 
 
