@@ -46,6 +46,7 @@ from tokencredit.recipes.run_folder import (
     write_atomically,
 )
 from tokencredit.recipes.settings import free_settings
+from tokencredit.recipes.shown_reading import print_reading
 from tokencredit.scorers.texts import loaded_reward_model
 from tokencredit.text.hf_reading import Reading, written_by
 
@@ -72,12 +73,14 @@ def compare_credit(config: CompareCreditConfig) -> Path:
     require_labels(texts, config.direction)
     weights = _weights(config)
     require_same_run(config.output, config, free=_FREE_SETTINGS)
-    model, tokenizer = loaded_reward_model(
-        config.reward_model, device=config.device, **vars(config.loading)
+    model, reading = loaded_reward_model(
+        config.reward_model, config.reading, device=config.device, **vars(config.loading)
     )
+    example = (texts[0].prompt, texts[0].response) if config.show_example else None
+    print_reading("reward model", reading, example=example)
     passes = [
-        *reward_model_passes(config, model, tokenizer),
-        *other_passes(config, model, tokenizer),
+        *reward_model_passes(config, model, reading),
+        *other_passes(config, model, reading),
     ]
     folder = open_run_folder(config.output, config, free=_FREE_SETTINGS)
     credit: dict[str, WordScores] = {}
@@ -85,7 +88,7 @@ def compare_credit(config: CompareCreditConfig) -> Path:
         for scored in passes:
             credit |= _kept_scores(scored, texts, config, folder / "scores", progress)
         sample = _sample(texts, config)
-        asking = Pass((), lambda _: {}, model, tokenizer)
+        asking = Pass((), lambda _: {}, model, reading)
         asked = _asked(asking, [texts[row] for row in sample], config, progress)
         rows, curves = _rows(credit, texts, weights, config, sample, asked, progress)
     shown = _sample(texts, config, count=config.heatmaps)

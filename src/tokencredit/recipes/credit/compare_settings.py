@@ -82,6 +82,8 @@ class CompareCreditConfig:
     """Texts per forward pass."""
     loading: LoadingSettings = group(LoadingSettings)
     """How models are loaded."""
+    show_example: bool = setting(False, free=True)
+    """Print one text as the reward model reads it: its tokens, and where scores are read."""
     device: str | None = setting(None, free=True)
     """To compute on; None for the CPU."""
     seed: int = 0

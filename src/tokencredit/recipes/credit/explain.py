@@ -20,9 +20,15 @@ from tokencredit.evaluation.token_display import text_pieces, visible
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.recipes.run_folder import write_atomically, writing
 from tokencredit.recipes.settings import LoadingSettings, group, setting
+from tokencredit.recipes.shown_reading import print_reading
 from tokencredit.scorers.rewards import Rewards
 from tokencredit.scorers.sources import RewardSource, required_sources
-from tokencredit.scorers.text_rewards import loaded_text_rewards, other_credit, paid_texts
+from tokencredit.scorers.text_rewards import (
+    loaded_text_rewards,
+    other_credit,
+    paid_texts,
+    reader_of,
+)
 from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.text.hf_token_rows import token_texts
 from tokencredit.text.segments import SegmentSettings
@@ -56,6 +62,8 @@ class ExplainConfig:
     """How the reward model reads texts, where its configuration does not say."""
     loading: LoadingSettings = group(LoadingSettings)
     """How models are loaded."""
+    show_example: bool = False
+    """Print one text as the reward model reads it: its tokens, and where scores are read."""
     device: str | None = None
     """To compute on; None for the CPU."""
 
@@ -150,6 +158,8 @@ def _rewards(config: ExplainConfig) -> list[Rewards]:
         micro_batch_size=32,
         loading=loading,
     )
+    example = (config.prompt, config.response) if config.show_example else None
+    print_reading("reward model", reader_of(loaded).reading, example=example)
     return [loaded, *(other_credit(loaded, credit, loading=loading) for credit in others)]
 
 

@@ -23,6 +23,7 @@ from tokencredit.ranges import require_at_least
 from tokencredit.recipes.credit.score_tokens import ResponseColumns
 from tokencredit.recipes.run_folder import write_atomically, writing
 from tokencredit.recipes.settings import LoadingSettings, group
+from tokencredit.recipes.shown_reading import print_reading
 from tokencredit.scorers.credit_models import FittedCredit
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.segmentation import response_segments
@@ -56,6 +57,8 @@ class FitCreditConfig:
     """Responses per forward pass."""
     loading: LoadingSettings = group(LoadingSettings)
     """How models are loaded."""
+    show_example: bool = False
+    """Print one text as the reward model reads it: its tokens, and where scores are read."""
     device: str | None = None
     """To compute on; None for the CPU."""
 
@@ -91,6 +94,8 @@ def fit_credit(config: FitCreditConfig) -> Path:
     )
     loading = {**vars(config.loading), "device": config.device}
     model, reading = loaded_reward_model(config.reward_model, config.reading, **loading)
+    example = (rows[0].prompt, rows[0].response) if config.show_example else None
+    print_reading("reward model", reading, example=example)
     scorer = LocalScorer(model, reading, reading, micro_batch_size=config.batch_size)
     if "prefix_scores" not in scorer.gives:
         raise ModelError(

@@ -27,9 +27,10 @@ from tokencredit.preference.pairs import PromptedResponse
 from tokencredit.ranges import require_at_least
 from tokencredit.recipes.run_folder import whole_file, writing
 from tokencredit.recipes.settings import LoadingSettings, group, setting
+from tokencredit.recipes.shown_reading import print_reading
 from tokencredit.scorers.rewards import Rewards
 from tokencredit.scorers.sources import RewardSource, required_sources
-from tokencredit.scorers.text_rewards import loaded_text_rewards, paid_texts
+from tokencredit.scorers.text_rewards import loaded_text_rewards, paid_texts, reader_of
 from tokencredit.text.alignment import Span
 from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.text.hf_token_rows import token_texts
@@ -83,6 +84,8 @@ class ScoreTokensConfig:
     """Responses per forward pass."""
     loading: LoadingSettings = group(LoadingSettings)
     """How models are loaded."""
+    show_example: bool = False
+    """Print one text as the reward model reads it: its tokens, and where scores are read."""
     device: str | None = None
     """To compute on; None for the CPU."""
     progress: bool = True
@@ -154,6 +157,8 @@ def score_tokens(config: ScoreTokensConfig) -> Path | None:
         micro_batch_size=config.batch_size,
         loading={**vars(config.loading), "device": config.device},
     )
+    example = (rows[0].prompt, rows[0].response) if config.show_example else None
+    print_reading("reward model", reader_of(rewards).reading, example=example)
     scored = track(
         _scored(config, rewards, rows),
         description="scoring",

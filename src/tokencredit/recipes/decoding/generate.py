@@ -26,6 +26,7 @@ from tokencredit.recipes.decoding.rows import response_metrics, response_rows
 from tokencredit.recipes.decoding.settings import GenerateConfig
 from tokencredit.recipes.run_folder import open_run_folder, write_atomically
 from tokencredit.recipes.settings import free_settings
+from tokencredit.recipes.shown_reading import print_reading
 
 
 @quiet_transformers()
@@ -44,6 +45,9 @@ def generate(config: GenerateConfig) -> Path:
     """
     models = loaded_models(config)
     prompts = load_prompts(config.prompts, column=config.data.column, limit=config.data.limit)
+    print_reading("policy", models.reading)
+    example = (prompts[0], "") if config.show_example else None
+    print_reading("reward model", models.reward_reading, example=example)
     rows = models.reading.prompt_rows(prompts, where=config.prompts)
     rows = [row[: config.data.tokens] for row in rows]
     folder = open_run_folder(config.output, config, free=free_settings(GenerateConfig))

@@ -169,6 +169,8 @@ class GenerateConfig:
     """Prompts at a time."""
     seed: int = 0
     """Seed of sampling."""
+    show_example: bool = setting(False, free=True)
+    """Print one text as the reward model reads it: its tokens, and where scores are read."""
     device: str | None = None
     """To run on; None for the CPU."""
     progress: bool = setting(True, free=True)

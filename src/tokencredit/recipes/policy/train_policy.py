@@ -63,6 +63,8 @@ from tokencredit.recipes.run_folder import (
     require_same_run,
 )
 from tokencredit.recipes.settings import flat_settings, free_settings
+from tokencredit.recipes.shown_reading import print_reading
+from tokencredit.scorers.local import LocalScorer
 from tokencredit.shaping import adapted_kl_coef
 
 __all__ = ["TrainPolicyConfig", "train_policy"]
@@ -185,6 +187,7 @@ def open_run(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:  # only now, so that a model that is not there leaves no folder
         open_run_folder(folder, config, free=_FREE_SETTINGS)
+        _print_readings(models, prompts)
         for left_over in (folder / "checkpoints").glob(".writing-*"):
             shutil.rmtree(left_over)
     model, optimizer = _prepared_model(config.optimizer, checkpoint, models, accelerator)
@@ -199,6 +202,15 @@ def open_run(
         )
     run = PolicyRun(config, folder, accelerator, models, model, optimizer, prompts, token_scorer)
     return run, state
+
+
+def _print_readings(models: PolicyModels, prompts: PolicyPrompts) -> None:
+    """How the policy and each reward model of this process read texts, with the first prompt."""
+    print_reading("policy", models.reading)
+    asked = None if prompts.asked is None else (prompts.asked[0], "")
+    for one in models.rewards.sources:
+        if isinstance(one.scorer, LocalScorer):
+            print_reading(f"reward {one.name!r}", one.scorer.reading, example=asked)
 
 
 def _accelerator(config: TrainPolicyConfig) -> Accelerator:

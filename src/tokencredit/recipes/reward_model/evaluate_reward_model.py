@@ -35,6 +35,7 @@ from tokencredit.recipes.reward_model.pair_evaluation import (
 )
 from tokencredit.recipes.run_folder import open_run_folder, require_same_run, write_atomically
 from tokencredit.recipes.settings import LoadingSettings, free_settings, group, setting
+from tokencredit.recipes.shown_reading import print_reading
 from tokencredit.scorers.responses import Kind, ResponseScorer, loaded_scorer, scored_responses
 from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.text.hf_token_rows import Truncation
@@ -100,6 +101,8 @@ class EvaluateRewardModelConfig:
     """Bins of the calibration."""
     columns: ComparisonColumns = group(ComparisonColumns)
     loading: LoadingSettings = group(LoadingSettings)
+    show_example: bool = setting(False, free=True)
+    """Print one text as the reward model reads it: its tokens, and where scores are read."""
     device: str | None = setting(None, free=True)
     """To compute on; None for the CPU."""
     progress: bool = setting(True, free=True)
@@ -156,6 +159,9 @@ def evaluate_reward_model(config: EvaluateRewardModelConfig) -> Path:
         device=config.device,
         **asdict(config.loading),
     )
+    first = comparisons[0]
+    example = (first.prompt, first.chosen[0]) if config.show_example else None
+    print_reading("reward model", scorer.reading, example=example)
     scored = _scored_comparisons(config, scorer, comparisons)
     folder = open_run_folder(config.output, config, free=free_settings(type(config)))
     found = {

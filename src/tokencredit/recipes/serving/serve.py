@@ -19,6 +19,7 @@ from tokencredit.errors import ConfigError, TokenCreditWarning
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.ranges import require_at_least
 from tokencredit.recipes.settings import LoadingSettings, group, setting
+from tokencredit.recipes.shown_reading import print_reading
 from tokencredit.scorers.sources import RewardSource, required_sources
 from tokencredit.scorers.text_rewards import loaded_text_rewards, reader_of
 from tokencredit.server.exchange import token_in
@@ -86,6 +87,8 @@ class ServeConfig:
     """Log every request: its address, path and status."""
     loading: LoadingSettings = group(LoadingSettings)
     """How models are loaded."""
+    show_example: bool = False
+    """Print one text as the reward model reads it: its tokens, and where scores are read."""
     device: str | None = None
     """To compute on; None for the CPU."""
 
@@ -184,6 +187,8 @@ def application_of(config: ServeConfig, *, token: str | None = None) -> Any:
         loading=loading,
     )
     reader = reader_of(rewards)
+    example = ("(prompt)", " (response)") if config.show_example else None
+    print_reading("reward model", reader.reading, example=example)
     rewards = replace(rewards, credited=replace(rewards.credited, credit=config.credit))
     served = ServedModel(
         reader.model,
