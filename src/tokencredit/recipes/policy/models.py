@@ -157,7 +157,9 @@ def _critic(
     if config.algorithm.critic == "reward-model":
         critic, _ = load_reward_model(config.sources[0].model, **shared)
         return critic.requires_grad_(True)
-    critic = load_model(AutoModelForSequenceClassification, config.policy, num_labels=1, **shared)
+    critic = load_model(
+        AutoModelForSequenceClassification, config.policy, num_labels=1, new_head=True, **shared
+    )
     torch.nn.init.zeros_(critic.score.weight)
     return critic
 
