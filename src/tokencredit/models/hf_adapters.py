@@ -5,6 +5,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from tokencredit.errors import ConfigError, ModelError
 from tokencredit.models.hf_files import (
@@ -28,6 +29,13 @@ def adapter_config(place: Place) -> Any | None:
     file = file_of(place, ADAPTER_CONFIG)
     if file is None:
         return None
+    if any(
+        file_of(place, name) is not None for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
+    ):
+        raise ModelError(
+            f"{place.name!r} holds both a whole model and an adapter ({ADAPTER_CONFIG}); expected "
+            "one of them: move the other to a folder of its own"
+        )
     try:
         from peft import PeftConfig
     except ImportError as error:

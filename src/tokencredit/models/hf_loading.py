@@ -120,37 +120,42 @@ def load_model(
     if device is not None:
         require_device(device)
     place = found_place(name_or_path, what="model")
-    config = adapter_config(place)
     if attn_implementation is not None:
         kwargs["attn_implementation"] = attn_implementation
     kwargs |= {
         "dtype": dtype if dtype == "auto" else getattr(torch, dtype),
         "trust_remote_code": trust_remote_code,
     }
-    if config is None:
-        model, head = _whole_model(auto_class, place, new_head, expected, kwargs)
-        told = ""
-    else:
-        base = found_place(config.base_model_name_or_path, what="base of an adapter")
-        brings_head = has_head(place)
-        base_model, head = _whole_model(auto_class, base, new_head or brings_head, expected, kwargs)
-        model = merged_adapter(base_model, place, config, new_head=new_head)
-        head = "trained" if brings_head else head
-        told = f", with its {config.peft_type} adapter merged into the base {base.name}"
+    model, head = _loaded(auto_class, place, new_head, expected, kwargs)
     if device is not None:
         with _said_as_model_error("model", place, files=f"to {device}"):
             model = model.to(device)
     count = sum(weight.numel() for weight in model.parameters())
     _LOG.info(
-        "%s: %s, %s parameters, %s%s%s",
+        "%s: %s, %s parameters, %s%s",
         name_or_path,
         type(model).__name__,
         f"{count:,}",
         str(model.dtype).removeprefix("torch."),
         f", head {head}" if head_modules(model) else "",
-        told,
     )
     return model.eval()
+
+
+def _loaded(
+    auto_class: Any, place: Place, new_head: bool, expected: str | None, kwargs: dict[str, Any]
+) -> tuple[PreTrainedModel, str]:
+    """A model, with its adapter if one lies there, and what its head is."""
+    config = adapter_config(place)
+    if config is None:
+        return _whole_model(auto_class, place, new_head, expected, kwargs)
+    base = found_place(config.base_model_name_or_path, what="base of an adapter")
+    brings_head = has_head(place)
+    below, head = _loaded(auto_class, base, new_head or brings_head, expected, kwargs)
+    model = merged_adapter(below, place, config, new_head=new_head)
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    _LOG.info("%s: %s adapter, merged into its base %s", place.name, kind, base.name)
+    return model, "trained" if brings_head else head
 
 
 def _whole_model(
