@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 from tokencredit.errors import DataError, ModelError
 from tokencredit.models.heads import last_positions, require_one_score
 from tokencredit.models.hf_attention import pretrained_model
-from tokencredit.models.hf_loaded_weights import CLASSIFIERS
 
 
 def require_evaluation(model: nn.Module) -> None:
@@ -96,6 +95,10 @@ def text_positions(
     return (text_mask.long().cumsum(-1) - 1).clamp(0, None if limit is None else limit - 1)
 
 
+HEADS = {"score", "classifier", "classification_head", "logits_proj"}
+"""First parts of the names of heads that give scores; other heads are over a vocabulary."""
+
+
 def is_causal(model: nn.Module) -> bool:
     """Whether the head can score every prefix: no position sees later ones.
 
@@ -141,7 +144,7 @@ def sequence_classifier(model: nn.Module) -> PreTrainedModel:
 
 def _has_classification_head(model: PreTrainedModel) -> bool:
     """Whether there is a head, under a usual name or another, that is not over the vocabulary."""
-    if CLASSIFIERS & {name for name, _ in model.named_children()}:
+    if HEADS & {name for name, _ in model.named_children()}:
         return True
     return model.base_model is not model and model.get_output_embeddings() is None
 

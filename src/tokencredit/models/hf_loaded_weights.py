@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokencredit.errors import ModelError, TokenCreditWarning
+from tokencredit.models.hf_architecture import HEADS
 from tokencredit.models.hf_files import stored_weights
 
-CLASSIFIERS = {"score", "classifier", "classification_head", "logits_proj"}
-"""First parts of the names of heads that give scores; other heads are over a vocabulary."""
 _CRITICS = {"v_head", "value_head"}
 _WRAPPERS = {
     "_orig_mod.": "torch.compile: save `model._orig_mod`",
@@ -60,7 +59,7 @@ def require_whole(
     left = {key for key in info["unexpected_keys"] if not _is_computed(model, key)}
     other_heads = {key for key in left if _is_other_head(model, key)}
     if model.get_output_embeddings() is not None:  # a reward model makes no language model
-        other_heads -= {key for key in other_heads if _first_part(key) in CLASSIFIERS}
+        other_heads -= {key for key in other_heads if _first_part(key) in HEADS}
     parts = [
         _counted(missing - is_new, "missing, such as"),
         _counted(
@@ -77,7 +76,7 @@ def require_whole(
             f"{'; '.join(filter(None, parts))}; expected "
             f"{_way_out(model, mismatched, missing - is_new, left - other_heads, expected)}"
         )
-    unused = {key for key in other_heads if _first_part(key) in CLASSIFIERS | _CRITICS}
+    unused = {key for key in other_heads if _first_part(key) in HEADS | _CRITICS}
     if unused:
         warnings.warn(
             f"the weights of {name!r} hold {_some(unused)}, which the model has no place for; "
@@ -94,7 +93,7 @@ def head_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
         return {}
     children = dict(model.named_children())
     if model.base_model is model:
-        return {name: module for name, module in children.items() if name in CLASSIFIERS}
+        return {name: module for name, module in children.items() if name in HEADS}
     return {name: child for name, child in children.items() if child is not model.base_model}
 
 
@@ -226,7 +225,7 @@ def _way_out(
     for prefix, how in _WRAPPERS.items():
         if left and all(key.startswith(prefix) for key in left):
             return f"names without {prefix!r}, which comes from {how}, or take it off in the file"
-    if any(_first_part(key) in CLASSIFIERS for key in left):
+    if any(_first_part(key) in HEADS for key in left):
         return expected or "a language model: this one gives scores"
     if missing and all(_is_of_head(key, head_modules(model)) for key in missing):
         return expected or "a model trained for this task, with its head"

@@ -9,11 +9,17 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from tokencredit.errors import ConfigError, ModelError, TokenCreditError, TokenCreditWarning
-from tokencredit.models.hf_adapters import adapter_config, has_head, merged_adapter
+from tokencredit.models.hf_adapter_folders import adapter_config, has_head, merged_adapter
 from tokencredit.models.hf_architecture import context_limit
 from tokencredit.models.hf_files import Place, file_of, found_place, weight_files
 from tokencredit.models.hf_loaded_weights import (
@@ -271,14 +277,32 @@ def context_length(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
-    """Set every dropout probability of the model to zero, in training mode too."""
+    """Set every dropout probability of the model to zero, in training mode too.
+
+    Probabilities stand in modules of dropout, in numbers of other modules, and in the
+    configuration, where some architectures look them up in every pass. So the saved configuration
+    says zero too.
+    """
+    configs: dict[int, Any] = {}
     for module in model.modules():
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        # Attention modules hold the probability that they hand to the fused kernels as a number.
-        for name in ("attention_dropout", "dropout", "activation_dropout", "layerdrop"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
+        _without_dropout(module)
+        config = vars(module).get("config")
+        if isinstance(config, PreTrainedConfig):
+            configs[id(config)] = config
+    while configs:
+        _, config = configs.popitem()
+        _without_dropout(config)
+        parts = (part for part in vars(config).values() if isinstance(part, PreTrainedConfig))
+        configs.update((id(part), part) for part in parts)
+
+
+def _without_dropout(holder: Any) -> None:
+    """Set the numbers of an object that are named after dropout, or after noise, to zero."""
+    for name, value in list(vars(holder).items()):
+        if isinstance(value, float) and ("drop" in name or "jitter" in name):
+            setattr(holder, name, 0.0)
 
 
 def lora_config(

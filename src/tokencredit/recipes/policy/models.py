@@ -112,6 +112,7 @@ def loaded_models(
         judge = load_reward_model(config.held_out_reward_model, **frozen)
         held_out = LocalScorer(*judge, tokenizer, micro_batch_size=size)
     policy = _policy(config, checkpoint, shared)
+    _require_trainable(policy, config.policy)
     actor_critic = ActorCritic(policy, _critic(config, checkpoint, shared))
     if checkpoint is not None and actor_critic.has_value_head:
         load_value_head(actor_critic, checkpoint)
@@ -142,6 +143,15 @@ def _policy(config: TrainPolicyConfig, checkpoint: Path | None, shared: dict[str
         return PeftModel.from_pretrained(base, trained, is_trainable=True)
     torch.manual_seed(config.seed)
     return get_peft_model(base, lora)
+
+
+def _require_trainable(policy: Any, name: str) -> None:
+    """Raise ModelError where an update would move nothing of the policy."""
+    if not any(weight.requires_grad for weight in policy.parameters()):
+        raise ModelError(
+            f"no weight of the policy {name!r} requires a gradient, so that a value head alone "
+            "would learn; expected a policy whose weights or adapters can be trained"
+        )
 
 
 def _critic(

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from tokencredit.errors import ConfigError, ModelError
+from tokencredit.models.hf_architecture import HEADS
 from tokencredit.models.hf_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -15,7 +16,7 @@ from tokencredit.models.hf_files import (
     file_of,
     readable,
 )
-from tokencredit.models.hf_loaded_weights import CLASSIFIERS, head_modules
+from tokencredit.models.hf_loaded_weights import head_modules
 
 
 def adapter_config(place: Place) -> Any | None:
@@ -64,7 +65,7 @@ def adapter_config(place: Place) -> Any | None:
 
 def has_head(place: Place) -> bool:
     """Whether an adapter brings a head that gives scores."""
-    return any(set(key.split(".")) & CLASSIFIERS for key in _weights(place))
+    return any(set(key.split(".")) & HEADS for key in _weights(place))
 
 
 def merged_adapter(
