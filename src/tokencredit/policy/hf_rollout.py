@@ -16,7 +16,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from tokencredit.batch import ResponseBatch
 from tokencredit.errors import DataError
-from tokencredit.models.hf_architecture import require_room
+from tokencredit.models.hf_architecture import config_value, require_room
 from tokencredit.sampling import Sampling, drawable_tokens, sampling_logits
 
 
@@ -84,7 +84,7 @@ def sampled_responses(
     if not bool(prompt_mask.any(-1).all()):
         raise DataError("a prompt is empty; expected at least one token, a BOS token for example")
     require_room(model, int(prompt_mask.sum(-1).max()) + sampling.max_new_tokens)
-    drawable = drawable_tokens(sampling, model.config.vocab_size, eos_token_id)
+    drawable = drawable_tokens(sampling, config_value(model, "vocab_size"), eos_token_id)
     processor = SampledDistribution(sampling, drawable.to(prompt_ids.device), prompt_ids.shape[1])
     config = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,

@@ -357,12 +357,12 @@ def classifier_to_train(
         ConfigError: the model is too short for `max_length`.
     """
     tokenizer = load_tokenizer(name_or_path, trust_remote_code=loading.trust_remote_code)
-    model = _float32_model(auto_class, name_or_path, loading, ignore_mismatched_sizes=True, **head)
+    model = _float32_model(auto_class, name_or_path, loading, new_head=True, **head)
     if loading.pad_token is not None:
         tokenizer.add_special_tokens({"pad_token": loading.pad_token})
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    model.config.pad_token_id = require_pad_token(tokenizer)
+    model.config.get_text_config().pad_token_id = require_pad_token(tokenizer)
     tokenizer.padding_side = "right"
     require_context(model, tokenizer, max_length)
     disable_dropout(model)
@@ -372,12 +372,11 @@ def classifier_to_train(
 def _float32_model(
     auto_class: Any, name_or_path: str, loading: LoadingSettings, **keywords: Any
 ) -> PreTrainedModel:
-    """A model to train, whatever the precision of frozen ones; transformers says nothing of it."""
-    with quiet_transformers():
-        return load_model(
-            auto_class,
-            name_or_path,
-            attn_implementation=loading.attn_implementation,
-            trust_remote_code=loading.trust_remote_code,
-            **keywords,
-        )
+    """A model to train, whatever the precision of frozen ones."""
+    return load_model(
+        auto_class,
+        name_or_path,
+        attn_implementation=loading.attn_implementation,
+        trust_remote_code=loading.trust_remote_code,
+        **keywords,
+    )

@@ -9,11 +9,17 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from tokencredit.batch import Prompt
 from tokencredit.errors import NumericError
-from tokencredit.models.hf_loading import context_length, load_model, load_tokenizer, pad_token_id
+from tokencredit.models.hf_loading import (
+    context_length,
+    load_config,
+    load_model,
+    load_tokenizer,
+    pad_token_id,
+)
 from tokencredit.scorers.fractions import fraction_scores
 from tokencredit.scorers.implicit import (
     implicit_fraction_scores,
@@ -99,10 +105,7 @@ def loaded_scorer(
 
 
 def _names_reference(name_or_path: str, trust_remote_code: bool) -> bool:
-    try:
-        found = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError):
-        return False  # what is wrong is said when the model is loaded
+    found = load_config(name_or_path, trust_remote_code=trust_remote_code)
     return getattr(found, "dpo_reference", None) is not None
 
 

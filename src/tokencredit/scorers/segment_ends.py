@@ -10,8 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from tokencredit.batch import padded_rows
 from tokencredit.errors import ConfigError
-from tokencredit.models.hf_architecture import require_language_model
-from tokencredit.models.hf_loading import load_model_and_info, load_tokenizer, quiet_transformers
+from tokencredit.models.hf_loading import load_model, load_tokenizer
 from tokencredit.models.hf_logprobs import response_entropies
 from tokencredit.models.hf_vocabularies import require_same_vocabulary
 from tokencredit.text.hf_decoding import decoded_response
@@ -68,11 +67,8 @@ def entropy_reference(
     own = {t: id_ for t, id_ in tokenizer.get_vocab().items() if t != tokenizer.pad_token}
     if any(theirs.get(token) != id_ for token, id_ in own.items()):
         require_same_vocabulary(tokenizer, other, argument=f"the reference {name_or_path!r}")
-    with quiet_transformers():
-        model, info = load_model_and_info(AutoModelForCausalLM, name_or_path, **loading)
     asked = "a causal language model as segments.reference, whose entropies say where segments end"
-    require_language_model(info, name_or_path, expected=asked)
-    return model
+    return load_model(AutoModelForCausalLM, name_or_path, expected=asked, **loading)
 
 
 def segment_end_finder(

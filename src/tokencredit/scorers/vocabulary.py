@@ -15,8 +15,7 @@ from tokencredit.decoding.rules import GUIDANCE_METHODS
 from tokencredit.errors import TokenCreditWarning
 from tokencredit.evaluation.prefix_accuracy import FRACTIONS, scores_at_fractions
 from tokencredit.masking import last_true_index
-from tokencredit.models.hf_architecture import require_language_model
-from tokencredit.models.hf_loading import load_model_and_info, load_tokenizer
+from tokencredit.models.hf_loading import load_model, load_tokenizer
 from tokencredit.models.hf_logprobs import response_logprobs, response_statistics
 from tokencredit.models.hf_vocabularies import require_same_vocabulary
 from tokencredit.reward_model.losses.vocabulary import token_values
@@ -55,12 +54,12 @@ def load_vocabulary_reward(
         name_or_path, trust_remote_code=bool(loading.get("trust_remote_code", False))
     )
     require_same_vocabulary(policy_tokenizer, tokenizer, argument="reward_model")
-    model, info = load_model_and_info(AutoModelForCausalLM, name_or_path, **loading)
-    require_language_model(
-        info,
+    model = load_model(
+        AutoModelForCausalLM,
         name_or_path,
         expected=f"a causal language model for method {method!r}, as `train-vocabulary-reward` "
         "makes it: for a model with one score take another method, such as 'pargs'",
+        **loading,
     )
     trained = getattr(model.config, "vocabulary_objective", None)
     fitting = METHOD_OF_OBJECTIVE.get(str(trained), method)

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from tokencredit.errors import ConfigError
-from tokencredit.models.hf_loading import load_model, load_tokenizer, quiet_transformers
+from tokencredit.models.hf_loading import load_model, load_tokenizer
 from tokencredit.preference.hf_datasets import load_prompted_responses, load_texts
 from tokencredit.preference.pairs import PromptedResponse
 from tokencredit.recipes.language_model.corpus import (
@@ -211,13 +211,12 @@ def _tokenizer(config: TrainLanguageModelConfig, texts: Texts) -> PreTrainedToke
 def _model(config: TrainLanguageModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     loading = config.loading
     if config.model is not None:
-        with quiet_transformers():
-            return load_model(
-                AutoModelForCausalLM,
-                config.model,
-                attn_implementation=loading.attn_implementation,
-                trust_remote_code=loading.trust_remote_code,
-            )
+        return load_model(
+            AutoModelForCausalLM,
+            config.model,
+            attn_implementation=loading.attn_implementation,
+            trust_remote_code=loading.trust_remote_code,
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.add_special_tokens({"pad_token": "<pad>"})
     settings = dict(config.architecture)

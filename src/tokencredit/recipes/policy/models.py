@@ -105,6 +105,7 @@ def loaded_models(
     shared: dict[str, Any] = {**frozen, "dtype": "float32", "device": place}
     size = config.algorithm.micro_batch_size
     policy = _policy(config, checkpoint, shared)
+    _require_trainable(policy, config.policy)
     reading = reading_of(policy, tokenizer, config.policy_reading)
     rewards = loaded_rewards(
         config.sources,
@@ -154,6 +155,15 @@ def _policy(config: TrainPolicyConfig, checkpoint: Path | None, shared: dict[str
     return get_peft_model(base, lora)
 
 
+def _require_trainable(policy: Any, name: str) -> None:
+    """Raise ModelError where an update would move nothing of the policy."""
+    if not any(weight.requires_grad for weight in policy.parameters()):
+        raise ModelError(
+            f"no weight of the policy {name!r} requires a gradient, so that a value head alone "
+            "would learn; expected a policy whose weights or adapters can be trained"
+        )
+
+
 def _critic(
     config: TrainPolicyConfig, checkpoint: Path | None, shared: dict[str, Any]
 ) -> Any | None:
@@ -167,7 +177,9 @@ def _critic(
     if config.algorithm.critic == "reward-model":
         critic, _ = load_reward_model(config.sources[0].model, **shared)
         return critic.requires_grad_(True)
-    critic = load_model(AutoModelForSequenceClassification, config.policy, num_labels=1, **shared)
+    critic = load_model(
+        AutoModelForSequenceClassification, config.policy, num_labels=1, new_head=True, **shared
+    )
     torch.nn.init.zeros_(critic.score.weight)
     return critic
 

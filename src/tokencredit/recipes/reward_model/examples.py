@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tokencredit.batch import Prompt
 from tokencredit.errors import DataError, ModelError
 from tokencredit.masking import left_packed
-from tokencredit.models.hf_architecture import HEADS
+from tokencredit.models.hf_loaded_weights import head_modules
 from tokencredit.preference.pairs import (
     LabelledResponse,
     PreferencePair,
@@ -287,7 +287,7 @@ def scale_scores(model: PreTrainedModel, factor: float) -> None:
         model: with a head of linear layers.
         factor: the standard deviation of ratings, to turn what was learnt into their unit.
     """
-    heads = [module for name, module in model.named_children() if name in HEADS]
+    heads = head_modules(model).values()
     *_, last = (layer for head in heads for layer in head.modules() if isinstance(layer, nn.Linear))
     with torch.no_grad():
         for weight in last.parameters():

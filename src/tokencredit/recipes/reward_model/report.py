@@ -26,6 +26,7 @@ from tokencredit.evaluation.prefix_accuracy import (
     pair_accuracy_by_fraction,
     rating_accuracy_by_fraction,
 )
+from tokencredit.models.hf_architecture import padding_id
 from tokencredit.recipes.reward_model.evaluation_report import fraction_table
 from tokencredit.recipes.reward_model.examples import JudgedRow
 from tokencredit.recipes.run_folder import write_atomically
@@ -67,7 +68,7 @@ def held_out_rows_by_fraction(
     scores = fraction_scores(
         model,
         texts,
-        pad_id=int(model.config.pad_token_id),
+        pad_id=padding_id(model),
         batch_size=batch_size,
         context=context,
         segment_ends=segment_ends,

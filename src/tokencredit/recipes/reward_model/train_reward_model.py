@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from tokencredit.errors import ConfigError
-from tokencredit.models.hf_architecture import is_causal
+from tokencredit.models.hf_architecture import is_causal, padding_id
 from tokencredit.models.hf_loading import lora_model, merged_model
 from tokencredit.preference.hf_datasets import (
     load_labelled_responses,
@@ -239,7 +239,7 @@ def _train(
     filler, causal = filler_id(config, tokenizer), is_causal(model)
     columns = example_columns(rows, config, filler=filler, causal=causal)
     tokens = config.training.epochs * sum(columns.pop("tokens"))
-    pad_id, read_at = int(model.config.pad_token_id), score_reading(config.row.reading, rows, ends)
+    pad_id, read_at = padding_id(model), score_reading(config.row.reading, rows, ends)
 
     def batch(examples: Sequence[dict[str, int]]) -> dict[str, Tensor]:
         some = [

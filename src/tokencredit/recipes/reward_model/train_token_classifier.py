@@ -26,6 +26,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import AutoModelForTokenClassification, PreTrainedModel, set_seed
 
+from tokencredit.models.hf_architecture import padding_id
 from tokencredit.models.hf_loading import lora_model, merged_model
 from tokencredit.preference.hf_labels import (
     load_edits,
@@ -162,7 +163,7 @@ def _train(
 ) -> tuple[PreTrainedModel, dict[str, float | None]]:
     """The trained model, adapters merged, and what it took."""
     adapted = lora_model(model, rank=config.lora.rank, alpha=config.lora.alpha)
-    pad_id = int(model.config.pad_token_id)
+    pad_id = padding_id(model)
 
     def batch(some: Sequence[dict[str, int]]) -> dict[str, Tensor]:
         return token_batch([rows[one["row"]] for one in some], pad_id=pad_id)
@@ -200,7 +201,7 @@ def _report(
     logits, labels = labelled_logits(
         model,
         rows,
-        pad_id=int(model.config.pad_token_id),
+        pad_id=padding_id(model),
         batch_size=2 * config.training.batch_size,
         context=autocast(config.training, model.device),
     )
