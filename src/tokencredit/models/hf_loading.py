@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from tokencredit.errors import ConfigError, ModelError, TokenCreditWarning
+from tokencredit.errors import ModelError, TokenCreditWarning
 from tokencredit.models.hf_architecture import context_limit
 from tokencredit.names import require_named
 
@@ -189,56 +189,6 @@ def _from_pretrained(auto_class: Any, name_or_path: str | Path, *, what: str, **
             "`save_pretrained` writes it, weights as safetensors; or a Hub id that is in the "
             "local cache or can be reached)"
         ) from error
-
-
-def lora_config(
-    *, rank: int, alpha: int, task_type: str, target_modules: str | None = "all-linear"
-) -> Any:
-    """PEFT's settings of adapters.
-
-    Args:
-        rank: of each adapter.
-        alpha: what the adapter is multiplied by, times the rank.
-        task_type: as PEFT names it: `SEQ_CLS` trains the head too, `CAUSAL_LM` leaves it.
-        target_modules: layers that get one: all linear ones but the head; None for those that PEFT
-            names for the architecture.
-
-    Raises:
-        ConfigError: PEFT is not installed.
-    """
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise ConfigError(
-            f"lora.rank is {rank} and PEFT is not installed; expected it: "
-            "pip install 'tokencredit[peft]'"
-        ) from error
-    return LoraConfig(task_type=task_type, r=rank, lora_alpha=alpha, target_modules=target_modules)
-
-
-def lora_model(model: PreTrainedModel, *, rank: int, alpha: int, task_type: str = "SEQ_CLS") -> Any:
-    """The model with adapters in training and its own weights frozen.
-
-    Args:
-        model: of transformers.
-        rank: as of `lora_config`; 0 gives the model itself, all of it in training.
-        alpha: as of `lora_config`.
-        task_type: as of `lora_config`.
-
-    Raises:
-        ConfigError: PEFT is not installed.
-    """
-    if not rank:
-        return model
-    adapter = lora_config(rank=rank, alpha=alpha, task_type=task_type)
-    from peft import get_peft_model
-
-    return get_peft_model(model, adapter)
-
-
-def merged_model(model: Any) -> PreTrainedModel:
-    """The model whose adapters, if it has any, are added to its own weights."""
-    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
 @contextmanager

@@ -322,7 +322,7 @@ def _prepared_model(
     """What is trained and its optimiser, with the moments of the last checkpoint."""
     optimizer = torch.optim.AdamW(
         [p for p in models.actor_critic.parameters() if p.requires_grad],
-        lr=settings.learning_rate,
+        lr=settings.rate,
         eps=settings.adam_epsilon,
         weight_decay=settings.weight_decay,
         fused=True,
