@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from tokencredit.errors import ConfigError, ModelError, TokenCreditError, TokenCreditWarning
+from tokencredit.errors import ModelError, TokenCreditError, TokenCreditWarning
 from tokencredit.models.hf_adapter_folders import adapter_config, has_head, merged_adapter
 from tokencredit.models.hf_architecture import context_limit
 from tokencredit.models.hf_files import Place, file_of, found_place, weight_files
@@ -303,56 +303,6 @@ def _without_dropout(holder: Any) -> None:
     for name, value in list(vars(holder).items()):
         if isinstance(value, float) and ("drop" in name or "jitter" in name):
             setattr(holder, name, 0.0)
-
-
-def lora_config(
-    *, rank: int, alpha: int, task_type: str, target_modules: str | None = "all-linear"
-) -> Any:
-    """PEFT's settings of adapters.
-
-    Args:
-        rank: of each adapter.
-        alpha: what the adapter is multiplied by, times the rank.
-        task_type: as PEFT names it: `SEQ_CLS` trains the head too, `CAUSAL_LM` leaves it.
-        target_modules: layers that get one: all linear ones but the head; None for those that PEFT
-            names for the architecture.
-
-    Raises:
-        ConfigError: PEFT is not installed.
-    """
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise ConfigError(
-            f"lora.rank is {rank} and PEFT is not installed; expected it: "
-            "pip install 'tokencredit[peft]'"
-        ) from error
-    return LoraConfig(task_type=task_type, r=rank, lora_alpha=alpha, target_modules=target_modules)
-
-
-def lora_model(model: PreTrainedModel, *, rank: int, alpha: int, task_type: str = "SEQ_CLS") -> Any:
-    """The model with adapters in training and its own weights frozen.
-
-    Args:
-        model: of transformers.
-        rank: as of `lora_config`; 0 gives the model itself, all of it in training.
-        alpha: as of `lora_config`.
-        task_type: as of `lora_config`.
-
-    Raises:
-        ConfigError: PEFT is not installed.
-    """
-    if not rank:
-        return model
-    adapter = lora_config(rank=rank, alpha=alpha, task_type=task_type)
-    from peft import get_peft_model
-
-    return get_peft_model(model, adapter)
-
-
-def merged_model(model: Any) -> PreTrainedModel:
-    """The model whose adapters, if it has any, are added to its own weights."""
-    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
 @contextmanager

@@ -103,9 +103,7 @@ def test_it_keeps_what_is_good_and_not_what_is_bad(trained):
 def test_each_pair_gives_a_correction_and_a_row_to_keep(folder, tmp_path, monkeypatch):
     settings = config(folder, tmp_path / "rewriter")
     kept = []
-    monkeypatch.setattr(
-        recipe, "_train", lambda _config, _model, rows, _folder: kept.extend(rows) or {}
-    )
+    monkeypatch.setattr(recipe, "_train", lambda _config, _model, rows, *_: kept.extend(rows) or {})
     train_rewriter(settings)
     tokenizer = AutoTokenizer.from_pretrained(folder / "lm")
     shown = [

@@ -174,14 +174,19 @@ def test_the_constraint_reads_the_chosen_side_alone(trained):
 
 def test_turns_of_the_constraint_stand_between_those_of_pairs(folder, tmp_path, monkeypatch):
     seen = []
+    found = {"train_loss": 0.1, "train_steps": 3.0, "train_tokens": 5.0, "seconds": 1.0}
     monkeypatch.setattr(
-        "tokencredit.recipes.reward_model.train_vocabulary_reward.train_turn",
-        lambda _config, _model, turn, *_, number, pad_id: seen.append((number, turn)) or (0.1, 5),
+        "tokencredit.recipes.reward_model.vocabulary_turns.train",
+        lambda trainer, *, tokens: seen.append((trainer.turn, trainer.run.begin, tokens)) or found,
     )
-    train_vocabulary_reward(config(folder, tmp_path / "run", rounds=3))
+    run = train_vocabulary_reward(config(folder, tmp_path / "run", rounds=3))
     names = ["preferences", "constraint", "preferences", "constraint", "preferences"]
-    assert [(number, turn.name) for number, turn in seen] == list(enumerate(names, start=1))
-    assert [turn.chosen_alone for _, turn in seen] == [name == "constraint" for name in names]
+    assert [turn for turn, _, _ in seen] == list(enumerate(names, start=1))
+    assert [begin.steps_before for _, begin, _ in seen] == [0, 3, 6, 9, 12]
+    both, chosen = seen[0][2], seen[1][2]
+    assert chosen < both
+    assert [tokens for _, _, tokens in seen] == [both, chosen, both, chosen, both]
+    assert json.loads((run / "metrics.json").read_text())["train_tokens"] == 25
 
 
 def test_a_turn_of_the_constraint_brings_values_and_best_continuations_together(trained):

@@ -45,6 +45,7 @@ from tokencredit.recipes.settings import (
     group,
     require_float32,
     setting,
+    settle_learning_rate,
 )
 from tokencredit.recipes.supervised import (
     autocast,
@@ -55,7 +56,12 @@ from tokencredit.recipes.supervised import (
     train_and_held_out,
     write_results,
 )
-from tokencredit.recipes.trainer import SupervisedTrainer, train, training_arguments
+from tokencredit.recipes.trainer import (
+    SupervisedTrainer,
+    TrainingRun,
+    train,
+    training_arguments,
+)
 from tokencredit.text.hf_reading import Reading, ReadingSettings
 from tokencredit.text.hf_token_rows import Truncation
 
@@ -113,7 +119,9 @@ class TrainLanguageModelConfig:
     the end of the answer."""
     columns: TextColumns = group(TextColumns)
     evaluation: HeldOutSettings = group(HeldOutSettings)
-    training: TrainingSettings = group(TrainingSettings, learning_rate=None, weight_decay=0.01)
+    training: TrainingSettings = group(TrainingSettings, weight_decay=0.01)
+    """How it is trained. The learning rate is 2e-5, or 1e-3 from random weights, unless it is
+    given."""
     reading: ReadingSettings = group(ReadingSettings)
     """How the model reads texts; written into its configuration."""
     loading: LoadingSettings = group(LoadingSettings)
@@ -126,6 +134,7 @@ class TrainLanguageModelConfig:
 
     def __post_init__(self) -> None:
         require_float32(self.loading, frozen=None)
+        settle_learning_rate(self, of_all=1e-3 if self.model is None else 2e-5)
         if self.max_length < 2:
             raise ConfigError(f"max_length is {self.max_length}; expected at least 2 tokens")
         if self.model is None and self.tokenizer is None and self.vocab_size < 259:
@@ -169,7 +178,7 @@ def train_language_model(config: TrainLanguageModelConfig) -> Path:
     rows = _causal_examples(config, reading, texts)
     eval_rows = _causal_examples(config, reading, eval_texts) if eval_texts else []
     with supervised_run(config) as folder:
-        metrics = _train(config, model, rows, folder)
+        metrics = _train(config, model, rows, eval_rows, folder)
         if eval_rows:
             metrics |= _perplexity(config, model, eval_rows)
         write_results(model, tokenizer, metrics, folder, name="language model")
@@ -271,21 +280,19 @@ def _train(
     config: TrainLanguageModelConfig,
     model: PreTrainedModel,
     rows: list[dict[str, Tensor]],
+    eval_rows: list[dict[str, Tensor]],
     folder: Path,
 ) -> dict[str, float]:
     """Train the model in place; what it took."""
-    rate = 1e-3 if config.model is None else 2e-5
+    evaluate = partial(_perplexity, config, model, eval_rows) if eval_rows else None
     trainer = SupervisedTrainer(
         model=model,
-        args=training_arguments(
-            config, folder, examples=len(rows), learning_rate=rate, sampling="random"
-        ),
+        args=training_arguments(config, folder, examples=len(rows), sampling="random"),
         train_dataset=rows,
         data_collator=causal_batch,
-        log_file=folder / "metrics.jsonl",
+        run=TrainingRun.of(config, folder, evaluate),
     )
-    tokens = config.training.epochs * sum(len(row["input_ids"]) for row in rows)
-    return train(trainer, tokens=tokens)
+    return train(trainer, tokens=sum(len(row["input_ids"]) for row in rows))
 
 
 def _perplexity(

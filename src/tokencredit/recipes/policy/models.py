@@ -12,11 +12,11 @@ from transformers import (
 )
 
 from tokencredit.errors import ModelError
+from tokencredit.models.hf_adapters import lora_model, quantized_loading
 from tokencredit.models.hf_loading import (
     disable_dropout,
     load_model,
     load_tokenizer,
-    lora_config,
     require_pad_token,
 )
 from tokencredit.policy.hf_models import ActorCritic, Result, load_value_head
@@ -144,15 +144,21 @@ def _policy(config: TrainPolicyConfig, checkpoint: Path | None, shared: dict[str
     trained = None if checkpoint is None else str(checkpoint / "policy")
     if not config.lora.rank:
         return load_model(AutoModelForCausalLM, trained or config.policy, **shared)
-    rank, alpha = config.lora.rank, config.lora.alpha
-    lora = lora_config(rank=rank, alpha=alpha, task_type="CAUSAL_LM", target_modules=None)
-    from peft import PeftModel, get_peft_model
-
+    if config.lora.quantization is not None:
+        shared = {**shared, "device": None, **quantized_loading()}
     base = load_model(AutoModelForCausalLM, config.policy, **shared)
     if trained is not None:
+        from peft import PeftModel
+
         return PeftModel.from_pretrained(base, trained, is_trainable=True)
     torch.manual_seed(config.seed)
-    return get_peft_model(base, lora)
+    return lora_model(
+        base,
+        rank=config.lora.rank,
+        alpha=config.lora.alpha,
+        task_type="CAUSAL_LM",
+        target_modules=config.lora.target_modules,
+    )
 
 
 def _require_trainable(policy: Any, name: str) -> None:

@@ -177,8 +177,8 @@ class AlgorithmSettings:
 class OptimizerSettings:
     """AdamW, its learning rate along the run, and the largest gradient."""
 
-    learning_rate: float = 1e-5
-    """Learning rate of AdamW."""
+    learning_rate: float | None = None
+    """Learning rate of AdamW; None takes 1e-5, or 1e-4 with LoRA."""
     lr_schedule: Literal["constant", "linear"] = "constant"
     """`constant`, or `linear` down to zero at the last step."""
     adam_epsilon: float = 1e-5
@@ -187,6 +187,12 @@ class OptimizerSettings:
     """Weight decay of AdamW."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
+
+    @property
+    def rate(self) -> float:
+        """The learning rate, which the settings of a run have put where none was named."""
+        assert self.learning_rate is not None
+        return self.learning_rate
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def update_policy(
         experience = _with_white_advantages(experience, accelerator)
     for group in optimizer.param_groups:
         left = 1 - step / config.steps if config.optimizer.lr_schedule == "linear" else 1.0
-        group["lr"] = config.optimizer.learning_rate * left
+        group["lr"] = config.optimizer.rate * left
     share = len(experience.batch)
     minibatch = (algorithm.minibatch_size or config.batch_size) // accelerator.num_processes
     micro_batch = min(algorithm.micro_batch_size or minibatch, minibatch)

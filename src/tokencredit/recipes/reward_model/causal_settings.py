@@ -13,7 +13,9 @@ from tokencredit.recipes.settings import (
     TrainingSettings,
     group,
     require_float32,
+    require_gpu_if_quantized,
     setting,
+    settle_learning_rate,
 )
 from tokencredit.reward_model.hf_rewriter import INSTRUCTION, TEMPLATE, require_template
 from tokencredit.scorers.vocabulary import VocabularyObjective
@@ -74,6 +76,7 @@ class TrainRewriterConfig:
     def __post_init__(self) -> None:
         require_positive(self, "max_length")
         require_float32(self.loading, frozen=None)
+        settle_learning_rate(self, of_all=2e-5)
         require_template(self.template)
 
 
@@ -149,7 +152,8 @@ class TrainVocabularyRewardConfig:
     `response-end`."""
     columns: VocabularyColumns = group(VocabularyColumns)
     evaluation: HeldOutSettings = group(HeldOutSettings)
-    training: TrainingSettings = group(TrainingSettings, learning_rate=5e-6)
+    training: TrainingSettings = group(TrainingSettings)
+    """How it is trained. The learning rate is 5e-6, or 5e-5 with LoRA, unless it is given."""
     lora: LoraSettings = group(LoraSettings)
     loading: LoadingSettings = group(LoadingSettings)
     seed: int = 0
@@ -161,7 +165,9 @@ class TrainVocabularyRewardConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "max_length", "reward_beta")
-        require_float32(self.loading, frozen=self.frozen_policy)
+        require_float32(self.loading, frozen=self.frozen_policy or self.lora.rank)
+        require_gpu_if_quantized(self.lora, self.device)
+        settle_learning_rate(self, of_all=5e-6, of_lora=5e-5)
         require_at_least(self, 1, "rounds", "first_token")
         if not 0 <= self.bootstrap_lambda <= 1:
             raise ConfigError(
@@ -228,9 +234,8 @@ class TrainImplicitRewardConfig:
     `response-end`."""
     columns: PairColumns = group(PairColumns)
     evaluation: HeldOutSettings = group(HeldOutSettings)
-    training: TrainingSettings = group(
-        TrainingSettings, batch_size=8, learning_rate=1e-6, warmup=0.1
-    )
+    training: TrainingSettings = group(TrainingSettings, batch_size=8, warmup=0.1)
+    """How it is trained. The learning rate is 1e-6, or 1e-5 with LoRA, unless it is given."""
     lora: LoraSettings = group(LoraSettings)
     loading: LoadingSettings = group(LoadingSettings)
     seed: int = 0
@@ -242,6 +247,8 @@ class TrainImplicitRewardConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "max_length", "dpo_beta")
+        require_gpu_if_quantized(self.lora, self.device)
+        settle_learning_rate(self, of_all=1e-6, of_lora=1e-5)
         if self.lora.rank and self.reference is not None:
             raise ConfigError(
                 f"reference is {self.reference!r} with lora.rank {self.lora.rank}; expected none: "

@@ -44,6 +44,7 @@ def held_out_rows_by_fraction(
     *,
     kind: RowKind,
     rating_mean: float,
+    score_unit: float = 1.0,
     batch_size: int,
     context: AbstractContextManager[Any],
     segment_ends: SegmentEnds | None,
@@ -55,6 +56,7 @@ def held_out_rows_by_fraction(
         rows: held-out rows, ratings in their own unit.
         kind: of the rows.
         rating_mean: what a score of 0 stands for.
+        score_unit: what a score of 1 stands for, in the unit of the ratings or in nats.
         batch_size: texts per forward pass.
         context: autocast, or none.
         segment_ends: as in `fraction_scores`.
@@ -73,6 +75,7 @@ def held_out_rows_by_fraction(
         context=context,
         segment_ends=segment_ends,
     )
+    scores = scores * score_unit
     targets = torch.tensor([one.target for one in rows])
     if kind == "pairs":
         return _with_curves(

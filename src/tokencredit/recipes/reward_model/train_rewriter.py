@@ -14,7 +14,8 @@ reads as what was trained.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +39,13 @@ from tokencredit.recipes.supervised import (
     supervised_run,
     write_results,
 )
-from tokencredit.recipes.trainer import SupervisedTrainer, row_numbers, train, training_arguments
+from tokencredit.recipes.trainer import (
+    SupervisedTrainer,
+    TrainingRun,
+    row_numbers,
+    train,
+    training_arguments,
+)
 from tokencredit.reward_model.hf_rewriter import rewriting_prompt
 from tokencredit.text.hf_reading import Reading
 from tokencredit.text.hf_token_rows import EncodedText, response_batch
@@ -74,9 +81,10 @@ def train_rewriter(config: TrainRewriterConfig) -> Path:
     rows = corrections + _rewriting_rows(config, reading, pairs, read="chosen", write="chosen")
     print_example(reading, rows[0])
     with supervised_run(config) as folder:
-        metrics = _train(config, model, rows, folder)
+        evaluate = partial(_held_out_metrics, config, model, reading, eval_pairs)
+        metrics = _train(config, model, rows, folder, evaluate if eval_pairs else None)
         if eval_pairs:
-            metrics |= _held_out_metrics(config, model, reading, eval_pairs)
+            metrics |= evaluate()
         write_results(model, tokenizer, metrics, folder, name="rewriter")
     return folder
 
@@ -123,7 +131,11 @@ def _rewriting_rows(
 
 
 def _train(
-    config: TrainRewriterConfig, model: PreTrainedModel, rows: list[EncodedText], folder: Path
+    config: TrainRewriterConfig,
+    model: PreTrainedModel,
+    rows: list[EncodedText],
+    folder: Path,
+    evaluate: Callable[[], dict[str, float]] | None,
 ) -> dict[str, float]:
     """Train the model in place; what it took."""
 
@@ -138,9 +150,9 @@ def _train(
         args=training_arguments(config, folder, examples=len(rows)),
         train_dataset=row_numbers([len(row) for row in rows]),
         data_collator=batch,
-        log_file=folder / "metrics.jsonl",
+        run=TrainingRun.of(config, folder, evaluate),
     )
-    return train(trainer, tokens=config.training.epochs * sum(map(len, rows)))
+    return train(trainer, tokens=sum(map(len, rows)))
 
 
 def _held_out_metrics(

@@ -17,7 +17,10 @@ from tokencredit.recipes.reward_model.examples import SAID, JudgedRow, judgement
 from tokencredit.recipes.trainer import (
     LossTrainer,
     ModelFunction,
+    Progress,
+    TrainingRun,
     row_numbers,
+    saved_progress,
     train,
     training_arguments,
 )
@@ -182,30 +185,56 @@ class TurnTrainer(LossTrainer):
         super().log({**logs, "turn": number, "trains": name}, *arguments, **keywords)
 
 
-def train_turn(
+def train_turns(
     config: TrainVocabularyRewardConfig,
     model: nn.Module,
-    turn: Turn,
+    turns: Sequence[Turn],
     rows: Sequence[JudgedRow],
     folder: Path,
     *,
-    number: int,
     pad_id: int,
-) -> tuple[float, float]:
-    """Train the model in place for one turn.
+    evaluate: Callable[[], dict[str, float]] | None,
+) -> dict[str, float]:
+    """Train the model in place, one turn after the other, from the last checkpoint if there is one.
 
     Args:
         config: the settings.
         model: a causal language model, with or without adapters.
-        turn: what is done.
+        turns: what is done.
         rows: of the data.
         folder: of the run.
-        number: of the turn, from 1.
         pad_id: fills padding.
+        evaluate: the numbers of held-out data; None where there are none.
 
     Returns:
-        The mean loss, and the tokens that were read.
+        The last loss of each kind of turn, and what all of them took.
     """
+    saved = saved_progress(folder)
+    begin = Progress() if saved is None else saved[1]
+    took: dict[str, float] = begin.earlier
+    for number, turn in enumerate(turns, start=1):
+        if number < begin.turn:
+            continue
+        steps_before = int(took.get("train_steps", 0))
+        run = TrainingRun.of(config, folder, evaluate, Progress(number, steps_before, earlier=took))
+        trainer, tokens = _turn_trainer(config, model, turn, rows, run, pad_id=pad_id)
+        found = train(trainer, tokens=tokens)
+        sums = ("train_steps", "train_tokens", "seconds")
+        took = took | {name: took.get(name, 0.0) + found[name] for name in sums}
+        took[f"{turn.name}_loss"] = found["train_loss"]
+    return took | {"tokens_per_second": took["train_tokens"] / took["seconds"]}
+
+
+def _turn_trainer(
+    config: TrainVocabularyRewardConfig,
+    model: nn.Module,
+    turn: Turn,
+    rows: Sequence[JudgedRow],
+    run: TrainingRun,
+    *,
+    pad_id: int,
+) -> tuple[TurnTrainer, int]:
+    """The Trainer of one turn, and the tokens of one pass over the data."""
     if turn.chosen_alone:
         rows = [replace(one, responses=one.responses[:1]) for one in rows]
 
@@ -216,13 +245,12 @@ def train_turn(
         model=ModelFunction(
             model, partial(trained_statistics, statistic=turn.statistic, frozen=turn.policy)
         ),
-        args=training_arguments(config, folder, examples=len(rows)),
+        args=training_arguments(config, run.folder, examples=len(rows)),
         train_dataset=row_numbers([len(one) for one in rows]),
         data_collator=batch,
         loss=lambda scores, inputs: turn.loss(judgements_of(scores, inputs)),
         unread=SAID,
-        log_file=folder / "metrics.jsonl",
-        turn=(number, turn.name),
+        run=run,
+        turn=(run.begin.turn, turn.name),
     )
-    tokens = config.training.epochs * sum(len(text) for one in rows for text in one.responses)
-    return train(trainer, tokens=tokens)["train_loss"], tokens
+    return trainer, sum(len(text) for one in rows for text in one.responses)
