@@ -151,7 +151,9 @@ def _loading_told() -> Iterator[None]:
 
     def is_new(record: logging.LogRecord) -> bool:
         line = record.getMessage()
-        return not (line in told or told.add(line))
+        new = line not in told
+        told.add(line)
+        return new
 
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(is_new)

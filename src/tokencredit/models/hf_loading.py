@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from tokencredit.errors import ModelError, TokenCreditError, TokenCreditWarning
+from tokencredit.errors import ConfigError, ModelError, TokenCreditError, TokenCreditWarning
 from tokencredit.models.hf_adapter_folders import adapter_config, has_head, merged_adapter
 from tokencredit.models.hf_architecture import context_limit
 from tokencredit.models.hf_files import Place, file_of, found_place, weight_files
