@@ -60,7 +60,7 @@ class ReadingSettings:
     """`chat` renders with the chat template, a text as one message of the user; `plain` joins
     prompt and response; `pair` gives an encoder both as a pair of sentences. `auto` is as the
     model was trained; for models of others `chat` where the tokenizer has a chat template, `pair`
-    for encoders with one output and two kinds of segments, `plain` elsewhere."""
+    for encoders with one output that are given pairs, `plain` elsewhere."""
     append_eos: bool | None = None
     """End plain responses that ended with the end of sequence. None is as the model was trained; in
     training it is yes for causal models, and for models of others, which do not say, no."""
@@ -542,10 +542,20 @@ def _usual_template(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[str
     """How models of this kind usually read, and why."""
     if tokenizer.chat_template is not None:
         return "chat", "the tokenizer has a chat template"
-    pairs = "token_type_ids" in tokenizer.model_input_names and tokenizer.sep_token_id is not None
-    if pairs and getattr(model.config, "num_labels", 0) == 1 and not _reads_forward(model):
+    if (
+        _separates_pairs(tokenizer)
+        and getattr(model.config, "num_labels", 0) == 1
+        and not _reads_forward(model)
+    ):
         return "pair", "an encoder with one output"
     return "plain", "the tokenizer has no chat template"
+
+
+def _separates_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer writes something between the two sentences of a pair."""
+    if tokenizer.sep_token_id is None:
+        return False
+    return tokenizer.sep_token_id in tokenizer("a", "a")["input_ids"][1:-1]
 
 
 def _reads_forward(model: Any) -> bool:

@@ -49,6 +49,8 @@ class ExplainConfig:
     """How several sources become one reward."""
     prompt: str = ""
     """The text that it answers; none for a text that stands alone."""
+    ended: bool = True
+    """Whether the response ended; one that was cut off is read without what closes a response."""
     methods: tuple[str, ...] = setting(("attention", "prefix-difference"), was="credit_methods")
     """Credit methods, one row of the heat map each. Models that read in both directions, such as
     BERT, score no prefixes: leave `prefix-difference` out for them."""
@@ -130,7 +132,7 @@ def explain(config: ExplainConfig) -> Path | None:
 
 def _explained(config: ExplainConfig) -> _Explanation:
     rewards = _rewards(config)
-    found = paid_texts(rewards, [config.prompt], [config.response])
+    found = paid_texts(rewards, [config.prompt], [config.response], ended=config.ended)
     (spans,) = found.encoded.response_spans
     (names,) = token_texts(rewards[0].credited.tokenizer, found.encoded, [config.response])
     pieces, groups = text_pieces(config.response, spans, names)

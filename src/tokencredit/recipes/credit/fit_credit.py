@@ -107,7 +107,11 @@ def fit_credit(config: FitCreditConfig) -> Path:
     for first in range(0, len(rows), 16 * config.batch_size):
         part = rows[first : first + 16 * config.batch_size]
         encoded = whole_texts(
-            model, reading, [row.prompt for row in part], [row.response for row in part]
+            model,
+            reading,
+            [row.prompt for row in part],
+            [row.response for row in part],
+            ended=[row.ended for row in part],
         )
         real = encoded.attention_mask.bool()
         found = scorer(encoded.batch, attention_mask=real).prefix_scores

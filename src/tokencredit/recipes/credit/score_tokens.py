@@ -209,7 +209,8 @@ def _scored(
 
 def _scored_chunk(rewards: Rewards, rows: list[PromptedResponse]) -> Iterator[ScoredResponse]:
     responses = [row.response for row in rows]
-    found = paid_texts([rewards], [row.prompt for row in rows], responses)
+    ended = [row.ended for row in rows]
+    found = paid_texts([rewards], [row.prompt for row in rows], responses, ended=ended)
     tokens = token_texts(rewards.credited.tokenizer, found.encoded, responses)
     several = len(found.source_scores) > 1
     for at, (row, spans) in enumerate(zip(rows, found.encoded.response_spans, strict=True)):
