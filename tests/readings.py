@@ -14,17 +14,6 @@ def chat(tokenizer):
     return Reading(tokenizer, "chat", False, written_by(tokenizer).turn_ends)
 
 
-def encode_responses(tokenizer, prompts, responses, *, append_eos=False, **options):
-    """Plain texts; `append_eos` closes all of them, or those named by True."""
-    ended = append_eos if isinstance(append_eos, bool) else list(append_eos)
-    reading = plain(tokenizer, append_eos=append_eos is not False)
-    return reading.encoded(prompts, responses, ended=ended, **options)
-
-
-def encode_chats(tokenizer, conversations, responses, **options):
-    return chat(tokenizer).encoded(conversations, responses, **options)
-
-
 def encoded_texts(tokenizer, prompts, responses, *, append_eos, **options):
     texts = all(isinstance(prompt, str) for prompt in prompts)
     reading = plain(tokenizer, append_eos=append_eos) if texts else chat(tokenizer)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from credit_names import SCORES
-from readings import encode_chats, encode_responses, local_scorer
+from readings import local_scorer
 from tiny_models import tiny_model
 from tiny_tokenizers import CHAT_TEMPLATE, byte_level, unigram, word_level, wordpiece
 
@@ -16,6 +16,7 @@ from tokencredit.scorers import local as token_scorer
 from tokencredit.scorers.evidence import Responses
 from tokencredit.scorers.token_scores import CreditedScorer, score_for_policy
 from tokencredit.text.hf_decoding import decoded_response
+from tokencredit.text.hf_encoding import encode_chats, encode_responses
 from tokencredit.text.hf_reading import Reading, ReadingSettings
 
 PROMPTS = ["the film is", "one slow scene , then"]

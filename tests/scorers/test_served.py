@@ -12,7 +12,7 @@ from tiny_tokenizers import CHAT_TEMPLATE, byte_level, unigram, word_level, word
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
-from readings import encode_responses, local_scorer, written_by
+from readings import local_scorer, written_by
 from tiny_server import break_model, listening, posted, served_model, tiny_app
 
 from tokencredit.batch import ResponseBatch, TokenScorer
@@ -22,6 +22,7 @@ from tokencredit.models.hf_vocabularies import shares_vocabulary, vocabulary_fin
 from tokencredit.scorers.served import served_reward_model
 from tokencredit.scorers.token_scores import score_for_policy, served_token_scorer
 from tokencredit.server.client import RewardServer
+from tokencredit.text.hf_encoding import encode_responses
 from tokencredit.text.hf_reading import ReadingSettings
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src"

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from readings import encode_responses, written_by
+from readings import written_by
 from saved_models import save_reward_model
 from tiny_tokenizers import byte_level, word_level, wordpiece
 from transformers import AutoModelForTokenClassification
@@ -20,6 +20,7 @@ from tokencredit.errors import ConfigError, DataError, ModelError
 from tokencredit.scorers.rewards import CombinedScorer
 from tokencredit.scorers.sources import RewardSource, loaded_rewards, required_sources
 from tokencredit.scorers.text_rewards import loaded_text_rewards, other_credit, paid_texts
+from tokencredit.text.hf_encoding import encode_responses
 from tokencredit.text.segments import SegmentSettings
 
 POLICY = byte_level()

@@ -2,7 +2,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from readings import encode_chats, encode_responses
 from tiny_tokenizers import (
     CHAT_TEMPLATE,
     SlowTokenizer,
@@ -14,6 +13,8 @@ from tiny_tokenizers import (
 
 from tokencredit.errors import DataError, ModelError
 from tokencredit.text.hf_decoding import decoded_response, token_spans
+from tokencredit.text.hf_encoding import encode_chats, encode_responses
+from tokencredit.text.hf_reading import Reading
 
 TOKENIZERS = {
     "byte-level": byte_level(),
@@ -234,13 +235,18 @@ def test_a_response_of_spaces_has_no_tokens_in_some_tokenizers():
         encode_responses(word_level(), ["the film"], ["  "])
 
 
+def test_an_empty_prompt_needs_a_first_token():
+    with pytest.raises(DataError, match="no token precedes response 1"):
+        encode_responses(byte_level(), ["a", ""], [" good", "good"])
+
+
 def test_an_empty_prompt_stands_for_the_start_of_a_sequence():
     tokenizer = byte_level()
-    encoded = encode_responses(tokenizer, ["a", ""], [" good", "good"])
+    encoded = Reading(tokenizer).encoded(["a", ""], [" good", "good"])
     assert encoded.batch.prompt_ids[1, -1] == tokenizer.bos_token_id
     tokenizer.bos_token = None
     with pytest.raises(ModelError, match="no token that begins a sequence"):
-        encode_responses(tokenizer, [""], ["good"])
+        Reading(tokenizer).encoded([""], ["good"])
 
 
 def test_a_text_that_is_too_long():

@@ -5,7 +5,7 @@ tokens at the border. The way back, from generated ids to text, is `hf_decoding`
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -13,10 +13,11 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from tokencredit.batch import ResponseBatch
+from tokencredit.batch import Message, ResponseBatch
 from tokencredit.errors import DataError, ModelError
 from tokencredit.models.hf_loading import pad_token_id
 from tokencredit.text.alignment import Span
+from tokencredit.text.hf_rendering import RenderedText, rendered_chat
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,88 @@ class CutText:
     response: list[int]
     tail: list[int]
     spans: list[Span]
+
+
+def encode_responses(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    *,
+    max_length: int | None = None,
+    append_eos: bool | Sequence[bool] = False,
+    empty: Literal["error", "keep"] = "error",
+    device: torch.device | str | None = None,
+) -> EncodedResponses:
+    """Prompts and their responses tokenized together, each as one text.
+
+    What is asked of a model is read in the way it was trained to read: see `Reading`. A token that
+    stands on the border belongs to the response. The tokenizer adds its special
+    tokens; one beginning of sequence stays where the prompt's text brings its own.
+
+    Args:
+        tokenizer: a fast one, which knows the characters of its tokens.
+        prompts: one text per response; may be empty where the tokenizer adds a first token.
+        responses: what follows each prompt, with its leading space if it has one.
+        max_length: of prompt and response together, in tokens.
+        append_eos: end each response, or those named by True, with the end-of-sequence token, as
+            one of its tokens.
+        empty: whether a response without characters is an error or a row without response tokens.
+        device: to put the tensors on.
+
+    Raises:
+        DataError: prompts and responses differ in number; a response is empty; nothing precedes
+            a response; a text is longer than `max_length`.
+        ModelError: the tokenizer gives no offsets, or lacks the pad or end token asked for.
+    """
+    require_texts(tokenizer, prompts, responses, empty=empty)
+    ended = [append_eos] * len(responses) if isinstance(append_eos, bool) else append_eos
+    texts = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+    borders = [(len(p), len(t)) for p, t in zip(prompts, texts, strict=True)]
+    rows = cut_texts(tokenizer, texts, borders, special=True)
+    rows = [
+        with_end(tokenizer, row, len(text)) if ends else row
+        for row, text, ends in zip(rows, responses, ended, strict=True)
+    ]
+    return padded_texts(tokenizer, rows, max_length=max_length, empty=empty, device=device)
+
+
+def encode_chats(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Sequence[Message]],
+    responses: Sequence[str],
+    *,
+    ended: bool | Sequence[bool] = True,
+    max_length: int | None = None,
+    empty: Literal["error", "keep"] = "error",
+    device: torch.device | str | None = None,
+) -> EncodedResponses:
+    """Conversations and the assistant's next turn, rendered by the tokenizer's chat template.
+
+    The template writes all special tokens itself, so the tokenizer adds none, but for those of an
+    encoder. What the template puts after the response is attended to but is no response token.
+
+    Args:
+        tokenizer: a fast one with a chat template.
+        conversations: messages with "role" and "content", up to the turn to be answered.
+        responses: the assistant's answer to each.
+        ended: whether the turns are over, or which of them; the others were cut off, and nothing
+            follows them.
+        max_length: of the rendered text, in tokens.
+        empty: whether a response without characters is an error or a row without response tokens.
+        device: to put the tensors on.
+
+    Raises:
+        DataError: as in `encode_responses`, or the template refuses the messages.
+        ModelError: there is no chat template, or it leaves the response out.
+    """
+    require_texts(tokenizer, conversations, responses, empty=empty)
+    is_over = [ended] * len(responses) if isinstance(ended, bool) else ended
+    texts = [
+        rendered_chat(tokenizer, conversation, response, ended=over)
+        for conversation, response, over in zip(conversations, responses, is_over, strict=True)
+    ]
+    rows = cut_rendered(tokenizer, texts)
+    return padded_texts(tokenizer, rows, max_length=max_length, empty=empty, device=device)
 
 
 def require_texts(
@@ -161,6 +244,32 @@ def _cut(ids: list[int], spans: list[Span], is_text: list[bool], start: int, sto
         for a, b in spans[first:last]
     ]
     return CutText(ids[:first], ids[first:last], ids[last:], clipped)
+
+
+def cut_rendered(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[RenderedText]
+) -> list[CutText]:
+    """Ids of rendered conversations; encoders get the special tokens that no template writes.
+
+    Args:
+        tokenizer: a fast one.
+        texts: conversations with the answers in them.
+
+    Raises:
+        DataError: a text holds half of a character.
+    """
+    cls = tokenizer.cls_token
+    frames = cls is not None and not texts[0].text.startswith(cls)
+    rows = cut_texts(
+        tokenizer,
+        [one.text for one in texts],
+        [(one.start, one.stop) for one in texts],
+        special=frames,
+    )
+    return [
+        replace(row, spans=[text.span(*span) for span in row.spans])
+        for row, text in zip(rows, texts, strict=True)
+    ]
 
 
 def cut_pairs(

@@ -26,6 +26,7 @@ from tokencredit.text.hf_encoding import (
     CutText,
     EncodedResponses,
     cut_pairs,
+    cut_rendered,
     cut_texts,
     padded_texts,
     require_texts,
@@ -333,7 +334,7 @@ class Reading:
         others = sorted({*range(len(prompts))} - {*in_chat, *in_pair})
         if in_chat:
             texts = [self._rendered(prompts[i], responses[i], ended[i]) for i in in_chat]
-            for i, row in zip(in_chat, _cut_rendered(self.tokenizer, texts), strict=True):
+            for i, row in zip(in_chat, cut_rendered(self.tokenizer, texts), strict=True):
                 rows[i] = row
         if in_pair:
             asked = [_text_of(prompts[i]) for i in in_pair]
@@ -610,24 +611,6 @@ def _text_of(prompt: Prompt) -> str:
 
 def _each(ended: bool | Sequence[bool], number: int) -> list[bool]:
     return [ended] * number if isinstance(ended, bool) else list(ended)
-
-
-def _cut_rendered(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[RenderedText]
-) -> list[CutText]:
-    """Ids of rendered conversations; encoders get the special tokens that no template writes."""
-    cls = tokenizer.cls_token
-    frames = cls is not None and not texts[0].text.startswith(cls)
-    rows = cut_texts(
-        tokenizer,
-        [one.text for one in texts],
-        [(one.start, one.stop) for one in texts],
-        special=frames,
-    )
-    return [
-        replace(row, spans=[text.span(*span) for span in row.spans])
-        for row, text in zip(rows, texts, strict=True)
-    ]
 
 
 def _written(

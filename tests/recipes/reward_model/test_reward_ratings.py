@@ -2,7 +2,6 @@ import json
 
 import pytest
 import torch
-from readings import encode_responses
 from tiny_models import tiny_model
 from tiny_reward_training import config, lines, write_inputs
 
@@ -15,6 +14,7 @@ from tokencredit.recipes.reward_model.examples import (
 )
 from tokencredit.recipes.reward_model.train_reward_model import train_reward_model
 from tokencredit.reward_model.hf_scores import load_reward_model, score_responses
+from tokencredit.text.hf_encoding import encode_responses
 from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.text.hf_token_rows import EncodedText, sequence_start
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from readings import encode_responses, encoded_texts, training_reading
+from readings import encoded_texts, training_reading
 from safetensors.torch import load_file
 from tiny_models import tiny_model
 from tiny_reward_training import config, lines, loss_of, save_start, write_inputs
@@ -38,6 +38,7 @@ from tokencredit.reward_model.hf_scores import load_reward_model, score_response
 from tokencredit.reward_model.objectives import OBJECTIVES, Objective
 from tokencredit.scorers.fractions import counted_scores, fraction_scores
 from tokencredit.scorers.trained_reading import trained_segment_ends
+from tokencredit.text.hf_encoding import encode_responses
 from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.text.hf_token_rows import (
     EncodedText,

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from named_settings import configured
-from readings import encode_responses
 from safetensors.torch import load_file
 from tiny_models import tiny_model
 from tiny_tokenizers import CORPUS, byte_level, word_level
@@ -41,6 +40,7 @@ from tokencredit.reward_model.hf_token_classifier import (
     load_token_classifier,
     token_classifier_logits,
 )
+from tokencredit.text.hf_encoding import encode_responses
 from tokencredit.text.hf_reading import ReadingSettings, reading_of
 from tokencredit.text.hf_token_rows import EncodedText
 
