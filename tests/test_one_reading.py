@@ -88,12 +88,22 @@ CASES = [
 ]
 
 
+# Texts with the marks of turns in them, or of a model that knows none.
+WHOLE_TEXTS = (("plain", "text"), ("chat", "rendered"))
+
+
 def name_of(case):
     kind, prompt, ended = case
     return f"{kind}-{prompt}-{'ended' if ended else 'cut'}"
 
 
-@pytest.fixture(params=CASES, ids=name_of)
+def cases(applies=lambda kind, prompt, ended: True):
+    """Parametrizes a test with the cases that a command can be given."""
+    chosen = [case for case in CASES if applies(*case)]
+    return pytest.mark.parametrize("case", chosen, ids=map(name_of, chosen), indirect=True)
+
+
+@pytest.fixture
 def case(request, folders):
     kind, form, ended = request.param
     model, reading = loaded_reward_model(str(folders / kind))
@@ -114,6 +124,7 @@ def written(case, policy):
     return ResponseBatch.of_rows([[policy.bos_token_id or 0]], [ids], pad_token_id=0)
 
 
+@cases()
 def test_score_tokens(case, tmp_path):
     row = {"prompt": case.prompt, "response": ANSWER, "ended": case.ended}
     (tmp_path / "data.jsonl").write_text(json.dumps(row) + "\n")
@@ -125,9 +136,8 @@ def test_score_tokens(case, tmp_path):
     assert found["sequence_score"] == close(case)
 
 
+@cases(lambda kind, prompt, ended: prompt != "messages")
 def test_explain(case):
-    if not isinstance(case.prompt, str):
-        pytest.skip("explain is given texts here")
     found = _explained(
         ExplainConfig(
             ANSWER, case.folder, prompt=case.prompt, methods=("terminal",), ended=case.ended
@@ -136,11 +146,10 @@ def test_explain(case):
     assert found.sequence_score == close(case)
 
 
+@cases(lambda kind, prompt, ended: ended)
 def test_evaluate_reward_model(case, tmp_path):
     row = {"prompt": case.prompt, "chosen": ANSWER, "rejected": " bad"}
     (tmp_path / "data.jsonl").write_text(json.dumps(row) + "\n")
-    if not case.ended:
-        pytest.skip("pairs are whole answers")
     output = evaluate_reward_model(
         EvaluateRewardModelConfig(
             case.folder, str(tmp_path / "data.jsonl"), str(tmp_path / "out"), progress=False
@@ -155,31 +164,29 @@ def served(case):
     return served_model(model, reading.tokenizer)
 
 
+@cases()
 def test_the_server_by_texts(case):
     text = {"prompt": case.prompt, "response": ANSWER, "ended": case.ended}
     (row,) = posted(tiny_app(served(case)), "/score", {"texts": [text]}).json()["scores"]
     assert row["sequence_score"] == close(case)
 
 
+@cases(lambda kind, prompt, ended: kind != "pair")
 def test_the_server_by_ids(case):
-    if case.kind == "pair":
-        pytest.skip("a model that reads pairs is given texts")
     ids = TOKENIZERS[case.kind](ANSWER, add_special_tokens=False)["input_ids"]
     text = {"prompt": case.prompt, "response_ids": ids, "ended": case.ended}
     (row,) = posted(tiny_app(served(case)), "/score", {"ids": [text]}).json()["scores"]
     assert row["sequence_score"] == close(case)
 
 
+@cases(lambda kind, prompt, ended: ended and (kind, prompt) in WHOLE_TEXTS)
 def test_the_server_in_the_shape_of_openrlhf(case):
-    if not (isinstance(case.prompt, str) and case.ended) or case.kind == "pair":
-        pytest.skip("whole texts are read as answers that ended")
-    if case.kind == "chat" and case.prompt == ASKED:
-        pytest.skip("a text without the marks of a template has no turns")
     for text in (case.prompt + ANSWER, case.prompt + ANSWER + "<eos>"):
         answer = posted(tiny_app(served(case)), "/get_reward", {"query": [text]}).json()
         assert answer["rewards"] == [close(case)]
 
 
+@cases()
 @pytest.mark.parametrize("vocabulary", POLICIES)
 def test_a_policy_in_training_and_the_report_of_generate(case, vocabulary):
     policy = POLICIES[vocabulary]
@@ -191,6 +198,7 @@ def test_a_policy_in_training_and_the_report_of_generate(case, vocabulary):
         assert scores.prefix_scores[0, last].item() == close(case)
 
 
+@cases()
 @pytest.mark.parametrize("vocabulary", POLICIES)
 def test_a_policy_whose_reward_model_is_served(case, vocabulary):
     policy = POLICIES[vocabulary]
@@ -200,10 +208,9 @@ def test_a_policy_whose_reward_model_is_served(case, vocabulary):
     assert scores.sequence_scores.item() == close(case)
 
 
+@cases(lambda kind, prompt, ended: prompt == "messages")
 @pytest.mark.parametrize("vocabulary", POLICIES)
 def test_the_adapters(case, vocabulary):
-    if isinstance(case.prompt, str) or case.kind == "plain":
-        pytest.skip("trainers of others hand messages over; texts reach the adapter as ids")
     policy = POLICIES[vocabulary]
     pay = reward_model_token_rewards(case.folder, policy, credit="terminal")
     batch = written(case, policy)
@@ -214,10 +221,9 @@ def test_the_adapters(case, vocabulary):
     assert paid.sum().item() == close(case)
 
 
+@cases(lambda kind, prompt, ended: ended)
 def test_the_rows_of_training(case):
     """What a model is trained on is what it is asked about afterwards."""
-    if not case.ended:
-        pytest.skip("rows of training are whole answers")
     model, reading = loaded_reward_model(case.folder)
     (row,) = reading.rows([case.prompt], [ANSWER])
     types = torch.tensor([[0] * row.start + [1] * (len(row) - row.start)])
