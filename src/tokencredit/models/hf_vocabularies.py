@@ -83,3 +83,17 @@ def shared_vocabulary(
             "vocabulary: score texts with `TreeScorer`, which takes both tokenizers"
         )
     return size
+
+
+def token_ids_without_text(tokenizer: PreTrainedTokenizerBase, width: int) -> list[int]:
+    """Ids that a model has rows for and its tokenizer has no token for, in order.
+
+    Embeddings are often padded to a round number of rows. Nothing was ever trained on the rows
+    behind the last token, and no text holds them: a policy must never draw one.
+
+    Args:
+        tokenizer: of the model.
+        width: how many ids the model knows: rows of its embeddings, or columns of its logits.
+    """
+    known = set(tokenizer.get_vocab().values())
+    return [id_ for id_ in range(width) if id_ not in known]
