@@ -6,8 +6,9 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from tokencredit.errors import ConfigError, DataError
 from tokencredit.logprobs import predicting_positions, token_logprobs
+from tokencredit.models.hf_sampling import response_extent
 from tokencredit.policy.hf_models import ActorCritic
-from tokencredit.policy.hf_rollout import response_extent, sampled_responses
+from tokencredit.policy.hf_rollout import sampled_responses
 from tokencredit.sampling import Sampling, drawable_tokens, sampling_logits
 
 VOCAB, PAD, EOS = 7, 0, 1

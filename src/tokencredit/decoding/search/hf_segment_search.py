@@ -34,12 +34,15 @@ class SearchOutput:
         scores: what the search found them worth, float32, in the unit of its scorer.
         lm_positions: read by the language model that wrote.
         scorer_positions: read by whatever judged, in the tokens of the language model.
+        kl: divergence of each response from the language model, in nats; None where it is not
+            known.
     """
 
     batch: ResponseBatch
     scores: Float[Tensor, "prompts"]
     lm_positions: Int[Tensor, "prompts"]
     scorer_positions: Int[Tensor, "prompts"]
+    kl: Float[Tensor, "prompts"] | None = None
 
 
 class CountedScorer:

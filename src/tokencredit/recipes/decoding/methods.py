@@ -19,7 +19,14 @@ from tokencredit.decoding.rules import GuidanceMethod
 from tokencredit.decoding.search.hf_methods import SearchTask
 from tokencredit.decoding.search.hf_sampling import written_responses
 from tokencredit.errors import ConfigError
+from tokencredit.models.hf_ends import turn_end_ids
 from tokencredit.models.hf_loading import load_model, load_tokenizer, require_pad_token
+from tokencredit.models.hf_sampling import (
+    SampledDistribution,
+    generation_settings,
+    undrawable_ids,
+    without_generation_defaults,
+)
 from tokencredit.models.hf_vocabularies import require_same_vocabulary, shares_vocabulary
 from tokencredit.recipes.decoding.settings import GenerateConfig, GuidanceSettings, ImplicitSettings
 from tokencredit.reward_model.hf_scores import load_reward_model
@@ -40,6 +47,8 @@ class Models:
         reward_tokenizer: of the reward model.
         held_out: another reward model with its tokenizer, which only judges.
         implicit: what DPO trained, and its reference.
+        end_ids: what ends a response of the policy, the tokenizer's own end of sequence first.
+        undrawable: ids that no token stands behind, in the policy or in what DPO trained.
     """
 
     policy: PreTrainedModel
@@ -48,12 +57,8 @@ class Models:
     reward_tokenizer: PreTrainedTokenizerBase
     held_out: Judge | None = None
     implicit: tuple[PreTrainedModel, PreTrainedModel] | None = None
-
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """What ends a response of the policy."""
-        eos = self.tokenizer.eos_token_id
-        return () if eos is None else (eos,)
+    end_ids: tuple[int, ...] = ()
+    undrawable: tuple[int, ...] = ()
 
 
 class Found(NamedTuple):
@@ -64,11 +69,13 @@ class Found(NamedTuple):
         guided: what the guide knew at every token, of methods that choose token by token.
         positions: tokens that the models read for each response, where it is known: `lm_positions`
             and `reward_positions`.
+        kl: divergence of each response from the language model, in nats, where it is known.
     """
 
     batch: ResponseBatch
     guided: GuidedOutput | None
     positions: dict[str, Tensor]
+    kl: Float[Tensor, "batch"] | None
 
 
 def loaded_models(config: GenerateConfig) -> Models:
@@ -101,7 +108,16 @@ def loaded_models(config: GenerateConfig) -> Models:
     if config.held_out_reward_model is not None:
         held_out = load_reward_model(config.held_out_reward_model, **loading)
     implicit = _implicit_models(config.implicit, policy, tokenizer, loading)
-    return Models(policy, tokenizer, *judge, held_out, implicit)
+    ids = {id_ for model in (policy, *(implicit or ())) for id_ in undrawable_ids(tokenizer, model)}
+    return Models(
+        policy,
+        tokenizer,
+        *judge,
+        held_out=held_out,
+        implicit=implicit,
+        end_ids=turn_end_ids(tokenizer, policy, extra=config.sampling.turn_ends),
+        undrawable=tuple(sorted(ids)),
+    )
 
 
 def _implicit_models(
@@ -148,15 +164,15 @@ def method_responses(config: GenerateConfig, models: Models, rows: list[list[int
         ids,
         mask,
         lambda batch: _scores_by((models.reward_model, models.reward_tokenizer), models, batch),
-        config.sampling.of_search(),
+        config.sampling.of_search(suppress_tokens=models.undrawable),
         config.n,
         models.implicit,
-        models.eos_token_ids,
+        models.end_ids,
         models.tokenizer.pad_token_id,
     )
     found = row.function(task, config.settings_of(row))
     read = {"lm_positions": found.lm_positions, "reward_positions": found.scorer_positions}
-    return Found(found.batch, None, read)
+    return Found(found.batch, None, read, found.kl)
 
 
 def _guided_responses(
@@ -173,22 +189,26 @@ def _guided_responses(
         **method.guide | {name: value for name, value in chosen.items() if value is not None},
         top_p=config.guidance.top_p,
         attention_mask=prompt_mask,
-        eos_token_id=models.tokenizer.eos_token_id,
+        eos_token_id=models.end_ids,
     )
-    output: Any = models.policy.generate(
-        prompt_ids,
-        attention_mask=prompt_mask.long(),
-        max_new_tokens=config.sampling.max_new_tokens,
-        min_new_tokens=config.sampling.min_new_tokens or None,
-        pad_token_id=models.tokenizer.pad_token_id,
-        eos_token_id=models.tokenizer.eos_token_id,
-        logits_processor=[guide],
-        custom_generate=guided_generate,
-        return_dict_in_generate=True,
-        **config.sampling.of_guide(method),
-    )
-    batch = written_responses(prompt_ids, prompt_mask, output.sequences, models.eos_token_ids)
-    return Found(batch, output, {})
+    tokens = {"pad_token_id": models.tokenizer.pad_token_id, "eos_token_id": models.end_ids}
+    # What cannot be drawn is no candidate; temperature, top-k and top-p act on the sum.
+    drawable = config.sampling.of_search(suppress_tokens=models.undrawable).without_shape
+    settings = generation_settings(drawable, **tokens)
+    settings.update(**config.sampling.of_guide(method), return_dict_in_generate=True)
+    with without_generation_defaults(models.policy):
+        output: Any = models.policy.generate(
+            prompt_ids,
+            attention_mask=prompt_mask.long(),
+            generation_config=settings,
+            logits_processor=[
+                SampledDistribution(drawable, models.end_ids, prompt_ids.shape[1]),
+                guide,
+            ],
+            custom_generate=guided_generate,
+        )
+    batch = written_responses(prompt_ids, prompt_mask, output.sequences, models.end_ids)
+    return Found(batch, output, {}, output.guidance_kl.sum(-1))
 
 
 def _candidate_scorer(
@@ -225,7 +245,7 @@ def response_scores(
             models.reward_model,
             batch,
             method=config.method,
-            eos_token_id=models.tokenizer.eos_token_id,
+            eos_token_id=models.end_ids,
         )
     else:
         judge = (models.reward_model, models.reward_tokenizer)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tokencredit.batch import ResponseBatch
 from tokencredit.errors import ConfigError, ServerError
-from tokencredit.policy.hf_rollout import response_extent
+from tokencredit.models.hf_sampling import response_extent
 from tokencredit.recipes.policy.sharding import named_parameters, whole
 from tokencredit.sampling import Sampling
 
