@@ -9,9 +9,11 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    PreTrainedTokenizerBase,
 )
 
 from tokencredit.errors import ModelError
+from tokencredit.models.hf_ends import turn_end_ids
 from tokencredit.models.hf_loading import (
     disable_dropout,
     load_model,
@@ -19,6 +21,7 @@ from tokencredit.models.hf_loading import (
     lora_config,
     require_pad_token,
 )
+from tokencredit.models.hf_sampling import undrawable_ids
 from tokencredit.policy.hf_models import ActorCritic, Result, load_value_head
 from tokencredit.recipes.policy.setting_groups import ServerSettings
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
@@ -43,6 +46,8 @@ class PolicyModels:
         server: draws responses in the policy's place; None where it draws them itself.
         visits: the device to which frozen models come from the CPU to be called; None where they
             are on it.
+        end_ids: what ends a response of the policy, the tokenizer's own end of sequence first.
+        undrawable: ids that the policy has logits for and no token stands behind.
     """
 
     actor_critic: ActorCritic
@@ -52,6 +57,8 @@ class PolicyModels:
     held_out: LocalScorer | None = None
     visits: torch.device | None = None
     server: VLLMServer | None = None
+    end_ids: tuple[int, ...] = ()
+    undrawable: tuple[int, ...] = ()
 
     def of_reference(self, call: Callable[[Any], Result]) -> Result:
         """What `call` returns for the reference."""
@@ -86,11 +93,6 @@ def loaded_models(
         pad_token=config.loading.pad_token,
     )
     require_pad_token(tokenizer)
-    if config.sampling.response_lengths == "eos" and tokenizer.eos_token_id is None:
-        raise ModelError(
-            f"the tokenizer of {config.policy} has no end-of-sequence token; expected one, or "
-            "sampling.response_lengths='uniform'"
-        )
     place = "cpu" if config.machine.offload_frozen else str(device)
     frozen: dict[str, Any] = {**config.loading.of_frozen, "device": place}
     place = "cpu" if sharded else str(device)
@@ -112,6 +114,7 @@ def loaded_models(
         judge = load_reward_model(config.held_out_reward_model, **frozen)
         held_out = LocalScorer(*judge, tokenizer, micro_batch_size=size)
     policy = _policy(config, checkpoint, shared)
+    end_ids = _end_ids(config, tokenizer, policy)
     actor_critic = ActorCritic(policy, _critic(config, checkpoint, shared))
     if checkpoint is not None and actor_critic.has_value_head:
         load_value_head(actor_critic, checkpoint)
@@ -126,7 +129,33 @@ def loaded_models(
         rewards=rewards,
         held_out=held_out,
         visits=device if config.machine.offload_frozen else None,
+        end_ids=end_ids,
+        undrawable=undrawable_ids(tokenizer, policy),
     )
+
+
+def _end_ids(
+    config: TrainPolicyConfig, tokenizer: PreTrainedTokenizerBase, policy: Any
+) -> tuple[int, ...]:
+    """What ends a response of the policy.
+
+    Raises:
+        ModelError: nothing does, and responses shall end themselves, or an end shall be forced
+            that the tokenizer does not have.
+    """
+    sampling = config.sampling
+    found = turn_end_ids(tokenizer, policy, extra=sampling.turn_ends)
+    if sampling.response_lengths == "eos" and not found:
+        raise ModelError(
+            f"the tokenizer of {config.policy} has no end-of-sequence token; expected one, "
+            "sampling.turn_ends, or sampling.response_lengths='uniform'"
+        )
+    if sampling.force_eos and tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"the tokenizer of {config.policy} has no end-of-sequence token to be forced; expected "
+            "one, or sampling.force_eos=False"
+        )
+    return found
 
 
 def _policy(config: TrainPolicyConfig, checkpoint: Path | None, shared: dict[str, Any]) -> Any:
