@@ -31,6 +31,14 @@ from tokencredit.recipes.settings import (
     TrainingSettings,
     free_settings,
 )
+from tokencredit.text.hf_reading import (
+    Reading,
+    ReadingSettings,
+    reading_of,
+    remember_reading,
+    shown_example,
+)
+from tokencredit.text.hf_token_rows import EncodedText
 
 
 @runtime_checkable
@@ -263,6 +271,40 @@ def _require_finite_weights(model: nn.Module) -> None:
             )
 
 
+def reading_to_train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: ReadingSettings,
+    *,
+    pairs: bool = False,
+) -> Reading:
+    """How a model will be trained to read, printed, and written into its configuration.
+
+    Args:
+        model: about to be trained.
+        tokenizer: its own.
+        settings: of the run.
+        pairs: whether the recipe trains models that read pairs of sentences.
+
+    Raises:
+        ConfigError: the template is for pairs and the recipe trains none, or as `reading_of`.
+    """
+    reading = reading_of(model, tokenizer, settings, training=True)
+    if reading.template == "pair" and not pairs:
+        raise ConfigError(
+            f"reading.template is 'pair' ({reading.origin}); expected 'plain' or 'chat': this "
+            "recipe scores tokens of one text"
+        )
+    remember_reading(reading, model.config, settings)
+    print(f"model {reading.line}")
+    return reading
+
+
+def print_example(reading: Reading, row: EncodedText) -> None:
+    """Print one row as the model will read it."""
+    print(shown_example(reading, row))
+
+
 def lasting_name(name_or_path: str) -> str:
     """A Hub id as it is; a folder as a path that means the same from anywhere."""
     path = Path(name_or_path).expanduser()
@@ -299,7 +341,6 @@ def classifier_to_train(
     loading: LoadingSettings,
     *,
     max_length: int,
-    append_eos: bool,
     **head: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The classifier that training starts from, dropout off, and its tokenizer with a pad token.
@@ -309,8 +350,6 @@ def classifier_to_train(
         name_or_path: a folder or a Hub id.
         loading: how it is loaded; a pad token that is no token yet is added.
         max_length: of a row, in tokens.
-        append_eos: whether plain responses end with the end of sequence, which the configuration
-            of the model tells whoever scores with it.
         **head: what the configuration shall say of the head.
 
     Raises:
@@ -324,7 +363,6 @@ def classifier_to_train(
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.pad_token_id = require_pad_token(tokenizer)
-    model.config.eos_appended = append_eos
     tokenizer.padding_side = "right"
     require_context(model, tokenizer, max_length)
     disable_dropout(model)

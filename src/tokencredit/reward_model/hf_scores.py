@@ -103,6 +103,7 @@ def reward_model_output(
     attention_mask: Bool[Tensor, "batch sequence"] | Int[Tensor, "batch sequence"],
     *,
     attention_layer: int | None = None,
+    token_types: Int[Tensor, "batch sequence"] | None = None,
 ) -> RewardModelOutput:
     """Score, prefix scores and attention row of each sequence, in one forward pass.
 
@@ -111,6 +112,7 @@ def reward_model_output(
         input_ids: padded on either side or both; ids under the mask may be anything.
         attention_mask: real tokens. What is masked between real tokens is left out.
         attention_layer: of which layer to record the attention; None records none.
+        token_types: 1 on the second of two segments, for encoders that read pairs.
 
     Returns:
         Scores read at the last real token of a causal model; for an encoder what its own forward
@@ -142,7 +144,10 @@ def reward_model_output(
             position_scores = _unpacked_values(scores, packed, real)
         else:
             ids = ids.masked_fill(~packed, pretrained.config.pad_token_id or 0)
-            logits = pretrained(ids, attention_mask=packed.long()).logits
+            segments = {}
+            if token_types is not None:
+                segments = {"token_type_ids": left_packed(token_types, real)[0]}
+            logits = pretrained(ids, attention_mask=packed.long(), **segments).logits
             sequence_scores, position_scores = scalar_scores(logits), None
     attention = None if record is None else _unpacked_values(record.rows[:, 0], packed, real)
     return RewardModelOutput(sequence_scores, position_scores, attention)
@@ -155,6 +160,7 @@ def score_responses(
     attention_mask: Bool[Tensor, "batch sequence"] | Int[Tensor, "batch sequence"] | None = None,
     attention_layer: int | None = None,
     micro_batch_size: int | None = None,
+    two_segments: bool = False,
 ) -> ResponseScores:
     """Everything credit needs to know about responses, without gradients and without dropout.
 
@@ -166,6 +172,8 @@ def score_responses(
         attention_layer: of which layer to record the attention; None records none.
         micro_batch_size: sequences per forward pass, those of like length together; all by
             default. Changes the time and memory, not the result.
+        two_segments: whether the model is told which tokens are the response's, as encoders that
+            read pairs of sentences are.
 
     Raises:
         NumericError: a score is NaN or infinite.
@@ -180,11 +188,19 @@ def score_responses(
             "right end of prompt_ids, such as a beginning-of-sequence token: it is where the "
             "score of the prompt alone is read"
         )
+    types = None
+    if two_segments:
+        second = torch.ones_like(batch.response_ids)
+        types = torch.cat([torch.zeros_like(batch.prompt_ids), second], dim=-1)
     batches = rows_of_like_length(real.sum(-1), micro_batch_size)
     with torch.no_grad(), evaluating(model):
         outputs = [
             reward_model_output(
-                model, batch.input_ids[rows], real[rows], attention_layer=attention_layer
+                model,
+                batch.input_ids[rows],
+                real[rows],
+                attention_layer=attention_layer,
+                token_types=None if types is None else types[rows],
             )
             for rows in batches
         ]

@@ -20,16 +20,6 @@ def attended_tokens(batch: ResponseBatch) -> Bool[Tensor, "batch time"]:
     return batch.attention_mask[:, batch.prompt_ids.shape[1] :].bool()
 
 
-def ending_tokens(
-    tokenizer: PreTrainedTokenizerBase, batch: ResponseBatch
-) -> Bool[Tensor, "batch time"]:
-    """True on the last token of each response that ended itself, by end of sequence."""
-    last = last_true_index(batch.response_mask)[:, None]
-    is_last = torch.arange(batch.response_ids.shape[1], device=last.device) == last
-    eos = tokenizer.eos_token_id
-    return is_last & (last >= 0) & (batch.response_ids == (-1 if eos is None else eos))
-
-
 def decoded_responses(
     tokenizer: PreTrainedTokenizerBase, batch: ResponseBatch
 ) -> list[DecodedResponse]:

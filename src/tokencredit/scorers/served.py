@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores
 from tokencredit.credit.evidence import Need
@@ -21,11 +20,11 @@ from tokencredit.scorers.policy_tokens import (
     attended_tokens,
     decoded_responses,
     ended_scores,
-    ending_tokens,
     projected_scores,
 )
 from tokencredit.server.answers import About, ScoredResponse
 from tokencredit.server.client import RewardServer, about, scored
+from tokencredit.text.hf_reading import Reading, ended_responses
 
 
 @dataclass(frozen=True)
@@ -35,13 +34,13 @@ class ServedRewardModel:
     Attributes:
         server: where it is.
         about: what it says of itself.
-        policy_tokenizer: of the responses that it will score.
+        writer: how the model reads that writes the responses which it will score.
         shares_vocabulary: whether it reads the policy's own token ids.
     """
 
     server: RewardServer
     about: About
-    policy_tokenizer: PreTrainedTokenizerBase
+    writer: Reading
     shares_vocabulary: bool
 
     @property
@@ -77,9 +76,8 @@ class ServedRewardModel:
             NumericError: a score is NaN or infinite.
         """
         details = [name for name in self.about.details if attention or name != "attention"]
-        ids = self.about.template == "auto" and conversations is None and self.shares_vocabulary
-        if ids:
-            scores = _scores_of_ids(self, batch, details)
+        if self.shares_vocabulary and self.about.template != "pair":
+            scores = _scores_of_ids(self, batch, details, conversations)
         else:
             scores = _scores_of_texts(self, batch, details, conversations)
         device = batch.response_ids.device
@@ -93,7 +91,7 @@ class ServedRewardModel:
 
 def served_reward_model(
     server: RewardServer,
-    policy_tokenizer: PreTrainedTokenizerBase,
+    writer: Reading,
     *,
     credit: CreditSettings | None = None,
 ) -> ServedRewardModel:
@@ -101,7 +99,7 @@ def served_reward_model(
 
     Args:
         server: where it is.
-        policy_tokenizer: of the responses that it will score.
+        writer: how the model reads that writes the responses which it will score.
         credit: that will be made from its scores; None where only scores are asked for.
 
     Raises:
@@ -110,8 +108,8 @@ def served_reward_model(
             layer.
     """
     said = about(server)
-    same = said.vocabulary == vocabulary_fingerprint(policy_tokenizer)
-    model = ServedRewardModel(server, said, policy_tokenizer, same)
+    same = said.vocabulary == vocabulary_fingerprint(writer.tokenizer)
+    model = ServedRewardModel(server, said, writer, same)
     if credit is not None:
         _require_offer(model, credit)
     return model
@@ -136,20 +134,29 @@ def _require_offer(model: ServedRewardModel, credit: CreditSettings) -> None:
 
 
 def _scores_of_ids(
-    model: ServedRewardModel, batch: ResponseBatch, details: list[str]
+    model: ServedRewardModel,
+    batch: ResponseBatch,
+    details: list[str],
+    conversations: Sequence[Prompt] | None,
 ) -> ResponseScores:
-    """Scores of the policy's own ids, without an end of sequence that the model never saw."""
-    read = attended_tokens(batch)
-    if model.about.reads_eos is False:
-        read = read & ~ending_tokens(model.policy_tokenizer, batch)
-    texts = [
-        {"prompt_ids": prompt[mask].tolist(), "response_ids": response[real].tolist()}
-        for prompt, mask, response, real in zip(
-            batch.prompt_ids, batch.prompt_mask, batch.response_ids, read, strict=True
-        )
-    ]
+    """Scores of the ids that the policy drew, between the prompt and closing of the server."""
+    reads = attended_tokens(batch)
+    ends = ended_responses(batch, model.writer.turn_ends).any(-1).tolist()
+    texts = []
+    for row, (read, end) in enumerate(zip(reads, ends, strict=True)):
+        ids = batch.response_ids[row][read].tolist()
+        text: dict[str, Any] = {"response_ids": ids[: len(ids) - end], "ended": end}
+        if conversations is None:
+            text["prompt_ids"] = batch.prompt_ids[row][batch.prompt_mask[row]].tolist()
+        else:
+            text["prompt"] = _asked(conversations[row])
+        texts.append(text)
     rows = scored(model.server, texts, details=details, about=model.about)
-    scores = _as_tensors(rows, [real.nonzero()[:, 0].tolist() for real in read], read.shape[1])
+    columns = [
+        read.nonzero()[: len(row.token_ids), 0].tolist()
+        for read, row in zip(reads, rows, strict=True)
+    ]
+    scores = _as_tensors(rows, columns, reads.shape[1])
     if scores.attention is not None:
         scores.attention.masked_fill_(~batch.response_mask.cpu(), 0.0)
     return scores
@@ -162,11 +169,13 @@ def _scores_of_texts(
     conversations: Sequence[Prompt] | None,
 ) -> ResponseScores:
     """Scores in the policy's tokens, made from those in the reward model's."""
-    decoded = decoded_responses(model.policy_tokenizer, batch)
-    prompts = [row.prompt for row in decoded] if conversations is None else conversations
-    ended = ending_tokens(model.policy_tokenizer, batch).any(-1).tolist()
+    decoded = decoded_responses(model.writer.tokenizer, batch)
+    prompts = conversations
+    if prompts is None:
+        prompts = model.writer.prompts_of(batch, model.writer.tokenizer)
+    ended = ended_responses(batch, model.writer.turn_ends).any(-1).tolist()
     texts = [
-        {"prompt": _asked(prompt, model.about), "response": row.response, "ended": end}
+        {"prompt": _asked(prompt), "response": row.response, "ended": end}
         for prompt, row, end in zip(prompts, decoded, ended, strict=True)
     ]
     rows = scored(model.server, texts, details=details, about=model.about)
@@ -178,11 +187,9 @@ def _scores_of_texts(
     return projected_scores(scores, mask, spans, decoded, batch.response_mask.shape[1])
 
 
-def _asked(prompt: Prompt, about: About) -> Any:
-    """A prompt as the server takes it; an empty one is a message where there are messages."""
-    if isinstance(prompt, str):
-        return prompt or ([{"role": "user", "content": ""}] if about.renders_chats else "")
-    return [dict(message) for message in prompt]
+def _asked(prompt: Prompt) -> Any:
+    """A prompt as the server takes it."""
+    return prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
 
 
 def _as_tensors(

@@ -15,12 +15,18 @@ from tokencredit.reward_model.hf_rewriter import rewriter_logprobs
 from tokencredit.scorers.credit_models import CreditModels, loaded_credit_models
 from tokencredit.scorers.evidence import AskPolicy, Responses, gathered_evidence, response_scores
 from tokencredit.scorers.local import LocalScorer
-from tokencredit.scorers.policy_tokens import decoded_responses, ending_tokens, projected_rows
+from tokencredit.scorers.policy_tokens import decoded_responses, projected_rows
 from tokencredit.scorers.segmentation import response_segments
 from tokencredit.scorers.served import served_reward_model
 from tokencredit.server.client import RewardServer
 from tokencredit.shaping import blended_scores
-from tokencredit.text.hf_rendering import Template
+from tokencredit.text.hf_reading import (
+    Reading,
+    ReadingSettings,
+    ended_responses,
+    reading_of,
+    written_by,
+)
 from tokencredit.text.pooling import scores_at_segment_ends
 from tokencredit.text.segments import SegmentSettings
 
@@ -31,7 +37,7 @@ class CreditedScorer:
 
     Attributes:
         scorer: of responses in the policy's tokens.
-        tokenizer: of the policy.
+        writer: how the policy reads.
         credit: the method and its options.
         models: that the method needs besides the scorer.
         segments: how responses are cut, for methods that need it or where `use` says so.
@@ -39,11 +45,16 @@ class CreditedScorer:
     """
 
     scorer: RewardScorer
-    tokenizer: PreTrainedTokenizerBase
+    writer: Reading
     credit: CreditSettings
     models: CreditModels = field(default_factory=CreditModels)
     segments: SegmentSettings = field(default_factory=SegmentSettings)
     micro_batch_size: int | None = None
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Of the policy."""
+        return self.writer.tokenizer
 
     def __call__(
         self, batch: ResponseBatch, conversations: Sequence[Prompt] | None = None
@@ -109,10 +120,10 @@ class CreditedScorer:
         asked = responses.conversations
         found = rewriter_logprobs(
             models.model,
-            models.tokenizer,
+            reading_of(models.model, models.tokenizer),
             [row.prompt for row in decoded] if asked is None else asked,
             [row.response for row in decoded],
-            append_eos=ending_tokens(self.tokenizer, batch).any(-1).tolist(),
+            ended=ended_responses(batch, self.writer.turn_ends).any(-1).tolist(),
             micro_batch_size=self.micro_batch_size,
         )
         evidence = Evidence(
@@ -138,7 +149,7 @@ def score_for_policy(
     segments: SegmentSettings | None = None,
     models: CreditModels | None = None,
     micro_batch_size: int | None = None,
-    template: Template = "auto",
+    reading: ReadingSettings | None = None,
     conversations: Sequence[Prompt] | None = None,
 ) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch"]]:
     """Score responses of a policy with a reward model that may have another tokenizer.
@@ -152,7 +163,7 @@ def score_for_policy(
         segments: how responses are cut, for methods that need it.
         models: that the method needs besides the reward model.
         micro_batch_size: responses per forward pass; None for all at once.
-        template: how to render for the reward model, as in `encoded_prompts`.
+        reading: how the reward model reads texts; None leaves that to the model.
         conversations: what was asked, for a reward model that renders it itself.
 
     Returns:
@@ -165,12 +176,12 @@ def score_for_policy(
         NumericError: a score is NaN or infinite.
     """
     settings = CreditSettings(credit) if isinstance(credit, str) else credit
-    scorer = LocalScorer(
-        reward_model, rm_tokenizer, policy_tokenizer, template, settings.layer, micro_batch_size
-    )
+    writer = written_by(policy_tokenizer)
+    read = reading_of(reward_model, rm_tokenizer, reading)
+    scorer = LocalScorer(reward_model, read, writer, settings.layer, micro_batch_size)
     credited = CreditedScorer(
         scorer,
-        policy_tokenizer,
+        writer,
         settings,
         models or CreditModels(),
         segments or SegmentSettings(),
@@ -207,6 +218,7 @@ def served_token_scorer(
         ServerError, ConfigError: as `served_reward_model`, or there is no such credit method.
     """
     settings = CreditSettings(credit) if isinstance(credit, str) else credit
-    scorer = served_reward_model(server, policy_tokenizer, credit=settings)
+    writer = written_by(policy_tokenizer)
+    scorer = served_reward_model(server, writer, credit=settings)
     found = models or loaded_credit_models(settings, policy_tokenizer)
-    return CreditedScorer(scorer, policy_tokenizer, settings, found, segments or SegmentSettings())
+    return CreditedScorer(scorer, writer, settings, found, segments or SegmentSettings())

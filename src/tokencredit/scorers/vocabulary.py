@@ -20,8 +20,7 @@ from tokencredit.models.hf_loading import load_model_and_info, load_tokenizer
 from tokencredit.models.hf_logprobs import response_logprobs, response_statistics
 from tokencredit.models.hf_vocabularies import require_same_vocabulary
 from tokencredit.reward_model.losses.vocabulary import token_values
-from tokencredit.sampling import end_ids
-from tokencredit.text.hf_rendering import reads_eos
+from tokencredit.text.hf_reading import Reading, ended_responses
 from tokencredit.text.hf_token_rows import EncodedText, response_batch
 
 VocabularyObjective = Literal["farma", "genarm", "cd-fudge", "cd-q"]
@@ -121,11 +120,7 @@ def vocabulary_prefix_scores(
 
 
 def vocabulary_sequence_scores(
-    model: PreTrainedModel,
-    batch: ResponseBatch,
-    *,
-    method: str,
-    eos_token_id: int | Sequence[int] | None,
+    model: PreTrainedModel, batch: ResponseBatch, *, method: str, reading: Reading
 ) -> Float[Tensor, "batch"]:
     """What the model says of whole responses: the last value, or the sum of log-probabilities.
 
@@ -136,12 +131,11 @@ def vocabulary_sequence_scores(
         model: a causal language model in evaluation mode.
         batch: in its own tokens.
         method: as of `vocabulary_prefix_scores`.
-        eos_token_id: ends responses, each of several; None if nothing does.
+        reading: of the model.
     """
     mask = batch.response_mask
-    ends = batch.response_ids.new_tensor(end_ids(eos_token_id))
-    if reads_eos(model) is False:
-        mask = mask & ~torch.isin(batch.response_ids, ends)
+    if reading.template == "plain" and not reading.append_eos:
+        mask = mask & ~ended_responses(batch, reading.turn_ends)
         batch = ResponseBatch(batch.prompt_ids, batch.prompt_mask, batch.response_ids, mask)
     scores = vocabulary_prefix_scores(model, batch, method=method)
     last = last_true_index(mask).to(scores.device)

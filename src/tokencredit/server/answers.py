@@ -153,7 +153,9 @@ def _scored_response(
     whole = isinstance(ids, list) and all(type(id_) is int for id_ in ids)
     _require(whole, f"{at}.token_ids", "a list of ids")
     if "response_ids" in text:
-        _require(ids == list(text["response_ids"]), f"{at}.token_ids", "those that were sent")
+        sent = list(text["response_ids"])
+        closed = text.get("ended") and ids[:-1] == sent  # and the token that ended the response
+        _require(closed or ids == sent, f"{at}.token_ids", "those that were sent")
     spans: list[Span] = []
     if "response" in text and (credit or details):
         spans = _spans(_of(row, "spans", at), len(ids), len(text["response"]), f"{at}.spans")

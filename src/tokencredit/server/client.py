@@ -131,7 +131,8 @@ def scored(
 
     Args:
         server: to ask.
-        texts: each with `prompt` and `response`, or all with `prompt_ids` and `response_ids`.
+        texts: each with `prompt` and `response`, or all with `response_ids` and `prompt_ids` or
+            `prompt`.
         credit: names of credit methods.
         details: names of what credit is made from.
         about: the server's limits; more than one request can hold goes in several. None sends one.
@@ -143,7 +144,7 @@ def scored(
     if not texts:
         return found
     for part in [texts] if about is None else parted(texts, about.max_texts, about.max_body_bytes):
-        kind = "ids" if "prompt_ids" in part[0] else "texts"
+        kind = "ids" if "response_ids" in part[0] else "texts"
         asked = {kind: list(part), "credit": list(credit)}
         if details:
             asked["details"] = list(details)

@@ -34,12 +34,27 @@ class PromptAndResponse(BaseModel):
 
 
 class PromptAndResponseIds(BaseModel):
-    """A prompt and its response as token ids of the reward model's own vocabulary."""
+    """A response as token ids of the reward model's own vocabulary, and its prompt.
+
+    With `prompt_ids` alone all ids are read as they are. Where `ended` says whether the response
+    ended, the server closes it as the model learnt, or leaves it open, and `response_ids` are those
+    before the end; `prompt` is then rendered for the model, as texts are.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
-    prompt_ids: list[int]
+    prompt_ids: list[int] | None = None
+    prompt: str | list[Message] | None = None
     response_ids: list[int]
+    ended: bool | None = None
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> "PromptAndResponseIds":
+        if (self.prompt_ids is None) == (self.prompt is None):
+            raise ValueError("expected either `prompt_ids` or `prompt`")
+        if self.prompt is not None and self.ended is None:
+            raise ValueError("`prompt` with `response_ids` and no `ended`; expected true or false")
+        return self
 
 
 class ScoreRequest(BaseModel):

@@ -47,7 +47,7 @@ from tokencredit.recipes.run_folder import (
 )
 from tokencredit.recipes.settings import free_settings
 from tokencredit.scorers.texts import loaded_reward_model
-from tokencredit.text.hf_rendering import Template
+from tokencredit.text.hf_reading import Reading, written_by
 
 Weights = Mapping[str, Mapping[str, float]]
 _FREE_SETTINGS = free_settings(CompareCreditConfig)
@@ -101,8 +101,7 @@ def compared(
     direction: MarkDirection = "label",
     weights: Weights | None = None,
     batch_size: int = 16,
-    template: Template = "auto",
-    append_eos: bool = False,
+    reading: Reading | None = None,
     seed: int = 0,
     resamples: int = 1000,
 ) -> list[Row]:
@@ -115,8 +114,8 @@ def compared(
         direction: what marked words are expected to score, as in the settings.
         weights: name of a lexicon to the weights of its words; more baselines.
         batch_size: texts per call of a scorer, those of like length together.
-        template: how prompts and responses are joined.
-        append_eos: end plain responses with the end of sequence.
+        reading: how prompts and responses are joined; None reads conversations where the tokenizer
+            has a chat template, and does not close texts.
         seed: of the random baseline, of ties and of intervals.
         resamples: of the documents, for the intervals.
 
@@ -129,7 +128,7 @@ def compared(
     """
     credit: dict[str, WordScores] = {name: [[]] * len(texts) for name in scorers}
     for rows, batch in encoded_words(
-        tokenizer, texts, batch_size=batch_size, template=template, append_eos=append_eos
+        reading or written_by(tokenizer), texts, batch_size=batch_size
     ):
         for name, scorer in scorers.items():
             scores = as_scorer(name, scorer)(batch)[name]

@@ -23,7 +23,8 @@ from tokencredit.recipes.settings import LoadingSettings, group, setting
 from tokencredit.scorers.rewards import Rewards
 from tokencredit.scorers.sources import RewardSource, required_sources
 from tokencredit.scorers.text_rewards import loaded_text_rewards, other_credit, paid_texts
-from tokencredit.text.hf_rendering import Template, token_texts
+from tokencredit.text.hf_reading import ReadingSettings
+from tokencredit.text.hf_token_rows import token_texts
 from tokencredit.text.segments import SegmentSettings
 
 
@@ -51,10 +52,8 @@ class ExplainConfig:
     """Options of the methods; `credit.method` is not read."""
     segments: SegmentSettings = group(SegmentSettings)
     """How the response is cut, for methods that need segments or to pay at their ends."""
-    template: Template = "auto"
-    """`chat` renders with the reward model's chat template, the prompt as a message of the user;
-    `plain` joins prompt and response; `auto` is `chat` where the reward model has a chat template
-    and there is a prompt."""
+    reading: ReadingSettings = group(ReadingSettings)
+    """How the reward model reads texts, where its configuration does not say."""
     loading: LoadingSettings = group(LoadingSettings)
     """How models are loaded."""
     device: str | None = None
@@ -70,11 +69,6 @@ class ExplainConfig:
             raise ConfigError(
                 f"output is {self.output!r}; expected a file name that ends in .html or .png, or "
                 "none to print to the terminal"
-            )
-        if not self.prompt and self.template == "chat":
-            raise ConfigError(
-                "template is 'chat' but there is no prompt; expected one, or template 'plain' for "
-                "a text that stands alone"
             )
 
 
@@ -152,7 +146,7 @@ def _rewards(config: ExplainConfig) -> list[Rewards]:
         first,
         config.segments,
         combine=config.combine,
-        template=config.template if config.prompt else "plain",
+        reading=config.reading,
         micro_batch_size=32,
         loading=loading,
     )

@@ -31,7 +31,8 @@ from tokencredit.scorers.rewards import Rewards
 from tokencredit.scorers.sources import RewardSource, required_sources
 from tokencredit.scorers.text_rewards import loaded_text_rewards, paid_texts
 from tokencredit.text.alignment import Span
-from tokencredit.text.hf_rendering import Template, token_texts
+from tokencredit.text.hf_reading import ReadingSettings
+from tokencredit.text.hf_token_rows import token_texts
 from tokencredit.text.segments import SegmentSettings
 
 # Forward passes per chunk of data: within a chunk, responses of like length go together. What asks
@@ -76,10 +77,8 @@ class ScoreTokensConfig:
     """How a score becomes token scores. Some methods ask the reward model many times."""
     segments: SegmentSettings = group(SegmentSettings)
     """How responses are cut, for methods that need segments or to pay at their ends."""
-    template: Template = "auto"
-    """`chat` renders with the reward model's chat template, a plain prompt as one message of the
-    user; `plain` joins prompt and response; `auto` is `chat` where the reward model has a chat
-    template and the data are not texts alone."""
+    reading: ReadingSettings = group(ReadingSettings)
+    """How the reward model reads texts, where its configuration does not say."""
     batch_size: int = 16
     """Responses per forward pass."""
     loading: LoadingSettings = group(LoadingSettings)
@@ -96,11 +95,6 @@ class ScoreTokensConfig:
             raise ConfigError(
                 f"output is {self.output!r}; expected a file name that ends in .jsonl, or none "
                 "for a table"
-            )
-        if self.columns.text is not None and self.template == "chat":
-            raise ConfigError(
-                f"columns.text is {self.columns.text!r} and template 'chat'; expected texts that "
-                "stand alone to be read as they are: choose template 'plain', or give prompts"
             )
 
 
@@ -156,7 +150,7 @@ def score_tokens(config: ScoreTokensConfig) -> Path | None:
         config.credit,
         config.segments,
         combine=config.combine,
-        template="plain" if config.columns.text is not None else config.template,
+        reading=config.reading,
         micro_batch_size=config.batch_size,
         loading={**vars(config.loading), "device": config.device},
     )

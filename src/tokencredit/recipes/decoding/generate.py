@@ -26,7 +26,6 @@ from tokencredit.recipes.decoding.rows import response_metrics, response_rows
 from tokencredit.recipes.decoding.settings import GenerateConfig
 from tokencredit.recipes.run_folder import open_run_folder, write_atomically
 from tokencredit.recipes.settings import free_settings
-from tokencredit.text.hf_rendering import prompt_rows
 
 
 @quiet_transformers()
@@ -45,7 +44,7 @@ def generate(config: GenerateConfig) -> Path:
     """
     models = loaded_models(config)
     prompts = load_prompts(config.prompts, column=config.data.column, limit=config.data.limit)
-    rows = prompt_rows(prompts, models.tokenizer, where=config.prompts)
+    rows = models.reading.prompt_rows(prompts, where=config.prompts)
     rows = [row[: config.data.tokens] for row in rows]
     folder = open_run_folder(config.output, config, free=free_settings(GenerateConfig))
     torch.manual_seed(config.seed)
@@ -57,8 +56,9 @@ def generate(config: GenerateConfig) -> Path:
         began = time.perf_counter()
         answers = method_responses(config, models, part)
         seconds += time.perf_counter() - began
-        chats = None if isinstance(prompts[0], str) else prompts[start : start + len(part)]
-        scores = response_scores(config, models, answers.batch, chats)
+        whole = config.data.tokens is None
+        asked = prompts[start : start + len(part)] if whole else None
+        scores = response_scores(config, models, answers.batch, asked)
         found += response_rows(models, answers, scores)
     write_atomically(
         folder / "responses.jsonl",

@@ -19,7 +19,6 @@ from tokencredit.decoding.rules import GuidanceMethod
 from tokencredit.decoding.search.hf_methods import SearchTask
 from tokencredit.decoding.search.hf_sampling import written_responses
 from tokencredit.errors import ConfigError
-from tokencredit.models.hf_ends import turn_end_ids
 from tokencredit.models.hf_loading import load_model, load_tokenizer, require_pad_token
 from tokencredit.models.hf_sampling import (
     SampledDistribution,
@@ -29,11 +28,12 @@ from tokencredit.models.hf_sampling import (
 )
 from tokencredit.models.hf_vocabularies import require_same_vocabulary, shares_vocabulary
 from tokencredit.recipes.decoding.settings import GenerateConfig, GuidanceSettings, ImplicitSettings
-from tokencredit.reward_model.hf_scores import load_reward_model
 from tokencredit.scorers.local import LocalScorer
+from tokencredit.scorers.texts import loaded_reward_model
 from tokencredit.scorers.vocabulary import load_vocabulary_reward, vocabulary_sequence_scores
+from tokencredit.text.hf_reading import Reading, reading_of
 
-Judge = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+Judge = tuple[Any, Reading]
 
 
 @dataclass(frozen=True)
@@ -42,23 +42,31 @@ class Models:
 
     Attributes:
         policy: which writes.
-        tokenizer: of the policy.
+        reading: how the policy reads prompts, and what ends its responses.
         reward_model: which guides and judges.
-        reward_tokenizer: of the reward model.
-        held_out: another reward model with its tokenizer, which only judges.
+        reward_reading: how the reward model reads texts.
+        held_out: another reward model with its reading, which only judges.
         implicit: what DPO trained, and its reference.
-        end_ids: what ends a response of the policy, the tokenizer's own end of sequence first.
         undrawable: ids that no token stands behind, in the policy or in what DPO trained.
     """
 
     policy: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    reading: Reading
     reward_model: PreTrainedModel
-    reward_tokenizer: PreTrainedTokenizerBase
+    reward_reading: Reading
     held_out: Judge | None = None
     implicit: tuple[PreTrainedModel, PreTrainedModel] | None = None
-    end_ids: tuple[int, ...] = ()
     undrawable: tuple[int, ...] = ()
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Of the policy."""
+        return self.reading.tokenizer
+
+    @property
+    def reward_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Of the reward model."""
+        return self.reward_reading.tokenizer
 
 
 class Found(NamedTuple):
@@ -98,26 +106,20 @@ def loaded_models(config: GenerateConfig) -> Models:
     )
     require_pad_token(tokenizer)
     policy = load_model(AutoModelForCausalLM, config.policy, **loading)
+    reading = reading_of(policy, tokenizer, config.policy_reading)
     if over_vocabulary(config):
-        judge = load_vocabulary_reward(
+        model, own = load_vocabulary_reward(
             config.reward_model, tokenizer, method=config.method, **loading
         )
+        judge: Judge = (model, reading_of(model, own, config.reading))
     else:
-        judge = load_reward_model(config.reward_model, **loading)
+        judge = loaded_reward_model(config.reward_model, config.reading, **loading)
     held_out = None
     if config.held_out_reward_model is not None:
-        held_out = load_reward_model(config.held_out_reward_model, **loading)
+        held_out = loaded_reward_model(config.held_out_reward_model, config.reading, **loading)
     implicit = _implicit_models(config.implicit, policy, tokenizer, loading)
     ids = {id_ for model in (policy, *(implicit or ())) for id_ in undrawable_ids(tokenizer, model)}
-    return Models(
-        policy,
-        tokenizer,
-        *judge,
-        held_out=held_out,
-        implicit=implicit,
-        end_ids=turn_end_ids(tokenizer, policy, extra=config.sampling.turn_ends),
-        undrawable=tuple(sorted(ids)),
-    )
+    return Models(policy, reading, *judge, held_out, implicit, undrawable=tuple(sorted(ids)))
 
 
 def _implicit_models(
@@ -163,11 +165,11 @@ def method_responses(config: GenerateConfig, models: Models, rows: list[list[int
         models.policy,
         ids,
         mask,
-        lambda batch: _scores_by((models.reward_model, models.reward_tokenizer), models, batch),
+        lambda batch: _scores_by((models.reward_model, models.reward_reading), models, batch),
         config.sampling.of_search(suppress_tokens=models.undrawable),
         config.n,
         models.implicit,
-        models.end_ids,
+        models.reading.turn_ends,
         models.tokenizer.pad_token_id,
     )
     found = row.function(task, config.settings_of(row))
@@ -189,9 +191,12 @@ def _guided_responses(
         **method.guide | {name: value for name, value in chosen.items() if value is not None},
         top_p=config.guidance.top_p,
         attention_mask=prompt_mask,
-        eos_token_id=models.end_ids,
+        eos_token_id=models.reading.turn_ends,
     )
-    tokens = {"pad_token_id": models.tokenizer.pad_token_id, "eos_token_id": models.end_ids}
+    tokens = {
+        "pad_token_id": models.tokenizer.pad_token_id,
+        "eos_token_id": models.reading.turn_ends,
+    }
     # What cannot be drawn is no candidate; temperature, top-k and top-p act on the sum.
     drawable = config.sampling.of_search(suppress_tokens=models.undrawable).without_shape
     settings = generation_settings(drawable, **tokens)
@@ -202,12 +207,12 @@ def _guided_responses(
             attention_mask=prompt_mask.long(),
             generation_config=settings,
             logits_processor=[
-                SampledDistribution(drawable, models.end_ids, prompt_ids.shape[1]),
+                SampledDistribution(drawable, models.reading.turn_ends, prompt_ids.shape[1]),
                 guide,
             ],
             custom_generate=guided_generate,
         )
-    batch = written_responses(prompt_ids, prompt_mask, output.sequences, models.end_ids)
+    batch = written_responses(prompt_ids, prompt_mask, output.sequences, models.reading.turn_ends)
     return Found(batch, output, {}, output.guidance_kl.sum(-1))
 
 
@@ -245,10 +250,10 @@ def response_scores(
             models.reward_model,
             batch,
             method=config.method,
-            eos_token_id=models.end_ids,
+            reading=models.reward_reading,
         )
     else:
-        judge = (models.reward_model, models.reward_tokenizer)
+        judge = (models.reward_model, models.reward_reading)
         found["score"] = _scores_by(judge, models, batch, conversations)
     if models.held_out is not None:
         found["held_out_score"] = _scores_by(models.held_out, models, batch, conversations)
@@ -261,5 +266,5 @@ def _scores_by(
     batch: ResponseBatch,
     conversations: Sequence[Prompt] | None = None,
 ) -> Float[Tensor, "batch"]:
-    scorer = LocalScorer(*judge, models.tokenizer)
+    scorer = LocalScorer(*judge, models.reading)
     return scorer(batch, conversations=conversations).sequence_scores

@@ -19,7 +19,7 @@ def response_rows(
 ) -> Iterator[dict[str, Any]]:
     """A line of `responses.jsonl` per response; texts are without special tokens."""
     batch, tokenizer = found.batch, models.tokenizer
-    _, ended = response_extent(batch.response_ids, models.end_ids, batch.lengths)
+    _, ended = response_extent(batch.response_ids, models.reading.turn_ends, batch.lengths)
     for row, mask in enumerate(batch.response_mask):
         ids = batch.response_ids[row][mask].tolist()
         text = decoded_response(

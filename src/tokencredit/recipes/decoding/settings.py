@@ -20,6 +20,7 @@ from tokencredit.names import named
 from tokencredit.ranges import require_at_least
 from tokencredit.recipes.settings import LoadingSettings, group, setting
 from tokencredit.sampling import Sampling
+from tokencredit.text.hf_reading import ReadingSettings
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,6 @@ class SamplingSettings:
     paper has another."""
     top_p: float = 1.0
     """Draw from the fewest tokens with this probability together; 1 for all."""
-    turn_ends: tuple[str, ...] = ()
-    """Further tokens that end a response, besides all that the policy declares."""
 
     def __post_init__(self) -> None:
         self.of_search()
@@ -166,6 +165,10 @@ class GenerateConfig:
     """Settings of `implicit-beam`."""
     implicit: ImplicitSettings = group(ImplicitSettings)
     """The models of `tree-bon` and `implicit-beam`."""
+    reading: ReadingSettings = group(ReadingSettings)
+    """How reward models read texts, where their configurations do not say."""
+    policy_reading: ReadingSettings = group(ReadingSettings)
+    """How the policy reads prompts, and what ends its responses."""
     loading: LoadingSettings = group(LoadingSettings)
     """How models and tokenizers are loaded."""
     batch_size: int = 8

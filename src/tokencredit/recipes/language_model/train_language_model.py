@@ -49,13 +49,15 @@ from tokencredit.recipes.settings import (
 from tokencredit.recipes.supervised import (
     autocast,
     finished_run,
+    reading_to_train,
     require_context,
     supervised_run,
     train_and_held_out,
     write_results,
 )
 from tokencredit.recipes.trainer import SupervisedTrainer, train, training_arguments
-from tokencredit.text.hf_token_rows import Truncation, encoded_texts
+from tokencredit.text.hf_reading import Reading, ReadingSettings
+from tokencredit.text.hf_token_rows import Truncation
 
 SMALL_LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -112,6 +114,8 @@ class TrainLanguageModelConfig:
     columns: TextColumns = group(TextColumns)
     evaluation: HeldOutSettings = group(HeldOutSettings)
     training: TrainingSettings = group(TrainingSettings, learning_rate=None, weight_decay=0.01)
+    reading: ReadingSettings = group(ReadingSettings)
+    """How the model reads texts; written into its configuration."""
     loading: LoadingSettings = group(LoadingSettings)
     seed: int = 0
     """Seed of everything random."""
@@ -161,8 +165,9 @@ def train_language_model(config: TrainLanguageModelConfig) -> Path:
     tokenizer = _tokenizer(config, texts)
     model = _model(config, tokenizer)
     require_context(model, tokenizer, config.max_length)
-    rows = _causal_examples(config, tokenizer, texts)
-    eval_rows = _causal_examples(config, tokenizer, eval_texts) if eval_texts else []
+    reading = reading_to_train(model, tokenizer, config.reading)
+    rows = _causal_examples(config, reading, texts)
+    eval_rows = _causal_examples(config, reading, eval_texts) if eval_texts else []
     with supervised_run(config) as folder:
         metrics = _train(config, model, rows, folder)
         if eval_rows:
@@ -248,17 +253,15 @@ def _require_known_settings(model_type: str, settings: dict[str, Any]) -> None:
 
 
 def _causal_examples(
-    config: TrainLanguageModelConfig, tokenizer: PreTrainedTokenizerBase, texts: Texts
+    config: TrainLanguageModelConfig, reading: Reading, texts: Texts
 ) -> list[dict[str, Tensor]]:
     responses = [text.response for text in texts]
     if config.objective == "texts":
-        blocks = token_blocks(tokenizer, responses, length=config.max_length)
+        blocks = token_blocks(reading.tokenizer, responses, length=config.max_length)
         return [causal_example(block) for block in blocks]
-    rows = encoded_texts(
-        tokenizer,
+    rows = reading.rows(
         [text.prompt for text in texts],
         responses,
-        append_eos=True,
         max_length=config.max_length,
         truncation=config.truncation,
     )

@@ -134,7 +134,7 @@ def experience_of(
     old, entropies = old_view(model, batch, support, temperature, size)
     with accelerator.autocast():
         ref_logprobs = reference_logprobs(models, batch, support, temperature, size)
-    responses = _responses(models, batch, config, ref_logprobs, rollout.chats)
+    responses = _responses(models, batch, config, ref_logprobs, rollout.asked)
 
     def moments_of(name: str, fresh: Float[Tensor, "batch"]) -> RunningMoments:
         return moments.get(name, RunningMoments()).updated(fresh)
@@ -173,7 +173,7 @@ def experience_of(
         kl=kl,
         sequence_scores=scores.sequence_scores,
         source_scores=scores.raw,
-        held_out_scores=held_out_scores(models, batch, rollout.chats),
+        held_out_scores=held_out_scores(models, batch, rollout.asked),
         token_scores=scores.token_scores,
         token_rewards=token_rewards,
         loss_mask=mask & ~left_out[:, None],
@@ -187,7 +187,7 @@ def _responses(
     batch: ResponseBatch,
     config: TrainPolicyConfig,
     ref_logprobs: Float[Tensor, "batch time"],
-    chats: list[Prompt] | None,
+    asked: list[Prompt] | None,
 ) -> Responses:
     """Responses with what was asked, cut as the settings say."""
     size = config.algorithm.micro_batch_size
@@ -197,8 +197,9 @@ def _responses(
         batch,
         ref_logprobs=lambda: ref_logprobs,
         ref_entropies=lambda: reference_entropies(models, batch, size),
+        turn_ends=models.reading.turn_ends,
     )
-    return Responses(batch, chats, segment_ids=ids)
+    return Responses(batch, asked, segment_ids=ids)
 
 
 def greedy_returns(
@@ -230,10 +231,10 @@ def greedy_returns(
         temperature, size = config.sampling.temperature, config.algorithm.micro_batch_size
         with accelerator.autocast():
             ref_logprobs = reference_logprobs(models, greedy, None, temperature, size)
-    chats = None if rollout.chats is None else rollout.chats[::samples]
+    asked = None if rollout.asked is None else rollout.asked[::samples]
     token_scores = scores_of(
         models,
-        _responses(models, greedy, config, ref_logprobs, chats),
+        _responses(models, greedy, config, ref_logprobs, asked),
         lambda name, _: seen[name],
         token_scorer=token_scorer,
     ).token_scores

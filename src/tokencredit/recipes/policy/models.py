@@ -9,11 +9,9 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    PreTrainedTokenizerBase,
 )
 
 from tokencredit.errors import ModelError
-from tokencredit.models.hf_ends import turn_end_ids
 from tokencredit.models.hf_loading import (
     disable_dropout,
     load_model,
@@ -31,8 +29,10 @@ from tokencredit.reward_model.hf_scores import load_reward_model
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.rewards import Rewards
 from tokencredit.scorers.sources import loaded_rewards
+from tokencredit.scorers.texts import loaded_reward_model
 from tokencredit.server.client import RewardServer
 from tokencredit.server.exchange import token_in
+from tokencredit.text.hf_reading import Reading, reading_of
 
 
 @dataclass(frozen=True)
@@ -41,24 +41,28 @@ class PolicyModels:
 
     Attributes:
         reference: None for a PEFT policy, which is its own with the adapters off.
+        reading: how the policy reads prompts, and what ends its responses.
         rewards: all sources of reward, with their credit.
         held_out: a reward model that the policy never sees.
         server: draws responses in the policy's place; None where it draws them itself.
         visits: the device to which frozen models come from the CPU to be called; None where they
             are on it.
-        end_ids: what ends a response of the policy, the tokenizer's own end of sequence first.
         undrawable: ids that the policy has logits for and no token stands behind.
     """
 
     actor_critic: ActorCritic
-    tokenizer: Any
+    reading: Reading
     reference: Any | None
     rewards: Rewards
     held_out: LocalScorer | None = None
     visits: torch.device | None = None
     server: VLLMServer | None = None
-    end_ids: tuple[int, ...] = ()
     undrawable: tuple[int, ...] = ()
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of the policy."""
+        return self.reading.tokenizer
 
     def of_reference(self, call: Callable[[Any], Result]) -> Result:
         """What `call` returns for the reference."""
@@ -98,23 +102,25 @@ def loaded_models(
     place = "cpu" if sharded else str(device)
     shared: dict[str, Any] = {**frozen, "dtype": "float32", "device": place}
     size = config.algorithm.micro_batch_size
+    policy = _policy(config, checkpoint, shared)
+    reading = reading_of(policy, tokenizer, config.policy_reading)
+    _require_ends(config, reading)
     rewards = loaded_rewards(
         config.sources,
         config.credit,
         config.segments,
         config.combine,
-        tokenizer,
+        reading,
         server=lambda address: reward_server_of(address, config.server),
+        reading=config.reading,
         micro_batch_size=size,
         loading=frozen,
         has_policy=True,
     )
     held_out = None
     if config.held_out_reward_model is not None:
-        judge = load_reward_model(config.held_out_reward_model, **frozen)
-        held_out = LocalScorer(*judge, tokenizer, micro_batch_size=size)
-    policy = _policy(config, checkpoint, shared)
-    end_ids = _end_ids(config, tokenizer, policy)
+        judge = loaded_reward_model(config.held_out_reward_model, config.reading, **frozen)
+        held_out = LocalScorer(*judge, reading, micro_batch_size=size)
     actor_critic = ActorCritic(policy, _critic(config, checkpoint, shared))
     if checkpoint is not None and actor_critic.has_value_head:
         load_value_head(actor_critic, checkpoint)
@@ -124,38 +130,26 @@ def loaded_models(
         reference = load_model(AutoModelForCausalLM, config.policy, **frozen).requires_grad_(False)
     return PolicyModels(
         actor_critic=actor_critic,
-        tokenizer=tokenizer,
+        reading=reading,
         reference=reference,
         rewards=rewards,
         held_out=held_out,
         visits=device if config.machine.offload_frozen else None,
-        end_ids=end_ids,
         undrawable=undrawable_ids(tokenizer, policy),
     )
 
 
-def _end_ids(
-    config: TrainPolicyConfig, tokenizer: PreTrainedTokenizerBase, policy: Any
-) -> tuple[int, ...]:
-    """What ends a response of the policy.
+def _require_ends(config: TrainPolicyConfig, reading: Reading) -> None:
+    """Reject a policy whose responses shall end themselves, and cannot.
 
     Raises:
-        ModelError: nothing does, and responses shall end themselves, or an end shall be forced
-            that the tokenizer does not have.
+        ModelError: it declares no token that ends a response.
     """
-    sampling = config.sampling
-    found = turn_end_ids(tokenizer, policy, extra=sampling.turn_ends)
-    if sampling.response_lengths == "eos" and not found:
+    if config.sampling.response_lengths == "eos" and not reading.turn_ends:
         raise ModelError(
-            f"the tokenizer of {config.policy} has no end-of-sequence token; expected one, "
-            "sampling.turn_ends, or sampling.response_lengths='uniform'"
+            f"the tokenizer of {config.policy} has no end-of-sequence token; expected one, or "
+            "policy_reading.turn_ends, or sampling.response_lengths='uniform'"
         )
-    if sampling.force_eos and tokenizer.eos_token_id is None:
-        raise ModelError(
-            f"the tokenizer of {config.policy} has no end-of-sequence token to be forced; expected "
-            "one, or sampling.force_eos=False"
-        )
-    return found
 
 
 def _policy(config: TrainPolicyConfig, checkpoint: Path | None, shared: dict[str, Any]) -> Any:

@@ -59,8 +59,6 @@ class SamplingSettings:
     response_lengths: Literal["eos", "uniform"] = "eos"
     """`eos` ends responses at any token that the policy declares as an end; `uniform` forbids them
     all and draws each length evenly from min_new_tokens to max_new_tokens."""
-    turn_ends: tuple[str, ...] = ()
-    """Further tokens that end a response, besides all that the policy declares."""
     temperature: float = 1.0
     """Logits are divided by it."""
     top_k: int = 0

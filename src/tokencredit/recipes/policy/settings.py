@@ -23,6 +23,7 @@ from tokencredit.recipes.settings import LoadingSettings, LoraSettings, group, s
 from tokencredit.scorers.sources import RewardSource, required_sources
 from tokencredit.server.client import RewardServer
 from tokencredit.server.exchange import is_address
+from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.text.segments import SegmentSettings
 
 
@@ -71,6 +72,10 @@ class TrainPolicyConfig:
     """The optimiser."""
     kl: KLSettings = group(KLSettings)
     """What it costs to leave the reference."""
+    reading: ReadingSettings = group(ReadingSettings)
+    """How reward models read texts, where their configurations do not say."""
+    policy_reading: ReadingSettings = group(ReadingSettings)
+    """How the policy reads prompts, and what ends its responses."""
     lora: LoraSettings = group(LoraSettings)
     """An adapter that is trained in the place of all weights."""
     loading: LoadingSettings = group(LoadingSettings)

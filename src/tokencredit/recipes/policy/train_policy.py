@@ -181,7 +181,7 @@ def open_run(
         warn_of_biased_gradient(config)
     checkpoint = last_checkpoint(folder)
     models = _models(config, checkpoint, accelerator)
-    prompts = tokenized_prompts(config, models.tokenizer)
+    prompts = tokenized_prompts(config, models.reading)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:  # only now, so that a model that is not there leaves no folder
         open_run_folder(folder, config, free=_FREE_SETTINGS)

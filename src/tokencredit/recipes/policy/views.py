@@ -84,9 +84,9 @@ def sampling_support(
     if settings.logprobs_of == "unmasked":
         return None
     time = batch.response_ids.shape[1]
-    sampling = sampling_of(settings, end_ids=models.end_ids, undrawable=models.undrawable)
+    sampling = sampling_of(settings, end_ids=models.reading.turn_ends, undrawable=models.undrawable)
     vocab = models.actor_critic.policy.config.get_text_config().vocab_size
-    drawable = drawable_tokens(sampling, vocab, models.end_ids)[:time]
+    drawable = drawable_tokens(sampling, vocab, models.reading.turn_ends)[:time]
     drawable = drawable.to(batch.response_ids.device)
     if not sampling.truncates:
         return None if bool(drawable.all()) else drawable

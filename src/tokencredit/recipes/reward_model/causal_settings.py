@@ -17,6 +17,7 @@ from tokencredit.recipes.settings import (
 )
 from tokencredit.reward_model.hf_rewriter import INSTRUCTION, TEMPLATE, require_template
 from tokencredit.scorers.vocabulary import VocabularyObjective
+from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.text.hf_token_rows import Truncation
 
 
@@ -60,6 +61,8 @@ class TrainRewriterConfig:
     columns: PairColumns = group(PairColumns)
     evaluation: HeldOutSettings = group(HeldOutSettings)
     training: TrainingSettings = group(TrainingSettings)
+    reading: ReadingSettings = group(ReadingSettings)
+    """How the model reads texts; written into its configuration."""
     loading: LoadingSettings = group(LoadingSettings)
     seed: int = 0
     """Seed of everything random."""
@@ -137,9 +140,8 @@ class TrainVocabularyRewardConfig:
     """What to do with pairs of equal or empty answers."""
     limit: int | None = None
     """Use only the first rows; None uses all."""
-    append_eos: bool = True
-    """End each response with the end of sequence. Leave it on if the policy ends its responses, off
-    if it is kept from ending them. A chat template ends them itself."""
+    reading: ReadingSettings = group(ReadingSettings)
+    """How the model reads texts; written into its configuration."""
     max_length: int = 512
     """Most tokens of prompt and response."""
     truncation: Truncation = "prompt-start"
@@ -217,8 +219,8 @@ class TrainImplicitRewardConfig:
     """What to do with pairs of equal or empty answers."""
     limit: int | None = None
     """Use only the first rows; None uses all."""
-    append_eos: bool = True
-    """End each response with the end of sequence. A chat template ends them itself."""
+    reading: ReadingSettings = group(ReadingSettings)
+    """How the model reads texts; written into its configuration."""
     max_length: int = 512
     """Most tokens of prompt and response."""
     truncation: Truncation = "prompt-start"

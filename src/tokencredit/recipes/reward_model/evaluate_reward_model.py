@@ -36,7 +36,7 @@ from tokencredit.recipes.reward_model.pair_evaluation import (
 from tokencredit.recipes.run_folder import open_run_folder, require_same_run, write_atomically
 from tokencredit.recipes.settings import LoadingSettings, free_settings, group, setting
 from tokencredit.scorers.responses import Kind, ResponseScorer, loaded_scorer, scored_responses
-from tokencredit.text.hf_rendering import Template
+from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.text.hf_token_rows import Truncation
 
 
@@ -85,12 +85,8 @@ class EvaluateRewardModelConfig:
     """What to do with rows of equal or empty answers."""
     limit: int | None = None
     """Use only the first rows of each data set; None uses all."""
-    template: Template = "auto"
-    """`chat` renders with the model's chat template, a plain prompt as one message of the user;
-    `plain` joins prompt and response; `auto` is `chat` where the model has a chat template."""
-    append_eos: bool | None = None
-    """End plain responses with the end of sequence; None does what the model learnt on, and no
-    where it does not say."""
+    reading: ReadingSettings = group(ReadingSettings)
+    """How the model reads texts, where its configuration does not say."""
     max_length: int | None = None
     """Most tokens of prompt and response; None takes what the model can read."""
     truncation: Truncation = "prompt-start"
@@ -153,6 +149,7 @@ def evaluate_reward_model(config: EvaluateRewardModelConfig) -> Path:
     )
     scorer = loaded_scorer(
         config.reward_model,
+        config.reading,
         kind=config.kind,
         reference=config.reference,
         dpo_beta=config.dpo_beta,
@@ -170,7 +167,7 @@ def evaluate_reward_model(config: EvaluateRewardModelConfig) -> Path:
         **evaluation(scored, confidence=config.confidence, bins=config.bins),
     }
     _write(folder, found, scored)
-    write_rewardbench(folder / "rewardbench", config.reward_model, scorer, scored, config.template)
+    write_rewardbench(folder / "rewardbench", config.reward_model, scorer, scored)
     console = Console()
     for table in evaluation_tables(found):
         console.print(table)
@@ -188,8 +185,6 @@ def _scored_comparisons(
             scorer,
             [prompt for prompt, _ in answers],
             [answer for _, answer in answers],
-            template=config.template,
-            append_eos=bool(scorer.append_eos) if config.append_eos is None else config.append_eos,
             max_length=_length(config, scorer),
             truncation=config.truncation,
             batch_size=config.batch_size,

@@ -17,6 +17,7 @@ from tokencredit.recipes.settings import (
 )
 from tokencredit.reward_model.objectives import LossSettings, Objective, objective_row
 from tokencredit.scorers.segment_ends import SegmentEndSettings
+from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.text.hf_token_rows import Truncation
 
 Unusable = Literal["error", "drop"]
@@ -87,9 +88,8 @@ class TrainRewardModelConfig:
     """What to do with pairs of equal or empty answers."""
     limit: int | None = None
     """Use only the first rows; None uses all."""
-    append_eos: bool = True
-    """End each response with the end of sequence. Leave it on if the policy ends its responses, off
-    if it is kept from ending them. A chat template ends them itself."""
+    reading: ReadingSettings = group(ReadingSettings)
+    """How the model reads texts; written into its configuration."""
     max_length: int = 512
     """Most tokens of prompt and response."""
     truncation: Truncation | None = None
@@ -188,9 +188,8 @@ class TrainTokenClassifierConfig:
     """Split of a dataset folder or id."""
     limit: int | None = None
     """Use only the first rows; None uses all."""
-    append_eos: bool = True
-    """End each response with the end of sequence, which gets a label too. Leave it on if the policy
-    ends its responses. A chat template ends them itself."""
+    reading: ReadingSettings = group(ReadingSettings)
+    """How the model reads texts; written into its configuration."""
     max_length: int = 512
     """Most tokens of prompt and response. A longer row loses the start of its prompt first, and
     then the end of its response."""

@@ -32,12 +32,15 @@ from tokencredit.recipes.supervised import (
     finished_run,
     language_model_to_train,
     lasting_name,
+    print_example,
+    reading_to_train,
     supervised_run,
     write_results,
 )
 from tokencredit.recipes.trainer import train, training_arguments
 from tokencredit.scorers.implicit import implicit_fraction_scores, loaded_reference
-from tokencredit.text.hf_token_rows import EncodedText, encoded_texts
+from tokencredit.text.hf_reading import Reading
+from tokencredit.text.hf_token_rows import EncodedText
 
 __all__ = ["TrainImplicitRewardConfig", "train_implicit_reward"]
 
@@ -71,9 +74,9 @@ def train_implicit_reward(config: TrainImplicitRewardConfig) -> Path:
     pairs, eval_pairs = _pairs(config)
     set_seed(config.seed)
     model, tokenizer = _model_to_train(config)
-    train_rows, eval_rows = (
-        _encoded_pairs(config, tokenizer, some) for some in (pairs, eval_pairs)
-    )
+    reading = reading_to_train(model, tokenizer, config.reading)
+    train_rows, eval_rows = (_encoded_pairs(config, reading, some) for some in (pairs, eval_pairs))
+    print_example(reading, train_rows[0][0])
     reference = None if adapter is not None else _reference(config, tokenizer)
     with supervised_run(config) as folder:
         model, metrics = _train(config, model, reference, tokenizer, train_rows, folder, adapter)
@@ -128,7 +131,6 @@ def _model_to_train(
     model.config.dpo_reference = lasting_name(config.reference or config.model)
     model.config.dpo_beta = config.dpo_beta
     model.config.dpo_direction = config.direction
-    model.config.eos_appended = config.append_eos
     return model, tokenizer
 
 
@@ -140,15 +142,13 @@ def _reference(
 
 def _encoded_pairs(
     config: TrainImplicitRewardConfig,
-    tokenizer: PreTrainedTokenizerBase,
+    reading: Reading,
     pairs: list[PreferencePair],
 ) -> Rows:
     sides = [
-        encoded_texts(
-            tokenizer,
+        reading.rows(
             [pair.prompt for pair in pairs],
             responses,
-            append_eos=config.append_eos,
             max_length=config.max_length,
             truncation=config.truncation,
         )

@@ -68,6 +68,8 @@ from tokencredit.recipes.supervised import (
     classifier_to_train,
     finished_run,
     lasting_name,
+    print_example,
+    reading_to_train,
     supervised_run,
     train_and_held_out,
     write_results,
@@ -81,8 +83,9 @@ from tokencredit.recipes.trainer import (
 )
 from tokencredit.scorers.fractions import counted_scores
 from tokencredit.scorers.segment_ends import SegmentEnds, entropy_reference, segment_end_finder
-from tokencredit.scorers.trained_reading import remember_reading
-from tokencredit.text.hf_token_rows import Truncation, encoded_texts
+from tokencredit.scorers.trained_reading import remember_score_positions
+from tokencredit.text.hf_reading import Reading
+from tokencredit.text.hf_token_rows import Truncation
 
 __all__ = ["TrainRewardModelConfig", "train_reward_model"]
 
@@ -112,7 +115,9 @@ def train_reward_model(config: TrainRewardModelConfig) -> Path:
     set_seed(config.seed)
     model, tokenizer = _model_to_train(config)
     ends = _segment_ends(config, tokenizer)
-    rows, eval_rows = (_judged_rows(config, tokenizer, some) for some in (data, eval_data))
+    reading = reading_to_train(model, tokenizer, config.reading, pairs=True)
+    rows, eval_rows = (_judged_rows(config, reading, some) for some in (data, eval_data))
+    print_example(reading, rows[0].responses[0])
     if config.row.rows == "ratings":
         rows = standardised_rows(model, rows)
         require_an_order(eval_rows)
@@ -161,14 +166,12 @@ def _load(config: TrainRewardModelConfig, data: str, split: str) -> Sequence[Jud
 
 
 def _judged_rows(
-    config: TrainRewardModelConfig, tokenizer: PreTrainedTokenizerBase, data: Sequence[Judgement]
+    config: TrainRewardModelConfig, reading: Reading, data: Sequence[Judgement]
 ) -> list[JudgedRow]:
     """Rows as token ids, cut as the settings say, with what was said of them."""
     default: Truncation = "prompt-start" if config.row.rows == "pairs" else "response-end"
     encode = partial(
-        encoded_texts,
-        tokenizer,
-        append_eos=config.append_eos,
+        reading.rows,
         max_length=config.max_length,
         truncation=config.truncation or default,
     )
@@ -184,7 +187,6 @@ def _model_to_train(
         config.model,
         config.loading,
         max_length=config.max_length,
-        append_eos=config.append_eos,
         num_labels=1,
     )
     if config.row.reading != "last" and not is_causal(model):
@@ -198,7 +200,7 @@ def _model_to_train(
     segments = config.segments if config.row.reading == "segment-ends" else None
     if segments is not None and config.entropy_reference is not None:
         segments = replace(segments, reference=lasting_name(config.entropy_reference))
-    remember_reading(model.config, config.positions, segments)
+    remember_score_positions(model.config, config.positions, segments)
     return model, tokenizer
 
 

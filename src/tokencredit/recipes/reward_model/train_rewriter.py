@@ -33,12 +33,15 @@ from tokencredit.recipes.supervised import (
     autocast,
     finished_run,
     language_model_to_train,
+    print_example,
+    reading_to_train,
     supervised_run,
     write_results,
 )
 from tokencredit.recipes.trainer import SupervisedTrainer, row_numbers, train, training_arguments
 from tokencredit.reward_model.hf_rewriter import rewriting_prompt
-from tokencredit.text.hf_token_rows import EncodedText, encoded_texts, response_batch
+from tokencredit.text.hf_reading import Reading
+from tokencredit.text.hf_token_rows import EncodedText, response_batch
 
 
 def train_rewriter(config: TrainRewriterConfig) -> Path:
@@ -66,12 +69,14 @@ def train_rewriter(config: TrainRewriterConfig) -> Path:
     pairs, eval_pairs = training_pairs(config)
     set_seed(config.seed)
     model, tokenizer = _model_to_train(config)
-    corrections = _rewriting_rows(config, tokenizer, pairs, read="rejected", write="chosen")
-    rows = corrections + _rewriting_rows(config, tokenizer, pairs, read="chosen", write="chosen")
+    reading = reading_to_train(model, tokenizer, config.reading)
+    corrections = _rewriting_rows(config, reading, pairs, read="rejected", write="chosen")
+    rows = corrections + _rewriting_rows(config, reading, pairs, read="chosen", write="chosen")
+    print_example(reading, rows[0])
     with supervised_run(config) as folder:
         metrics = _train(config, model, rows, folder)
         if eval_pairs:
-            metrics |= _held_out_metrics(config, model, tokenizer, eval_pairs)
+            metrics |= _held_out_metrics(config, model, reading, eval_pairs)
         write_results(model, tokenizer, metrics, folder, name="rewriter")
     return folder
 
@@ -88,13 +93,12 @@ def _model_to_train(
     )
     model.config.rewriter_template = config.template
     model.config.rewriter_instruction = config.instruction
-    model.config.eos_appended = True
     return model, tokenizer
 
 
 def _rewriting_rows(
     config: TrainRewriterConfig,
-    tokenizer: PreTrainedTokenizerBase,
+    reading: Reading,
     pairs: list[PreferencePair],
     *,
     read: Side,
@@ -110,11 +114,9 @@ def _rewriting_rows(
         )
         for pair in pairs
     ]
-    return encoded_texts(
-        tokenizer,
+    return reading.rows(
         sources,
         [getattr(pair, write) for pair in pairs],
-        append_eos=True,
         max_length=config.max_length,
         truncation="prompt-start",
     )
@@ -144,7 +146,7 @@ def _train(
 def _held_out_metrics(
     config: TrainRewriterConfig,
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    reading: Reading,
     pairs: list[PreferencePair],
 ) -> dict[str, float]:
     """How well it corrects, how well it keeps, and which side it would rather keep."""
@@ -152,8 +154,8 @@ def _held_out_metrics(
 
     def said(read: Side, write: Side) -> tuple[torch.Tensor, float]:
         """Mean log-probability of the tokens of each answer, and perplexity of all of them."""
-        rows = _rewriting_rows(config, tokenizer, pairs, read=read, write=write)
-        batch = response_batch(rows, pad_id=int(tokenizer.pad_token_id))
+        rows = _rewriting_rows(config, reading, pairs, read=read, write=write)
+        batch = response_batch(rows, pad_id=int(reading.tokenizer.pad_token_id))
         with autocast(config.training, model.device):
             logprobs = response_logprobs(
                 model, batch, micro_batch_size=config.training.batch_size

@@ -51,6 +51,8 @@ from tokencredit.recipes.supervised import (
     autocast,
     classifier_to_train,
     finished_run,
+    print_example,
+    reading_to_train,
     supervised_run,
     train_and_held_out,
     write_results,
@@ -96,11 +98,12 @@ def train_token_classifier(config: TrainTokenClassifierConfig) -> Path:
         config.model,
         config.loading,
         max_length=config.max_length,
-        append_eos=config.append_eos,
         id2label=classes,
         label2id={name: number for number, name in classes.items()},
     )
-    rows, eval_rows = (labelled_texts(config, tokenizer, some) for some in (data, eval_data))
+    reading = reading_to_train(model, tokenizer, config.reading)
+    rows, eval_rows = (labelled_texts(config, reading, some) for some in (data, eval_data))
+    print_example(reading, rows[0].text)
     with supervised_run(config) as folder:
         model, metrics = _train(config, model, rows, folder)
         if eval_rows:

@@ -48,6 +48,8 @@ from tokencredit.recipes.supervised import (
     autocast,
     finished_run,
     language_model_to_train,
+    print_example,
+    reading_to_train,
     supervised_run,
     train_and_held_out,
     write_results,
@@ -55,7 +57,8 @@ from tokencredit.recipes.supervised import (
 from tokencredit.recipes.trainer import training_device
 from tokencredit.scorers.implicit import loaded_reference
 from tokencredit.scorers.vocabulary import vocabulary_fraction_scores
-from tokencredit.text.hf_token_rows import EncodedText, encoded_texts
+from tokencredit.text.hf_reading import Reading
+from tokencredit.text.hf_token_rows import EncodedText
 
 __all__ = ["TrainVocabularyRewardConfig", "train_vocabulary_reward"]
 
@@ -84,7 +87,9 @@ def train_vocabulary_reward(config: TrainVocabularyRewardConfig) -> Path:
     data, eval_data = train_and_held_out(config, partial(_load, config), text=judgement_text)
     set_seed(config.seed)
     model, tokenizer = _model_to_train(config)
-    rows, eval_rows = (_judged_rows(config, tokenizer, some) for some in (data, eval_data))
+    reading = reading_to_train(model, tokenizer, config.reading)
+    rows, eval_rows = (_judged_rows(config, reading, some) for some in (data, eval_data))
+    print_example(reading, rows[0].responses[0])
     policy = _policy(config, tokenizer)
     if config.learns_outcomes:
         rows = standardised_rows(model, _separate_rows(rows))
@@ -135,7 +140,6 @@ def _model_to_train(
     model.config.vocabulary_objective = config.objective
     if config.objective == "genarm":
         model.config.reward_beta = config.reward_beta
-    model.config.eos_appended = config.append_eos
     return model, tokenizer
 
 
@@ -156,21 +160,19 @@ def _policy(
 
 def _judged_rows(
     config: TrainVocabularyRewardConfig,
-    tokenizer: PreTrainedTokenizerBase,
+    reading: Reading,
     data: Sequence[Judgement],
 ) -> list[JudgedRow]:
     """Rows as token ids, with their ratings, or with the margin that all pairs have."""
 
     def encode(prompts: list[Prompt], responses: list[str]) -> list[EncodedText]:
-        rows = encoded_texts(
-            tokenizer,
+        rows = reading.rows(
             prompts,
             responses,
-            append_eos=config.append_eos,
             max_length=config.max_length,
             truncation=config.truncation,
         )
-        return [ended_row(row, tokenizer.eos_token_id) for row in rows]
+        return [ended_row(row, reading.turn_ends) for row in rows]
 
     rows = judged_rows(data, encode)
     if config.columns.rating is not None:

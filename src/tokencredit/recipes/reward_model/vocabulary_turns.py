@@ -129,18 +129,23 @@ def read_response(text: EncodedText) -> list[bool]:
     return [False] * text.start + [True] * (len(text) - text.start)
 
 
-def ended_row(row: EncodedText, eos_token_id: int | None) -> EncodedText:
-    """The row without what a chat template puts after the end of sequence: generation stops there.
+def ended_row(row: EncodedText, turn_ends: Sequence[int]) -> EncodedText:
+    """The row without what a chat template puts after the end of a turn: generation stops there.
 
-    An end of sequence inside the response, or none at all, changes nothing.
+    An end of turn inside the response, or none at all, changes nothing.
+
+    Args:
+        row: prompt, response and what closes it.
+        turn_ends: ids that end a response.
     """
     last = len(row) - 1 - row.response_mask[::-1].index(True)
-    if row.input_ids[last] == eos_token_id:
+    if row.input_ids[last] in turn_ends:
         end = last + 1
     else:
         after = row.input_ids[last + 1 :]
-        end = last + 2 + after.index(eos_token_id) if eos_token_id in after else len(row)
-    return EncodedText(row.input_ids[:end], row.response_mask[:end])
+        first = next((at for at, id_ in enumerate(after) if id_ in turn_ends), None)
+        end = len(row) if first is None else last + 2 + first
+    return replace(row, input_ids=row.input_ids[:end], response_mask=row.response_mask[:end])
 
 
 def _value_and_expectation(

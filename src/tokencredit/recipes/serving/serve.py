@@ -22,7 +22,7 @@ from tokencredit.recipes.settings import LoadingSettings, group, setting
 from tokencredit.scorers.sources import RewardSource, required_sources
 from tokencredit.scorers.text_rewards import loaded_text_rewards, reader_of
 from tokencredit.server.exchange import token_in
-from tokencredit.text.hf_rendering import Template
+from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.text.segments import SegmentSettings
 
 _IDLE_SECONDS = 75
@@ -71,10 +71,8 @@ class ServeConfig:
     """Options of the methods; `credit.method` is not read."""
     segments: SegmentSettings = group(SegmentSettings)
     """How responses are cut, for methods that need segments."""
-    template: Template = "auto"
-    """`chat` renders with the reward model's chat template, a plain prompt as one message of the
-    user; `plain` joins prompt and response; `auto` is `chat` where the reward model has a chat
-    template. A text without a prompt stands alone in any case."""
+    reading: ReadingSettings = group(ReadingSettings)
+    """How the reward model reads texts, where its configuration does not say."""
     host: str = "127.0.0.1"
     """Address to listen at; the default is reached from this machine alone."""
     port: int = 8000
@@ -182,17 +180,16 @@ def application_of(config: ServeConfig, *, token: str | None = None) -> Any:
         with_method(config.credit, "terminal"),
         config.segments,
         combine=config.combine,
-        template=config.template,
+        reading=config.reading,
         loading=loading,
     )
     reader = reader_of(rewards)
     rewards = replace(rewards, credited=replace(rewards.credited, credit=config.credit))
     served = ServedModel(
         reader.model,
-        reader.tokenizer,
+        reader.reading,
         rewards_on_offer(rewards, config.methods, loading=loading),
         layer=config.credit.layer,
-        template=config.template,
         max_tokens=config.limits.max_batch_tokens,
     )
     # What is wrong with the model shows now and not with the first request.
