@@ -24,7 +24,7 @@ def implicit_scorer(model: PreTrainedModel, reference: PreTrainedModel) -> Respo
         reference: the one that it started from, which must read the same ids.
     """
 
-    def scores(batch: ResponseBatch) -> Float[Tensor, "batch"]:
+    def scores(batch: ResponseBatch, _prompts: Int[Tensor, "batch"]) -> Float[Tensor, "batch"]:
         logprobs, ref_logprobs = (response_logprobs(each, batch) for each in (model, reference))
         return weighted_implicit_rewards(
             logprobs, ref_logprobs.to(logprobs.device), batch.response_mask.to(logprobs.device)

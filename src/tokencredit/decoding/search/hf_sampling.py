@@ -71,7 +71,8 @@ def best_of_n(
         zero = torch.zeros(len(prompt_ids), device=prompt_ids.device)
         kl = masked_sum(torch.stack(divergences, -1), batch.response_mask) if divergences else zero
         return SearchOutput(batch, zero, lm_positions, 0 * scorer_positions, kl)
-    scores = score(batch).float().view(-1, n)
+    numbers = torch.arange(len(batch), device=prompt_ids.device) // n
+    scores = score(batch, numbers).float().view(-1, n)
     best = scores.argmax(-1)
     rows = torch.arange(len(best), device=best.device) * n + best
     chosen = scores.gather(-1, best[:, None])[:, 0]

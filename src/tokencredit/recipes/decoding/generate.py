@@ -53,11 +53,10 @@ def generate(config: GenerateConfig) -> Path:
     starts = range(0, len(rows), config.batch_size)
     for start in track(starts, "generate", disable=not config.progress):
         part = rows[start : start + config.batch_size]
+        asked = prompts[start : start + len(part)] if config.data.tokens is None else None
         began = time.perf_counter()
-        answers = method_responses(config, models, part)
+        answers = method_responses(config, models, part, asked)
         seconds += time.perf_counter() - began
-        whole = config.data.tokens is None
-        asked = prompts[start : start + len(part)] if whole else None
         scores = response_scores(config, models, answers.batch, asked)
         found += response_rows(models, answers, scores)
     write_atomically(
