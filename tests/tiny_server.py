@@ -21,6 +21,7 @@ from tokencredit.recipes.serving.served_model import ServedModel
 from tokencredit.scorers.sources import RewardSource, loaded_rewards
 from tokencredit.server.app import reward_app
 from tokencredit.server.intake import Limits
+from tokencredit.text.hf_reading import reading_of
 from tokencredit.text.segments import SegmentSettings
 
 
@@ -33,22 +34,24 @@ def tiny_served(tokenizer: Any = None, architecture: str = "gpt2", **changes: An
 
 def served_model(model: Any, tokenizer: Any, **changes: Any) -> ServedModel:
     """A model that is served with all credit methods that it allows."""
+    settings = changes.pop("reading", None)
+    reading = reading_of(model, tokenizer, settings)
     rewards = loaded_rewards(
         [RewardSource("own", name="reward")],
         CreditSettings("terminal"),
         SegmentSettings(),
         CombinationSettings(),
-        tokenizer,
-        known={"own": (model, tokenizer)},
+        reading,
+        known={"own": (model, reading)},
     )
-    return ServedModel(model, tokenizer, rewards_on_offer(rewards), **changes)
+    return ServedModel(model, reading, rewards_on_offer(rewards), **changes)
 
 
 class GatedModel(ServedModel):
     """Scores nothing before the gate opens; says when it has begun."""
 
     def __init__(self, served: ServedModel) -> None:
-        super().__init__(served.model, served.tokenizer, served.credits)
+        super().__init__(served.model, served.reading, served.credits)
         self.__dict__.update(gate=threading.Event(), begun=threading.Event())
 
     def scores(self, rows: Any) -> Any:

@@ -6,12 +6,12 @@ from typing import get_args
 
 import pytest
 import torch
+from readings import encode_responses
 from tiny_tokenizers import byte_level
 
 from tokencredit.errors import ConfigError, DataError
 from tokencredit.scorers.segmentation import response_segments
 from tokencredit.text.hf_decoding import response_text_segments
-from tokencredit.text.hf_encoding import encode_responses
 from tokencredit.text.segments import SegmentKind, SegmentSettings, require_tiling
 
 TOKENIZER = byte_level()

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from readings import encode_responses, written_by
 from saved_models import save_reward_model
 from tiny_tokenizers import byte_level, word_level, wordpiece
 from transformers import AutoModelForTokenClassification
@@ -19,7 +20,6 @@ from tokencredit.errors import ConfigError, DataError, ModelError
 from tokencredit.scorers.rewards import CombinedScorer
 from tokencredit.scorers.sources import RewardSource, loaded_rewards, required_sources
 from tokencredit.scorers.text_rewards import loaded_text_rewards, other_credit, paid_texts
-from tokencredit.text.hf_encoding import encode_responses
 from tokencredit.text.segments import SegmentSettings
 
 POLICY = byte_level()
@@ -75,7 +75,7 @@ def rewards_of(*sources, credit="prefix-difference", combine=None, **settings):
         CreditSettings(credit, **settings),
         SegmentSettings(),
         combine or CombinationSettings(),
-        POLICY,
+        written_by(POLICY),
     )
 
 
@@ -299,7 +299,11 @@ def test_a_function_of_segments_that_is_not_there_is_found_before_a_model_is_rea
     for source, of_run in ((RewardSource("no/model"), cut), (own, SegmentSettings())):
         with pytest.raises(ConfigError, match="there is no function my_rewards:no_units"):
             loaded_rewards(
-                [source], CreditSettings("terminal"), of_run, CombinationSettings(), POLICY
+                [source],
+                CreditSettings("terminal"),
+                of_run,
+                CombinationSettings(),
+                written_by(POLICY),
             )
 
 

@@ -15,7 +15,8 @@ from tiny_server import GatedModel, asked, break_model, posted, tiny_app, tiny_s
 
 from tokencredit.reward_model.hf_scores import reward_model_output
 from tokencredit.scorers.text_rewards import paid_texts
-from tokencredit.text.hf_rendering import token_texts
+from tokencredit.text.hf_reading import ReadingSettings
+from tokencredit.text.hf_token_rows import token_texts
 
 PROMPTS = ["the film is", "one slow scene , then", "a", ""]
 RESPONSES = [
@@ -162,8 +163,7 @@ def test_the_shape_of_openrlhf(served):
 
 
 def test_openrlhfs_texts_end_as_the_model_learnt():
-    served = tiny_served()
-    served.model.config.eos_appended = True
+    served = tiny_served(reading=ReadingSettings(append_eos=True))
     body = {"query": ["the film<eos>", "the film"]}
     first, other = posted(tiny_app(served), "/get_reward", body).json()["rewards"]
     assert first == pytest.approx(other, abs=1e-5)

@@ -2,12 +2,12 @@ import re
 
 import pytest
 import torch
+from readings import encode_responses
 from tiny_tokenizers import byte_level, unigram, word_level
 
 from tokencredit.batch import ResponseBatch
 from tokencredit.errors import ConfigError, DataError
 from tokencredit.text.hf_decoding import response_text_segments
-from tokencredit.text.hf_encoding import encode_responses
 from tokencredit.text.segments import require_tiling, segment_lengths
 
 TEXTS = ["good . café 日本。bad, then 🙂 film .", "one slow scene , then a plot ."]

@@ -144,12 +144,13 @@ class TokenCreditRewardManager(NaiveRewardManager):  # type: ignore[misc]
 
     def _token_scores(self, responses: list[PolicyResponse]) -> Float[Tensor, "batch time"]:
         batch = joined_responses(responses).to(_device(self.settings.device))
+        messages = [row.messages for row in responses if row.messages is not None]
         scores = self.token_rewards(
             batch.prompt_ids,
             batch.prompt_mask.long(),
             batch.response_ids,
             batch.response_mask.long(),
-            prompts=[row.messages for row in responses],
+            prompts=messages if len(messages) == len(responses) else None,
         )
         return scores.float().cpu()
 

@@ -9,6 +9,7 @@ of the same characters.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -20,6 +21,7 @@ from tokencredit.models.hf_loading import context_length
 from tokencredit.models.hf_vocabularies import shares_vocabulary
 from tokencredit.reward_model.hf_scores import score_responses
 from tokencredit.scorers.policy_tokens import (
+    attended_tokens,
     decoded_responses,
     ended_scores,
     projected_scores,
@@ -92,7 +94,7 @@ class LocalScorer:
             scores = self._through_text(batch, conversations, layer)
         else:
             scores = self._scored(rows.batch, rows.attention_mask, layer)
-            scores = _of_columns(scores, batch.response_mask.shape[1])
+            scores = _of_columns(scores, attended_tokens(batch))
         return ended_scores(scores, batch.response_mask)
 
     def own_rows(
@@ -154,13 +156,19 @@ class LocalScorer:
         )
 
 
-def _of_columns(scores: ResponseScores, time: int) -> ResponseScores:
-    """Scores of the first columns: closing tokens may stand in further ones."""
+def _of_columns(scores: ResponseScores, written: Bool[Tensor, "batch time"]) -> ResponseScores:
+    """Scores in the columns of the writer, zero after each response, where it is closed."""
+    time = written.shape[1]
+    there = torch.cat([torch.ones_like(written[:, :1]), written], dim=-1)
+
+    def kept(numbers: Tensor | None) -> Tensor | None:
+        return None if numbers is None else numbers[:, : time + 1].masked_fill(~there, 0.0)
+
     return ResponseScores(
         scores.sequence_scores,
-        None if scores.prefix_scores is None else scores.prefix_scores[:, : time + 1],
+        kept(scores.prefix_scores),
         None if scores.attention is None else scores.attention[:, :time],
-        None if scores.position_scores is None else scores.position_scores[:, : time + 1],
+        kept(scores.position_scores),
     )
 
 

@@ -62,8 +62,8 @@ class ReadingSettings:
     model was trained; for models of others `chat` where the tokenizer has a chat template, `pair`
     for encoders with one output and two kinds of segments, `plain` elsewhere."""
     append_eos: bool | None = None
-    """End plain responses that ended with the end of sequence; None is as the model was trained,
-    and for models of others yes where they are causal."""
+    """End plain responses that ended with the end of sequence. None is as the model was trained; in
+    training it is yes for causal models, and for models of others, which do not say, no."""
     turn_ends: list[str] = field(default_factory=list)
     """Tokens that end a response, besides those that tokenizer and model declare."""
     chat_template: str | None = None
@@ -305,22 +305,22 @@ class Reading:
             return self._rendered(prompt, response, ended=True).text
         return _text_of(prompt) + response
 
-    def split(self, text: str) -> tuple[str, str]:
-        """A whole text in the chat template's marks as its prompt and its last answer.
+    def split(self, text: str) -> tuple[str, str] | None:
+        """A whole text in the marks of the chat template, as its prompt and its last answer.
 
-        Without marks all of it is the answer to an empty prompt. What closes the answer in the
-        text is cut off: `encoded` closes it.
+        None where it has no such marks. What closes the answer in the text is cut off: `encoded`
+        closes it.
+
+        Args:
+            text: with the special tokens written out.
         """
-        if self.template != "chat":
-            eos = self.tokenizer.eos_token
-            return "", text.removesuffix(str(eos)) if eos else text
-        ends = [text.rfind(mark) + len(mark) for mark in self.marks.openings if mark in text]
-        if not ends:
-            return "", self._opened(text)
-        border = max(ends)
+        marks = self.marks.openings if self.template == "chat" else ()
+        borders = [text.rfind(mark) + len(mark) for mark in marks if mark in text]
+        if not borders:
+            return None
         # Spaces after the mark are the template's, not the answer's.
-        border += len(text[border:]) - len(text[border:].lstrip("\n "))
-        return text[:border], self._opened(text[border:])
+        answer = text[max(borders) :].lstrip("\n ")
+        return text[: len(text) - len(answer)], self._opened(answer)
 
     @property
     def line(self) -> str:
@@ -453,8 +453,7 @@ def reading_of(
         model: of transformers, also in a wrapper that hands its configuration through.
         tokenizer: its own; a chat template of the settings is put into it.
         settings: what is set; None leaves all to the model.
-        training: whether the model is about to be trained, so that what an earlier training left
-            in its configuration decides only where nothing is set.
+        training: whether the model is about to be trained.
 
     Raises:
         ConfigError: a tokenizer without chat template or pairs for a template that needs it, or a
@@ -484,7 +483,7 @@ def reading_of(
     if append_eos is None:
         append_eos = stored.get("append_eos")
     if append_eos is None:
-        append_eos = tokenizer.eos_token_id is not None and _reads_forward(model)
+        append_eos = training and tokenizer.eos_token_id is not None and _reads_forward(model)
     extra = [*stored.get("turn_ends", ()), *asked.turn_ends]
     return Reading(
         tokenizer,

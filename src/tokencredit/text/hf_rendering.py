@@ -11,9 +11,9 @@ from tokencredit.batch import Message
 from tokencredit.errors import DataError, ModelError
 
 # Stand for what is said while a template is rendered: private-use characters, which no template
-# looks for.
-_ANSWER = "\ue000answer\ue001"
-_QUESTION = "\ue000question\ue001"
+# looks for and no filter changes.
+_ANSWER = "\ue000\ue001\ue002"
+_QUESTION = "\ue000\ue003\ue002"
 
 
 @dataclass(frozen=True)

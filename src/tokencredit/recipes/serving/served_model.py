@@ -152,17 +152,23 @@ class ServedModel:
                 "text does not say where its response begins; expected prompts and responses: "
                 "ask /score"
             )
-        for number, text in enumerate(texts):
-            if not text:
-                raise DataError(f"text {number} is empty; expected a prompt and its response")
-        parts = [self.reading.split(text) for text in texts]
-        encoded = self.reading.encoded(
-            [prompt for prompt, _ in parts], [answer for _, answer in parts], empty="keep"
-        )
-        rows = _token_rows(encoded, [[] for _ in texts], (), ())
+        rows = [self._verbatim_row(text, number) for number, text in enumerate(texts)]
         for number, row in enumerate(rows):
             self._require_length(number, row.length)
         return rows
+
+    def _verbatim_row(self, text: str, number: int) -> TokenRow:
+        parts = self.reading.split(text)
+        if parts is not None:
+            prompt, answer = parts
+            encoded = self.reading.encoded([prompt], [answer], empty="keep")
+            return _token_rows(encoded, [[]], (), ())[0]
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if not ids:
+            raise DataError(f"text {number} is empty; expected a prompt and its response")
+        if self.reading.append_eos and ids[-1] != self.tokenizer.eos_token_id:
+            ids = [*ids, self.tokenizer.eos_token_id]
+        return TokenRow(ids[:1], ids[1:], [], [], [], ())
 
     def scores(self, rows: Sequence[TokenRow]) -> list[RowScores]:
         """Scores of all rows in one forward pass.
