@@ -11,7 +11,7 @@ from tokencredit.decoding.hf_generate import GuidedOutput
 from tokencredit.evaluation.text_statistics import diversity, repetition
 from tokencredit.models.hf_sampling import response_extent
 from tokencredit.recipes.decoding.methods import Found, Models
-from tokencredit.text.hf_decoding import decoded_response
+from tokencredit.scorers.policy_tokens import decoded_responses
 
 
 def response_rows(
@@ -20,11 +20,9 @@ def response_rows(
     """A line of `responses.jsonl` per response; texts are without special tokens."""
     batch, tokenizer = found.batch, models.tokenizer
     _, ended = response_extent(batch.response_ids, models.reading.turn_ends, batch.lengths)
-    for row, mask in enumerate(batch.response_mask):
+    texts = decoded_responses(tokenizer, batch)
+    for row, (mask, text) in enumerate(zip(batch.response_mask, texts, strict=True)):
         ids = batch.response_ids[row][mask].tolist()
-        text = decoded_response(
-            tokenizer, batch.prompt_ids[row][batch.prompt_mask[row]].tolist(), ids
-        )
         line = {
             "prompt": text.prompt,
             "response": text.response,
