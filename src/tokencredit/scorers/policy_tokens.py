@@ -23,8 +23,12 @@ def attended_tokens(batch: ResponseBatch) -> Bool[Tensor, "batch time"]:
 def decoded_responses(
     tokenizer: PreTrainedTokenizerBase, batch: ResponseBatch
 ) -> list[DecodedResponse]:
-    """Text of every prompt and response, with the characters of each attended token."""
-    return [
+    """Text of every prompt and response, with the characters of each attended token.
+
+    A response that was cut off inside a character ends before it: the tokens that began it stand
+    for nothing, as they did while the response was written.
+    """
+    decoded = [
         decoded_response(tokenizer, prompt[prompt_mask].tolist(), ids[mask].tolist())
         for prompt, prompt_mask, ids, mask in zip(
             batch.prompt_ids,
@@ -34,6 +38,14 @@ def decoded_responses(
             strict=True,
         )
     ]
+    return [_of_whole_characters(row) for row in decoded]
+
+
+def _of_whole_characters(row: DecodedResponse) -> DecodedResponse:
+    response = row.response.rstrip("\ufffd")
+    end = len(response)
+    spans = [(min(start, end), min(stop, end)) for start, stop in row.spans]
+    return DecodedResponse(row.prompt, response, spans)
 
 
 def projected_scores(

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from tokencredit.batch import padded_rows
 from tokencredit.errors import ConfigError
+from tokencredit.models.hf_ends import turn_end_ids
 from tokencredit.models.hf_loading import load_model, load_tokenizer
 from tokencredit.models.hf_logprobs import response_entropies
 from tokencredit.models.hf_vocabularies import require_same_vocabulary
@@ -94,13 +95,14 @@ def segment_end_finder(
     if reference is None:
         raise ConfigError("kind is 'entropy' without a reference; expected a language model")
 
+    turn_ends = turn_end_ids(tokenizer)
+
     def ends(rows: Sequence[EncodedText]) -> list[list[bool]]:
-        eos = tokenizer.eos_token_id
         return [
             row_ends
             for at in range(0, len(rows), batch_size)
             for row_ends in _entropy_ends(
-                segments, reference, rows[at : at + batch_size], eos_token_id=eos
+                segments, reference, rows[at : at + batch_size], turn_ends=turn_ends
             )
         ]
 
@@ -129,14 +131,14 @@ def _entropy_ends(
     reference: PreTrainedModel,
     rows: Sequence[EncodedText],
     *,
-    eos_token_id: int | None,
+    turn_ends: Sequence[int],
 ) -> list[list[bool]]:
     """Ends before tokens where the reference was unsure; an end of sequence begins no segment."""
     batch = response_batch(rows, pad_id=0).to(reference.device)
     entropies = response_entropies(reference, batch).cpu()
     mask, _ = padded_rows([row.response_mask[row.start :] for row in rows], fill=0, side="right")
     ids, _ = padded_rows([row.input_ids[row.start :] for row in rows], fill=0, side="right")
-    is_eos = ids == eos_token_id if eos_token_id is not None else torch.zeros_like(ids).bool()
+    is_eos = torch.isin(ids, ids.new_tensor(list(turn_ends)))
     segment_ids = entropy_segments(
         entropies, mask.bool(), threshold=segments.entropy, is_eos=is_eos & mask.bool()
     )

@@ -194,6 +194,23 @@ class Reading:
             for number, row in enumerate(whole)
         ]
 
+    def ids_of(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], ended: Sequence[bool]
+    ) -> list[list[int]]:
+        """Token ids of whole texts, from the beginning of the prompt to what closes the response.
+
+        Args:
+            prompts: as in `encoded`.
+            responses: as in `encoded`; empty ones leave the prompt alone.
+            ended: as in `encoded`.
+
+        Raises:
+            DataError, ModelError: as `encoded`.
+        """
+        require_texts(self.tokenizer, prompts, responses, empty="keep")
+        rows = self._cut(prompts, responses, ended)
+        return [[*row.prompt, *row.response, *row.tail] for row in rows]
+
     def prompt_rows(self, prompts: Sequence[Prompt], *, where: str) -> list[list[int]]:
         """Prompts as the token ids that a model goes on from.
 

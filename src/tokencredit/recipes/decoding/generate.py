@@ -57,20 +57,19 @@ def generate(config: GenerateConfig) -> Path:
     starts = range(0, len(rows), config.batch_size)
     for start in track(starts, "generate", disable=not config.progress):
         part = rows[start : start + config.batch_size]
+        asked = prompts[start : start + len(part)] if config.data.tokens is None else None
         began = time.perf_counter()
-        batch, guided, positions = method_responses(config, models, part)
+        answers = method_responses(config, models, part, asked)
         seconds += time.perf_counter() - began
-        whole = config.data.tokens is None
-        asked = prompts[start : start + len(part)] if whole else None
-        scores = response_scores(config, models, batch, asked)
-        found += response_rows(models.tokenizer, batch, scores, guided, positions)
+        scores = response_scores(config, models, answers.batch, asked)
+        found += response_rows(models, answers, scores)
     write_atomically(
         folder / "responses.jsonl",
         "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found),
     )
     metrics = response_metrics(found, seconds)
     if isinstance(config.row, Search):
-        metrics |= config.row.known_kl(config.n)
+        metrics |= config.row.known_kl(config.sampling.of_search(), config.n)
     write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     table = Table("", config.method, title=f"{len(found)} responses")
     for name, value in metrics.items():

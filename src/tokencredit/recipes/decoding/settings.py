@@ -83,10 +83,16 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         self.of_search()
+        if self.temperature == 0.0 and ((self.top_k or 0) > 0 or self.top_p < 1.0):
+            raise ConfigError(
+                f"temperature is 0, which takes the most probable token, with top_k {self.top_k} "
+                f"and top_p {self.top_p}; expected neither of the two, or a positive temperature"
+            )
 
-    def of_search(self) -> Sampling:
-        """What a search draws from."""
+    def of_search(self, *, suppress_tokens: tuple[int, ...] = ()) -> Sampling:
+        """What a search draws from, less some ids that are never drawn."""
         return Sampling(
+            suppress_tokens=suppress_tokens,
             min_new_tokens=self.min_new_tokens,
             max_new_tokens=self.max_new_tokens,
             temperature=1.0 if self.temperature is None else self.temperature,

@@ -197,6 +197,7 @@ def _responses(
         batch,
         ref_logprobs=lambda: ref_logprobs,
         ref_entropies=lambda: reference_entropies(models, batch, size),
+        turn_ends=models.reading.turn_ends,
     )
     return Responses(batch, asked, segment_ids=ids)
 

@@ -19,6 +19,7 @@ from tokencredit.models.hf_loading import (
     load_tokenizer,
     require_pad_token,
 )
+from tokencredit.models.hf_sampling import undrawable_ids
 from tokencredit.policy.hf_models import ActorCritic, Result, load_value_head
 from tokencredit.recipes.policy.setting_groups import ServerSettings
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
@@ -46,6 +47,7 @@ class PolicyModels:
         server: draws responses in the policy's place; None where it draws them itself.
         visits: the device to which frozen models come from the CPU to be called; None where they
             are on it.
+        undrawable: ids that the policy has logits for and no token stands behind.
     """
 
     actor_critic: ActorCritic
@@ -55,6 +57,7 @@ class PolicyModels:
     held_out: LocalScorer | None = None
     visits: torch.device | None = None
     server: VLLMServer | None = None
+    undrawable: tuple[int, ...] = ()
 
     @property
     def tokenizer(self) -> Any:
@@ -94,11 +97,6 @@ def loaded_models(
         pad_token=config.loading.pad_token,
     )
     require_pad_token(tokenizer)
-    if config.sampling.response_lengths == "eos" and tokenizer.eos_token_id is None:
-        raise ModelError(
-            f"the tokenizer of {config.policy} has no end-of-sequence token; expected one, or "
-            "sampling.response_lengths='uniform'"
-        )
     place = "cpu" if config.machine.offload_frozen else str(device)
     frozen: dict[str, Any] = {**config.loading.of_frozen, "device": place}
     place = "cpu" if sharded else str(device)
@@ -107,6 +105,7 @@ def loaded_models(
     policy = _policy(config, checkpoint, shared)
     _require_trainable(policy, config.policy)
     reading = reading_of(policy, tokenizer, config.policy_reading)
+    _require_ends(config, reading)
     rewards = loaded_rewards(
         config.sources,
         config.credit,
@@ -137,7 +136,21 @@ def loaded_models(
         rewards=rewards,
         held_out=held_out,
         visits=device if config.machine.offload_frozen else None,
+        undrawable=undrawable_ids(tokenizer, policy),
     )
+
+
+def _require_ends(config: TrainPolicyConfig, reading: Reading) -> None:
+    """Reject a policy whose responses shall end themselves, and cannot.
+
+    Raises:
+        ModelError: it declares no token that ends a response.
+    """
+    if config.sampling.response_lengths == "eos" and not reading.turn_ends:
+        raise ModelError(
+            f"the tokenizer of {config.policy} has no end-of-sequence token; expected one, or "
+            "policy_reading.turn_ends, or sampling.response_lengths='uniform'"
+        )
 
 
 def _policy(config: TrainPolicyConfig, checkpoint: Path | None, shared: dict[str, Any]) -> Any:

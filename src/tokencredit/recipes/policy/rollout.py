@@ -79,7 +79,9 @@ def draw_responses(
     request = {
         "prompt_ids": prompt_ids.to(device),
         "prompt_mask": prompt_mask.to(device),
-        "sampling": sampling_of(config.sampling, models.tokenizer.eos_token_id),
+        "sampling": sampling_of(
+            config.sampling, end_ids=models.reading.turn_ends, undrawable=models.undrawable
+        ),
         "response_lengths": None if lengths is None else lengths.to(device),
     }
     requests = [request]
@@ -135,7 +137,7 @@ def _drawn_responses(
     """Responses to each request, from the server if there is one, else from the policy itself."""
     tokens = {
         "pad_token_id": models.tokenizer.pad_token_id,
-        "eos_token_id": models.tokenizer.eos_token_id,
+        "eos_token_id": models.reading.turn_ends,
     }
     if models.server is not None:
         send_weights(models.server, models.actor_critic.policy)

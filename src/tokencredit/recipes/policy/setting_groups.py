@@ -57,8 +57,8 @@ class SamplingSettings:
     max_new_tokens: int = 64
     """Responses are cut here."""
     response_lengths: Literal["eos", "uniform"] = "eos"
-    """`eos` ends responses at the end of sequence; `uniform` forbids it and draws each length
-    evenly from min_new_tokens to max_new_tokens."""
+    """`eos` ends responses at any token that the policy declares as an end; `uniform` forbids them
+    all and draws each length evenly from min_new_tokens to max_new_tokens."""
     temperature: float = 1.0
     """Logits are divided by it."""
     top_k: int = 0
@@ -66,7 +66,7 @@ class SamplingSettings:
     top_p: float = 1.0
     """Draw from the fewest tokens that have this probability together; 1 for all."""
     force_eos: bool = False
-    """Force the end of sequence as last token of a response of full length."""
+    """Force the tokenizer's end of sequence as last token of a response of full length."""
     logprobs_of: Literal["sampled", "unmasked"] = "sampled"
     """`sampled` scores the distribution that tokens were drawn from (suppressed tokens,
     temperature, top-k and top-p included); `unmasked` ignores suppression and truncation, as
@@ -79,7 +79,7 @@ class SamplingSettings:
     """Penalty of a response that was cut off, in nats."""
 
     def __post_init__(self) -> None:
-        sampling_of(self, None)  # what cannot be drawn is an error before a model is read
+        sampling_of(self)  # what cannot be drawn is an error before a model is read
         if self.truncation_penalty and self.truncated not in ("penalty", "replace"):
             raise ConfigError(
                 f"sampling.truncation_penalty is {self.truncation_penalty} but sampling.truncated "
@@ -277,15 +277,23 @@ class RecordSettings:
         require_at_least(self, 1, "checkpoint_every", "keep_checkpoints")
 
 
-def sampling_of(settings: SamplingSettings, eos_token_id: int | None) -> Sampling:
-    """How responses are drawn under these settings."""
-    without_end = settings.response_lengths == "uniform" and eos_token_id is not None
+def sampling_of(
+    settings: SamplingSettings, *, end_ids: tuple[int, ...] = (), undrawable: tuple[int, ...] = ()
+) -> Sampling:
+    """How responses are drawn under these settings.
+
+    Args:
+        settings: as the user gave them.
+        end_ids: what ends a response of the policy.
+        undrawable: ids that no token stands behind.
+    """
+    forbidden = end_ids if settings.response_lengths == "uniform" else ()
     return Sampling(
         min_new_tokens=settings.min_new_tokens,
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
         top_k=settings.top_k,
         top_p=settings.top_p,
-        suppress_tokens=(eos_token_id,) if without_end and eos_token_id is not None else (),
+        suppress_tokens=(*forbidden, *undrawable),
         force_eos=settings.force_eos,
     )

@@ -84,9 +84,9 @@ def sampling_support(
     if settings.logprobs_of == "unmasked":
         return None
     time = batch.response_ids.shape[1]
-    sampling = sampling_of(settings, models.tokenizer.eos_token_id)
+    sampling = sampling_of(settings, end_ids=models.reading.turn_ends, undrawable=models.undrawable)
     vocab = config_value(models.actor_critic.policy, "vocab_size")
-    drawable = drawable_tokens(sampling, vocab, models.tokenizer.eos_token_id)[:time]
+    drawable = drawable_tokens(sampling, vocab, models.reading.turn_ends)[:time]
     drawable = drawable.to(batch.response_ids.device)
     if not sampling.truncates:
         return None if bool(drawable.all()) else drawable
