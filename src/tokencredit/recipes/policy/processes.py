@@ -61,10 +61,10 @@ def by_the_first(accelerator: Accelerator, call: Callable[[], Result]) -> Result
             told[1] = error
     if accelerator.num_processes > 1:
         broadcast_object_list(told)
-    result, error = told
-    if error is not None:
-        raise error
-    return result  # type: ignore[no-any-return]
+    result, raised = told
+    if raised is not None:
+        raise raised
+    return result
 
 
 def rows_of_all(accelerator: Accelerator, values: Tensor) -> Tensor:
