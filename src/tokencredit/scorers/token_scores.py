@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores, RewardScorer, TokenScorer
 from tokencredit.credit.evidence import Evidence
-from tokencredit.credit.methods import CreditSettings, credit_method, token_credit
+from tokencredit.credit.methods import CreditMethod, CreditSettings, credit_method, token_credit
 from tokencredit.credit.redistribution import terminal_credit
+from tokencredit.masking import last_true_index
 from tokencredit.reward_model.hf_rewriter import rewriter_logprobs
 from tokencredit.scorers.credit_models import CreditModels, loaded_credit_models
 from tokencredit.scorers.evidence import AskPolicy, Responses, gathered_evidence, response_scores
@@ -74,6 +76,7 @@ class CreditedScorer:
         *,
         scores: ResponseScores | None = None,
         ask_policy: AskPolicy | None = None,
+        unfinished: Bool[Tensor, "batch"] | None = None,
     ) -> Float[Tensor, "batch time"]:
         """Token scores by the credit method, with the share of the end and segments paid at theirs.
 
@@ -81,12 +84,15 @@ class CreditedScorer:
             responses: with segment ids where the settings cut segments.
             scores: what the scorer said of them; None asks it where the method needs it.
             ask_policy: of the policy that wrote the responses, where there is one.
+            unfinished: True for responses that would have gone on. Their tokens get what they have
+                earned so far, and nothing of a score that is only due at the end.
 
         Raises:
             ConfigError, DataError, ModelError, NumericError: as `gathered_evidence`.
         """
         settings, mask = self.credit, responses.batch.response_mask
-        if "rewriter" in credit_method(settings.method).needs:
+        method = credit_method(settings.method)
+        if "rewriter" in method.needs:
             token_scores = self._rewritten(responses)
         else:
             evidence = gathered_evidence(
@@ -99,11 +105,16 @@ class CreditedScorer:
                 micro_batch_size=self.micro_batch_size,
             )
             token_scores = token_credit(evidence, settings)
+        if unfinished is not None:
+            due = due_at_the_end(method, mask)
+            token_scores = token_scores.masked_fill(due & unfinished[:, None], 0.0)
         if responses.segment_ids is not None and self._pays_at_end:
             token_scores = scores_at_segment_ends(token_scores, responses.segment_ids)
         if settings.terminal_share:
-            found = scores or response_scores(self.scorer, responses)
-            at_the_end = terminal_credit(found.sequence_scores, mask)
+            score = (scores or response_scores(self.scorer, responses)).sequence_scores
+            if unfinished is not None:
+                score = score.masked_fill(unfinished, 0.0)
+            at_the_end = terminal_credit(score, mask)
             token_scores = blended_scores(
                 token_scores, at_the_end, share=1 - settings.terminal_share
             )
@@ -137,6 +148,34 @@ class CreditedScorer:
         return projected_rows(scores, found.encoded.response_spans, spans, time, split="last").to(
             batch.response_mask.device
         )
+
+
+def due_at_the_end(
+    method: CreditMethod, response_mask: Bool[Tensor, "batch time"]
+) -> Bool[Tensor, "batch time"]:
+    """The tokens whose score is due only when a response has ended.
+
+    All tokens, where the method hands the score of the whole text out over them; the last one,
+    where it pays that score there; none, where every token is paid for the text up to itself.
+
+    Args:
+        method: of credit.
+        response_mask: True on response tokens.
+
+    >>> mask = torch.tensor([[True, True, False]])
+    >>> due_at_the_end(credit_method("attention"), mask)
+    tensor([[ True,  True, False]])
+    >>> due_at_the_end(credit_method("terminal"), mask)
+    tensor([[False,  True, False]])
+    >>> due_at_the_end(credit_method("prefix-difference"), mask)
+    tensor([[False, False, False]])
+    """
+    if not method.causal and "segments" not in method.needs:
+        return response_mask
+    if "sequence_scores" not in method.needs:
+        return torch.zeros_like(response_mask)
+    last = last_true_index(response_mask)[:, None]
+    return torch.arange(response_mask.shape[1], device=last.device) == last
 
 
 def score_for_policy(

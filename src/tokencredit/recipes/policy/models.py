@@ -11,8 +11,10 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from tokencredit.errors import ModelError
+from tokencredit.credit.methods import credit_method
+from tokencredit.errors import ConfigError, ModelError
 from tokencredit.models.hf_adapters import lora_model, quantized_loading
+from tokencredit.models.hf_architecture import is_causal
 from tokencredit.models.hf_loading import (
     disable_dropout,
     load_model,
@@ -20,6 +22,7 @@ from tokencredit.models.hf_loading import (
     require_pad_token,
 )
 from tokencredit.models.hf_sampling import undrawable_ids
+from tokencredit.models.hf_vocabularies import shares_vocabulary
 from tokencredit.policy.hf_models import ActorCritic, Result, load_value_head
 from tokencredit.recipes.policy.setting_groups import ServerSettings
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
@@ -90,6 +93,7 @@ def loaded_models(
     Raises:
         ModelError: a model is missing, lacks a pad token, or has the wrong head.
         ServerError, ConfigError: a reward server does not answer, or lacks what the credit needs.
+        ConfigError: the reward model cannot be the critic.
     """
     tokenizer = load_tokenizer(
         config.policy,
@@ -122,13 +126,14 @@ def loaded_models(
     if config.held_out_reward_model is not None:
         judge = loaded_reward_model(config.held_out_reward_model, config.reading, **frozen)
         held_out = LocalScorer(*judge, reading, micro_batch_size=size)
-    actor_critic = ActorCritic(policy, _critic(config, checkpoint, shared))
+    actor_critic = ActorCritic(policy, _critic(config, checkpoint, shared, tokenizer))
     if checkpoint is not None and actor_critic.has_value_head:
         load_value_head(actor_critic, checkpoint)
     disable_dropout(actor_critic)
     reference = None
     if not config.lora.rank:
-        reference = load_model(AutoModelForCausalLM, config.policy, **frozen).requires_grad_(False)
+        own: dict[str, Any] = {**frozen, "dtype": config.kl.reference_dtype}
+        reference = load_model(AutoModelForCausalLM, config.policy, **own).requires_grad_(False)
     return PolicyModels(
         actor_critic=actor_critic,
         reading=reading,
@@ -184,7 +189,7 @@ def _require_trainable(policy: Any, name: str) -> None:
 
 
 def _critic(
-    config: TrainPolicyConfig, checkpoint: Path | None, shared: dict[str, Any]
+    config: TrainPolicyConfig, checkpoint: Path | None, shared: dict[str, Any], tokenizer: Any
 ) -> Any | None:
     """What says values: a copy of the policy or of the reward model, a head, or nothing."""
     if not config.algorithm.has_critic:
@@ -194,13 +199,46 @@ def _critic(
     if checkpoint is not None:
         return load_model(AutoModelForSequenceClassification, str(checkpoint / "critic"), **shared)
     if config.algorithm.critic == "reward-model":
-        critic, _ = load_reward_model(config.sources[0].model, **shared)
-        return critic.requires_grad_(True)
+        return _reward_model_as_critic(config, shared, tokenizer)
     critic = load_model(
         AutoModelForSequenceClassification, config.policy, num_labels=1, new_head=True, **shared
     )
     torch.nn.init.zeros_(critic.score.weight)
     return critic
+
+
+@torch.no_grad()
+def _reward_model_as_critic(
+    config: TrainPolicyConfig, shared: dict[str, Any], tokenizer: Any
+) -> Any:
+    """A copy of the reward model whose value of a text is the reward that it expects to come.
+
+    The score of a text so far stands for the score of the whole. Where tokens are paid for what
+    they add to the score, all of that has been paid already but for the share that is paid at the
+    end: the head starts at that share of the reward model's.
+
+    Raises:
+        ConfigError: it reads other ids than the policy writes, or what comes after a token.
+    """
+    source = config.sources[0]
+    critic, own = load_reward_model(source.model, **shared)
+    if not shares_vocabulary(own, tokenizer):
+        raise ConfigError(
+            f"algorithm.critic is 'reward-model', and {source.model} has another vocabulary than "
+            f"{config.policy}: as a critic it would read the policy's ids as other tokens; "
+            "expected one vocabulary, or algorithm.critic 'shared' or 'separate'"
+        )
+    if not is_causal(critic):
+        raise ConfigError(
+            f"algorithm.critic is 'reward-model', and {source.model} reads in both directions: its "
+            "value before a token would know that token; expected a causal reward model, or "
+            "algorithm.critic 'shared' or 'separate'"
+        )
+    credit = source.own_credit or config.credit
+    if credit_method(credit.method).pays_increases:
+        for weight in critic.score.parameters():
+            weight.mul_(credit.terminal_share)
+    return critic.requires_grad_(True)
 
 
 def reward_server_of(address: str, settings: ServerSettings) -> RewardServer:

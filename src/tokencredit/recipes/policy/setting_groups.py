@@ -72,9 +72,10 @@ class SamplingSettings:
     temperature, top-k and top-p included); `unmasked` ignores suppression and truncation, as
     published code does, and lets the policy farm negative KL."""
     truncated: Literal["ended", "bootstrap", "mask", "penalty", "replace"] = "ended"
-    """What a response that was cut off is: `ended` like any other, `bootstrap` adds the critic's
-    value of its last state, `mask` leaves it out of the losses, `penalty` subtracts
-    `truncation_penalty` from its last token, `replace` puts that in the place of all it earned."""
+    """What a response that was cut off is: `ended` like any other, `bootstrap` puts the critic's
+    value of its last state in the place of a score that is due at the end, `mask` leaves it out of
+    the losses, `penalty` subtracts `truncation_penalty` from its last token, `replace` puts that in
+    the place of all it earned."""
     truncation_penalty: float = 0.0
     """Penalty of a response that was cut off, in nats."""
 
@@ -129,7 +130,8 @@ class AlgorithmSettings:
     """Scale advantages to mean 0 and variance 1 over the batch; None does so for `ppo` alone."""
     critic: Literal["shared", "separate", "reward-model"] = "shared"
     """`shared` puts a value head on the policy's trunk, `separate` trains a copy of the policy,
-    `reward-model` a copy of the reward model, whose prefix scores it starts from."""
+    `reward-model` a copy of the reward model, whose prefix scores it starts from; where prefix
+    scores are what tokens are paid, it starts from 0."""
 
     def __post_init__(self) -> None:
         row = algorithm(self.name)
@@ -209,6 +211,9 @@ class KLSettings:
     """Estimator of the KL in the reward or in the loss."""
     loss_coef: float = 0.0
     """Price of a nat of KL in the loss instead of the reward."""
+    reference_dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    """Number type of the reference's weights. The policy's are float32: with less the KL is not 0
+    where the policy is its reference."""
 
     def __post_init__(self) -> None:
         if self.coef > 0 and self.loss_coef > 0:

@@ -26,7 +26,7 @@ from accelerate.utils import DistributedType
 
 from tokencredit.aggregation.transforms import RunningMoments
 from tokencredit.batch import TokenScorer
-from tokencredit.errors import ConfigError, RunFolderError, TokenCreditWarning
+from tokencredit.errors import ConfigError, NumericError, RunFolderError, TokenCreditWarning
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.recipes.checksums import digest
 from tokencredit.recipes.policy.checkpoints import (
@@ -117,6 +117,7 @@ class RunState:
     kl_coef: float = 0.0
     moments: dict[str, RunningMoments] = field(default_factory=dict)
     warned_of_negative_kl: bool = False
+    warned_of_unscored: bool = False
 
     @classmethod
     def read(cls, checkpoint: Path | None, *, kl_coef: float) -> "RunState":
@@ -382,8 +383,38 @@ def _train_step(run: PolicyRun, state: RunState) -> tuple[dict[str, Any], list[d
     if state.step % config.record.sample_every == 0 and accelerator.is_main_process:
         count = config.record.sample_count
         samples = sample_rows(state.step, experience, models.tokenizer, count=count)
+    _tell_unscored(run, experience, state, row)
     _adapt(run, experience, state, row)
     return row, samples
+
+
+def _tell_unscored(
+    run: PolicyRun, experience: Experience, state: RunState, row: dict[str, Any]
+) -> None:
+    """Show the first response that could not be scored.
+
+    Raises:
+        Exception: why, where none at all could be scored, and the texts are hardly to blame: in
+            the first step of a run, or when scores are no numbers.
+    """
+    if experience.fault is None:
+        return
+    index, error = experience.fault
+    if row["unscored_share"] == 1.0 and (state.step == 0 or isinstance(error, NumericError)):
+        raise error
+    if state.warned_of_unscored:
+        return
+    state.warned_of_unscored = True
+    batch = experience.batch
+    ids = batch.response_ids[index][batch.response_mask[index]]
+    text = run.models.tokenizer.decode(ids)
+    warnings.warn(
+        f"a response of step {state.step} cannot be scored and is left out of the update "
+        f"({type(error).__name__}: {error}): {text[:500]!r}. More of them are counted in "
+        "`unscored_share` of metrics.jsonl",
+        TokenCreditWarning,
+        stacklevel=2,
+    )
 
 
 def _adapt(run: PolicyRun, experience: Experience, state: RunState, row: dict[str, Any]) -> None:
@@ -398,10 +429,8 @@ def _adapt(run: PolicyRun, experience: Experience, state: RunState, row: dict[st
             horizon=config.kl.horizon,
         )
     for source in config.sources:
-        if source.score.normalization == "running":
-            gathered = run.accelerator.gather(experience.source_scores[source.label])
-            seen = state.moments.get(source.label, RunningMoments())
-            state.moments[source.label] = seen.updated(gathered)
+        if source.score.normalization == "running" and source.label in experience.moments:
+            state.moments[source.label] = experience.moments[source.label]
     _warn_of_farmed_kl(config, state, row)
 
 
