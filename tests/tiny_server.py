@@ -74,7 +74,7 @@ def asked(app: FastAPI, work: Callable[[httpx2.AsyncClient], Awaitable[Any]]) ->
         transport = httpx2.ASGITransport(app=app)
         async with (
             app.router.lifespan_context(app),
-            httpx2.AsyncClient(transport=transport, base_url="http://server") as client,
+            httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
         ):
             return await work(client)
 
@@ -83,8 +83,10 @@ def asked(app: FastAPI, work: Callable[[httpx2.AsyncClient], Awaitable[Any]]) ->
 
 def posted(app: FastAPI, path: str, body: Any, **keywords: Any) -> httpx2.Response:
     """The answer to one request."""
-    content = {"content": body} if isinstance(body, bytes) else {"json": body}
-    return asked(app, lambda client: client.post(path, **content, **keywords))
+    if not isinstance(body, bytes):
+        return asked(app, lambda client: client.post(path, json=body, **keywords))
+    headers = {"Content-Type": "application/json", **keywords.pop("headers", {})}
+    return asked(app, lambda client: client.post(path, content=body, headers=headers, **keywords))
 
 
 def tiny_app(served: Any = None, *, token: str | None = None, **limits: Any) -> FastAPI:

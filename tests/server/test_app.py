@@ -233,7 +233,7 @@ def test_bad_requests_are_told_what_is_wrong(served, body, error, message):
     ("body", "message"),
     [
         ({"query": []}, "query is empty"),
-        ({"query": "a"}, "query: Input should be a valid array"),
+        ({"query": "a"}, "query: Input should be a valid list"),
         ({"query": ["a", ""]}, "text 1 is empty"),
         ({"query": ["bad " * 300]}, "expected at most 128"),
     ],
@@ -255,14 +255,16 @@ def test_other_addresses_and_methods(served):
 def test_a_body_that_is_too_large_is_not_read(served):
     limit = 1000
 
+    json_type = {"Content-Type": "application/json"}
+
     async def pieces():
         for _ in range(3):
             yield b" " * 400
 
     async def work(client):
-        announced = await client.post("/score", content=b" " * (limit + 1))
-        streamed = await client.post("/score", content=pieces())
-        fits = await client.post("/score", content=b" " * limit)
+        announced = await client.post("/score", content=b" " * (limit + 1), headers=json_type)
+        streamed = await client.post("/score", content=pieces(), headers=json_type)
+        fits = await client.post("/score", content=b" " * limit, headers=json_type)
         return announced, streamed, fits
 
     announced, streamed, fits = asked(tiny_app(served, max_body_bytes=limit), work)

@@ -47,8 +47,10 @@ def test_a_server_says_what_it_serves(served):
         "renders_chats": False,
         "reads_eos": False,
         "vocabulary": said["vocabulary"],
+        "fingerprint": said["fingerprint"],
         "max_tokens": 128,
         "max_texts": 7,
+        "max_request_tokens": 2**18,
         "max_body_bytes": 900,
         "request_timeout": 60.0,
     }
@@ -136,7 +138,7 @@ def test_a_response_that_was_cut_off_is_read_without_its_end():
     ("changes", "message"),
     [
         ({"details": ["prefixes"]}, "details names 'prefixes'; expected some of prefix-scores"),
-        ({"details": "attention"}, "details: Input should be a valid array"),
+        ({"details": "attention"}, "details: Input should be a valid list"),
         ({"texts": [{"response": "a", "ended": 3}]}, "texts[0].ended"),
     ],
 )

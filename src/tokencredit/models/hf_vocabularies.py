@@ -4,6 +4,7 @@ import hashlib
 import json
 import warnings
 from functools import lru_cache
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -51,6 +52,21 @@ def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Equal for tokenizers that share their vocabulary, and for no others."""
     tokens = sorted(tokenizer.get_vocab().items())
     return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Equal for tokenizers that cut and render texts alike; padding and truncation are not read."""
+    known: dict[str, Any] = {
+        "vocabulary": vocabulary_fingerprint(tokenizer),
+        "chat_template": tokenizer.chat_template,
+        "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+    }
+    if tokenizer.is_fast:
+        rules = json.loads(tokenizer.backend_tokenizer.to_str())
+        known["rules"] = {
+            name: rule for name, rule in rules.items() if name not in ("padding", "truncation")
+        }
+    return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def shared_vocabulary(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores
 from tokencredit.credit.evidence import Need
@@ -49,7 +50,7 @@ class ServedRewardModel:
         found: set[Need] = {"sequence_scores", "kept_tokens"}
         if "prefix-scores" in self.about.details:
             found.add("prefix_scores")
-            if not self.about.reads_segments:
+            if not self.about.reads_segments or "position-scores" in self.about.details:
                 found.add("position_scores")
         if "attention" in self.about.details:
             found.add("attention")
@@ -85,6 +86,7 @@ class ServedRewardModel:
             scores.sequence_scores.to(device),
             None if scores.prefix_scores is None else scores.prefix_scores.to(device),
             None if scores.attention is None else scores.attention.to(device),
+            None if scores.position_scores is None else scores.position_scores.to(device),
         )
         return ended_scores(scores, batch.response_mask)
 
@@ -196,16 +198,20 @@ def _as_tensors(
     rows: Sequence[ScoredResponse], columns: Sequence[Sequence[int]], time: int
 ) -> ResponseScores:
     """The rows of an answer as tensors, each number in the column of its token."""
-    prefix_scores, attention = torch.zeros(len(rows), time + 1), torch.zeros(len(rows), time)
-    for index, (row, places) in enumerate(zip(rows, columns, strict=True)):
-        at = torch.tensor(places, dtype=torch.long)
-        if row.prefix_scores is not None:
-            prefix_scores[index, 0] = row.prefix_scores[0]
-            prefix_scores[index, at + 1] = torch.tensor(row.prefix_scores[1:])
-        if row.attention is not None:
-            attention[index, at] = torch.tensor(row.attention)
+
+    def placed(said: Sequence[list[float] | None], first: int) -> Tensor | None:
+        """Numbers of tokens, behind as many that stand before the first of them."""
+        numbers = torch.zeros(len(rows), first + time)
+        for index, (row, places) in enumerate(zip(said, columns, strict=True)):
+            if row is None:
+                return None
+            at = torch.tensor([*range(first), *(place + first for place in places)])
+            numbers[index, at.long()] = torch.tensor(row)
+        return numbers
+
     return ResponseScores(
         torch.tensor([row.sequence_score for row in rows]),
-        None if any(row.prefix_scores is None for row in rows) else prefix_scores,
-        None if any(row.attention is None for row in rows) else attention,
+        placed([row.prefix_scores for row in rows], 1),
+        placed([row.attention for row in rows], 0),
+        placed([row.position_scores for row in rows], 1),
     )

@@ -3,6 +3,7 @@
 A client that has the prefix scores or the attention of a text makes every credit from them itself.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,8 +19,9 @@ from tokencredit.credit.methods import (
     credit_method,
 )
 from tokencredit.errors import DataError, ModelError, NumericError
+from tokencredit.models.fingerprint import weights_fingerprint
 from tokencredit.models.hf_loading import context_length, pad_token_id
-from tokencredit.models.hf_vocabularies import vocabulary_fingerprint
+from tokencredit.models.hf_vocabularies import tokenizer_fingerprint, vocabulary_fingerprint
 from tokencredit.recipes.serving.offers import offered_details, row_details
 from tokencredit.scorers.evidence import Responses, response_scores
 from tokencredit.scorers.local import own_scores
@@ -79,17 +81,34 @@ class ServedModel:
     @cached_property
     def about(self) -> Served:
         """What a client needs to know about the model."""
+        segments = trained_segments(self.model.config) is not None
+        read: dict[str, Any] = {
+            "attention_layer": self.layer,
+            "template": self.reading.template,
+            "renders_chats": self.reading.template == "chat",
+            "reads_eos": self.reading.append_eos,
+            "reads_segments": segments or None,
+            "vocabulary": vocabulary_fingerprint(self.tokenizer),
+            "max_tokens": self.row_tokens,
+        }
         return Served(
             credit=list(self.credit_methods),
-            details=list(offered_details(self.credit_methods)),
-            attention_layer=self.layer,
-            template=self.reading.template,
-            renders_chats=self.reading.template == "chat",
-            reads_eos=self.reading.append_eos,
-            reads_segments=trained_segments(self.model.config) is not None or None,
-            vocabulary=vocabulary_fingerprint(self.tokenizer),
-            max_tokens=self.row_tokens,
+            details=list(offered_details(self.credit_methods, reads_segments=segments)),
+            fingerprint=self._fingerprint(read),
+            **read,
         )
+
+    def _fingerprint(self, read: Mapping[str, Any]) -> str:
+        """Of all that scores depend on; the settings of credit, which a client makes, are not."""
+        weights = [
+            (one.name, one.weight, one.score, weights_fingerprint(model))
+            if isinstance(model := getattr(one.scorer, "model", None), nn.Module)
+            else (one.name, one.weight, one.score)
+            for one in self._sources
+        ]
+        combine = next(iter(self.credits.values())).combine
+        rest = (tokenizer_fingerprint(self.tokenizer), sorted(read.items()), combine)
+        return hashlib.sha256(repr((weights, rest)).encode()).hexdigest()
 
     def text_rows(
         self,
