@@ -76,6 +76,7 @@ bench: $(VENV)/.installed-dev $(PPO_PEER)/.installed
 	$(BIN)/python benchmarks/scoring.py --batch-size 1 --repeats 7
 	$(BIN)/python benchmarks/credit.py
 	$(BIN)/python benchmarks/decoding.py
+	$(BIN)/python benchmarks/alignment.py
 	$(BIN)/python benchmarks/ppo.py
 	$(BIN)/python benchmarks/grpo.py
 	$(BIN)/python benchmarks/processes.py

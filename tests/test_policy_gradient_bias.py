@@ -7,6 +7,7 @@ biased.
 """
 
 import itertools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,10 +19,19 @@ from tokencredit.credit.methods import CreditSettings
 from tokencredit.credit.prefixes import prefix_difference_credit
 from tokencredit.credit.redistribution import attention_credit, terminal_credit, uniform_credit
 from tokencredit.errors import TokenCreditWarning
-from tokencredit.policy.advantages import gae_advantages, rewards_to_go
+from tokencredit.policy.advantages import gae_advantages, macro_gae_advantages, rewards_to_go
 from tokencredit.recipes.policy.setting_groups import AlgorithmSettings
-from tokencredit.recipes.policy.settings import TrainPolicyConfig
+from tokencredit.recipes.policy.settings import TrainPolicyConfig, warn_of_biased_gradient
 from tokencredit.shaping import potential_shaping
+from tokencredit.text.pooling import scores_at_segment_ends
+from tokencredit.text.segments import (
+    SegmentSettings,
+    closed_when_shown,
+    entropy_segments,
+    ngram_segments,
+    perplexity_segments,
+)
+from tokencredit.text.sentences import text_segments, text_segments_when_shown
 
 END, WORDS, LONGEST = 0, (1, 2), 3
 EQUAL, BIASED = 1e-6, 1e-2
@@ -147,6 +157,106 @@ def test_the_reward_to_go_gradient_is_right_only_for_causal_credit(name, world):
         assert error > BIASED
 
 
+def reference(world: World) -> Tensor:
+    """Log-probabilities of every next token by a reference, as arbitrary as the rewards."""
+    generator = torch.Generator().manual_seed(3)
+    table = torch.randn(world.logits.shape, generator=generator).log_softmax(-1)
+    return table[world.states]
+
+
+def by_perplexity(world: World) -> Tensor:
+    logprobs = reference(world).gather(-1, world.responses[..., None])[..., 0]
+    return perplexity_segments(logprobs, world.mask)
+
+
+def by_entropy(world: World, is_eos: Tensor | None) -> Tensor:
+    entropies = -(reference(world).exp() * reference(world)).sum(-1)
+    return entropy_segments(
+        entropies, world.mask, threshold=entropies.median().item(), is_eos=is_eos
+    )
+
+
+def by_text(world: World, segments: Callable[..., Tensor]) -> Tensor:
+    """Sentences, where a full stop ends one unless a letter follows."""
+    texts = {END: "", 1: " so.", 2: "x"}
+    rows = torch.full(world.responses.shape, -1)
+    for row, (said, real) in enumerate(zip(world.responses, world.mask, strict=True)):
+        pieces = [texts[token] for token in said[real].tolist()]
+        ends = list(itertools.accumulate(map(len, pieces)))
+        rows[row, real] = segments(ends, "".join(pieces))
+    return rows
+
+
+def sentences_at_end(ends: list[int], text: str) -> Tensor:
+    return text_segments(list(itertools.pairwise([0, *ends])), text, kind="sentence")
+
+
+def sentences_when_shown(ends: list[int], text: str) -> Tensor:
+    return text_segments_when_shown(ends, text, kind="sentence")
+
+
+SEGMENTS: dict[str, Callable[[World], Tensor]] = {
+    "perplexity": by_perplexity,
+    "perplexity, when shown": lambda world: closed_when_shown(by_perplexity(world)),
+    "entropy": lambda world: by_entropy(world, is_eos=world.responses == END),
+    "entropy, when shown": lambda world: by_entropy(world, is_eos=None),
+    "sentences": lambda world: by_text(world, sentences_at_end),
+    "sentences, when shown": lambda world: by_text(world, sentences_when_shown),
+}
+
+
+@pytest.mark.parametrize("cut", SEGMENTS)
+def test_paying_at_the_ends_of_segments_is_right_only_where_they_show_in_time(cut, world):
+    true = world.objective_gradient(CREDIT["terminal"](world))
+    ids = SEGMENTS[cut](world)
+    assert bool(((ids[:, 1:] == ids[:, :-1]) & world.mask[:, 1:]).any())  # else no score moves
+    paid = scores_at_segment_ends(CREDIT["prefix difference"](world), ids).double()
+    error = difference(world.estimator_mean(rewards_to_go(paid, world.mask)), true)
+    assert (error < EQUAL) if "when shown" in cut else (error > BIASED)
+
+
+@pytest.mark.parametrize("pooling", ["first", "mean", "last", "position"])
+@pytest.mark.parametrize("cut", [*SEGMENTS, "n-grams"])
+def test_macro_actions_are_right_with_the_value_of_their_first_state(cut, pooling, world):
+    true = world.objective_gradient(CREDIT["terminal"](world))
+    ids = ngram_segments(world.mask, n=2) if cut == "n-grams" else SEGMENTS[cut](world)
+    rewards = CREDIT["prefix difference"](world).double()
+    values = world.perfect_values(rewards)
+    options = {} if pooling == "first" else {"value_pooling": pooling}
+    advantages, _ = macro_gae_advantages(
+        rewards, values, world.mask, ids, gae_lambda=1.0, **options
+    )
+    error = difference(world.estimator_mean(advantages), true)
+    in_time = "when shown" in cut or cut == "n-grams"
+    assert (error < EQUAL) if in_time and pooling == "first" else (error > BIASED)
+
+
+def test_the_published_pooling_takes_the_first_tokens_gradient(world):
+    """One macro action of three tokens, and a critic that knows its mean return in every state."""
+    true = world.objective_gradient(CREDIT["terminal"](world))
+    rewards = CREDIT["prefix difference"](world).double()
+    probabilities = world.logprobs.sum(-1).exp().detach()[:, None] * world.mask
+    mass, total = torch.zeros(2, len(world.logits), dtype=torch.float64)
+    mass.index_put_((world.states,), probabilities, accumulate=True)
+    earned = probabilities * rewards.sum(-1, keepdim=True)
+    total.index_put_((world.states,), earned, accumulate=True)
+    values = (total / mass)[world.states].masked_fill(~world.mask, 0.0)
+    kept = {}
+    for pooling in ("first", "mean"):
+        advantages, _ = macro_gae_advantages(
+            rewards,
+            values,
+            world.mask,
+            ngram_segments(world.mask, n=3),
+            gae_lambda=1.0,
+            value_pooling=pooling,
+        )
+        found = world.estimator_mean(advantages)
+        kept[pooling] = ((found * true)[0].sum() / true[0].square().sum()).item()
+    assert kept["first"] == pytest.approx(1.0, abs=1e-4)
+    assert kept["mean"] < 0.8
+
+
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.5, 1.0])
 @every_credit
 def test_gae_with_a_perfect_critic_is_right_only_for_causal_credit(name, gae_lambda, world):
@@ -219,3 +329,38 @@ def test_dense_credit_with_a_discount_warns(credit):
 @pytest.mark.parametrize(("credit", "gamma"), [("terminal", 0.9), ("attention", 1.0)])
 def test_no_warning_where_the_objective_stays(credit, gamma):
     assert _settings(credit, gamma).algorithm.gamma == gamma
+
+
+def _cut(segments: SegmentSettings, credit: str = "prefix-difference") -> TrainPolicyConfig:
+    return TrainPolicyConfig(
+        policy="p",
+        reward_model="r",
+        prompts="d",
+        output="o",
+        credit=CreditSettings(method=credit),
+        segments=segments,
+    )
+
+
+@pytest.mark.parametrize("kind", ["sentence", "phrase", "entropy", "perplexity"])
+def test_segments_that_end_where_a_later_token_shows_it_warn(kind):
+    message = rf"segments\.kind '{kind}' ends segments where a later token shows it"
+    with pytest.warns(TokenCreditWarning, match=message):
+        warn_of_biased_gradient(_cut(SegmentSettings(kind)))
+    with pytest.warns(TokenCreditWarning, match=message):
+        warn_of_biased_gradient(_cut(SegmentSettings(kind, use="macro-actions"), "terminal"))
+
+
+@pytest.mark.parametrize(
+    ("segments", "credit"),
+    [
+        (SegmentSettings("sentence", close="when-shown"), "prefix-difference"),
+        (SegmentSettings("ngram"), "prefix-difference"),
+        (SegmentSettings("sentence"), "terminal"),
+        (SegmentSettings(), "prefix-difference"),
+    ],
+)
+def test_segments_that_show_in_time_do_not_warn(segments, credit):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_biased_gradient(_cut(segments, credit))

@@ -27,16 +27,16 @@ def drawn(seed):
 
 
 def test_literal():
-    """Rewards 3 and 4, values 2 and 6 of the two segments; gamma and lambda one half.
+    """Rewards 3 and 4, values 1 and 6 of the two segments; gamma and lambda one half.
 
-    Errors 3 + 3 - 2 and 4 - 6, advantages 4 - 2 / 4 and -2.
+    Errors 3 + 3 - 1 and 4 - 6, advantages 5 - 2 / 4 and -2.
     """
     rewards, values = torch.tensor([[1.0, 2.0, 9.0, 4.0]]), torch.tensor([[1.0, 3.0, 9.0, 6.0]])
     mask, ids = torch.tensor([[True, True, False, True]]), torch.tensor([[0, 0, -1, 1]])
     advantages, returns = macro_gae_advantages(
         rewards, values, mask, ids, gamma=0.5, gae_lambda=0.5
     )
-    assert advantages.tolist() == [[3.5, 3.5, 0.0, -2.0]]
+    assert advantages.tolist() == [[4.5, 4.5, 0.0, -2.0]]
     assert returns.tolist() == [[5.5, 5.5, 0.0, 4.0]]
 
 

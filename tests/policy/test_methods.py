@@ -85,7 +85,7 @@ def test_the_pooling_of_values_arrives(pooling):
     found = ALGORITHMS["ppo"].advantages(outcome, AdvantageSettings(value_pooling=pooling))
     torch.testing.assert_close(found, expected)
     plain = ALGORITHMS["ppo"].advantages(outcome, AdvantageSettings())
-    assert torch.equal(found[0], plain[0]) == (pooling == "mean")
+    assert torch.equal(found[0], plain[0]) == (pooling == "first")
 
 
 def test_remax_is_its_function():

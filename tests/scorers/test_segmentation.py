@@ -1,6 +1,7 @@
 """Every kind of segments by its settings."""
 
 import sys
+from dataclasses import replace
 from inspect import getsource
 from typing import get_args
 
@@ -12,7 +13,13 @@ from tokencredit.errors import ConfigError, DataError
 from tokencredit.scorers.segmentation import response_segments
 from tokencredit.text.hf_decoding import response_text_segments
 from tokencredit.text.hf_encoding import encode_responses
-from tokencredit.text.segments import SegmentKind, SegmentSettings, require_tiling
+from tokencredit.text.segments import (
+    SHOWN_LATER,
+    SegmentKind,
+    SegmentSettings,
+    require_tiling,
+    segment_ends,
+)
 
 TOKENIZER = byte_level()
 BATCH = encode_responses(TOKENIZER, ["a", "a"], [" a film of the past, so slow. bad", " bad"]).batch
@@ -79,3 +86,54 @@ def test_a_function_that_is_not_there_or_finds_no_spans():
 def test_a_kind_that_needs_a_reference(kind):
     with pytest.raises(ConfigError, match=rf"segments\.kind is '{kind}'.*'phrase', 'spans' here"):
         response_segments(settings_of(kind), TOKENIZER, BATCH)
+
+
+def cut_by(kind: str, batch, **options):
+    """Segments by a reference that is arbitrary, but knows of each token only what came before."""
+    generator = torch.Generator().manual_seed(1)
+    table = torch.rand(len(TOKENIZER), 2, generator=generator) * 4
+    own, following = table[batch.response_ids].unbind(-1)
+    before = torch.cat([torch.ones_like(following[:, :1]), following[:, :-1]], dim=-1)
+    return response_segments(
+        settings_of(kind, **options),
+        TOKENIZER,
+        batch,
+        ref_logprobs=lambda: -own,
+        ref_entropies=lambda: before,
+    )
+
+
+KINDS = [kind for kind in get_args(SegmentKind) if kind not in ("none", "random-ngram")]
+TEXT = " a film of the past, so slow. Bad plot: 日本。 good café 🙂 yes"
+
+
+def changes_of_earlier_segments(kind: str, **options) -> int:
+    """How often ending a text after a token, or going on otherwise, moves the ends before it.
+
+    A segment ends at the last of its tokens; the token that was last in the shorter text may end
+    one there for this reason alone.
+    """
+    whole = encode_responses(TOKENIZER, ["a"], [TEXT], append_eos=True).batch
+    moved = 0
+    for time in range(1, whole.response_ids.shape[1]):
+        for last in (TOKENIZER.eos_token_id, *TOKENIZER(", the.s")["input_ids"]):
+            ids = whole.response_ids[:, : time + 1].clone()
+            ids[:, -1] = last
+            other = replace(
+                whole, response_ids=ids, response_mask=whole.response_mask[:, : time + 1]
+            )
+            ends, changed = (segment_ends(cut_by(kind, some, **options)) for some in (whole, other))
+            moved += not torch.equal(ends[:, :time], changed[:, :time])
+    return moved
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_segments_closed_when_shown_do_not_depend_on_later_tokens(kind):
+    two = encode_responses(TOKENIZER, ["a"], [TEXT]).batch
+    assert cut_by(kind, two, close="when-shown").max() > 0
+    assert changes_of_earlier_segments(kind, close="when-shown") == 0
+
+
+@pytest.mark.parametrize("kind", SHOWN_LATER)
+def test_segments_that_end_with_their_text_depend_on_later_tokens(kind):
+    assert changes_of_earlier_segments(kind) > 0

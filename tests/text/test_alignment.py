@@ -125,6 +125,25 @@ def test_a_word_does_not_pay_the_space_before_it():
     assert projected.tolist() == [0, 2, 2, 1]
 
 
+def test_long_texts_take_no_table_of_all_pairs():
+    """A table of these tokens would take 43 GB."""
+    source = [(3 * i, 3 * i + 3) for i in range(60_000)]
+    target = [(2 * i, 2 * i + 2) for i in range(90_000)]
+    scores = torch.ones(60_000)
+    shared = project_token_scores(scores, source, target).view(-1, 3)
+    torch.testing.assert_close(shared, torch.full_like(shared, 2 / 3))
+    at_ends = project_token_scores(scores, source, target, split="last").view(-1, 3)
+    assert torch.equal(at_ends, torch.tensor([0.0, 1.0, 1.0]).expand_as(at_ends))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_spans_in_any_order(split):
+    """A token whose characters begin before those of the token before it, as after half a one."""
+    source, target = [(3, 3), (2, 4), (0, 2)], [(2, 4), (3, 3), (0, 2)]
+    projected = project_token_scores([1.0, 2.0, 4.0], source, target, split=split)
+    assert projected.tolist() == {"overlap": [2, 0, 5], "last": [6, 0, 1]}[split]
+
+
 @pytest.mark.parametrize(
     ("scores", "source", "target", "message"),
     [

@@ -42,7 +42,7 @@ class AdvantageSettings:
     """Lambda of generalised advantage estimation."""
     scale: Scale = "group"
     """What `grpo` divides by: the deviation of the group, that of the batch, or nothing."""
-    value_pooling: ValuePooling = "mean"
+    value_pooling: ValuePooling = "first"
     """How values of tokens become the value of their macro action."""
 
 

@@ -14,6 +14,7 @@ from tokencredit.scorers.functions import named_function
 from tokencredit.text.hf_decoding import response_text_segments
 from tokencredit.text.segments import (
     SegmentSettings,
+    closed_when_shown,
     entropy_segments,
     ngram_segments,
     perplexity_segments,
@@ -68,13 +69,18 @@ def response_segments(
                 kind=settings.kind,
                 length=settings.length,
                 function=segment_function(settings),
+                close=settings.close,
             )
         case "perplexity":
-            return perplexity_segments(_asked(ref_logprobs, settings), mask)
+            ids = perplexity_segments(_asked(ref_logprobs, settings), mask)
+            return closed_when_shown(ids) if settings.close == "when-shown" else ids
         case "entropy":
+            entropies = _asked(ref_entropies, settings)
+            if settings.close == "when-shown":  # no token shows that the next one ends the sequence
+                return entropy_segments(entropies, mask, threshold=settings.entropy)
             ends = turn_end_ids(tokenizer) if turn_ends is None else turn_ends
             return entropy_segments(
-                _asked(ref_entropies, settings),
+                entropies,
                 mask,
                 threshold=settings.entropy,
                 is_eos=torch.isin(batch.response_ids, batch.response_ids.new_tensor(list(ends))),

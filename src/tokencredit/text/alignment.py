@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokencredit.errors import ShapeError
@@ -42,7 +42,8 @@ def project_token_scores(
             token is paid for characters that come after it: the form for prefix differences.
 
     Returns:
-        Scores of the target tokens, whose sum is the sum of `token_scores`.
+        Scores of the target tokens, whose sum is the sum of `token_scores`. Time and memory are
+        linear in tokens.
 
     Raises:
         ShapeError: scores and source spans differ in number, a span ends before it starts, or
@@ -60,11 +61,17 @@ def project_token_scores(
     if len(scores) == 0:
         return scores.new_zeros(len(target_spans))
     source, target = _apart(source_spans), _apart(target_spans)
-    shares = _overlap_shares(source, target) if split == "overlap" else _last_shares(source, target)
-    unplaced = shares.sum(-1) == 0
-    shares[unplaced] = _nearest_shares(source[unplaced], target)
-    # Double precision: the shares of a row sum to one only up to rounding.
-    return (scores.cpu().double() @ shares).to(scores)
+    pairs = _overlap_pairs if split == "overlap" else _last_pairs
+    givers, takers, shares = pairs(source, target)
+    unplaced = torch.ones(len(source), dtype=torch.bool)
+    unplaced[givers] = False
+    alone = unplaced.nonzero().flatten()
+    givers = torch.cat([givers, alone])
+    takers = torch.cat([takers, _nearest(source[alone], target)])
+    shares = torch.cat([shares, shares.new_ones(len(alone))])
+    # Double precision: the shares of a token sum to one only up to rounding.
+    paid = torch.zeros(len(target), dtype=torch.float64)
+    return paid.index_add(0, takers, scores.cpu().double()[givers] * shares).to(scores)
 
 
 def spans_of_words(spans: Sequence[Span], text: str) -> list[Span]:
@@ -118,30 +125,44 @@ def _apart(spans: Sequence[Span]) -> Float[Tensor, "tokens 2"]:
     return torch.tensor(parts, dtype=torch.float64).reshape(-1, 2)
 
 
-def _overlap_shares(
-    source: Float[Tensor, "source 2"], target: Float[Tensor, "target 2"]
-) -> Float[Tensor, "source target"]:
-    """Share of each source token's characters that each target token holds; 0 where none does."""
-    ends = torch.minimum(source[:, None, 1], target[None, :, 1])
-    common = (ends - torch.maximum(source[:, None, 0], target[None, :, 0])).clamp(min=0)
-    totals = common.sum(-1, keepdim=True)
-    return torch.where(totals > 0, common / totals.clamp(min=1e-12), 0.0)
+Pairs = tuple[Int[Tensor, "pairs"], Int[Tensor, "pairs"], Float[Tensor, "pairs"]]
+"""A source token, a target token, and the share of the first one's score that the second gets."""
 
 
-def _last_shares(
-    source: Float[Tensor, "source 2"], target: Float[Tensor, "target 2"]
-) -> Float[Tensor, "source target"]:
-    """1 on the first target token that reaches the source token's end; 0 where none does."""
+def _overlap_pairs(source: Float[Tensor, "source 2"], target: Float[Tensor, "target 2"]) -> Pairs:
+    """Pairs with common characters, and which part of those of the source token they are.
+
+    Time and memory are linear in tokens, since few target tokens lie between the first one that
+    reaches past the start of a source token and the last one that begins before its end.
+    """
+    order = target[:, 0].argsort(stable=True)
+    begun = target[order]
+    first = torch.searchsorted(begun[:, 1].cummax(0).values, source[:, 0].contiguous(), right=True)
+    after = torch.searchsorted(begun[:, 0].contiguous(), source[:, 1].contiguous())
+    counts = (after - first).clamp(min=0)
+    givers = torch.arange(len(source)).repeat_interleave(counts)
+    within = torch.arange(len(givers)) - (counts.cumsum(0) - counts)[givers]
+    takers = order[first[givers] + within]
+    ends = torch.minimum(source[givers, 1], target[takers, 1])
+    common = ends - torch.maximum(source[givers, 0], target[takers, 0])
+    there = common > 0
+    givers, takers, common = givers[there], takers[there], common[there]
+    totals = common.new_zeros(len(source)).index_add(0, givers, common)
+    return givers, takers, common / totals[givers]
+
+
+def _last_pairs(source: Float[Tensor, "source 2"], target: Float[Tensor, "target 2"]) -> Pairs:
+    """Each source token with the first target token that reaches its end, if one does."""
+    ends = target[:, 1].masked_fill(target[:, 1] <= target[:, 0], -torch.inf).cummax(0).values
     # The parts of a shared character are fractions, hence the slack, far below one part.
-    reaches = target[None, :, 1] >= source[:, None, 1] - 1e-6
-    reaches &= (target[:, 1] > target[:, 0])[None] & (source[:, 1] > source[:, 0])[:, None]
-    return (reaches & (reaches.cumsum(-1) == 1)).double()
+    reaching = torch.searchsorted(ends, source[:, 1] - 1e-6)
+    givers = ((reaching < len(target)) & (source[:, 1] > source[:, 0])).nonzero().flatten()
+    return givers, reaching[givers], torch.ones(len(givers), dtype=torch.float64)
 
 
-def _nearest_shares(
+def _nearest(
     source: Float[Tensor, "source 2"], target: Float[Tensor, "target 2"]
-) -> Float[Tensor, "source target"]:
-    """1 on the last target token that starts no later than the source token, or on the first."""
-    started = target[None, :, 0] <= source[:, None, 0]
-    nearest = torch.where(started, torch.arange(len(target)), 0).amax(-1)
-    return torch.nn.functional.one_hot(nearest, len(target)).double()
+) -> Int[Tensor, "source"]:
+    """The last target token that starts no later than each source token, or the first one."""
+    starts = target[:, 0].flip(0).cummin(0).values.flip(0)  # of each token and those after it
+    return (torch.searchsorted(starts, source[:, 0].contiguous(), right=True) - 1).clamp(min=0)

@@ -7,6 +7,7 @@ Sentences and other units are cut in the text and brought back to the tokens.
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -16,7 +17,12 @@ from transformers import PreTrainedTokenizerBase
 from tokencredit.batch import ResponseBatch
 from tokencredit.masking import last_true_index
 from tokencredit.text.alignment import Span
-from tokencredit.text.sentences import SpanFunction, TextKind, text_segments
+from tokencredit.text.sentences import (
+    SpanFunction,
+    TextKind,
+    text_segments,
+    text_segments_when_shown,
+)
 
 # Ids before a token that its decoded text may depend on: leading-space rules, joined bytes.
 _DECODING_WINDOW = 8
@@ -32,11 +38,14 @@ class DecodedResponse:
         prompt: text of the prompt.
         response: what the response's ids add to it.
         spans: character span in `response` of each response id; empty for special tokens.
+        ends: how many characters of `response` are whole after each response id. What the text so
+            far says is in these alone; a span may end with a character that is only begun.
     """
 
     prompt: str
     response: str
     spans: list[Span]
+    ends: list[int]
 
 
 def token_spans(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[Span]:
@@ -61,23 +70,24 @@ def decoded_response(
     border = len(_whole_characters(_decoded(tokenizer, ids[: len(prompt_ids)])))
     positions = range(len(prompt_ids), len(ids))
     ends = _text_ends(tokenizer, ids, positions)
-    whole = len(_whole_characters(text)) - border
-    if ends and ends[-1][0] != whole:
+    characters_in_all = len(_whole_characters(text)) - border
+    if ends and ends[-1][0] != characters_in_all:
 
         def characters(number: int) -> int:
             """Whole characters up to so many tokens of the response."""
             before = _decoded(tokenizer, ids[: len(prompt_ids) + number])
             return len(_whole_characters(before)) - border
 
-        ends = _corrected_ends(ends, characters, whole)
-    limit, spans, done, reached = len(text) - border, [], 0, 0
+        ends = _corrected_ends(ends, characters, characters_in_all)
+    limit, spans, whole, done, reached = len(text) - border, [], [], 0, 0
     for end, has_begun in ends:
         end = max(end, done)
         stop = min(end + has_begun, limit)
         # A token without text stands after all that came before it.
         spans.append((min(done, limit), stop) if stop > done else (reached, reached))
         done, reached = end, max(reached, stop)
-    return DecodedResponse(text[:border], text[border:], spans)
+        whole.append(min(done, limit))
+    return DecodedResponse(text[:border], text[border:], spans, whole)
 
 
 def _text_ends(
@@ -165,6 +175,7 @@ def response_text_segments(
     kind: TextKind,
     length: int = 5,
     function: SpanFunction | None = None,
+    close: Literal["at-end", "when-shown"] = "at-end",
 ) -> Int[Tensor, "batch time"]:
     """Segment ids of a batch of responses, by the sentences or other units of their text.
 
@@ -177,6 +188,8 @@ def response_text_segments(
         kind: how to cut, as in `text_segments`.
         length: the most words of a phrase.
         function: finds the units of "spans" in the text of a response.
+        close: whether a segment ends where its text does, or with the token that shows its end, as
+            in `text_segments_when_shown`.
 
     Returns:
         Segment ids, -1 outside `batch.response_mask`.
@@ -189,9 +202,11 @@ def response_text_segments(
     for row, end in enumerate((last_true_index(batch.response_mask) + 1).tolist()):
         prompt = batch.prompt_ids[row][batch.prompt_mask[row]].tolist()
         decoded = decoded_response(tokenizer, prompt, batch.response_ids[row, :end].tolist())
-        ids = text_segments(
-            decoded.spans, decoded.response, kind=kind, length=length, function=function
-        )
+        options: dict[str, Any] = {"kind": kind, "length": length, "function": function}
+        if close == "when-shown":
+            ids = text_segments_when_shown(decoded.ends, decoded.response, **options)
+        else:
+            ids = text_segments(decoded.spans, decoded.response, **options)
         counts = batch.response_mask[row, :end]
         # A segment that lies wholly outside the mask leaves no gap in the numbers.
         chosen = torch.unique_consecutive(ids.to(counts.device)[counts], return_inverse=True)[1]

@@ -110,8 +110,11 @@ def scores_at_segment_ends(
 ) -> Float[Tensor, "batch time"]:
     """What the tokens of each segment earn, paid together at its last token.
 
-    The sum of a row stays, and so does causality: a score moves only to a later token. It is the
-    way to any credit method by sentence, clause or n-gram.
+    The sum of a row stays, and a score moves only to a later token. Causality stays as well where a
+    token is known to end its segment when it comes: n-grams, and segments closed when shown
+    (`segments.close`). A segment that ends because of what the next token is, by perplexity or by
+    the text, makes what the last token is paid depend on the next one. It is the way to any credit
+    method by sentence, clause or n-gram.
 
     Args:
         token_scores: of any credit method, in nats.

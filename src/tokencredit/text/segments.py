@@ -28,6 +28,16 @@ SegmentKind = Literal[
     "perplexity",
 ]
 
+SHOWN_LATER: tuple[SegmentKind, ...] = (
+    "sentence",
+    "clause",
+    "phrase",
+    "spans",
+    "entropy",
+    "perplexity",
+)
+"""Kinds whose segments may end where a later token alone shows it, unless closed when shown."""
+
 
 @dataclass(frozen=True)
 class SegmentSettings:
@@ -46,6 +56,10 @@ class SegmentSettings:
     )
     """`pay-at-end` sums the token scores of a segment and pays them at its last token,
     `macro-actions` leaves them and estimates one advantage per segment."""
+    close: Literal["at-end", "when-shown"] = "at-end"
+    """`at-end` ends a segment at its own last token, which the next ones show where the text, its
+    `perplexity` or an end of sequence decides. `when-shown` ends it at the token that shows its
+    end, so that no token is paid for what comes after it."""
     function: str | None = None
     """Function of `spans`: `module:function`, a Python function from the text of a response to a
     list of (start, end) in characters, in the order of the text."""
@@ -151,6 +165,8 @@ def perplexity_segments(
         ShapeError: log-probs and mask differ in shape.
         NumericError: a log-prob inside the mask is NaN.
 
+    Where a segment ends is known from the token after it; see `closed_when_shown`.
+
     Source: Chai et al. 2024, arXiv 2410.02743, perplexity-based termination. Its code begins the
     segment one token earlier, at the token before the surprising one, and makes the last token a
     segment of its own; here it begins where the perplexity has risen, as the method is described.
@@ -186,7 +202,8 @@ def entropy_segments(
         response_mask: True on response tokens.
         threshold: c; 0 makes every token a segment, infinity the whole response one.
         is_eos: True on tokens that end the sequence: they begin no segment but belong to that of
-            the token before. None if there are none.
+            the token before. None if there are none. With it a segment may end where the next token
+            alone shows it: one before the end of sequence goes on, one before a word does not.
 
     Returns:
         Segment ids, -1 outside the mask.
@@ -212,6 +229,29 @@ def entropy_segments(
         _require_shape("is_eos", is_eos, response_mask)
         starts = starts & ~is_eos
     return _numbered(starts, response_mask)
+
+
+def closed_when_shown(segment_ids: Int[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
+    """Segments with the first token of the next one, which shows that they have ended.
+
+    For segments that begin where their own first token says so, as those of `perplexity_segments`:
+    whoever pays a segment at its end then pays nothing for what comes after it, and whether a token
+    begins a macro action depends on the tokens before it alone. A segment that would begin with the
+    last token of a row is none.
+
+    Args:
+        segment_ids: as the other functions here make them.
+
+    Returns:
+        Segment ids, -1 outside the segments.
+
+    >>> closed_when_shown(torch.tensor([[0, 0, 1, 1, 2, -1]]))
+    tensor([[ 0,  0,  0,  1,  1, -1]])
+    """
+    inside = segment_ids >= 0
+    reached = segment_ids.cummax(-1).values
+    before = torch.cat([torch.zeros_like(reached[:, :1]), reached[:, :-1]], dim=-1)
+    return before.clamp(min=0).masked_fill(~inside, -1)
 
 
 def segment_ends(segment_ids: Int[Tensor, "batch time"]) -> Bool[Tensor, "batch time"]:

@@ -138,6 +138,55 @@ def text_segments(
     return torch.tensor([rank[piece] for piece in filled], dtype=torch.long)
 
 
+def text_segments_when_shown(
+    ends: Sequence[int],
+    text: str,
+    *,
+    kind: TextKind,
+    length: int = 5,
+    function: SpanFunction | None = None,
+) -> Int[Tensor, "tokens"]:
+    """Segments of one response that close at the token after which the text shows their end.
+
+    After each token the text so far is cut, from where its open unit begins. Where another unit has
+    begun, the segment ends with this token, whatever the text will say later: a word that goes on
+    may turn out to begin no phrase. So a segment never depends on what comes after it. Units of
+    "spans" are looked for in the whole text so far, which calls the function once for each token.
+
+    Args:
+        ends: how many characters of `text` are whole after each token, as `DecodedResponse` has
+            them.
+        text: the response.
+        kind: how to cut, as in `text_segments`.
+        length: the most words of a phrase; other kinds do not read it.
+        function: finds the units of "spans".
+
+    Returns:
+        Segment ids, beginning at 0 and rising by one.
+
+    Raises:
+        ConfigError: as in `text_segments`.
+        DataError: an end lies outside the text or before the one before it; of the spans that
+            `function` finds, as in `span_starts`.
+
+    >>> text_segments_when_shown([2, 3, 7, 8], "So. Yes!", kind="sentence")
+    tensor([0, 0, 0, 1])
+    """
+    ids, number, begin = [], 0, 0
+    for before, end in itertools.pairwise([0, *ends]):
+        if not before <= end <= len(text):
+            raise DataError(
+                f"{end} characters of a text of {len(text)} are whole after a token, and {before} "
+                "after the one before it; expected numbers that rise up to the length of the text"
+            )
+        ids.append(number)
+        first = 0 if kind == "spans" else begin
+        starts = _unit_starts(text[first:end], kind, length, function)
+        if starts and first + starts[-1] > begin:
+            number, begin = number + 1, first + starts[-1]
+    return torch.tensor(ids, dtype=torch.long)
+
+
 def sentence_starts(text: str) -> list[int]:
     """Positions at which the sentences of a text begin, the first of them 0.
 

@@ -156,8 +156,8 @@ def test_free_settings_may_change_when_a_run_goes_on(models, tmp_path):
         ({"sampling.truncation_penalty": 1.0}, "truncated='penalty' or 'replace', or no penalty"),
         ({"sampling.truncated": "mask", "sampling.truncation_penalty": 1.0}, "is 'mask'; expected"),
         (
-            {"algorithm.value_pooling": "first"},
-            r"value_pooling is 'first' and segments\.use 'pay-at-end'; expected segments",
+            {"algorithm.value_pooling": "mean"},
+            r"value_pooling is 'mean' and segments\.use 'pay-at-end'; expected segments",
         ),
         (
             {"algorithm.value_pooling": "last", "segments.kind": "ngram"},

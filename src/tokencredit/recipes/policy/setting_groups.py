@@ -121,9 +121,10 @@ class AlgorithmSettings:
     """Discount; below 1 no credit conserves the return."""
     gae_lambda: float = 0.95
     """Lambda of generalised advantage estimation; tune it for each credit."""
-    value_pooling: ValuePooling = "mean"
-    """The value of a macro action from those of its tokens: their `mean`, that of the `first` or
-    `last`, or by `position`, weighted by 1 / i. Needs `segments.use: macro-actions`."""
+    value_pooling: ValuePooling = "first"
+    """The value of a macro action from those of its tokens: that of the `first`, which alone does
+    not look at what the action does, the published `mean`, that of the `last`, or by `position`,
+    weighted by 1 / i. Needs `segments.use: macro-actions`."""
     scale: Scale = "group"
     """What `grpo` divides by: the deviation of its group, that of the batch, or nothing."""
     whiten_advantages: bool | None = None

@@ -30,7 +30,7 @@ from tokencredit.scorers.sources import RewardSource, required_sources
 from tokencredit.server.client import RewardServer
 from tokencredit.server.exchange import is_address
 from tokencredit.text.hf_reading import ReadingSettings
-from tokencredit.text.segments import SegmentSettings
+from tokencredit.text.segments import SHOWN_LATER, SegmentSettings
 
 
 @dataclass(frozen=True)
@@ -143,24 +143,46 @@ def warn_of_biased_gradient(config: TrainPolicyConfig) -> None:
     algorithm = config.algorithm
     if not ALGORITHMS[algorithm.name].needs_causal_credit:
         return
-    used = [one.credit or config.credit for one in config.sources if one.weight != 0]
-    biased = [
-        credit
-        for credit in used
-        if not credit_method(credit.method).causal and credit.terminal_share != 1
+    used = [
+        (one.credit or config.credit, one.segments or config.segments)
+        for one in config.sources
+        if one.weight != 0
     ]
-    if not biased:
-        return
-    credit = biased[0]
-    safe = [name for name, row in ALGORITHMS.items() if not row.needs_causal_credit]
-    warnings.warn(
-        f"credit.method {credit.method!r} pays a token for what comes after it, and algorithm.name "
-        f"{algorithm.name!r} leaves rewards before a token out of its advantage, as if it could "
-        "not have changed them: the gradient is biased. A causal credit, 'prefix-difference' for "
-        f"example, or algorithm.name {' or '.join(map(repr, safe))} has no such bias",
-        TokenCreditWarning,
-        stacklevel=2,
+    safe = " or ".join(
+        repr(name) for name, row in ALGORITHMS.items() if not row.needs_causal_credit
     )
+    because = (
+        f"{algorithm.name!r} leaves rewards before a token out of its advantage, as if it could "
+        "not have changed them: the gradient is biased"
+    )
+    for credit, _ in used:
+        if not credit_method(credit.method).causal and credit.terminal_share != 1:
+            warnings.warn(
+                f"credit.method {credit.method!r} pays a token for what comes after it, and "
+                f"algorithm.name {because}. A causal credit, 'prefix-difference' for example, or "
+                f"algorithm.name {safe} has no such bias",
+                TokenCreditWarning,
+                stacklevel=2,
+            )
+            return
+    for credit, segments in used:
+        if _ends_show_later(credit, segments):
+            warnings.warn(
+                f"segments.kind {segments.kind!r} ends segments where a later token shows it, and "
+                f"algorithm.name {because}. segments.close 'when-shown', segments.kind 'ngram' or "
+                f"algorithm.name {safe} has no such bias",
+                TokenCreditWarning,
+                stacklevel=2,
+            )
+            return
+
+
+def _ends_show_later(credit: CreditSettings, segments: SegmentSettings) -> bool:
+    """Whether what a token is paid, or the macro action it belongs to, depends on later tokens."""
+    if segments.kind not in SHOWN_LATER or segments.close == "when-shown":
+        return False
+    at_the_end = credit.method == "terminal" or credit.terminal_share == 1
+    return segments.use == "macro-actions" or not at_the_end
 
 
 def _require_batches_that_divide(batch_size: int, algorithm: AlgorithmSettings) -> None:
@@ -194,7 +216,7 @@ def _require_critic_where_needed(
 def _require_macro_actions_for_pooling(
     algorithm: AlgorithmSettings, segments: SegmentSettings
 ) -> None:
-    if algorithm.value_pooling != "mean" and segments.use != "macro-actions":
+    if algorithm.value_pooling != "first" and segments.use != "macro-actions":
         raise ConfigError(
             f"algorithm.value_pooling is {algorithm.value_pooling!r} and segments.use "
             f"{segments.use!r}; expected segments.use 'macro-actions', whose values are pooled, or "
