@@ -45,7 +45,7 @@ def _of_whole_characters(row: DecodedResponse) -> DecodedResponse:
     response = row.response.rstrip("\ufffd")
     end = len(response)
     spans = [(min(start, end), min(stop, end)) for start, stop in row.spans]
-    return DecodedResponse(row.prompt, response, spans)
+    return DecodedResponse(row.prompt, response, spans, [min(at, end) for at in row.ends])
 
 
 def projected_scores(
