@@ -11,7 +11,8 @@ from tiny_tokenizers import byte_level
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from tokencredit.errors import ConfigError, ModelError
-from tokencredit.models.hf_loading import load_config, load_model, load_tokenizer, lora_model
+from tokencredit.models.hf_adapters import lora_model
+from tokencredit.models.hf_loading import load_config, load_model, load_tokenizer
 from tokencredit.reward_model.hf_scores import load_reward_model
 
 pytest.importorskip("peft", reason="PEFT is an extra")

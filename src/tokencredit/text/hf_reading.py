@@ -222,7 +222,10 @@ class Reading:
         Raises:
             DataError: a prompt has no tokens, or the chat template refuses it.
         """
-        rows = [self._prompt_row(prompt) for prompt in prompts]
+        try:
+            rows = [self._prompt_row(prompt) for prompt in prompts]
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
         eos = self.tokenizer.eos_token_id
         if eos is not None and all(row and row[-1] == eos for row in rows):
             rows = [row[:-1] for row in rows]  # what some tokenizers close every text with
@@ -334,9 +337,13 @@ class Reading:
             "pair": f"prompt and response are a pair of sentences {closing}",
         }
         if self.template == "chat":
+            try:
+                mark = repr(self.marks.closing)
+            except DataError:  # a template that refuses a question and its answer
+                mark = "its mark"
             how["chat"] = (
                 "by the chat template, a text as one message of the user; an answer that ended is "
-                f"closed by {self.marks.closing!r}, one that was cut off is left open"
+                f"closed by {mark}, one that was cut off is left open"
             )
         return f"reads texts as {self.template!r} ({self.origin}): {how[self.template]}"
 

@@ -24,6 +24,7 @@ from tokencredit.recipes.language_model.train_language_model import (
     TrainLanguageModelConfig,
     train_language_model,
 )
+from tokencredit.text.hf_reading import Reading
 
 TINY = {
     "model_type": "llama",
@@ -98,7 +99,7 @@ def test_perplexity_is_that_of_the_saved_model_on_held_out_tokens(data, trained)
     tokenizer = AutoTokenizer.from_pretrained(trained)
     model = AutoModelForCausalLM.from_pretrained(trained)
     nats = []
-    for row in recipe._causal_examples(config(data, trained), tokenizer, held_out):
+    for row in recipe._causal_examples(config(data, trained), Reading(tokenizer), held_out):
         logprobs = model(row["input_ids"][None]).logits[0].log_softmax(-1)
         nats += [-logprobs[t, token].item() for t, token in enumerate(row["input_ids"][1:])]
     assert metrics["held_out_tokens"] == len(nats)
@@ -245,7 +246,7 @@ def test_completions_of_chats_learn_the_end_of_the_turn(data, tmp_path):
     )
     train_language_model(settings)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "sft")
-    row = recipe._causal_examples(settings, tokenizer, texts_of(settings)[0])[0]
+    row = recipe._causal_examples(settings, Reading(tokenizer, "chat"), texts_of(settings)[0])[0]
     answer = row["labels"][row["labels"] != IGNORED]
     assert tokenizer.decode(answer).startswith("the film is")
     assert answer[-1] == tokenizer.eos_token_id

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    GenerationConfig,
 )
 
 from tokencredit.credit.methods import credit_method
@@ -17,6 +19,7 @@ from tokencredit.models.hf_adapters import lora_model, quantized_loading
 from tokencredit.models.hf_architecture import is_causal
 from tokencredit.models.hf_loading import (
     disable_dropout,
+    load_config,
     load_model,
     load_tokenizer,
     require_pad_token,
@@ -106,9 +109,8 @@ def loaded_models(
     place = "cpu" if sharded else str(device)
     shared: dict[str, Any] = {**frozen, "dtype": "float32", "device": place}
     size = config.algorithm.micro_batch_size
-    policy = _policy(config, checkpoint, shared)
-    _require_trainable(policy, config.policy)
-    reading = reading_of(policy, tokenizer, config.policy_reading)
+    # Before the weights are read, so that a server that is not there is an error at once.
+    reading = reading_of(_description(config), tokenizer, config.policy_reading)
     _require_ends(config, reading)
     rewards = loaded_rewards(
         config.sources,
@@ -126,6 +128,8 @@ def loaded_models(
     if config.held_out_reward_model is not None:
         judge = loaded_reward_model(config.held_out_reward_model, config.reading, **frozen)
         held_out = LocalScorer(*judge, reading, micro_batch_size=size)
+    policy = _policy(config, checkpoint, shared)
+    _require_trainable(policy, config.policy)
     actor_critic = ActorCritic(policy, _critic(config, checkpoint, shared, tokenizer))
     if checkpoint is not None and actor_critic.has_value_head:
         load_value_head(actor_critic, checkpoint)
@@ -156,6 +160,17 @@ def _require_ends(config: TrainPolicyConfig, reading: Reading) -> None:
             f"the tokenizer of {config.policy} has no end-of-sequence token; expected one, or "
             "policy_reading.turn_ends, or sampling.response_lengths='uniform'"
         )
+
+
+def _description(config: TrainPolicyConfig) -> Any:
+    """What the files of the policy say of it, without its weights."""
+    trust = config.loading.trust_remote_code
+    found = load_config(config.policy, trust_remote_code=trust)
+    try:
+        generation = GenerationConfig.from_pretrained(config.policy)
+    except OSError:
+        generation = None  # not every model has such a file
+    return SimpleNamespace(config=found, generation_config=generation)
 
 
 def _policy(config: TrainPolicyConfig, checkpoint: Path | None, shared: dict[str, Any]) -> Any:
