@@ -18,7 +18,8 @@ class ScoreSettings:
     normalization: Literal["none", "running"] = field(
         default="none", metadata={"was": "score_normalization"}
     )
-    """`running` divides scores by the standard deviation seen so far and subtracts their mean."""
+    """`running` subtracts the mean of all scores seen so far and divides by their standard
+    deviation."""
     clip: float | None = field(default=None, metadata={"was": "score_clip"})
     """Largest absolute sequence score, in nats, after normalisation; None for none."""
 
