@@ -14,7 +14,7 @@ from tokencredit.server.turns import TookTooLongError, Turns
 def turns():
     made = Turns(seconds=0.3, name="test")
     yield made
-    assert made.close(10)
+    assert made.close(10.0)
 
 
 def held(turns):
@@ -48,7 +48,7 @@ def test_small_work_passes_large_work_that_came_before():
     assert large.result(10) == "large"
     assert [future.result(10) for future in small] == ["s0-", "s1-", "s2-"]
     assert log[:3] == ["s0-0", "s1-0", "s2-0"]
-    assert turns.close(10)
+    assert turns.close(10.0)
 
 
 def test_large_work_is_not_kept_waiting_for_ever():
@@ -111,4 +111,4 @@ def test_closing_does_not_wait_for_what_holds_the_thread():
     gate = held(turns)
     assert not turns.close(0.1)
     gate.set()
-    assert turns.close(10)
+    assert turns.close(10.0)
