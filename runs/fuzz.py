@@ -252,7 +252,7 @@ def _reward_model(vocabulary: int) -> Any:
 # The server
 
 # docs/serve.md, but for those that say that the server is at fault.
-STATUSES = (200, 400, 401, 404, 405, 413, 422)
+STATUSES = (200, 400, 401, 403, 404, 405, 413, 415, 422)
 
 
 def requests(value: tuple[str, str, bytes, dict[str, str]]) -> None:
@@ -287,7 +287,8 @@ def _client() -> tuple[asyncio.AbstractEventLoop, Any]:
     model = _reward_model(len(tokenizer))
     served = served_model(model, tokenizer)
     tokenizer.chat_template = given.TEMPLATES[1]
-    app = tiny_app(served, max_wait_ms=0.0, max_body_bytes=2**17)
+    bounds = {"max_wait_ms": 0.0, "max_body_bytes": 2**17, "max_request_tokens": 2**12}
+    app = tiny_app(served, hosts=("server",), **bounds)
     transport = httpx2.ASGITransport(app=app)
     loop = asyncio.new_event_loop()
     return loop, httpx2.AsyncClient(transport=transport, base_url="http://server")

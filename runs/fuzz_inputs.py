@@ -355,6 +355,7 @@ HEADERS: tuple[dict[str, str], ...] = (
     {"content-length": "x"}, {"content-length": "99999999999"}, {"content-type": "text/plain"},
     {"content-type": "application/json; charset=utf-16"}, {"authorization": "Bearer \xff"},
     {"authorization": ""}, {"expect": "100-continue"}, {"transfer-encoding": "chunked"},
+    {"content-type": ""}, {"origin": "null"}, {"origin": "http://\xff"}, {"host": "evil.example"},
 )  # fmt: skip
 
 
@@ -369,4 +370,4 @@ def request(draws: Draws) -> tuple[str, str, bytes, dict[str, str]]:
     body = damaged(draws, body) if draws.rarely(6) else body
     known = "POST" if path in ("/score", "/get_reward", "/") else "GET"
     method = draws.one(("GET", "HEAD", "PUT", "OPTIONS")) if draws.rarely(20) else known
-    return method, path, body, draws.one(HEADERS)
+    return method, path, body, {"content-type": "application/json"} | draws.one(HEADERS)

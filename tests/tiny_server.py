@@ -21,6 +21,7 @@ from tokencredit.recipes.serving.served_model import ServedModel
 from tokencredit.scorers.sources import RewardSource, loaded_rewards
 from tokencredit.server.app import reward_app
 from tokencredit.server.intake import Limits
+from tokencredit.server.listening import ConnectionLimits, bounded_config
 from tokencredit.text.hf_reading import reading_of
 from tokencredit.text.segments import SegmentSettings
 
@@ -89,15 +90,18 @@ def posted(app: FastAPI, path: str, body: Any, **keywords: Any) -> httpx2.Respon
     return asked(app, lambda client: client.post(path, content=body, headers=headers, **keywords))
 
 
-def tiny_app(served: Any = None, *, token: str | None = None, **limits: Any) -> FastAPI:
+def tiny_app(
+    served: Any = None, *, token: str | None = None, hosts: Any = None, **limits: Any
+) -> FastAPI:
     """The application around a tiny model; the limits are small unless given."""
-    return reward_app(served or tiny_served(), Limits(**{"queue_size": 64, **limits}), token=token)
+    bounds = Limits(**{"queue_size": 64, **limits})
+    return reward_app(served or tiny_served(), bounds, token=token, hosts=hosts)
 
 
 @contextmanager
-def listening(app: FastAPI) -> Iterator[str]:
-    """The address of the application on a free port of this machine."""
-    settings = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical")
+def listening(app: Any, port: int = 0, **limits: Any) -> Iterator[str]:
+    """The address of the application on a free port of this machine, or on this one."""
+    settings = bounded_config(app, "127.0.0.1", port, limits=ConnectionLimits(**limits))
     server = uvicorn.Server(settings)
     socket = settings.bind_socket()
     thread = threading.Thread(target=server.run, args=([socket],))

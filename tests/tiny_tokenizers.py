@@ -52,6 +52,18 @@ def byte_level(
     return _wrapped(core, pad_token=pad_token, chat_template=chat_template)
 
 
+def byte_fallback() -> PreTrainedTokenizerFast:
+    """Words, and bytes where no word fits, as Llama 2 has it: bytes are text in runs alone."""
+    names = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), "▁the", "▁film", "▁"]
+    vocabulary = {name: index for index, name in enumerate(names)}
+    core = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    core.normalizer = normalizers.Replace(" ", "▁")
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    return _wrapped(core, pad_token="<pad>")
+
+
 def word_level(
     *,
     bos: bool = False,

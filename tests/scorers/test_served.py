@@ -19,11 +19,14 @@ from tokencredit.batch import ResponseBatch, TokenScorer
 from tokencredit.credit.methods import CreditSettings
 from tokencredit.errors import ConfigError, DataError, NumericError, ServerError
 from tokencredit.models.hf_vocabularies import shares_vocabulary, vocabulary_fingerprint
+from tokencredit.scorers.segment_ends import SegmentEndSettings
 from tokencredit.scorers.served import served_reward_model
 from tokencredit.scorers.token_scores import score_for_policy, served_token_scorer
-from tokencredit.server.client import RewardServer
+from tokencredit.scorers.trained_reading import remember_score_positions
+from tokencredit.server.client import RewardServer, about
 from tokencredit.text.hf_encoding import encode_responses
 from tokencredit.text.hf_reading import ReadingSettings
+from tokencredit.text.segments import SegmentSettings
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src"
 POLICY = byte_level()
@@ -191,6 +194,47 @@ def test_a_model_that_gives_nan_and_a_text_that_is_too_long():
         pytest.raises(DataError, match="expected at most 8"),
     ):
         served_token_scorer(server, POLICY)(generated())
+
+
+def test_another_model_at_the_address_stops_the_run():
+    """Also where the server was started again between two questions."""
+    first, other = served_by(POLICY), served_by(byte_level(merges=20))
+    batch = generated()
+    with at_address(first) as server:
+        model = served_reward_model(server, POLICY, credit=CreditSettings("terminal"))
+        expected = model(batch)
+    port = int(server.address.rpartition(":")[2])
+    with listening(tiny_app(first), port):
+        assert_same(model(batch), expected)
+    with (
+        listening(tiny_app(other), port),
+        pytest.raises(ServerError, match="begin another run") as told,
+    ):
+        model(batch)
+    assert model.about.fingerprint in str(told.value)
+    assert other.about.fingerprint in str(told.value)
+
+
+@pytest.mark.parametrize("tokenizer", ["its own ids", "unigram"])
+def test_a_model_that_is_read_at_the_ends_of_segments(tokenizer):
+    """Its numbers at each position are not its prefix scores, and both come."""
+    served, batch = served_by(TOKENIZERS[tokenizer]), generated()
+    remember_score_positions(served.model.config, "segments", SegmentEndSettings("ngram", length=2))
+    served = served_model(served.model, served.tokenizer)
+    segments = SegmentSettings("ngram", length=2)
+    credit = CreditSettings("segment")
+    with at_address(served) as server:
+        assert "position-scores" in about(server).details
+        found = served_reward_model(server, POLICY, credit=credit)(batch)
+        paid = served_token_scorer(server, POLICY, credit=credit, segments=segments)(batch)
+    expected = LocalScorer(served.model, served.tokenizer, POLICY)(batch)
+    assert_same(found, expected)
+    torch.testing.assert_close(found.position_scores, expected.position_scores)
+    assert not torch.allclose(found.position_scores, found.prefix_scores, atol=1e-3)
+    local, _ = score_for_policy(
+        served.model, served.tokenizer, POLICY, batch, credit=credit, segments=segments
+    )
+    torch.testing.assert_close(paid, local, atol=2e-5, rtol=1e-5)
 
 
 def test_nobody_there():

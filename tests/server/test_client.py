@@ -223,6 +223,19 @@ def dripping(handler):
             return
 
 
+def dripped_headers(handler):
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+    for _ in range(1000):
+        handler.wfile.write(b"a")
+        if handler.server.released.wait(0.02):
+            return
+
+
+def endless_continue(handler):
+    while not handler.server.released.is_set():
+        handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
+
+
 def cut_off(handler):
     handler.answer(200, {}, ok()[2][:-20], announced=len(ok()[2]))
 
@@ -243,6 +256,8 @@ def hung_up(handler):
     [
         (slow, "no answer in time"),
         (dripping, "no answer in time"),
+        (dripped_headers, "no answer in time"),
+        (endless_continue, "no answer in time"),
         (cut_off, "broke off"),
         (cut_off_in_pieces, "broke off"),
         (hung_up, "the connection broke"),
@@ -257,7 +272,8 @@ def test_what_may_pass_is_asked_again(failure, cause):
         with serving(*script) as fake:
             fake.server.released = threading.Event()
             waits = Waits()
-            settings = {"timeout": 0.15 if failure in (slow, dripping) else 20.0, "retries": 1}
+            slowly = failure in (slow, dripping, dripped_headers, endless_continue)
+            settings = {"timeout": 0.15 if slowly else 20.0, "retries": 1}
             if answered:
                 assert len(asked_of(fake, waits, **settings)) == 2
             else:
@@ -452,6 +468,24 @@ def test_more_than_a_request_can_hold_goes_in_several():
     assert [body["texts"] for _, _, body in fake.asked[1:]] == [TEXTS, TEXTS[:1]]
     assert len(rows) == 3
     assert said.reads_eos is None
+
+
+def test_another_model_than_at_first_is_an_error_at_once():
+    other = 200, {}, json.dumps({"fingerprint": "other", "scores": [ROW, ROW]}).encode()
+    waits = Waits()
+    with serving((200, {}, json.dumps(ABOUT).encode()), ok(), other) as fake:
+        server = RewardServer(fake.address, sleep=waits.sleep)
+        said = about(server)
+        assert len(scored(server, TEXTS, about=said)) == 2
+        with pytest.raises(ServerError, match="answers as 'other' and was '1' at first"):
+            scored(server, TEXTS, about=said)
+    assert waits.seconds == []
+
+
+def test_groups_are_bounded_in_tokens():
+    ids = [{"prompt_ids": [1], "response_ids": [2] * 9}] * 5
+    assert [len(group) for group in parted(ids, 9, 10_000, 25)] == [2, 2, 1]
+    assert [len(group) for group in parted([{"response": "a" * 90}] * 3, 9, 10_000, 250)] == [2, 1]
 
 
 def test_groups_fit_into_a_body_and_lose_nothing():

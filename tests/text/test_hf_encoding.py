@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from tiny_tokenizers import (
     CHAT_TEMPLATE,
     SlowTokenizer,
+    byte_fallback,
     byte_level,
     unigram,
     word_level,
@@ -12,6 +13,7 @@ from tiny_tokenizers import (
 )
 
 from tokencredit.errors import DataError, ModelError
+from tokencredit.text import hf_decoding
 from tokencredit.text.hf_decoding import decoded_response, token_spans
 from tokencredit.text.hf_encoding import encode_chats, encode_responses
 from tokencredit.text.hf_reading import Reading
@@ -376,3 +378,37 @@ def test_half_of_a_character_is_no_text():
         encode_responses(tokenizer, ["a", "a"], [" good", " \ud83d good"])
     with pytest.raises(DataError, match="text 0 holds the lone surrogate"):
         encode_chats(tokenizer, [[{"role": "user", "content": "\udc00"}]], [" good"])
+
+
+BYTES = {
+    "long characters": list("映".encode()) * 400,
+    "bytes of no character": [255] * 1200,
+    "both": [255, *list("映".encode()) * 400],
+    "any bytes": [index * 37 % 256 for index in range(1200)],
+}
+
+
+@pytest.mark.parametrize("run", BYTES.values(), ids=BYTES)
+def test_bytes_are_decoded_in_linear_time(run, monkeypatch):
+    tokenizer, decoded = byte_fallback(), []
+    decode = hf_decoding._decoded
+
+    def counted(tokenizer, ids):
+        decoded.append(len(ids))
+        return decode(tokenizer, ids)
+
+    monkeypatch.setattr(hf_decoding, "_decoded", counted)
+    words = tokenizer.convert_tokens_to_ids(["▁the", "▁film"])
+    first = tokenizer.convert_tokens_to_ids("<0x00>")
+    ids = [*words, *(first + byte for byte in run), *words]
+    found = decoded_response(tokenizer, words[:1], ids)
+    assert sum(decoded) < 100 * len(run)
+    texts = [found.response[start:end] for start, end in found.spans]
+    assert texts[:2] == [" the", " film"]
+    assert texts[-1] == " film"
+    assert texts[-2].endswith(" the")
+    if run is BYTES["long characters"]:
+        assert texts[2:-2] == ["映"] * 1200
+    ends = [end for _, end in found.spans]
+    assert ends == sorted(ends)
+    assert ends[-1] == len(found.response)

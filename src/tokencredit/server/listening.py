@@ -189,6 +189,39 @@ class FewLines(logging.Filter):
 _FEW_LINES = FewLines()
 
 
+def bounded_config(
+    app: Any, host: str, port: int, *, limits: ConnectionLimits, access_log: bool = False
+) -> uvicorn.Config:
+    """What uvicorn is to do for an application, and what its connections may take.
+
+    Args:
+        app: of any kind that uvicorn takes.
+        host: to listen at.
+        port: likewise.
+        limits: of connections.
+        access_log: whether each request is logged.
+    """
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = limits.most if files < 0 else min(limits.most, max(1, files - _OTHER_FILES))
+    if most < limits.most:
+        _LOG.warning("at most %d connections, since no more files may be open (ulimit -n)", most)
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=partial(_Connection, replace(limits, most=most)),  # type: ignore[arg-type]
+        ws="none",
+        log_level="info" if access_log else "warning",
+        access_log=access_log,
+        server_header=False,
+        # Quiet connections have made room before; these all have a request at work.
+        limit_concurrency=most + 1,
+        # A connection that is closed while its client sends again loses the request.
+        timeout_keep_alive=limits.idle_seconds,
+        timeout_graceful_shutdown=math.ceil(limits.stop_seconds),
+    )
+
+
 def listen(
     app: FastAPI,
     host: str,
@@ -214,26 +247,7 @@ def listen(
     Raises:
         ConfigError: nothing can listen there.
     """
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = limits.most if files < 0 else min(limits.most, max(1, files - _OTHER_FILES))
-    if most < limits.most:
-        _LOG.warning("at most %d connections, since no more files may be open (ulimit -n)", most)
-    bounded = replace(limits, most=most)
-    settings = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        http=partial(_Connection, bounded),  # type: ignore[arg-type]
-        ws="none",
-        log_level="info" if access_log else "warning",
-        access_log=access_log,
-        server_header=False,
-        # Quiet connections have made room before; these all have a request at work.
-        limit_concurrency=most + 1,
-        # A connection that is closed while its client sends again loses the request.
-        timeout_keep_alive=limits.idle_seconds,
-        timeout_graceful_shutdown=math.ceil(limits.stop_seconds),
-    )
+    settings = bounded_config(app, host, port, limits=limits, access_log=access_log)
     for name in ("uvicorn.error", "asyncio", "tokencredit.server"):
         logging.getLogger(name).addFilter(_FEW_LINES)
     server = _Server(settings, last_seconds=limits.stop_seconds + _LAST_SECONDS)

@@ -12,13 +12,14 @@ import threading
 import time
 from http.client import HTTPConnection
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
 import torch
 from credit_names import ONE_PASS_ALONE
 from saved_models import save_reward_model
-from tiny_tokenizers import byte_level, word_level, wordpiece
+from tiny_tokenizers import CHAT_TEMPLATE, byte_level, word_level, wordpiece
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
@@ -168,6 +169,39 @@ def test_told_to_stop_it_finishes_what_it_accepted(server):
     assert TOKEN not in said
     assert "secret" not in said
     assert "Traceback" not in said
+
+
+def test_told_to_stop_as_soon_as_it_serves(model):
+    for number in (signal.SIGTERM, signal.SIGINT):
+        server = Server(model)
+        server.process.send_signal(number)
+        said, _ = server.process.communicate(timeout=60)
+        assert (said, server.process.returncode) == ("stopped\n", 0)
+
+
+def test_told_to_stop_it_does_so_whatever_holds_it_up(tmp_path):
+    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    template = "{% if 'loop' in messages[0].content %}" + loops + "{% endif %}" + CHAT_TEMPLATE
+    save_reward_model(tmp_path, byte_level(bos=True, chat_template=template))
+    limits = ("--limits.encoding_timeout", "900", "--connections.stop_timeout", "1")
+    server = Server(str(tmp_path), *limits)
+    body = json.dumps({"texts": [{"prompt": "loop", "response": "a"}]}).encode()
+    connection = HTTPConnection(server.address.removeprefix("http://"))
+    connection.request("POST", "/score", body, {"Content-Type": "application/json"})
+    end = time.monotonic() + 60
+    while not _is_busy(server.address):
+        assert time.monotonic() < end
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(60) == 1
+    connection.close()
+
+
+def _is_busy(address):
+    try:
+        urlopen(f"{address}/ready").close()
+    except HTTPError as error:
+        return error.code == 503
+    return False
 
 
 def test_all_methods_are_offered_unless_some_are_named(model):
