@@ -87,7 +87,11 @@ def test_a_scorer_that_pays_the_word_good_pays_exactly_those_tokens(monkeypatch,
     model, batch = model_for(scorer), generated(policy)
     for credit in ("prefix-difference", "attention"):
         token_scores, sequence_scores = score_for_policy(
-            model, scorer, policy, batch, credit=CreditSettings(credit, beta=1.0)
+            model,
+            scorer,
+            policy,
+            batch,
+            credit=CreditSettings(credit, beta=1.0, prefixes="one-pass"),
         )
         assert sequence_scores.tolist() == [2.0, 0.0]
         assert token_scores.sum(-1).tolist() == pytest.approx([2.0, 0.0], abs=1e-5)
@@ -156,11 +160,12 @@ def test_sequence_scores_are_the_models_own(scorer):
 
 @pytest.mark.parametrize("credit", SCORES)
 def test_through_text_equals_by_ids_where_the_tokens_are_the_same(credit):
-    tokenizer = byte_level()
+    """In one pass: a text of its own has no half characters at its end."""
+    tokenizer, settings = byte_level(), CreditSettings(credit, prefixes="one-pass")
     model, batch = model_for(tokenizer), generated(tokenizer, append_eos=False)
-    by_ids = score_for_policy(model, tokenizer, tokenizer, batch, credit=credit)
+    by_ids = score_for_policy(model, tokenizer, tokenizer, batch, credit=settings)
     through_text = score_for_policy(
-        model, tokenizer, tokenizer, batch, credit=credit, template="plain"
+        model, tokenizer, tokenizer, batch, credit=settings, template="plain"
     )
     for one, other in zip(by_ids, through_text, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)

@@ -25,7 +25,9 @@ from tokencredit.scorers.policy_tokens import (
     ending_tokens,
     projected_scores,
 )
+from tokencredit.scorers.prefix_texts import PrefixReading, with_own_prefixes
 from tokencredit.scorers.trained_reading import scores_as_trained, trained_segment_ends
+from tokencredit.text.hf_encoding import EncodedResponses
 from tokencredit.text.hf_rendering import Template, encoded_prompts, reads_eos
 
 
@@ -41,6 +43,8 @@ class LocalScorer:
             a vocabulary that both share are scored as they are.
         attention_layer: whose attention is recorded where it is asked for; -1 is the last.
         micro_batch_size: responses per forward pass; None for all at once.
+        prefixes: how prefixes are scored where the model reads other tokens than the policy:
+            "own-text" for credit that is made of them, as of `prefix_reading`.
     """
 
     model: nn.Module
@@ -49,6 +53,7 @@ class LocalScorer:
     template: Template = "auto"
     attention_layer: int = -1
     micro_batch_size: int | None = None
+    prefixes: PrefixReading = "one-pass"
 
     @property
     def gives(self) -> frozenset[Need]:
@@ -121,9 +126,10 @@ class LocalScorer:
         """Scores in the policy's tokens, made from those in the reward model's."""
         decoded = decoded_responses(self.policy_tokenizer, batch)
         ended = ending_tokens(self.policy_tokenizer, batch).any(-1) & bool(reads_eos(self.model))
+        prompts = [row.prompt for row in decoded] if conversations is None else conversations
         encoded = encoded_prompts(
             self.tokenizer,
-            [row.prompt for row in decoded] if conversations is None else conversations,
+            prompts,
             [row.response for row in decoded],
             template=self.template,
             append_eos=ended.tolist(),
@@ -139,12 +145,30 @@ class LocalScorer:
             attention_layer=layer,
             micro_batch_size=self.micro_batch_size,
         )
-        return projected_scores(
+        projected = projected_scores(
             scores,
             encoded.batch.response_mask,
             encoded.response_spans,
             decoded,
             batch.response_mask.shape[1],
+        )
+        if self.prefixes == "one-pass":
+            return projected
+
+        def beginnings(row: int, texts: Sequence[str]) -> EncodedResponses:
+            asked = [prompts[row]] * len(texts)
+            return encoded_prompts(
+                self.tokenizer, asked, texts, template=self.template, empty="keep"
+            )
+
+        return with_own_prefixes(
+            projected,
+            scores,
+            self.model,
+            encoded,
+            decoded,
+            beginnings,
+            micro_batch_size=self.micro_batch_size,
         )
 
 

@@ -23,6 +23,7 @@ from tokencredit.scorers.evidence import OF_SCORERS, require_evidence
 from tokencredit.scorers.functions import named_function, names_function
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.policy_tokens import decoded_responses
+from tokencredit.scorers.prefix_texts import prefix_reading
 from tokencredit.scorers.rewards import (
     CombinedScorer,
     LoadedSource,
@@ -320,4 +321,5 @@ def _loaded(
         return FunctionScorer(function, tokenizer, f"the function {source.model}")
     model, own = known.get(source.model) or loaded_reward_model(source.model, **loading)
     model.requires_grad_(False)
-    return LocalScorer(model, own, tokenizer, template, credit.layer, micro_batch_size)
+    reading = prefix_reading(credit)
+    return LocalScorer(model, own, tokenizer, template, credit.layer, micro_batch_size, reading)
