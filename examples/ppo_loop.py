@@ -53,7 +53,7 @@ from tokencredit.policy.hf_models import ActorCritic
 from tokencredit.policy.hf_rollout import sampled_responses
 from tokencredit.reward_model.hf_scores import reward_model_output, score_responses
 from tokencredit.sampling import Sampling
-from tokencredit.text.hf_encoding import encode_responses
+from tokencredit.text.hf_reading import Reading
 from tokencredit.toy.hf_tokenizer import toy_tokenizer
 from tokencredit.toy.reviews import sample_pairs, sample_prompt, sample_review
 from tokencredit.toy.truth import split_words, true_reward
@@ -161,13 +161,14 @@ def train_language_model(model: Any, tokenizer: Any, rng: random.Random, steps: 
 def train_reward_model(model: Any, tokenizer: Any, rng: random.Random, steps: int) -> None:
     """Bradley-Terry at every prefix of pairs that a noisy judge of the grammar ordered."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    reading = Reading(tokenizer, append_eos=True)
     for _ in range(steps):
         pairs = sample_pairs(rng, 32)
         prompts = [pair["prompt"] for pair in pairs]
         scores, masks = [], []
         for side in ("chosen", "rejected"):
             responses = [pair[side] for pair in pairs]
-            batch = encode_responses(tokenizer, prompts, responses, append_eos=True).batch
+            batch = reading.encoded(prompts, responses).batch
             output = reward_model_output(model, batch.input_ids, batch.attention_mask)
             scores.append(output.position_scores[:, batch.prompt_ids.shape[1] :])  # (B, T)
             masks.append(batch.response_mask)

@@ -23,7 +23,7 @@ tokencredit=.venv/bin/tokencredit
 # Name, what it starts from, positions, and what is particular to the data.
 reward_model() {
   "$tokencredit" train-reward-model --device cpu --output "$models/$1" --model "$2" \
-    --positions "$3" --training.learning_rate 3e-4 --append_eos false "${@:4}"
+    --positions "$3" --training.learning_rate 3e-4 --reading.append_eos false "${@:4}"
 }
 labels=(--objective classification --max_length 128)
 pairs=(--max_length 192 --training.batch_size 8)

@@ -29,7 +29,7 @@ toy_models() {
   "$tokencredit" quickstart
   "$tokencredit" train-implicit-reward --data output/quickstart/data/pairs.jsonl \
     --columns.prompt prompt --model output/quickstart/language-model --output "$out/toy-dpo" \
-    --append_eos false --max_length 96 --training.epochs 1 --training.learning_rate 3e-4 \
+    --reading.append_eos false --max_length 96 --training.epochs 1 --training.learning_rate 3e-4 \
     --device cpu
 }
 
@@ -56,7 +56,7 @@ reward_model() { # name, more settings; the rest as `tokencredit quickstart` tra
   local output=output/learning/toy-training-models/$1
   shift
   [ -f "$output/config.json" ] || "$tokencredit" train-reward-model --output "$output" "$@" \
-    --model output/quickstart/language-model --append_eos false --max_length 96 \
+    --model output/quickstart/language-model --reading.append_eos false --max_length 96 \
     --training.batch_size 16 --training.learning_rate 1e-3 --seed 0 --device cpu --progress false
 }
 

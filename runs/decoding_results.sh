@@ -24,7 +24,7 @@ imdb_models() {
   trained $models/reward-model-last train-reward-model --data $models/labels-first.jsonl \
     --evaluation.data $models/labels-test.jsonl --objective classification --positions last \
     --model $models/language-model --max_length 128 --training.epochs 1 \
-    --training.learning_rate 3e-4 --append_eos false --seed 0
+    --training.learning_rate 3e-4 --reading.append_eos false --seed 0
 }
 
 # A model over the whole vocabulary, from the same half as the guiding reward model.
@@ -109,7 +109,7 @@ imdb() {
   betas=(0 0.5 1 2 4 8) few=(1 4) wide=(1 2 4) chunks=(4 10)
   imdb_models
   vocabulary_model imdb cd-fudge labels-first.jsonl --columns.rating label --max_length 128 \
-    --append_eos false --limit 5000
+    --reading.append_eos false --limit 5000
   ppo imdb --data.tokens '[2, 8]' --sampling.min_new_tokens 48 --sampling.max_new_tokens 48 \
     --sampling.response_lengths uniform
   methods imdb 2

@@ -60,7 +60,8 @@ from tokencredit.recipes.run_folder import resolved_yaml
 from tokencredit.scorers.sources import RewardSource, loaded_rewards
 from tokencredit.scorers.text_rewards import paid_texts
 from tokencredit.text.alignment import project_token_scores, spans_of_words
-from tokencredit.text.hf_rendering import encoded_prompts, prompt_rows, token_texts
+from tokencredit.text.hf_reading import Reading, written_by
+from tokencredit.text.hf_token_rows import token_texts
 from tokencredit.text.segments import SegmentSettings, require_tiling, segment_ends
 from tokencredit.text.sentences import text_segments
 
@@ -145,9 +146,10 @@ def chats(value: tuple[str, list[Any], str]) -> None:
     template, conversation, response = value
     tokenizer = _tokenizers()["byte level"]
     tokenizer.chat_template = template
-    encoded = encoded_prompts(tokenizer, [conversation], [response], template="chat", empty="keep")
+    reading = Reading(tokenizer, "chat")
+    encoded = reading.encoded([conversation], [response], empty="keep")
     _require_spans(encoded.response_spans[0], response)
-    prompt_rows([conversation], tokenizer, where="the prompts")
+    reading.prompt_rows([conversation], where="the prompts")
 
 
 # Spans of characters
@@ -202,15 +204,14 @@ def texts(value: tuple[str, str, str, str]) -> None:
     family, credit, prompt, response = value
     tokenizer = _tokenizers()[family]
     tokenizer.chat_template = None
-    model = _reward_model(len(tokenizer))
+    model, reading = _reward_model(len(tokenizer)), written_by(tokenizer)
     rewards = loaded_rewards(
         [RewardSource("own")],
         CreditSettings(credit, probe=ProbeSettings(steps=2, samples=2)),
         SegmentSettings("sentence"),
         CombinationSettings(),
-        tokenizer,
-        known={"own": (model, tokenizer)},
-        template="plain",
+        reading,
+        known={"own": (model, reading)},
         micro_batch_size=32,
     )
     found = paid_texts([rewards], [prompt], [response])

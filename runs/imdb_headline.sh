@@ -28,7 +28,7 @@ reward_model() {
   "$tokencredit" train-reward-model "${common[@]}" --data "$models/labels-$1.jsonl" \
     --evaluation.data "$models/labels-test.jsonl" --objective classification --positions every \
     --model "$models/language-model" --output "$models/$2" --max_length 128 --training.epochs 1 \
-    --training.learning_rate 3e-4 --append_eos false --seed "$3"
+    --training.learning_rate 3e-4 --reading.append_eos false --seed "$3"
 }
 reward_model first reward-model 0 &
 reward_model second held-out-reward-model 1

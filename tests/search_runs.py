@@ -36,15 +36,23 @@ def other_wave(text: Sequence[int]) -> float:
 
 
 def scored_by(function):
-    """A function of token lists as a scorer of batches; what it was asked stands in `asked`."""
+    """A function of token lists as a scorer of batches.
 
-    def score(batch: ResponseBatch) -> torch.Tensor:
+    What it was asked stands in `asked`, and in `numbers` which prompt it was told each time, beside
+    the prompt that was there.
+    """
+
+    def score(batch: ResponseBatch, prompts: torch.Tensor) -> torch.Tensor:
         real = batch.attention_mask.bool()
+        own = zip(batch.prompt_ids, batch.prompt_mask, strict=True)
+        told = [ids[mask].tolist() for ids, mask in own]
+        score.numbers += list(zip(prompts.tolist(), told, strict=True))
         texts = [row[mask].tolist() for row, mask in zip(batch.input_ids, real, strict=True)]
         score.asked += texts
         return torch.tensor([function(text) for text in texts], dtype=torch.float32)
 
     score.asked = []
+    score.numbers = []
     return score
 
 

@@ -21,6 +21,7 @@ from tokencredit.recipes.serving.served_model import ServedModel
 from tokencredit.scorers.sources import RewardSource, loaded_rewards
 from tokencredit.server.app import reward_app
 from tokencredit.server.intake import Limits
+from tokencredit.text.hf_reading import reading_of
 from tokencredit.text.segments import SegmentSettings
 
 
@@ -33,22 +34,24 @@ def tiny_served(tokenizer: Any = None, architecture: str = "gpt2", **changes: An
 
 def served_model(model: Any, tokenizer: Any, **changes: Any) -> ServedModel:
     """A model that is served with all credit methods that it allows."""
+    settings = changes.pop("reading", None)
+    reading = reading_of(model, tokenizer, settings)
     rewards = loaded_rewards(
         [RewardSource("own", name="reward")],
         CreditSettings("terminal"),
         SegmentSettings(),
         CombinationSettings(),
-        tokenizer,
-        known={"own": (model, tokenizer)},
+        reading,
+        known={"own": (model, reading)},
     )
-    return ServedModel(model, tokenizer, rewards_on_offer(rewards), **changes)
+    return ServedModel(model, reading, rewards_on_offer(rewards), **changes)
 
 
 class GatedModel(ServedModel):
     """Scores nothing before the gate opens; says when it has begun."""
 
     def __init__(self, served: ServedModel) -> None:
-        super().__init__(served.model, served.tokenizer, served.credits)
+        super().__init__(served.model, served.reading, served.credits)
         self.__dict__.update(gate=threading.Event(), begun=threading.Event())
 
     def scores(self, rows: Any) -> Any:
@@ -71,7 +74,7 @@ def asked(app: FastAPI, work: Callable[[httpx2.AsyncClient], Awaitable[Any]]) ->
         transport = httpx2.ASGITransport(app=app)
         async with (
             app.router.lifespan_context(app),
-            httpx2.AsyncClient(transport=transport, base_url="http://server") as client,
+            httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
         ):
             return await work(client)
 
@@ -80,8 +83,10 @@ def asked(app: FastAPI, work: Callable[[httpx2.AsyncClient], Awaitable[Any]]) ->
 
 def posted(app: FastAPI, path: str, body: Any, **keywords: Any) -> httpx2.Response:
     """The answer to one request."""
-    content = {"content": body} if isinstance(body, bytes) else {"json": body}
-    return asked(app, lambda client: client.post(path, **content, **keywords))
+    if not isinstance(body, bytes):
+        return asked(app, lambda client: client.post(path, json=body, **keywords))
+    headers = {"Content-Type": "application/json", **keywords.pop("headers", {})}
+    return asked(app, lambda client: client.post(path, content=body, headers=headers, **keywords))
 
 
 def tiny_app(served: Any = None, *, token: str | None = None, **limits: Any) -> FastAPI:

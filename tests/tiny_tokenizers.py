@@ -95,7 +95,7 @@ def wordpiece(*, texts: Sequence[str] = CORPUS) -> PreTrainedTokenizerFast:
     core.train_from_iterator(texts, trainer)
     ends = [(token, core.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     core.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=ends
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=core,

@@ -64,9 +64,13 @@ class TinyVLLM:
     def generate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         self.calls.append("generate")
         given = fitting("generate", *args, **kwargs)
+        further = given["generation_kwargs"]
+        biases = further.get("logit_bias", {})
+        assert set(biases.values()) <= {-100.0}
         sampling = Sampling(
             max_new_tokens=given["max_tokens"],
-            min_new_tokens=given["generation_kwargs"]["min_tokens"],
+            min_new_tokens=further["min_tokens"],
+            suppress_tokens=tuple(map(int, biases)),
             temperature=given["temperature"],
             top_k=given["top_k"],
             top_p=given["top_p"],
@@ -74,7 +78,7 @@ class TinyVLLM:
         ids, mask = padded_rows(given["prompts"], fill=self.model.config.pad_token_id, side="left")
         ends = {
             "pad_token_id": self.model.config.pad_token_id,
-            "eos_token_id": self.model.config.eos_token_id,
+            "eos_token_id": further["stop_token_ids"],
         }
         batch, _ = sampled_responses(self.model, ids, mask, sampling=sampling, **ends)
         rows = zip(batch.response_ids, batch.response_mask, strict=True)

@@ -3,9 +3,12 @@
 Nothing heavy is imported before a command is known, so that help comes at once.
 """
 
+import logging
+import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
@@ -127,7 +130,8 @@ def _run(name: str, arguments: list[str]) -> int:
     try:
         config = _parsed(name, config_class, arguments)
         _show(name, config)
-        recipe(config)
+        with _loading_told():
+            recipe(config)
     except TokenCreditError as error:
         print(f"tokencredit {name}: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
@@ -135,6 +139,32 @@ def _run(name: str, arguments: list[str]) -> int:
         print(f"tokencredit {name}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def _loading_told() -> Iterator[None]:
+    """One line on standard error for every model that is loaded, from the first process alone."""
+    log, level = logging.getLogger("tokencredit.loading"), logging.INFO
+    if os.environ.get("RANK", "0") != "0":
+        level = logging.WARNING
+    told: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        line = record.getMessage()
+        new = line not in told
+        told.add(line)
+        return new
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(is_new)
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(level)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
 
 
 def _parsed(name: str, config_class: type, arguments: list[str]) -> Any:

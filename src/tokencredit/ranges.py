@@ -5,11 +5,12 @@ from typing import Any
 from tokencredit.errors import ConfigError
 
 
-def require_at_least(settings: Any, least: int, *names: str) -> None:
-    """Raise ConfigError if one of these settings is smaller."""
+def require_at_least(settings: Any, least: int, *names: str, room: str = "") -> None:
+    """Raise ConfigError if one of these settings, of a group `room.`, is there and smaller."""
     for name in names:
-        if getattr(settings, name) < least:
-            raise ConfigError(f"{name} is {getattr(settings, name)}; expected at least {least}")
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            raise ConfigError(f"{room}{name} is {value}; expected at least {least}")
 
 
 def require_positive(settings: Any, *names: str, room: str = "") -> None:

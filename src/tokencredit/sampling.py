@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tokencredit.errors import ConfigError
@@ -24,7 +24,8 @@ class Sampling:
         top_k: draw from this many tokens; 0 for all.
         top_p: draw from the fewest tokens with this probability together; 1 for all.
         suppress_tokens: ids that are never drawn.
-        force_eos: draw the end of sequence as the last token of a response of full length.
+        force_eos: draw the end of sequence, the first where there are several, as the last token of
+            a response of full length.
 
     Raises:
         ConfigError: a number is out of its range.
@@ -68,6 +69,27 @@ class Sampling:
         """Whether there are tokens that cannot be drawn in some places."""
         return self.min_new_tokens > 0 or len(self.suppress_tokens) > 0 or self.force_eos
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether tokens are drawn with the model's own probabilities, wherever they may be."""
+        return self.temperature == 1.0 and not self.truncates
+
+    @property
+    def without_shape(self) -> "Sampling":
+        """The lengths and the bans alone, with the model's own probabilities."""
+        return replace(self, temperature=1.0, top_k=0, top_p=1.0)
+
+
+def end_ids(eos_token_id: int | Sequence[int] | None) -> tuple[int, ...]:
+    """What ends a response, as a tuple, however it was named.
+
+    >>> end_ids(2), end_ids([2, 5]), end_ids(None)
+    ((2,), (2, 5), ())
+    """
+    if eos_token_id is None:
+        return ()
+    return (eos_token_id,) if isinstance(eos_token_id, int) else tuple(eos_token_id)
+
 
 def drawable_tokens(
     sampling: Sampling, vocab_size: int, eos_token_id: int | Sequence[int] | None
@@ -87,20 +109,51 @@ def drawable_tokens(
     tensor([[ True,  True, False],
             [False, False,  True]])
     """
+    places = torch.arange(sampling.max_new_tokens)
+    return drawable_rows(sampling, vocab_size, eos_token_id)[row_of_place(sampling, places)]
+
+
+def drawable_rows(
+    sampling: Sampling, vocab_size: int, eos_token_id: int | Sequence[int] | None
+) -> Bool[Tensor, "three vocab"]:
+    """What may be drawn early, later, and in a last place that is forced: all that can differ.
+
+    A vocabulary of 150,000 tokens and a thousand places make 150 MB of `drawable_tokens`; these
+    rows, chosen by `row_of_place`, are the same in less.
+
+    Args:
+        sampling: as of `drawable_tokens`.
+        vocab_size: as there.
+        eos_token_id: as there.
+
+    Raises:
+        ConfigError: a suppressed id lies outside the vocabulary.
+    """
     if any(not 0 <= token < vocab_size for token in sampling.suppress_tokens):
         raise ConfigError(
             f"suppress_tokens are {list(sampling.suppress_tokens)}; expected ids from 0 to "
             f"{vocab_size - 1}"
         )
-    drawable = torch.ones(sampling.max_new_tokens, vocab_size, dtype=torch.bool)
-    drawable[:, list(sampling.suppress_tokens)] = False
-    ends = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or ())
+    rows = torch.ones(3, vocab_size, dtype=torch.bool)
+    rows[:, list(sampling.suppress_tokens)] = False
+    ends = end_ids(eos_token_id)
     if ends:
-        drawable[: sampling.min_new_tokens, ends] = False
-        if sampling.force_eos:
-            drawable[-1] = False
-            drawable[-1, ends] = True
-    return drawable
+        rows[0, list(ends)] = False
+        rows[2] = torch.arange(vocab_size) == ends[0]
+    return rows
+
+
+def row_of_place(sampling: Sampling, places: Int[Tensor, "places"]) -> Int[Tensor, "places"]:
+    """Which of `drawable_rows` holds at each place of a response, counted from 0.
+
+    >>> sampling = Sampling(max_new_tokens=4, min_new_tokens=1, force_eos=True)
+    >>> row_of_place(sampling, torch.arange(4))
+    tensor([0, 1, 1, 2])
+    """
+    rows = (places >= sampling.min_new_tokens).long()
+    return (
+        rows.masked_fill(places == sampling.max_new_tokens - 1, 2) if sampling.force_eos else rows
+    )
 
 
 def sampling_logits(

@@ -1,5 +1,4 @@
 import json
-import sys
 
 import pytest
 import torch
@@ -12,11 +11,7 @@ from tokencredit.models.hf_loading import (
     context_length,
     disable_dropout,
     load_model,
-    load_model_and_info,
     load_tokenizer,
-    lora_config,
-    lora_model,
-    merged_model,
     pad_token_id,
     require_pad_token,
 )
@@ -47,14 +42,6 @@ def test_dtype_attention_and_config_settings_reach_the_model(saved):
     )
     assert model.dtype == torch.bfloat16
     assert model.config._attn_implementation == "eager"
-
-
-def test_info_names_fresh_weights(saved):
-    _, info = load_model_and_info(AutoModelForSequenceClassification, saved)
-    assert not info["missing_keys"]
-    tiny_model("gpt2", auto_class=AutoModelForCausalLM).save_pretrained(saved)
-    _, info = load_model_and_info(AutoModelForSequenceClassification, saved, num_labels=1)
-    assert list(info["missing_keys"]) == ["score.weight"]
 
 
 @pytest.mark.parametrize("name", ["./no/such/folder", "/no/such/folder", "a/b/c", "~/no-such"])
@@ -148,27 +135,3 @@ def test_without_dropout_training_mode_repeats_itself(architecture):
     assert not torch.equal(model(input_ids=ids).logits, quiet)
     disable_dropout(model)
     torch.testing.assert_close(model(input_ids=ids).logits, quiet)
-
-
-def test_adapters_train_all_linear_layers_but_the_head_and_are_merged():
-    pytest.importorskip("peft", reason="PEFT is an extra")
-    model = tiny_model("llama").eval()
-    ids = torch.randint(3, 30, (2, 5))
-    before = model(ids).logits
-    assert lora_model(model, rank=0, alpha=8) is model
-    assert merged_model(model) is model
-    adapted = lora_model(model, rank=2, alpha=8)
-    trained = {name for name, weight in adapted.named_parameters() if weight.requires_grad}
-    assert all("lora" in name or "score" in name for name in trained)
-    assert any("q_proj" in name for name in trained)
-    merged = merged_model(adapted)
-    assert type(merged) is type(model)
-    torch.testing.assert_close(merged(ids).logits, before)
-
-
-def test_without_peft_adapters_are_refused(monkeypatch):
-    monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ConfigError, match=r"lora.rank is 2 and PEFT is not installed"):
-        lora_model(tiny_model("llama"), rank=2, alpha=8)
-    with pytest.raises(ConfigError, match=r"lora.rank is 4 and PEFT is not installed"):
-        lora_config(rank=4, alpha=8, task_type="CAUSAL_LM")

@@ -6,8 +6,9 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from tokencredit.errors import ConfigError, DataError
 from tokencredit.logprobs import predicting_positions, token_logprobs
+from tokencredit.models.hf_sampling import response_extent
 from tokencredit.policy.hf_models import ActorCritic
-from tokencredit.policy.hf_rollout import response_extent, sampled_responses
+from tokencredit.policy.hf_rollout import sampled_responses
 from tokencredit.sampling import Sampling, drawable_tokens, sampling_logits
 
 VOCAB, PAD, EOS = 7, 0, 1
@@ -154,10 +155,10 @@ def test_the_most_probable_token_is_no_distribution_to_train_on(model):
         drawn(model, [[2, 4]], Sampling(max_new_tokens=1, temperature=0.0))
 
 
-def test_several_ends_are_early_and_forced_together():
+def test_no_end_comes_early_and_the_first_one_is_forced():
     sampling = Sampling(max_new_tokens=3, min_new_tokens=1, force_eos=True)
     drawable = drawable_tokens(sampling, 4, (1, 3)).tolist()
-    assert drawable == [[True, False] * 2, [True] * 4, [False, True] * 2]
+    assert drawable == [[True, False] * 2, [True] * 4, [False, True, False, False]]
     assert drawable_tokens(sampling, 4, ()).all()
 
 

@@ -18,6 +18,7 @@ from tokencredit.recipes.policy.models import reward_server_of
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.run_folder import read_jsonl
 from tokencredit.recipes.serving.serve import ServeConfig, application_of
+from tokencredit.text.hf_reading import ReadingSettings
 
 TIMES = ("seconds_rollout", "seconds_score", "seconds_update", "tokens_per_second")
 TOKEN = "open-sesame-42"
@@ -46,7 +47,7 @@ class Mortal:
 
 @pytest.fixture(scope="module")
 def server(models):
-    config = ServeConfig(str(models / "reward"), template="auto")
+    config = ServeConfig(str(models / "reward"), reading=ReadingSettings("auto"))
     app = Mortal(application_of(config, token=TOKEN))
     with listening(app) as address:
         yield address, app

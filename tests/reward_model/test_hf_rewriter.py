@@ -1,5 +1,6 @@
 import pytest
 import torch
+from readings import chat, plain
 from tiny_models import tiny_model
 from tiny_tokenizers import byte_level
 from transformers import AutoModelForCausalLM
@@ -37,7 +38,7 @@ def model(tokenizer):
 
 
 def test_the_response_is_read_before_it_is_written(model, tokenizer):
-    said = rewriter_logprobs(model, tokenizer, PROMPTS, RESPONSES)
+    said = rewriter_logprobs(model, plain(tokenizer), PROMPTS, RESPONSES)
     for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
         source = f"{prompt}{response}\nBetter:"
         ids = torch.tensor([tokenizer(source + response)["input_ids"]])
@@ -57,7 +58,7 @@ def test_the_response_is_read_before_it_is_written(model, tokenizer):
 
 def test_conversations_are_asked_to_write_again(model, tokenizer):
     chats = [[{"role": "user", "content": "rate it"}]]
-    said = rewriter_logprobs(model, tokenizer, chats, ["good"])
+    said = rewriter_logprobs(model, chat(tokenizer), chats, ["good"])
     batch = said.encoded.batch
     assert tokenizer.decode(batch.prompt_ids[0]) == (
         "<bos>user\nrate it<eos><bos>assistant\ngood<eos><bos>user\nrate this film<eos>"
@@ -67,16 +68,25 @@ def test_conversations_are_asked_to_write_again(model, tokenizer):
 
 
 def test_batches_equal_one_by_one_and_the_end_of_sequence_can_count(model, tokenizer):
-    ended = {"append_eos": [True, False]}
-    together = rewriter_logprobs(model, tokenizer, PROMPTS, RESPONSES, **ended)
+    ended = {"ended": [True, False]}
+    together = rewriter_logprobs(
+        model, plain(tokenizer, append_eos=True), PROMPTS, RESPONSES, **ended
+    )
     for size in (1, 2):
         parts = rewriter_logprobs(
-            model, tokenizer, PROMPTS, RESPONSES, micro_batch_size=size, **ended
+            model,
+            plain(tokenizer, append_eos=True),
+            PROMPTS,
+            RESPONSES,
+            micro_batch_size=size,
+            **ended,
         )
         torch.testing.assert_close(parts.logprobs, together.logprobs, rtol=1e-4, atol=1e-5)
     lengths = together.encoded.batch.lengths.tolist()
-    plain = rewriter_logprobs(model, tokenizer, PROMPTS, RESPONSES).encoded.batch.lengths.tolist()
-    assert lengths == [plain[0] + 1, plain[1]]
+    open_ones = rewriter_logprobs(
+        model, plain(tokenizer), PROMPTS, RESPONSES
+    ).encoded.batch.lengths.tolist()
+    assert lengths == [open_ones[0] + 1, open_ones[1]]
 
 
 def test_places_inside_texts_are_left_alone():
@@ -95,28 +105,28 @@ def test_a_template_needs_each_place_once(template):
 
 
 def test_a_model_that_is_no_rewriter(tokenizer):
-    plain = tiny_model("llama", auto_class=AutoModelForCausalLM, vocab_size=len(tokenizer))
+    other = tiny_model("llama", auto_class=AutoModelForCausalLM, vocab_size=len(tokenizer))
     with pytest.raises(ModelError, match="tokencredit train-rewriter"):
-        stored_templates(plain)
+        stored_templates(other)
     with pytest.raises(ModelError, match="tokencredit train-rewriter"):
-        rewriter_logprobs(plain, tokenizer, PROMPTS, RESPONSES)
+        rewriter_logprobs(other, plain(tokenizer), PROMPTS, RESPONSES)
 
 
 @pytest.mark.parametrize(
     ("prompts", "responses", "message"),
     [
         (["a"], ["b", "c"], "1 prompts and 2 responses"),
-        (["a", [{"role": "user", "content": "a"}]], ["b", "b"], "expected one kind only"),
+        (["a", [{"role": "user", "content": "a"}]], ["b", "b"], "1 prompts are conversations"),
         (["zq" * 200], ["b"], "expected at most 128"),
     ],
 )
 def test_prompts_and_responses_that_do_not_fit(model, tokenizer, prompts, responses, message):
     with pytest.raises(DataError, match=message):
-        rewriter_logprobs(model, tokenizer, prompts, responses)
+        rewriter_logprobs(model, plain(tokenizer), prompts, responses)
 
 
 def test_weights_that_are_no_numbers(model, tokenizer):
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(NumericError, match="NaN or infinite"):
-        rewriter_logprobs(model, tokenizer, PROMPTS, RESPONSES)
+        rewriter_logprobs(model, plain(tokenizer), PROMPTS, RESPONSES)

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from credit_names import SCORES
+from readings import local_scorer
 from tiny_models import tiny_model
 from tiny_tokenizers import CHAT_TEMPLATE, byte_level, unigram, word_level, wordpiece
 
@@ -13,11 +14,10 @@ from tokencredit.errors import ConfigError, DataError, ModelError, NumericError
 from tokencredit.reward_model.hf_scores import score_responses
 from tokencredit.scorers import local as token_scorer
 from tokencredit.scorers.evidence import Responses
-from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.token_scores import CreditedScorer, score_for_policy
 from tokencredit.text.hf_decoding import decoded_response
 from tokencredit.text.hf_encoding import encode_chats, encode_responses
-from tokencredit.text.hf_rendering import encoded_prompts
+from tokencredit.text.hf_reading import Reading, ReadingSettings
 
 PROMPTS = ["the film is", "one slow scene , then"]
 RESPONSES = [" a good café 日本 🙂 , very good plot", " bad"]
@@ -55,7 +55,7 @@ def model_for(tokenizer, architecture="gpt2"):
 def pays_good(tokenizer):
     """A reward model's scores: one per finished word "good", all attention on such words."""
 
-    def scores(model, batch, *, attention_mask=None, attention_layer=None, micro_batch_size=None):
+    def scores(model, batch, *, attention_mask=None, attention_layer=None, **_):
         attention_mask = batch.attention_mask if attention_mask is None else attention_mask
         time, start = batch.response_ids.shape[1], batch.prompt_ids.shape[1]
         prefix_scores, attention = torch.zeros(len(batch), time + 1), torch.zeros(len(batch), time)
@@ -153,19 +153,19 @@ def test_sequence_scores_are_the_models_own(scorer):
                 {"role": "user", "content": prompt},
                 {"role": "assistant", "content": response},
             ]
-            ids = scorer.apply_chat_template(messages, return_tensors="pt", return_dict=False)
+            text = scorer.apply_chat_template(messages, tokenize=False).removesuffix("<eos>\n")
+            ids = scorer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
         expected = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, 0]
         torch.testing.assert_close(sequence_scores[row], expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("credit", SCORES)
-def test_through_text_equals_by_ids_where_the_tokens_are_the_same(credit):
-    """In one pass: a text of its own has no half characters at its end."""
-    tokenizer, settings = byte_level(), CreditSettings(credit, prefixes="one-pass")
+def test_prompts_as_texts_and_as_ids_are_read_alike_where_the_tokens_are_the_same(credit):
+    tokenizer = byte_level()
     model, batch = model_for(tokenizer), generated(tokenizer, append_eos=False)
-    by_ids = score_for_policy(model, tokenizer, tokenizer, batch, credit=settings)
+    by_ids = score_for_policy(model, tokenizer, tokenizer, batch, credit=credit)
     through_text = score_for_policy(
-        model, tokenizer, tokenizer, batch, credit=settings, template="plain"
+        model, tokenizer, tokenizer, batch, credit=credit, conversations=PROMPTS
     )
     for one, other in zip(by_ids, through_text, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
@@ -243,20 +243,27 @@ def test_the_end_of_sequence_is_read_where_the_reward_model_learnt_with_it(score
 
 
 def test_the_end_of_a_turn_pays_the_end_of_sequence():
-    """What the closing of the chat changes belongs to the token by which the policy closed it."""
+    """What closes the chat belongs to the token by which the policy closed it."""
     policy, scorer = POLICIES["byte-level"], SCORERS["chat"]
     model = model_for(scorer)
     ended, scores = score_for_policy(
         model, scorer, policy, generated(policy), credit="prefix-difference"
     )
-    cut, same_scores = score_for_policy(
+    cut, open_scores = score_for_policy(
         model, scorer, policy, generated(policy, append_eos=False), credit="prefix-difference"
     )
-    torch.testing.assert_close(scores, same_scores)
-    torch.testing.assert_close(ended.sum(-1), cut.sum(-1), atol=1e-5, rtol=1e-4)
     last = generated(policy, append_eos=False).lengths[1] - 1
-    assert ended[1, last + 1].abs() > 1e-3
-    torch.testing.assert_close(ended[1, last : last + 2].sum(), cut[1, last])
+    torch.testing.assert_close(ended[1, : last + 1], cut[1, : last + 1], atol=1e-5, rtol=1e-4)
+    closing = scores[1] - open_scores[1]
+    assert closing.abs() > 1e-3
+    torch.testing.assert_close(ended[1, last + 1], closing, atol=1e-5, rtol=1e-4)
+    text = scorer.apply_chat_template(
+        [{"role": "user", "content": PROMPTS[1]}], add_generation_prompt=True, tokenize=False
+    )
+    ids = scorer(text + RESPONSES[1], add_special_tokens=False, return_tensors="pt")["input_ids"]
+    torch.testing.assert_close(
+        open_scores[1], model(input_ids=ids).logits[0, 0], atol=1e-4, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("credit", SCORES)
@@ -293,13 +300,13 @@ def test_tokens_that_the_policy_did_not_choose_are_read_but_not_paid(credit):
 def test_scores_that_were_changed_before_are_spread(scorer, credit):
     policy = POLICIES["byte-level"]
     batch = generated(policy)
-    local = LocalScorer(model_for(scorer), scorer, policy)
+    local = local_scorer(model_for(scorer), scorer, policy)
     raw = local(batch, attention=True)
     sequences, prefixes = (
         (10 * numbers + 3).clamp(-1.0, 1.0) for numbers in (raw.sequence_scores, raw.prefix_scores)
     )
     changed = ResponseScores(sequences, prefixes, raw.attention)
-    credited = CreditedScorer(local, policy, CreditSettings(credit))
+    credited = CreditedScorer(local, local.writer, CreditSettings(credit))
     paid = credited.paid(Responses(batch), scores=changed)
     before = prefixes[:, 0] if credit == "prefix-difference" else torch.zeros(2)
     torch.testing.assert_close(paid.sum(-1), sequences - before, atol=1e-4, rtol=1e-4)
@@ -314,7 +321,8 @@ def test_conversations_are_rendered_by_the_reward_model():
     model = model_for(scorer)
     _, scores = score_for_policy(model, scorer, policy, batch, conversations=[[CHAT]])
     messages = [CHAT, {"role": "assistant", "content": " good"}]
-    ids = scorer.apply_chat_template(messages, return_tensors="pt", return_dict=False)
+    text = scorer.apply_chat_template(messages, tokenize=False).removesuffix("<eos>\n")
+    ids = scorer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
     torch.testing.assert_close(scores, model(input_ids=ids).logits[:, 0], atol=1e-4, rtol=1e-4)
 
 
@@ -335,11 +343,13 @@ def test_an_unknown_credit():
 
 def test_conversations_for_a_tokenizer_without_a_template():
     with pytest.raises(DataError, match=r"1 prompts are conversations.*no chat template"):
-        encoded_prompts(byte_level(), ["a", [CHAT]], [" good", " good"])
-    with pytest.raises(DataError, match="template is 'plain'"):
-        encoded_prompts(SCORERS["chat"], [[CHAT]], [" good"], template="plain")
-    with pytest.raises(ModelError, match="no chat template"):
-        encoded_prompts(byte_level(), ["a"], [" good"], template="chat")
+        Reading(byte_level()).encoded(["a", [CHAT]], [" good", " good"])
+    with pytest.raises(DataError, match=r"reads texts as 'plain'.*has a chat template"):
+        Reading(SCORERS["chat"]).encoded([[CHAT]], [" good"])
+    with pytest.raises(ConfigError, match="has no chat template"):
+        local_scorer(
+            model_for(byte_level()), byte_level(), byte_level(), reading=ReadingSettings("chat")
+        )
 
 
 @pytest.mark.parametrize("scorer", [byte_level(), word_level()], ids=["by ids", "through text"])

@@ -4,20 +4,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from readings import local_scorer
 from tiny_models import tiny_model
 from tiny_tokenizers import CHAT_TEMPLATE, byte_level, unigram, word_level
 
 from tokencredit.batch import ResponseBatch
 from tokencredit.credit.methods import CREDIT_METHODS, CreditSettings
 from tokencredit.errors import DataError, TokenCreditWarning
-from tokencredit.reward_model.hf_scores import score_responses
 from tokencredit.scorers import prefix_texts
-from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.prefix_texts import prefix_reading
 from tokencredit.scorers.token_scores import score_for_policy
 from tokencredit.text.hf_decoding import decoded_response
 from tokencredit.text.hf_encoding import encode_responses
-from tokencredit.text.hf_rendering import encoded_prompts
+from tokencredit.text.hf_reading import ReadingSettings, reading_of
 
 POLICIES = {
     "byte-level": byte_level(),
@@ -54,13 +53,14 @@ def generated(policy, responses=RESPONSES) -> ResponseBatch:
     return encode_responses(policy, PROMPTS, responses, append_eos=True).batch
 
 
-def scorer_of(model, reader, policy, **options) -> LocalScorer:
-    return LocalScorer(model, reader, policy, prefixes="own-text", **options)
+def scorer_of(model, reader, policy, **options):
+    return local_scorer(model, reader, policy, prefixes="own-text", **options)
 
 
 def score_of_text(model, reader, prompt, text):
     """By the model's own forward, of what the reader makes of these texts."""
-    encoded = encoded_prompts(reader, [prompt], [text], empty="keep")
+    reading = reading_of(model, reader, ReadingSettings())
+    encoded = reading.encoded([prompt], [text], ended=False, empty="keep")
     batch = encoded.batch
     if not any(end > start for start, end in encoded.response_spans[0]):
         ids = batch.prompt_ids
@@ -174,7 +174,7 @@ def test_a_model_that_takes_no_mask_warns_and_scores_in_one_pass():
     model, batch = model_for(reader, "bloom", attn_implementation="eager"), generated(policy)
     with pytest.warns(TokenCreditWarning, match="later text may move the credit of earlier"):
         found = scorer_of(model, reader, policy)(batch)
-    expected = LocalScorer(model, reader, policy)(batch)
+    expected = local_scorer(model, reader, policy)(batch)
     assert torch.equal(found.prefix_scores, expected.prefix_scores)
 
 
@@ -182,7 +182,8 @@ def test_the_policys_own_tokens_are_read_as_they_are():
     policy = POLICIES["byte-level"]
     model, batch = model_for(policy), generated(policy)
     found = scorer_of(model, policy, policy)(batch)
-    assert torch.equal(found.prefix_scores, score_responses(model, batch).prefix_scores)
+    expected = local_scorer(model, policy, policy)(batch)
+    assert torch.equal(found.prefix_scores, expected.prefix_scores)
 
 
 def test_a_prefix_longer_than_the_model_reads():

@@ -13,6 +13,7 @@ from tiny_tokenizers import CHAT_TEMPLATE, byte_level, unigram, word_level, word
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
+from readings import local_scorer, written_by
 from tiny_server import break_model, listening, posted, served_model, tiny_app
 
 from tokencredit.batch import ResponseBatch, TokenScorer
@@ -25,11 +26,11 @@ from tokencredit.errors import (
     TokenCreditWarning,
 )
 from tokencredit.models.hf_vocabularies import shares_vocabulary, vocabulary_fingerprint
-from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.served import served_reward_model
 from tokencredit.scorers.token_scores import score_for_policy, served_token_scorer
 from tokencredit.server.client import RewardServer
 from tokencredit.text.hf_encoding import encode_responses
+from tokencredit.text.hf_reading import ReadingSettings
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src"
 POLICY = byte_level()
@@ -60,9 +61,9 @@ def at_address(served, **limits):
         yield RewardServer(address, retries=0)
 
 
-def generated():
+def generated(policy=POLICY):
     """One response that ended, one that was cut off, one with tokens that do not count."""
-    ended = encode_responses(POLICY, PROMPTS, RESPONSES, append_eos=[True, False, True]).batch
+    ended = encode_responses(policy, PROMPTS, RESPONSES, append_eos=[True, False, True]).batch
     counts = ended.response_mask.clone()
     counts[2, 1] = False
     return dataclasses.replace(ended, response_mask=counts)
@@ -83,10 +84,10 @@ def test_scores_are_those_of_the_model_in_this_process(tokenizer, eos_appended):
     served, batch = served_by(tokenizer, eos_appended=eos_appended), generated()
     conversations = [None] if tokenizer.chat_template is None else [None, CHATS]
     with at_address(served) as server:
-        model = served_reward_model(server, POLICY, credit=CreditSettings("attention"))
+        model = served_reward_model(server, written_by(POLICY), credit=CreditSettings("attention"))
         assert model.shares_vocabulary == shares_vocabulary(tokenizer, POLICY)
         for chats in conversations:
-            local = LocalScorer(served.model, tokenizer, POLICY)
+            local = local_scorer(served.model, tokenizer, POLICY)
             found, expected = (
                 scorer(batch, attention=True, conversations=chats) for scorer in (model, local)
             )
@@ -97,7 +98,7 @@ def test_the_end_of_a_response_is_seen():
     """The comparison above could not fail if no score depended on it."""
     batch, tokenizer = generated(), TOKENIZERS["bytes"]
     scores = [
-        LocalScorer(served_by(tokenizer, eos_appended=eos).model, tokenizer, POLICY)(
+        local_scorer(served_by(tokenizer, eos_appended=eos).model, tokenizer, POLICY)(
             batch
         ).sequence_scores
         for eos in (True, False)
@@ -124,13 +125,15 @@ def test_a_served_model_scores_prefixes_in_one_pass_and_says_so():
     served = served_by(TOKENIZERS["unigram"])
     with at_address(served) as server:
         with pytest.warns(TokenCreditWarning, match="is served and reads other tokens"):
-            served_reward_model(server, POLICY, credit=CreditSettings("prefix-difference"))
+            served_reward_model(
+                server, written_by(POLICY), credit=CreditSettings("prefix-difference")
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            served_reward_model(server, POLICY, credit=CreditSettings("terminal"))
+            served_reward_model(server, written_by(POLICY), credit=CreditSettings("terminal"))
 
 
-def test_a_prompt_without_text_is_a_message_where_there_are_messages():
+def test_a_response_to_a_prompt_without_text_stands_alone():
     batch = generated()
     empty = torch.full_like(batch.prompt_ids[:, -1:], POLICY.bos_token_id)
     batch = ResponseBatch(
@@ -139,18 +142,20 @@ def test_a_prompt_without_text_is_a_message_where_there_are_messages():
     for tokenizer in (CHAT, TOKENIZERS["first token"]):
         served = served_by(tokenizer)
         with at_address(served) as server:
-            model = served_reward_model(server, POLICY, credit=CreditSettings("terminal"))
+            model = served_reward_model(
+                server, written_by(POLICY), credit=CreditSettings("terminal")
+            )
             found = model(batch)
-        assert_same(found, LocalScorer(served.model, tokenizer, POLICY)(batch))
+        assert_same(found, local_scorer(served.model, tokenizer, POLICY)(batch))
 
 
 @pytest.mark.parametrize("template", ["plain", "chat"])
 def test_the_template_is_the_servers(template):
-    served, batch = served_by(CHAT, template=template), generated()
+    served, batch = served_by(CHAT, reading=ReadingSettings(template)), generated(CHAT)
     with at_address(served) as server:
-        model = served_reward_model(server, CHAT, credit=CreditSettings("terminal"))
+        model = served_reward_model(server, written_by(CHAT), credit=CreditSettings("terminal"))
         found = model(batch)
-    expected = LocalScorer(served.model, CHAT, CHAT, template)(batch)
+    expected = local_scorer(served.model, CHAT, CHAT, reading=ReadingSettings(template))(batch)
     assert_same(found, expected)
 
 
@@ -159,9 +164,9 @@ def test_a_model_that_reads_in_both_directions_has_attention_alone():
     with at_address(served) as server:
         with pytest.raises(ConfigError, match="'prefix-difference' needs prefix-scores"):
             served_token_scorer(server, POLICY)
-        model = served_reward_model(server, POLICY, credit=CreditSettings("attention"))
+        model = served_reward_model(server, written_by(POLICY), credit=CreditSettings("attention"))
         found = model(batch, attention=True)
-    expected = LocalScorer(served.model, served.tokenizer, POLICY)(batch, attention=True)
+    expected = local_scorer(served.model, served.tokenizer, POLICY)(batch, attention=True)
     assert expected.prefix_scores is None
     assert_same(found, expected)
 
@@ -185,16 +190,18 @@ def test_what_the_server_does_not_offer_is_refused_at_once():
 def test_another_layer_is_refused():
     with at_address(served_by(POLICY, layer=0)) as server:
         with pytest.raises(ConfigError, match=r"credit\.layer is -1 and the reward server"):
-            served_reward_model(server, POLICY, credit=CreditSettings("attention"))
-        assert served_reward_model(server, POLICY, credit=CreditSettings("terminal"))
-        assert served_reward_model(server, POLICY, credit=CreditSettings("attention", layer=0))
+            served_reward_model(server, written_by(POLICY), credit=CreditSettings("attention"))
+        assert served_reward_model(server, written_by(POLICY), credit=CreditSettings("terminal"))
+        assert served_reward_model(
+            server, written_by(POLICY), credit=CreditSettings("attention", layer=0)
+        )
 
 
 def test_a_model_that_gives_nan_and_a_text_that_is_too_long():
     served = served_by(POLICY)
     break_model(served, " good")
     with at_address(served, max_batch_tokens=64) as server:
-        model = served_reward_model(server, POLICY, credit=CreditSettings("terminal"))
+        model = served_reward_model(server, written_by(POLICY), credit=CreditSettings("terminal"))
         with pytest.raises(NumericError, match="NaN or infinite"):
             model(generated())
     with (

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from readings import written_by
 from saved_models import save_reward_model
 from tiny_tokenizers import byte_level, word_level, wordpiece
 from transformers import AutoModelForTokenClassification
@@ -75,7 +76,7 @@ def rewards_of(*sources, credit="prefix-difference", combine=None, **settings):
         CreditSettings(credit, **settings),
         SegmentSettings(),
         combine or CombinationSettings(),
-        POLICY,
+        written_by(POLICY),
     )
 
 
@@ -299,7 +300,11 @@ def test_a_function_of_segments_that_is_not_there_is_found_before_a_model_is_rea
     for source, of_run in ((RewardSource("no/model"), cut), (own, SegmentSettings())):
         with pytest.raises(ConfigError, match="there is no function my_rewards:no_units"):
             loaded_rewards(
-                [source], CreditSettings("terminal"), of_run, CombinationSettings(), POLICY
+                [source],
+                CreditSettings("terminal"),
+                of_run,
+                CombinationSettings(),
+                written_by(POLICY),
             )
 
 

@@ -20,7 +20,7 @@ from tokencredit.scorers.segment_ends import (
     segment_end_finder,
 )
 from tokencredit.scorers.trained_reading import (
-    remember_reading,
+    remember_score_positions,
     running_segment_means,
     scores_as_trained,
     trained_segment_ends,
@@ -64,10 +64,10 @@ def pairs_of_tokens():
 )
 def test_a_configuration_remembers_how_its_model_is_read(segments):
     config = SimpleNamespace(score_segments="clause", score_segment_length=9, score_positions="x")
-    remember_reading(config, "segments", segments)
+    remember_score_positions(config, "segments", segments)
     assert trained_segments(config) == segments
     assert config.score_positions == "segments"
-    remember_reading(config, "every", None)
+    remember_score_positions(config, "every", None)
     assert vars(config) == {"score_positions": "every"}
     assert trained_segments(config) is None
 
@@ -167,7 +167,7 @@ def test_the_reference_is_found_by_what_the_configuration_says(tmp_path, model, 
     language_model.save_pretrained(tmp_path / "lm")
     tokenizer.save_pretrained(tmp_path / "lm")
     settings = SegmentEndSettings("entropy", entropy=3.0, reference=str(tmp_path / "lm"))
-    remember_reading(model.config, "segments", settings)
+    remember_score_positions(model.config, "segments", settings)
     finder = trained_segment_ends(model, tokenizer)
     own = segment_end_finder(settings, tokenizer, reference=language_model)
     assert finder([row(9)]) == own([row(9)])

@@ -15,7 +15,8 @@ from tiny_server import GatedModel, asked, break_model, posted, tiny_app, tiny_s
 
 from tokencredit.reward_model.hf_scores import reward_model_output
 from tokencredit.scorers.text_rewards import paid_texts
-from tokencredit.text.hf_rendering import token_texts
+from tokencredit.text.hf_reading import ReadingSettings
+from tokencredit.text.hf_token_rows import token_texts
 
 PROMPTS = ["the film is", "one slow scene , then", "a", ""]
 RESPONSES = [
@@ -162,8 +163,7 @@ def test_the_shape_of_openrlhf(served):
 
 
 def test_openrlhfs_texts_end_as_the_model_learnt():
-    served = tiny_served()
-    served.model.config.eos_appended = True
+    served = tiny_served(reading=ReadingSettings(append_eos=True))
     body = {"query": ["the film<eos>", "the film"]}
     first, other = posted(tiny_app(served), "/get_reward", body).json()["rewards"]
     assert first == pytest.approx(other, abs=1e-5)
@@ -233,7 +233,7 @@ def test_bad_requests_are_told_what_is_wrong(served, body, error, message):
     ("body", "message"),
     [
         ({"query": []}, "query is empty"),
-        ({"query": "a"}, "query: Input should be a valid array"),
+        ({"query": "a"}, "query: Input should be a valid list"),
         ({"query": ["a", ""]}, "text 1 is empty"),
         ({"query": ["bad " * 300]}, "expected at most 128"),
     ],
@@ -255,14 +255,16 @@ def test_other_addresses_and_methods(served):
 def test_a_body_that_is_too_large_is_not_read(served):
     limit = 1000
 
+    json_type = {"Content-Type": "application/json"}
+
     async def pieces():
         for _ in range(3):
             yield b" " * 400
 
     async def work(client):
-        announced = await client.post("/score", content=b" " * (limit + 1))
-        streamed = await client.post("/score", content=pieces())
-        fits = await client.post("/score", content=b" " * limit)
+        announced = await client.post("/score", content=b" " * (limit + 1), headers=json_type)
+        streamed = await client.post("/score", content=pieces(), headers=json_type)
+        fits = await client.post("/score", content=b" " * limit, headers=json_type)
         return announced, streamed, fits
 
     announced, streamed, fits = asked(tiny_app(served, max_body_bytes=limit), work)

@@ -87,14 +87,14 @@ def test_the_oldest_goes_with_those_nearest_in_length(lengths, max_tokens, taken
     assert batch_with_the_oldest(lengths, max_tokens=max_tokens) == taken
 
 
-def test_rows_come_back_in_their_order(batcher):
+def test_rows_come_back_in_their_order_and_requests_take_turns(batcher):
     scorer = Scorer(gated=True)
     queue = batcher(scorer, max_batch_tokens=300)
     first = behind_a_gate(queue, scorer)
     one, other = submit(queue, 100, 900, 120), submit(queue, 110, 1000)
     scorer.gate.set()
     assert [scores(future) for future in (first, one, other)] == [[1], [100, 900, 120], [110, 1000]]
-    assert scorer.batches == [[1], [100, 110], [900], [120], [1000]]
+    assert scorer.batches == [[1], [100, 110], [900], [1000], [120]]
 
 
 def test_what_comes_while_the_first_waits_goes_with_it(batcher):

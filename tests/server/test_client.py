@@ -42,7 +42,9 @@ ABOUT = {
     "template": "auto",
     "renders_chats": False,
     "vocabulary": "0",
+    "fingerprint": "1",
     "max_texts": 2,
+    "max_request_tokens": 100_000,
     "max_body_bytes": 10_000,
 }
 
@@ -52,7 +54,7 @@ def row(**changes):
 
 
 def ok(*rows):
-    return 200, {}, json.dumps({"scores": list(rows or (ROW, ROW))}).encode()
+    return 200, {}, json.dumps({"fingerprint": "1", "scores": list(rows or (ROW, ROW))}).encode()
 
 
 def problem(status, error="QueueFull", message="as many wait", **headers):

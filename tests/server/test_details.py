@@ -15,6 +15,7 @@ from tokencredit.batch import ResponseScores
 from tokencredit.scorers.local import own_scores
 from tokencredit.scorers.texts import whole_texts
 from tokencredit.server.client import About
+from tokencredit.text.hf_reading import ReadingSettings
 
 TEXTS = [{"prompt": "the film is", "response": " a good plot"}, {"prompt": "a", "response": ""}]
 DETAILS = ["prefix-scores", "attention"]
@@ -42,11 +43,14 @@ def test_a_server_says_what_it_serves(served):
         "credit": list(ONE_PASS_ALONE),
         "details": DETAILS,
         "attention_layer": -1,
-        "template": "auto",
+        "template": "plain",
         "renders_chats": False,
+        "reads_eos": False,
         "vocabulary": said["vocabulary"],
+        "fingerprint": said["fingerprint"],
         "max_tokens": 128,
         "max_texts": 7,
+        "max_request_tokens": 2**18,
         "max_body_bytes": 900,
         "request_timeout": 60.0,
     }
@@ -58,21 +62,21 @@ def test_a_server_says_what_it_serves(served):
 
 
 def test_a_server_says_how_its_model_learnt():
-    served = tiny_served(byte_level(bos=True, chat_template=CHAT_TEMPLATE))
-    served.model.config.eos_appended = False
+    tokenizer = byte_level(bos=True, chat_template=CHAT_TEMPLATE)
+    served = tiny_served(tokenizer)
     said = said_by(served).json()
     assert (said["reads_eos"], said["renders_chats"]) == (False, True)
-    said = said_by(dataclasses.replace(served, template="plain")).json()
+    said = said_by(tiny_served(tokenizer, reading=ReadingSettings("plain"))).json()
     assert said["renders_chats"] is False
     assert said_by(tiny_served(wordpiece(), "bert")).json()["details"] == ["attention"]
 
 
 def test_details_are_those_of_the_model_itself(served):
     rows = score(served, texts=TEXTS, credit=[], details=DETAILS)
-    encoded = whole_texts(served.model, served.tokenizer, ["the film is"], [" a good plot"])
+    encoded = whole_texts(served.model, served.reading, ["the film is"], [" a good plot"])
     scores = own_scores(
         served.model,
-        served.tokenizer,
+        served.reading,
         encoded.batch,
         attention_mask=encoded.attention_mask,
         attention_layer=-1,
@@ -119,8 +123,7 @@ def test_details_of_ids(served):
 
 
 def test_a_response_that_was_cut_off_is_read_without_its_end():
-    served = tiny_served()
-    served.model.config.eos_appended = True
+    served = tiny_served(reading=ReadingSettings(append_eos=True))
     text = {"prompt": "the film", "response": " is good"}
     whole, ended, cut_off = score(
         served, texts=[text, {**text, "ended": True}, {**text, "ended": False}]
@@ -135,7 +138,7 @@ def test_a_response_that_was_cut_off_is_read_without_its_end():
     ("changes", "message"),
     [
         ({"details": ["prefixes"]}, "details names 'prefixes'; expected some of prefix-scores"),
-        ({"details": "attention"}, "details: Input should be a valid array"),
+        ({"details": "attention"}, "details: Input should be a valid list"),
         ({"texts": [{"response": "a", "ended": 3}]}, "texts[0].ended"),
     ],
 )

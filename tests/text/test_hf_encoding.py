@@ -14,6 +14,7 @@ from tiny_tokenizers import (
 from tokencredit.errors import DataError, ModelError
 from tokencredit.text.hf_decoding import decoded_response, token_spans
 from tokencredit.text.hf_encoding import encode_chats, encode_responses
+from tokencredit.text.hf_reading import Reading
 
 TOKENIZERS = {
     "byte-level": byte_level(),
@@ -197,11 +198,12 @@ def test_a_template_may_trim_the_response():
     assert encoded.response_spans == [[(2, 6), (6, 11)]]
 
 
-def test_a_template_that_rewrites_the_response():
+def test_a_template_that_rewrites_the_response_is_read_as_it_renders():
     template = CHAT_TEMPLATE.replace("message['content']", "message['content'] | upper")
     tokenizer = byte_level(chat_template=template)
-    with pytest.raises(ModelError, match="rewrites the response 'good'"):
-        encode_chats(tokenizer, [[{"role": "user", "content": "rate"}]], ["good"])
+    encoded = encode_chats(tokenizer, [[{"role": "user", "content": "rate"}]], ["good"])
+    assert tokenizer.decode(real(encoded, 0)).count("GOOD") == 1
+    assert {(0, 0)} == set(encoded.response_spans[0])
 
 
 def test_a_template_that_refuses_the_messages():
@@ -236,6 +238,15 @@ def test_a_response_of_spaces_has_no_tokens_in_some_tokenizers():
 def test_an_empty_prompt_needs_a_first_token():
     with pytest.raises(DataError, match="no token precedes response 1"):
         encode_responses(byte_level(), ["a", ""], [" good", "good"])
+
+
+def test_an_empty_prompt_stands_for_the_start_of_a_sequence():
+    tokenizer = byte_level()
+    encoded = Reading(tokenizer).encoded(["a", ""], [" good", "good"])
+    assert encoded.batch.prompt_ids[1, -1] == tokenizer.bos_token_id
+    tokenizer.bos_token = None
+    with pytest.raises(ModelError, match="no token that begins a sequence"):
+        Reading(tokenizer).encoded([""], ["good"])
 
 
 def test_a_text_that_is_too_long():

@@ -184,6 +184,11 @@ class CreditMethod:
         return self.passes in ("0", "1")
 
     @property
+    def pays_increases(self) -> bool:
+        """Whether tokens are paid for what they add to the score, which is known before the end."""
+        return self.conserves == _ABOVE_PROMPT
+
+    @property
     def model_kind(self) -> ModelKind:
         """The kind of model that it needs besides the reward model; empty for none."""
         kinds: dict[Need, ModelKind] = {

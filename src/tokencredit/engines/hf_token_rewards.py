@@ -11,9 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.batch import Prompt, ResponseBatch
 from tokencredit.credit.methods import CreditSettings
+from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.sources import RewardSource, is_local, loaded_rewards, required_sources
 from tokencredit.scorers.texts import loaded_reward_model
-from tokencredit.text.hf_rendering import Template
+from tokencredit.text.hf_reading import ReadingSettings, reading_of, written_by
 from tokencredit.text.segments import SegmentSettings
 
 
@@ -31,6 +32,7 @@ class TokenRewards(Protocol):
         prompt_mask: Int[Tensor, "batch prompt"],
         completion_ids: Int[Tensor, "batch time"],
         completion_mask: Int[Tensor, "batch time"],
+        prompts: Sequence[Prompt] | None = None,
     ) -> Float[Tensor, "batch time"]:
         """Return finite rewards in nats."""
         ...
@@ -45,7 +47,7 @@ def reward_model_token_rewards(
     segments: SegmentSettings | None = None,
     combine: CombinationSettings | None = None,
     micro_batch_size: int | None = None,
-    template: Template = "auto",
+    reading: ReadingSettings | None = None,
     dtype: str = "float32",
 ) -> TokenRewards:
     """Token rewards from a reward model, by any credit method that does not read the policy.
@@ -64,7 +66,7 @@ def reward_model_token_rewards(
         segments: how completions are cut, for methods that need it or to pay at their ends.
         combine: how several sources become one reward.
         micro_batch_size: completions per forward pass; None for all at once.
-        template: how to render for the reward model, as in `score_for_policy`.
+        reading: how the reward model reads texts; None leaves that to the model.
         dtype: of the weights, for a folder or id.
 
     Returns:
@@ -78,11 +80,14 @@ def reward_model_token_rewards(
     known: dict[str, Any] = {}
     if isinstance(reward_model, nn.Module):
         own = reward_tokenizer or policy_tokenizer
-        known = {"reward": (reward_model.eval().requires_grad_(False), own)}
+        model = reward_model.eval().requires_grad_(False)
+        known = {"reward": (model, reading_of(model, own, reading))}
         reward_model = "reward"
     elif isinstance(reward_model, str) and is_local(reward_model):
-        model, stored = loaded_reward_model(reward_model, dtype=dtype)
-        known = {reward_model: (model.requires_grad_(False), reward_tokenizer or stored)}
+        model, read = loaded_reward_model(reward_model, reading, dtype=dtype)
+        if reward_tokenizer is not None:
+            read = reading_of(model, reward_tokenizer, reading)
+        known = {reward_model: (model.requires_grad_(False), read)}
     listed = () if isinstance(reward_model, str) else tuple(reward_model)
     rewards = loaded_rewards(
         required_sources(
@@ -91,12 +96,16 @@ def reward_model_token_rewards(
         settings,
         segments or SegmentSettings(),
         combine or CombinationSettings(),
-        policy_tokenizer,
+        written_by(policy_tokenizer),
         known=known,
-        template=template,
+        reading=reading,
         micro_batch_size=micro_batch_size,
         loading={"dtype": dtype},
     )
+
+    # A model that joins texts is given the prompt's ids, as the policy's template wrote them.
+    local = [one.scorer for one in rewards.sources if isinstance(one.scorer, LocalScorer)]
+    renders = all(scorer.reading.template != "plain" for scorer in local)
 
     @torch.no_grad()
     def token_rewards(
@@ -111,7 +120,7 @@ def reward_model_token_rewards(
         )
         for module in rewards.modules:
             module.to(prompt_ids.device)
-        chats = prompts if prompts and not isinstance(prompts[0], str) else None
+        chats = prompts if prompts and renders and not isinstance(prompts[0], str) else None
         return rewards(batch, chats)
 
     return token_rewards

@@ -34,7 +34,6 @@ from tokencredit.engines.verl_settings import (
 from tokencredit.engines.versions import require_version
 from tokencredit.errors import NumericError
 from tokencredit.evaluation.credit_shape import credit_entropy, last_token_share
-from tokencredit.models.hf_loading import load_tokenizer
 from tokencredit.scorers.sources import required_sources
 
 require_version("verl", at_least="0.9.1", below="0.10", extra="verl")
@@ -81,7 +80,7 @@ class TokenCreditRewardManager(NaiveRewardManager):  # type: ignore[misc]
         )
         require_token_path(config)
         self.settings = reward_settings(config.reward.get("reward_kwargs") or {})
-        self.token_rewards, self.reads_messages = _loaded(self.settings, tokenizer)
+        self.token_rewards = _loaded(self.settings, tokenizer)
         self._waiting: list[tuple[PolicyResponse, asyncio.Future[Tensor]]] = []
         self._scoring: asyncio.Task[None] | None = None
 
@@ -145,32 +144,28 @@ class TokenCreditRewardManager(NaiveRewardManager):  # type: ignore[misc]
 
     def _token_scores(self, responses: list[PolicyResponse]) -> Float[Tensor, "batch time"]:
         batch = joined_responses(responses).to(_device(self.settings.device))
+        messages = [row.messages for row in responses if row.messages is not None]
         scores = self.token_rewards(
             batch.prompt_ids,
             batch.prompt_mask.long(),
             batch.response_ids,
             batch.response_mask.long(),
-            **({"prompts": [row.messages for row in responses]} if self.reads_messages else {}),
+            prompts=messages if len(messages) == len(responses) else None,
         )
         return scores.float().cpu()
 
 
-def _loaded(settings: RewardSettings, tokenizer: Any) -> tuple[TokenRewards, bool]:
-    """The rewards as a callable, and whether they render the messages of the data themselves."""
+def _loaded(settings: RewardSettings, tokenizer: Any) -> TokenRewards:
+    """The rewards as a callable."""
     sources = required_sources(settings.reward_model, settings.rewards, combine=settings.combine)
-    token_rewards = reward_model_token_rewards(
+    return reward_model_token_rewards(
         sources,
         tokenizer,
         credit=settings.credit,
         segments=settings.segments,
         combine=settings.combine,
-        template=settings.template,
+        reading=settings.reading,
         dtype=settings.dtype,
-    )
-    readers = [one.model for one in sources if one.is_reward_model]
-    templates = [load_tokenizer(reader).chat_template for reader in readers]
-    return token_rewards, settings.template == "chat" or (
-        settings.template == "auto" and all(one is not None for one in templates)
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.aggregation.transforms import ScoreSettings
@@ -10,7 +10,7 @@ from tokencredit.credit.methods import CreditSettings
 from tokencredit.errors import ConfigError
 from tokencredit.names import meant_by
 from tokencredit.scorers.sources import RewardSource, required_sources
-from tokencredit.text.hf_rendering import Template
+from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.text.segments import SegmentSettings
 
 VERLS_OWN_LOOPS = ("single_turn_agent", "tool_agent")
@@ -41,7 +41,7 @@ class RewardSettings:
     combine: CombinationSettings = field(default_factory=CombinationSettings)
     credit: CreditSettings = field(default_factory=CreditSettings)
     segments: SegmentSettings = field(default_factory=SegmentSettings)
-    template: Template = "auto"
+    reading: ReadingSettings = field(default_factory=ReadingSettings)
     dtype: str = "float32"
     device: str = "auto"
     micro_batch_size: int = 16
@@ -62,11 +62,6 @@ def reward_settings(given: Mapping[str, Any]) -> RewardSettings:
                 f"{_moved(str(name)) or meant_by(str(name), known)}"
             )
     values = {str(name): _of_its_type(str(name), value, known) for name, value in given.items()}
-    template = values.get("template", "auto")
-    if template not in get_args(Template):
-        raise ConfigError(
-            f"reward.reward_kwargs.template is {template!r}; expected 'auto', 'plain' or 'chat'"
-        )
     settings = RewardSettings(**values)
     required_sources(settings.reward_model, settings.rewards, combine=settings.combine)
     if settings.micro_batch_size < 1:
@@ -81,6 +76,7 @@ _GROUPS: dict[str, type[Any]] = {
     "combine": CombinationSettings,
     "credit": CreditSettings,
     "segments": SegmentSettings,
+    "reading": ReadingSettings,
 }
 _INNER: dict[str, type[Any]] = {**_GROUPS, "score": ScoreSettings}
 

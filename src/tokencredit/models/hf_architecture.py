@@ -1,7 +1,6 @@
 """What the architecture of a model allows: prefix scores, one reading position, lengths."""
 
 import inspect
-import warnings
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tokencredit.errors import DataError, ModelError, TokenCreditWarning
+from tokencredit.errors import DataError, ModelError
 from tokencredit.models.heads import last_positions, require_one_score
 from tokencredit.models.hf_attention import pretrained_model
 
@@ -34,13 +33,31 @@ def accepts(module: nn.Module, argument: str) -> bool:
 
 def vocabulary_width(model: PreTrainedModel) -> int:
     """How many ids the model has embeddings for."""
-    return int(model.get_input_embeddings().weight.shape[0])
+    weight = model.get_input_embeddings().weight
+    return int(getattr(weight, "ds_shape", weight.shape)[0])  # ZeRO-3 leaves an empty tensor
+
+
+def config_value(model: nn.Module, name: str) -> Any:
+    """What the configuration says of the text part of a model; None where it is silent.
+
+    Models of several parts, which read images too, have a configuration for each.
+
+    Args:
+        model: of transformers, with or without PEFT.
+        name: of the entry.
+    """
+    config: Any = model.config
+    return getattr(config.get_text_config(), name, None)
+
+
+def padding_id(model: nn.Module) -> int:
+    """An id that a model reads where there is no text: its own for padding, if it has one."""
+    return int(config_value(model, "pad_token_id") or 0)
 
 
 def context_limit(model: nn.Module) -> int | None:
     """How many tokens the model reads at most; None where it does not say."""
-    config: Any = model.config
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    return config_value(model, "max_position_embeddings")
 
 
 def require_room(model: nn.Module, tokens: int) -> None:
@@ -79,6 +96,7 @@ def text_positions(
 
 
 HEADS = {"score", "classifier", "classification_head", "logits_proj"}
+"""First parts of the names of heads that give scores; other heads are over a vocabulary."""
 
 
 def is_causal(model: nn.Module) -> bool:
@@ -169,66 +187,45 @@ def reading_positions(
     return packed.new_zeros(len(packed), dtype=torch.long)
 
 
-def require_readable(model: PreTrainedModel, real: Bool[Tensor, "batch sequence"]) -> None:
-    """Reject rows that are empty or longer than the model can read.
+def require_readable(
+    model: PreTrainedModel,
+    input_ids: Int[Tensor, "batch sequence"],
+    real: Bool[Tensor, "batch sequence"],
+) -> None:
+    """Reject rows that are empty, longer than the model can read, or of tokens that it lacks.
 
     Raises:
-        DataError: there is one.
+        DataError: a row is empty or too long.
+        ModelError: the model has no embedding for an id.
     """
     last_positions(real)
     require_room(model, int(real.sum(-1).max()))
+    require_known_ids(model, input_ids[real])
 
 
-def require_language_model(info: dict[str, Any], name: str, *, expected: str) -> None:
-    """Weights that were loaded are those of a language model, and of nothing else.
-
-    Args:
-        info: as of `load_model_and_info`, with `AutoModelForCausalLM`.
-        name: where they come from.
-        expected: what stands after "expected" in the message.
+def require_known_ids(model: PreTrainedModel, ids: Int[Tensor, "tokens"]) -> None:
+    """Reject ids that the model has no embedding for.
 
     Raises:
-        ModelError: weights are missing, or there is a head that gives scores.
+        ModelError: there is one.
     """
-    scores = [key for key in info["unexpected_keys"] if set(key.split(".")) & HEADS]
-    if info["missing_keys"] or scores:
-        lacking, more = (", ".join(sorted(keys)[:3]) for keys in (info["missing_keys"], scores))
+    size = vocabulary_width(model)
+    if bool(((ids < 0) | (ids >= size)).any()):
         raise ModelError(
-            f"the weights of {name!r} lack {lacking or 'nothing'} and hold "
-            f"{more or 'nothing else'}; expected {expected}"
-        )
-
-
-def require_trained_head(info: dict[str, Any], name: str) -> None:
-    """Reject a head that is freshly drawn; warn of weights of a head that were left out.
-
-    Args:
-        info: as transformers reports the weights it found.
-        name: of the model, for the message.
-
-    Raises:
-        ModelError: weights of the head were not in the file.
-    """
-    missing = [key for key in info["missing_keys"] if set(key.split(".")) & HEADS]
-    if missing:
-        raise ModelError(
-            f"the weights of {name!r} lack {', '.join(missing)}; expected a model trained for "
-            "sequence classification: train one with `tokencredit train-reward-model`"
-        )
-    unused = [key for key in info["unexpected_keys"] if set(key.split(".")) & HEADS]
-    if unused:
-        warnings.warn(
-            f"the weights of {name!r} hold {', '.join(unused)}, which the model has no place for; "
-            "scores may be shifted against those it was trained to give",
-            TokenCreditWarning,
-            stacklevel=3,
+            f"the batch holds token ids from {int(ids.min())} to {int(ids.max())}; "
+            f"{type(model).__name__} knows 0 to {size - 1}: expected a batch in the model's own "
+            "tokens (`require_same_vocabulary`), without ids that no token stands behind "
+            "(`token_ids_without_text`)"
         )
 
 
 def _layer_directions(model: PreTrainedModel) -> set[bool]:
     """What the model and its attention layers say about themselves: causal or not."""
+    # A part that reads images sees in both directions, and no text.
+    composite = model.config.get_text_config() is not model.config
+    text = model.get_decoder() if composite else model
     # From `vars`, since a failing `getattr` on each of hundreds of modules is slow.
-    said = [getattr(model.config, "is_causal", None)]
-    said += [vars(module).get("is_causal") for module in model.modules()]
+    said = [config_value(model, "is_causal")]
+    said += [vars(module).get("is_causal") for module in text.modules()]
     # A configuration read from JSON may say 0 for False; anything but a number says nothing.
     return {bool(causal) for causal in said if isinstance(causal, int)}

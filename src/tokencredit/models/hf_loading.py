@@ -1,5 +1,6 @@
 """Models and tokenizers from a folder or the Hub: safetensors only, no remote code unasked."""
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,20 +8,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
 
-from tokencredit.errors import ConfigError, ModelError, TokenCreditWarning
+from tokencredit.errors import ConfigError, ModelError, TokenCreditError, TokenCreditWarning
+from tokencredit.models.hf_adapter_folders import adapter_config, has_head, merged_adapter
 from tokencredit.models.hf_architecture import context_limit
+from tokencredit.models.hf_files import Place, file_of, found_place, weight_files
+from tokencredit.models.hf_loaded_weights import (
+    head_modules,
+    head_of_two_as_one,
+    keep_head_in_float32,
+    require_whole,
+    warn_of_redrawn_head,
+)
 from tokencredit.names import require_named
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
+_LOG = logging.getLogger("tokencredit.loading")
 
 
 def load_tokenizer(
     name_or_path: str | Path, *, trust_remote_code: bool = False, pad_token: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or of a Hub id.
+    """The tokenizer of a folder or of a Hub id; beside an adapter alone, that of its base.
 
     Args:
         name_or_path: a folder written by `save_pretrained`, or a Hub id.
@@ -30,9 +48,15 @@ def load_tokenizer(
     Raises:
         ModelError: nothing that can be loaded is there, or `pad_token` is not in the vocabulary.
     """
-    tokenizer = _from_pretrained(
-        AutoTokenizer, name_or_path, what="tokenizer", trust_remote_code=trust_remote_code
-    )
+    place = found_place(name_or_path, what="tokenizer")
+    if file_of(place, "tokenizer_config.json") is None:
+        adapter = adapter_config(place)
+        if adapter is not None:
+            place = found_place(adapter.base_model_name_or_path, what="tokenizer")
+    with _said_as_model_error("tokenizer", place, files="tokenizer.json, tokenizer_config.json"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            place.name, trust_remote_code=trust_remote_code, local_files_only=place.local_only
+        )
     if pad_token is not None:
         if pad_token not in tokenizer.get_vocab():
             raise ModelError(
@@ -43,6 +67,26 @@ def load_tokenizer(
     return tokenizer
 
 
+def load_config(name_or_path: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """The configuration of a model; of an adapter alone, that of its base.
+
+    Raises:
+        ModelError: none that can be read is there.
+    """
+    place = found_place(name_or_path, what="model")
+    adapter = adapter_config(place)
+    if adapter is not None:
+        return load_config(adapter.base_model_name_or_path, trust_remote_code=trust_remote_code)
+    return _own_config(place, trust_remote_code=trust_remote_code)
+
+
+def _own_config(place: Place, *, trust_remote_code: bool) -> Any:
+    with _said_as_model_error("model", place, files="config.json"):
+        return AutoConfig.from_pretrained(
+            place.name, trust_remote_code=trust_remote_code, local_files_only=place.local_only
+        )
+
+
 def load_model(
     auto_class: Any,
     name_or_path: str | Path,
@@ -51,9 +95,14 @@ def load_model(
     attn_implementation: str | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
+    new_head: bool = False,
+    expected: str | None = None,
     **kwargs: Any,
 ) -> PreTrainedModel:
-    """The model of a folder or of a Hub id, in evaluation mode.
+    """The model of a folder or of a Hub id, whole, in evaluation mode.
+
+    Every weight comes from the file and every weight of the file is used, or there is an error. An
+    adapter alone is added to its base. The head of a classifier is float32, whatever `dtype`.
 
     Args:
         auto_class: what to load it with: `AutoModelForCausalLM`,
@@ -63,59 +112,125 @@ def load_model(
         attn_implementation: "eager", "sdpa", "flash_attention_2"; None for the model's default.
         device: to put it on; None leaves it on the CPU.
         trust_remote_code: let Python code that comes with the model run.
+        new_head: a head will be trained anew: one that is missing or of another size is drawn. One
+            output is made of two in the file, the second less the first.
+        expected: what a message says was expected, where the head is that of another task.
         **kwargs: for `from_pretrained`.
 
     Raises:
-        ConfigError: `dtype` is not one of those named.
-        ModelError: nothing that can be loaded is there.
-    """
-    return load_model_and_info(
-        auto_class,
-        name_or_path,
-        dtype=dtype,
-        attn_implementation=attn_implementation,
-        device=device,
-        trust_remote_code=trust_remote_code,
-        **kwargs,
-    )[0]
-
-
-def load_model_and_info(
-    auto_class: Any,
-    name_or_path: str | Path,
-    *,
-    dtype: str = "float32",
-    attn_implementation: str | None = None,
-    device: str | None = None,
-    trust_remote_code: bool = False,
-    **kwargs: Any,
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """A model as `load_model` gives it, and what transformers says about the weights it found.
-
-    Returns:
-        The model, and a dictionary whose "missing_keys" are weights that were not in the file and
-        are freshly drawn, and whose "unexpected_keys" were in the file and are not used.
-
-    Raises:
-        ConfigError: `dtype` is not one of those named.
-        ModelError: nothing that can be loaded is there.
+        ConfigError: `dtype` is not one of those named, or there is no such device.
+        ModelError: nothing that can be loaded is there, or weights are missing, of another shape or
+            left over.
     """
     require_named("dtype", dtype, DTYPES)
+    if device is not None:
+        require_device(device)
+    place = found_place(name_or_path, what="model")
     if attn_implementation is not None:
         kwargs["attn_implementation"] = attn_implementation
-    model, info = _from_pretrained(
-        auto_class,
-        name_or_path,
-        what="model",
-        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-        trust_remote_code=trust_remote_code,
-        use_safetensors=True,
-        output_loading_info=True,
-        **kwargs,
-    )
+    kwargs |= {
+        "dtype": dtype if dtype == "auto" else getattr(torch, dtype),
+        "trust_remote_code": trust_remote_code,
+    }
+    model, head = _loaded(auto_class, place, new_head, expected, kwargs)
     if device is not None:
-        model = model.to(device)
-    return model.eval(), info
+        with _said_as_model_error("model", place, files=f"to {device}"):
+            model = model.to(device)
+    count = sum(weight.numel() for weight in model.parameters())
+    _LOG.info(
+        "%s: %s, %s parameters, %s%s",
+        name_or_path,
+        type(model).__name__,
+        f"{count:,}",
+        str(model.dtype).removeprefix("torch."),
+        f", head {head}" if head_modules(model) else "",
+    )
+    return model.eval()
+
+
+def _loaded(
+    auto_class: Any, place: Place, new_head: bool, expected: str | None, kwargs: dict[str, Any]
+) -> tuple[PreTrainedModel, str]:
+    """A model, with its adapter if one lies there, and what its head is."""
+    config = adapter_config(place)
+    if config is None:
+        return _whole_model(auto_class, place, new_head, expected, kwargs)
+    base = found_place(config.base_model_name_or_path, what="base of an adapter")
+    brings_head = has_head(place)
+    below, head = _loaded(auto_class, base, new_head or brings_head, expected, kwargs)
+    model = merged_adapter(below, place, config, new_head=new_head)
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    _LOG.info("%s: %s adapter, merged into its base %s", place.name, kind, base.name)
+    return model, "trained" if brings_head else head
+
+
+def _whole_model(
+    auto_class: Any, place: Place, new_head: bool, expected: str | None, kwargs: dict[str, Any]
+) -> tuple[PreTrainedModel, str]:
+    """A model of its own files, and what its head is."""
+    config = _own_config(place, trust_remote_code=kwargs["trust_remote_code"])
+    if getattr(config, "transformers_weights", None) is not None:  # may name a pickle
+        raise ModelError(
+            f"config.json of {place.name!r} names {config.transformers_weights!r} as the file of "
+            "its weights; expected model.safetensors, or its index, and no other name"
+        )
+    files = weight_files(place)
+    stage = _said_as_model_error("model", place, files=f"config.json, {files[0].name}")
+    with stage, quiet_transformers():
+        model, info = auto_class.from_pretrained(
+            place.name,
+            local_files_only=place.local_only,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # which are looked at below
+            **kwargs,
+        )
+    is_new = require_whole(model, info, name=place.name, new_head=new_head, expected=expected)
+    if is_new and head_of_two_as_one(model, info, files):
+        head = "trained, the second of two outputs less the first"
+    else:
+        head = "new" if is_new else "trained"
+        if is_new:
+            warn_of_redrawn_head(info, place.name)
+    keep_head_in_float32(model, files)
+    return model, head
+
+
+def require_device(device: str) -> None:
+    """Refuse a device that this machine does not have.
+
+    Raises:
+        ConfigError: it has none of this name.
+    """
+    try:
+        torch.empty(0, device=torch.device(device))
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        found = torch.accelerator.current_accelerator()
+        raise ConfigError(
+            f"device is {device!r}, which this machine or this build of PyTorch does not have "
+            f"({str(error).splitlines()[0]}); expected 'cpu'"
+            + (f" or {str(found)!r}" if found is not None else "")
+        ) from error
+
+
+@contextmanager
+def _said_as_model_error(what: str, place: Place, *, files: str) -> Iterator[None]:
+    """Whatever a library raises while it loads, as one error that names the place.
+
+    Damaged, foreign and newer files bring exceptions of every kind.
+    """
+    try:
+        yield
+    except TokenCreditError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise ModelError(
+            f"cannot load a {what} from {place.name!r} ({files}): {type(error).__name__}: {said} "
+            "(expected a folder as `save_pretrained` writes it, weights as safetensors, of a "
+            "version of transformers that is not newer than the installed "
+            f"{transformers.__version__}; or a Hub id that is in the local cache or can be reached)"
+        ) from error
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -162,94 +277,46 @@ def context_length(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
-    """Set every dropout probability of the model to zero, in training mode too."""
+    """Set every dropout probability of the model to zero, in training mode too.
+
+    Probabilities stand in modules of dropout, in numbers of other modules, and in the
+    configuration, where some architectures look them up in every pass. So the saved configuration
+    says zero too.
+    """
+    configs: dict[int, Any] = {}
     for module in model.modules():
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        # Attention modules hold the probability that they hand to the fused kernels as a number.
-        for name in ("attention_dropout", "dropout", "activation_dropout", "layerdrop"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
+        _without_dropout(module)
+        config = vars(module).get("config")
+        if isinstance(config, PreTrainedConfig):
+            configs[id(config)] = config
+    while configs:
+        _, config = configs.popitem()
+        _without_dropout(config)
+        parts = (part for part in vars(config).values() if isinstance(part, PreTrainedConfig))
+        configs.update((id(part), part) for part in parts)
 
 
-def _from_pretrained(auto_class: Any, name_or_path: str | Path, *, what: str, **kwargs: Any) -> Any:
-    """What `auto_class` loads from there, its many errors turned into one."""
-    name = str(name_or_path)
-    is_path = Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
-    if is_path and not Path(name).expanduser().is_dir():
-        raise ModelError(
-            f"there is no folder {name!r}; expected a {what} as `save_pretrained` writes it, or a "
-            "Hub id"
-        )
-    try:
-        return auto_class.from_pretrained(Path(name).expanduser() if is_path else name, **kwargs)
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(
-            f"cannot load a {what} from {name!r}: {str(error).strip()} (expected a folder as "
-            "`save_pretrained` writes it, weights as safetensors; or a Hub id that is in the "
-            "local cache or can be reached)"
-        ) from error
-
-
-def lora_config(
-    *, rank: int, alpha: int, task_type: str, target_modules: str | None = "all-linear"
-) -> Any:
-    """PEFT's settings of adapters.
-
-    Args:
-        rank: of each adapter.
-        alpha: what the adapter is multiplied by, times the rank.
-        task_type: as PEFT names it: `SEQ_CLS` trains the head too, `CAUSAL_LM` leaves it.
-        target_modules: layers that get one: all linear ones but the head; None for those that PEFT
-            names for the architecture.
-
-    Raises:
-        ConfigError: PEFT is not installed.
-    """
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise ConfigError(
-            f"lora.rank is {rank} and PEFT is not installed; expected it: "
-            "pip install 'tokencredit[peft]'"
-        ) from error
-    return LoraConfig(task_type=task_type, r=rank, lora_alpha=alpha, target_modules=target_modules)
-
-
-def lora_model(model: PreTrainedModel, *, rank: int, alpha: int, task_type: str = "SEQ_CLS") -> Any:
-    """The model with adapters in training and its own weights frozen.
-
-    Args:
-        model: of transformers.
-        rank: as of `lora_config`; 0 gives the model itself, all of it in training.
-        alpha: as of `lora_config`.
-        task_type: as of `lora_config`.
-
-    Raises:
-        ConfigError: PEFT is not installed.
-    """
-    if not rank:
-        return model
-    adapter = lora_config(rank=rank, alpha=alpha, task_type=task_type)
-    from peft import get_peft_model
-
-    return get_peft_model(model, adapter)
-
-
-def merged_model(model: Any) -> PreTrainedModel:
-    """The model whose adapters, if it has any, are added to its own weights."""
-    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+def _without_dropout(holder: Any) -> None:
+    """Set the numbers of an object that are named after dropout, or after noise, to zero."""
+    for name, value in list(vars(holder).items()):
+        if isinstance(value, float) and ("drop" in name or "jitter" in name):
+            setattr(holder, name, 0.0)
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Silence transformers: no bars, and no remarks about weights it loads or masks it misses."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    verbosity, bars = (
+        transformers_logging.get_verbosity(),
+        transformers_logging.is_progress_bar_enabled(),
+    )
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        transformers_logging.set_verbosity(verbosity)
         if bars:
-            logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()

@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tokencredit.batch import ResponseBatch, rows_of_like_length
-from tokencredit.errors import ConfigError, DataError, ModelError, NumericError, TokenCreditWarning
+from tokencredit.errors import ConfigError, DataError, NumericError, TokenCreditWarning
 from tokencredit.logprobs import sampled_logits, token_entropies, token_logprobs
 from tokencredit.masking import left_packed
-from tokencredit.models.hf_architecture import require_room
+from tokencredit.models.hf_architecture import require_known_ids, require_room
 from tokencredit.models.hf_attention import pretrained_model
 from tokencredit.models.hf_trunk import logits_behind_trunk, same_logits, trunk_output
 
@@ -215,14 +215,7 @@ def _require_readable(model: nn.Module, batch: ResponseBatch) -> None:
     backbone = pretrained_model(model)
     real = batch.attention_mask.bool()
     require_room(backbone, int(real.sum(-1).max()) if len(batch) else 0)
-    size = backbone.get_input_embeddings().weight.shape[0]
-    ids = batch.input_ids[real]
-    if bool(((ids < 0) | (ids >= size)).any()):
-        raise ModelError(
-            f"the batch holds token ids from {int(ids.min())} to {int(ids.max())}; "
-            f"{type(backbone).__name__} knows 0 to {size - 1}: expected a batch in the model's own "
-            "tokens (`require_same_vocabulary`)"
-        )
+    require_known_ids(backbone, batch.input_ids[real])
 
 
 def _require_finite(values: Tensor) -> None:

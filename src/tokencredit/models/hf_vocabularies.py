@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import warnings
 from functools import lru_cache
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from tokencredit.errors import ModelError
+from tokencredit.errors import ModelError, TokenCreditWarning
 
 
 def require_same_vocabulary(
@@ -52,6 +54,21 @@ def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
 
 
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Equal for tokenizers that cut and render texts alike; padding and truncation are not read."""
+    known: dict[str, Any] = {
+        "vocabulary": vocabulary_fingerprint(tokenizer),
+        "chat_template": tokenizer.chat_template,
+        "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+    }
+    if tokenizer.is_fast:
+        rules = json.loads(tokenizer.backend_tokenizer.to_str())
+        known["rules"] = {
+            name: rule for name, rule in rules.items() if name not in ("padding", "truncation")
+        }
+    return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def shared_vocabulary(
     tokenizer: PreTrainedTokenizerBase, reward_tokenizer: PreTrainedTokenizerBase
 ) -> int:
@@ -83,3 +100,36 @@ def shared_vocabulary(
             "vocabulary: score texts with `TreeScorer`, which takes both tokenizers"
         )
     return size
+
+
+def warn_of_tokens_without_rows(tokenizer: PreTrainedTokenizerBase, width: int) -> None:
+    """Say which tokens a tokenizer knows and its model does not: a text that holds one is refused.
+
+    Args:
+        tokenizer: of the model.
+        width: how many ids the model knows. A pad token beyond them does no harm.
+    """
+    pad = tokenizer.pad_token
+    beyond = [token for token, i in tokenizer.get_vocab().items() if i >= width and token != pad]
+    if beyond:
+        warnings.warn(
+            f"the tokenizer {tokenizer.name_or_path!r} has {len(beyond)} tokens that its model has "
+            f"no embedding for, such as {', '.join(map(repr, sorted(beyond)[:3]))}; a text that "
+            "holds one is refused: expected embeddings resized to the tokenizer",
+            TokenCreditWarning,
+            stacklevel=3,
+        )
+
+
+def token_ids_without_text(tokenizer: PreTrainedTokenizerBase, width: int) -> list[int]:
+    """Ids that a model has rows for and its tokenizer has no token for, in order.
+
+    Embeddings are often padded to a round number of rows. Nothing was ever trained on the rows
+    behind the last token, and no text holds them: a policy must never draw one.
+
+    Args:
+        tokenizer: of the model.
+        width: how many ids the model knows: rows of its embeddings, or columns of its logits.
+    """
+    known = set(tokenizer.get_vocab().values())
+    return [id_ for id_ in range(width) if id_ not in known]

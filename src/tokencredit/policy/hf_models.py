@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tokencredit.errors import ModelError
-from tokencredit.models.heads import scalar_scores
+from tokencredit.models.heads import float32_outputs, scalar_scores
 from tokencredit.models.hf_architecture import text_positions
 
 Result = TypeVar("Result")
@@ -79,8 +79,7 @@ class ActorCritic(nn.Module):
         if self.critic is not None:
             values = _score_at_every_position(self.critic, arguments)[:, -columns:]
         elif self.has_value_head:
-            hidden = captured[-1][:, -columns:].to(self.value_head.weight.dtype)
-            values = self.value_head(hidden).squeeze(-1)
+            values = float32_outputs(self.value_head, captured[-1][:, -columns:]).squeeze(-1)
         else:
             return ActorCriticOutput(logits, None)
         return ActorCriticOutput(logits, values.float())
@@ -131,7 +130,7 @@ def _score_at_every_position(
     critic: Any, arguments: dict[str, Any]
 ) -> Float[Tensor, "batch sequence"]:
     hidden = critic.base_model(**arguments).last_hidden_state
-    return scalar_scores(critic.score(hidden.to(critic.score.weight.dtype)))
+    return scalar_scores(float32_outputs(critic.score, hidden))
 
 
 def save_actor_critic(actor_critic: ActorCritic, weights: dict[str, Tensor], folder: Path) -> None:

@@ -124,7 +124,7 @@ def load_prompted_responses(
     response_column: str = "completion",
     limit: int | None = None,
 ) -> list[PromptedResponse]:
-    """Prompts with the answers to imitate.
+    """Prompts with their answers; a column `ended` says which of these were not cut off.
 
     Args:
         path_or_id: as in `load_texts`.
@@ -134,12 +134,27 @@ def load_prompted_responses(
         limit: read only this many first rows; None reads all.
 
     Raises:
-        DataError: as in `load_texts`, or messages do not end with the assistant's.
+        DataError: as in `load_texts`, messages do not end with the assistant's, or `ended` is
+            neither true nor false.
     """
     return [
-        PromptedResponse(*_answered(row, prompt_cell(row, prompt_column), response_column))
+        PromptedResponse(
+            *_answered(row, prompt_cell(row, prompt_column), response_column),
+            ended=_ended(row),
+        )
         for row in dataset_rows(path_or_id, split=split, limit=limit)
     ]
+
+
+def _ended(row: Row) -> bool:
+    """Whether the answer of a row ended, as its column `ended` says."""
+    ended = row.values.get("ended", True)
+    if ended not in (True, False):
+        raise DataError(
+            f"{row.place}, column 'ended': {ended!r}; expected true, or false for an answer that "
+            "was cut off"
+        )
+    return bool(ended)
 
 
 def load_pairs(

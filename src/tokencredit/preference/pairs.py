@@ -19,10 +19,12 @@ class PromptedResponse:
     Attributes:
         prompt: text, or the messages of a conversation so far.
         response: the text of the answer.
+        ended: whether the answer ended; False for one that was cut off.
     """
 
     prompt: Prompt
     response: str
+    ended: bool = True
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ from tokencredit.recipes.run_folder import read_jsonl, write_atomically
 from tokencredit.recipes.settings import TrainingSettings
 from tokencredit.reward_model.hf_scores import load_reward_model
 from tokencredit.scorers.token_scores import score_for_policy
-from tokencredit.text.hf_encoding import encode_responses
+from tokencredit.text.hf_reading import ReadingSettings, written_by
 from tokencredit.toy.hf_tokenizer import toy_tokenizer
 from tokencredit.toy.reviews import sample_pairs, sample_prompt, sample_review
 from tokencredit.toy.truth import true_token_scores
@@ -177,7 +177,7 @@ def _reward_model_config(
         model=str(language_model),
         output=str(folder / "reward-model"),
         columns=JudgementColumns(prompt="prompt"),
-        append_eos=False,
+        reading=ReadingSettings(append_eos=False),
         max_length=96,
         training=TrainingSettings(epochs=3.0, batch_size=16, learning_rate=1e-3),
         seed=config.seed,
@@ -221,7 +221,7 @@ def _credit_of_reviews(rows: list[dict[str, Any]], reward_model: Path) -> Credit
     """Token scores of held-out reviews: the two truths, and every credit."""
     model, tokenizer = load_reward_model(reward_model, device="cpu")
     prompts, responses = [row["prompt"] for row in rows], [row["response"] for row in rows]
-    encoded = encode_responses(tokenizer, prompts, responses)
+    encoded = written_by(tokenizer).encoded(prompts, responses)
     mask = encoded.batch.response_mask
     pieces = [
         [text[start:end] for start, end in spans]

@@ -16,6 +16,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from tokencredit.batch import Prompt
 from tokencredit.errors import ConfigError, DataError, NumericError, RunFolderError
+from tokencredit.models.hf_adapters import (
+    lora_model,
+    merged_model,
+    on_whole_weights,
+    quantized_loading,
+)
 from tokencredit.models.hf_loading import (
     context_length,
     disable_dropout,
@@ -24,13 +30,23 @@ from tokencredit.models.hf_loading import (
     quiet_transformers,
     require_pad_token,
 )
-from tokencredit.recipes.run_folder import open_run_folder, write_atomically
+from tokencredit.recipes.policy.checkpoints import checkpoints_in
+from tokencredit.recipes.run_folder import held, open_run_folder, write_atomically
 from tokencredit.recipes.settings import (
     HeldOutSettings,
     LoadingSettings,
+    LoraSettings,
     TrainingSettings,
     free_settings,
 )
+from tokencredit.text.hf_reading import (
+    Reading,
+    ReadingSettings,
+    reading_of,
+    remember_reading,
+    shown_example,
+)
+from tokencredit.text.hf_token_rows import EncodedText
 
 
 @runtime_checkable
@@ -167,18 +183,24 @@ def finished_run(config: SupervisedConfig) -> Path | None:
 def supervised_run(config: SupervisedConfig) -> Iterator[Path]:
     """The folder of a run; one that did not exist before goes again when the run fails.
 
-    Inside, transformers shows neither bars nor remarks of its own; the bar of training stays.
+    It stays where there is a checkpoint to go on from, unless numbers went wrong, as they would
+    again. Inside, transformers shows neither bars nor remarks of its own; the
+    bar of training stays.
+
+    Raises:
+        RunFolderError: another process holds the folder, it holds another run, or cannot be
+            written.
     """
     existed = Path(config.output).exists()
-    folder = open_run_folder(config.output, config, free=free_settings(type(config)))
-    (folder / "metrics.jsonl").unlink(missing_ok=True)
-    try:
-        with quiet_transformers():
-            yield folder
-    except Exception:
-        if not existed:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+    with held(config.output):
+        folder = open_run_folder(config.output, config, free=free_settings(type(config)))
+        try:
+            with quiet_transformers():
+                yield folder
+        except Exception as error:
+            if not existed and (isinstance(error, NumericError) or not checkpoints_in(folder)):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def write_results(
@@ -190,6 +212,8 @@ def write_results(
     name: str,
 ) -> None:
     """Write and print the numbers of a run, and put its model into its folder.
+
+    Its checkpoints, which nobody needs any more, go.
 
     Args:
         model: as it was trained.
@@ -204,6 +228,7 @@ def write_results(
     """
     write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     write_model(model, tokenizer, folder)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     told = (f"{key} {value:,.6g}" for key, value in metrics.items() if value is not None)
     print("  ".join(told))
     print(f"{name}: {folder}")
@@ -263,6 +288,40 @@ def _require_finite_weights(model: nn.Module) -> None:
             )
 
 
+def reading_to_train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: ReadingSettings,
+    *,
+    pairs: bool = False,
+) -> Reading:
+    """How a model will be trained to read, printed, and written into its configuration.
+
+    Args:
+        model: about to be trained.
+        tokenizer: its own.
+        settings: of the run.
+        pairs: whether the recipe trains models that read pairs of sentences.
+
+    Raises:
+        ConfigError: the template is for pairs and the recipe trains none, or as `reading_of`.
+    """
+    reading = reading_of(model, tokenizer, settings, training=True)
+    if reading.template == "pair" and not pairs:
+        raise ConfigError(
+            f"reading.template is 'pair' ({reading.origin}); expected 'plain' or 'chat': this "
+            "recipe scores tokens of one text"
+        )
+    remember_reading(reading, model.config, settings)
+    print(f"model {reading.line}")
+    return reading
+
+
+def print_example(reading: Reading, row: EncodedText) -> None:
+    """Print one row as the model will read it."""
+    print(shown_example(reading, row))
+
+
 def lasting_name(name_or_path: str) -> str:
     """A Hub id as it is; a folder as a path that means the same from anywhere."""
     path = Path(name_or_path).expanduser()
@@ -270,7 +329,11 @@ def lasting_name(name_or_path: str) -> str:
 
 
 def language_model_to_train(
-    name_or_path: str, loading: LoadingSettings, *, max_length: int
+    name_or_path: str,
+    loading: LoadingSettings,
+    *,
+    max_length: int,
+    lora: LoraSettings | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model that training starts from, dropout off, and its tokenizer with a pad token.
 
@@ -278,6 +341,7 @@ def language_model_to_train(
         name_or_path: a folder or a Hub id.
         loading: how it is loaded.
         max_length: of a row, in tokens.
+        lora: adapters that will be trained in the place of its weights; None if there are none.
 
     Raises:
         ModelError: a model or tokenizer is not there, or there is no pad token.
@@ -287,7 +351,7 @@ def language_model_to_train(
         name_or_path, pad_token=loading.pad_token, trust_remote_code=loading.trust_remote_code
     )
     require_pad_token(tokenizer)
-    model = _float32_model(AutoModelForCausalLM, name_or_path, loading)
+    model = _model_to_train(AutoModelForCausalLM, name_or_path, loading, lora)
     require_context(model, tokenizer, max_length)
     disable_dropout(model)
     return model, tokenizer
@@ -299,7 +363,7 @@ def classifier_to_train(
     loading: LoadingSettings,
     *,
     max_length: int,
-    append_eos: bool,
+    lora: LoraSettings | None = None,
     **head: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The classifier that training starts from, dropout off, and its tokenizer with a pad token.
@@ -309,8 +373,7 @@ def classifier_to_train(
         name_or_path: a folder or a Hub id.
         loading: how it is loaded; a pad token that is no token yet is added.
         max_length: of a row, in tokens.
-        append_eos: whether plain responses end with the end of sequence, which the configuration
-            of the model tells whoever scores with it.
+        lora: adapters that will be trained in the place of its weights; None if there are none.
         **head: what the configuration shall say of the head.
 
     Raises:
@@ -318,28 +381,71 @@ def classifier_to_train(
         ConfigError: the model is too short for `max_length`.
     """
     tokenizer = load_tokenizer(name_or_path, trust_remote_code=loading.trust_remote_code)
-    model = _float32_model(auto_class, name_or_path, loading, ignore_mismatched_sizes=True, **head)
+    model = _model_to_train(auto_class, name_or_path, loading, lora, new_head=True, **head)
     if loading.pad_token is not None:
         tokenizer.add_special_tokens({"pad_token": loading.pad_token})
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    model.config.pad_token_id = require_pad_token(tokenizer)
-    model.config.eos_appended = append_eos
+    model.config.get_text_config().pad_token_id = require_pad_token(tokenizer)
     tokenizer.padding_side = "right"
     require_context(model, tokenizer, max_length)
     disable_dropout(model)
     return model, tokenizer
 
 
-def _float32_model(
-    auto_class: Any, name_or_path: str, loading: LoadingSettings, **keywords: Any
+def _model_to_train(
+    auto_class: Any,
+    name_or_path: str,
+    loading: LoadingSettings,
+    lora: LoraSettings | None,
+    **keywords: Any,
 ) -> PreTrainedModel:
-    """A model to train, whatever the precision of frozen ones; transformers says nothing of it."""
-    with quiet_transformers():
-        return load_model(
-            auto_class,
-            name_or_path,
-            attn_implementation=loading.attn_implementation,
-            trust_remote_code=loading.trust_remote_code,
-            **keywords,
-        )
+    """A model to train in float32, or to freeze under adapters."""
+    frozen = lora is not None and lora.rank > 0
+    if lora is not None and lora.quantization is not None:
+        keywords |= quantized_loading()
+    return load_model(
+        auto_class,
+        name_or_path,
+        dtype=loading.dtype if frozen else "float32",
+        attn_implementation=loading.attn_implementation,
+        trust_remote_code=loading.trust_remote_code,
+        **keywords,
+    )
+
+
+def without_adapters(
+    adapted: Any, lora: LoraSettings, load: Callable[[], PreTrainedModel], *, task_type: str
+) -> PreTrainedModel:
+    """The trained model, whose adapters, if it has any, are added to its weights in float32.
+
+    Args:
+        adapted: after training.
+        lora: the settings.
+        load: gives the model as it was before training, in float32; called where the one in
+            training has weights in 4 bits, which adapters cannot be added to without loss.
+        task_type: as of `lora_config`.
+    """
+    if lora.quantization is not None:
+        whole = with_adapters(load(), lora, task_type=task_type)
+        whole.config.reading = adapted.config.reading
+        adapted = on_whole_weights(adapted, whole)
+    return merged_model(adapted)
+
+
+def with_adapters(model: PreTrainedModel, lora: LoraSettings, *, task_type: str = "SEQ_CLS") -> Any:
+    """The model with the adapters of the settings in training, or itself where there are none.
+
+    Args:
+        model: to train.
+        lora: the settings.
+        task_type: as of `lora_config`.
+    """
+    return lora_model(
+        model,
+        rank=lora.rank,
+        alpha=lora.alpha,
+        target_modules=lora.target_modules,
+        dropout=lora.dropout,
+        task_type=task_type,
+    )

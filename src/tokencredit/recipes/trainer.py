@@ -1,19 +1,134 @@
-"""The Trainer of the supervised recipes: quiet, with a log, stopped by a loss that is no number."""
+"""The Trainer of the supervised recipes: it can be left alone, killed, and started again.
 
+Checkpoints are those of the Trainer of transformers (optimiser, schedule, random generators), with
+the weights in training as safetensors and the sums behind the metrics in JSON, sealed by checksums.
+The order of the rows follows from the seed and the number of the pass alone. So a run that was
+stopped goes on, on the CPU bit for bit, as if it had not been.
+"""
+
+import json
 import math
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from torch.utils.data import Sampler
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.integrations import TensorBoardCallback, get_available_reporting_integrations
 
-from tokencredit.errors import NumericError
-from tokencredit.recipes.run_folder import append_jsonl
+from tokencredit.errors import ConfigError, NumericError, RunFolderError
+from tokencredit.models.hf_adapters import restore_trained_weights, write_trained_weights
+from tokencredit.recipes.checksums import seal
+from tokencredit.recipes.policy.checkpoints import (
+    checkpoint_path,
+    checkpoints_in,
+    last_checkpoint,
+)
+from tokencredit.recipes.run_folder import append_jsonl, flush, read_jsonl, write_atomically
+from tokencredit.recipes.settings import TrainingSettings
+from tokencredit.recipes.stop_signals import StopRequest, stop_requests
 from tokencredit.recipes.supervised import SupervisedConfig
+
+_PROGRESS = "progress.json"
+# Batches that are drawn together before they are sorted by length, as in transformers.
+_SORTED_BATCHES = 50
+
+
+@dataclass
+class Progress:
+    """What a training remembers besides weights and what the Trainer of transformers keeps.
+
+    Attributes:
+        turn: of several trainings that follow each other in one run, from 1.
+        steps_before: optimiser steps of the turns before this one.
+        steps: optimiser steps of this turn.
+        loss: the sum of the losses of all its steps.
+        unlogged: the sum of the losses of the steps after the last row of metrics.
+        unlogged_steps: how many these are.
+        seconds: that training took.
+        earlier: what the turns before this one came to.
+        more: what the recipe's own Trainer remembers.
+    """
+
+    turn: int = 1
+    steps_before: int = 0
+    steps: int = 0
+    loss: float = 0.0
+    unlogged: float = 0.0
+    unlogged_steps: int = 0
+    seconds: float = 0.0
+    earlier: dict[str, float] = field(default_factory=dict)
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def add_step(self, loss: float) -> None:
+        """Count one optimiser step."""
+        self.steps += 1
+        self.loss += loss
+        self.unlogged += loss
+        self.unlogged_steps += 1
+
+    def logged_loss(self) -> float:
+        """The mean loss since the last row of metrics, which is forgotten."""
+        mean = self.unlogged / max(self.unlogged_steps, 1)
+        self.unlogged, self.unlogged_steps = 0.0, 0
+        return mean
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What a Trainer knows of the run that it belongs to.
+
+    Attributes:
+        folder: of the run.
+        training: the settings.
+        seed: of the order of rows.
+        evaluate: the numbers of held-out data, asked for during training; None where there are no
+            such data.
+        begin: the progress to begin with, where the run has no checkpoint of this turn.
+    """
+
+    folder: Path
+    training: TrainingSettings
+    seed: int
+    evaluate: Callable[[], Mapping[str, float | None]] | None = None
+    begin: Progress = field(default_factory=Progress)
+
+    @classmethod
+    def of(
+        cls,
+        config: SupervisedConfig,
+        folder: Path,
+        evaluate: Callable[[], Mapping[str, float | None]] | None = None,
+        begin: Progress | None = None,
+    ) -> "TrainingRun":
+        """A run with the settings of a recipe."""
+        begin = begin or Progress()
+        return cls(folder, config.training, config.seed, evaluate, begin)
+
+
+def saved_progress(folder: Path) -> tuple[Path, Progress] | None:
+    """The newest whole checkpoint of a run, and how far it is; None if there is none.
+
+    Raises:
+        RunFolderError: there are checkpoints, and all of them are damaged.
+    """
+    path = last_checkpoint(folder)
+    if path is None:
+        return None
+    return path, Progress(**json.loads((path / _PROGRESS).read_text(encoding="utf-8")))
 
 
 class ModelFunction(nn.Module):
@@ -35,14 +150,67 @@ class ModelFunction(nn.Module):
         return self.function(self.model, **batch)
 
 
-class SupervisedTrainer(Trainer):  # type: ignore[misc]
-    """The Trainer with a bar instead of printed logs, stopped by the first loss that is NaN."""
+class RowOrder(Sampler[int]):
+    """The order of the rows, which the seed and the number of the pass decide alone.
 
-    def __init__(self, *arguments: Any, log_file: Path, **keywords: Any) -> None:
+    Args:
+        count: how many rows there are.
+        lengths: of each; rows of like length then stand together, batch by batch. None shuffles.
+        batch_size: rows of one optimiser step.
+        seed: another one gives another order.
+    """
+
+    def __init__(
+        self, count: int, lengths: Sequence[int] | None, *, batch_size: int, seed: int
+    ) -> None:
+        self.count, self.lengths = count, lengths
+        self.batch_size, self.seed, self.epoch = batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which pass over the data comes next, from 0."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(self.count, generator=generator).tolist()
+        if self.lengths is None:
+            return iter(order)
+        batches: list[list[int]] = []
+        for at in range(0, self.count, _SORTED_BATCHES * self.batch_size):
+            some = order[at : at + _SORTED_BATCHES * self.batch_size]
+            some.sort(key=self.lengths.__getitem__)
+            sizes = range(0, len(some), self.batch_size)
+            batches += [some[first : first + self.batch_size] for first in sizes]
+        whole = [batch for batch in batches if len(batch) == self.batch_size]
+        rest = [batch for batch in batches if len(batch) < self.batch_size]
+        shuffled = torch.randperm(len(whole), generator=generator).tolist()
+        # The incomplete batch stays last, or it would shift the borders of all after it.
+        return iter([row for batch in [*(whole[i] for i in shuffled), *rest] for row in batch])
+
+
+class SupervisedTrainer(Trainer):  # type: ignore[misc]
+    """The Trainer with checkpoints that a run goes on from, stopped by the first loss that is NaN.
+
+    Args:
+        run: what it belongs to.
+    """
+
+    def __init__(self, *arguments: Any, run: TrainingRun, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
+        self.run, self.progress, self.stop = run, run.begin, StopRequest()
+        self.step_loss = self.last_loss = 0.0
+        self.started = time.perf_counter()
+        self.order: RowOrder | None = None
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+                callback.logging_dir = str(run.folder / "tensorboard")
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
-        self.add_callback(_LossBar(log_file, visible=not self.args.disable_tqdm))
+        self.add_callback(_Flow(self))
+        self.add_callback(_LossBar(self, visible=not self.args.disable_tqdm))
 
     def training_step(self, *arguments: Any, **keywords: Any) -> Tensor:
         """One forward and backward pass.
@@ -51,13 +219,87 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]
             NumericError: the loss is NaN or infinite.
         """
         loss: Tensor = super().training_step(*arguments, **keywords)
-        if not bool(torch.isfinite(loss)):
+        number = float(loss)
+        if not math.isfinite(number):
             raise NumericError(
-                f"the loss is {float(loss)} after {self.state.global_step} optimiser steps; "
+                f"the loss is {number} after {self.state.global_step} optimiser steps; "
                 "expected a finite number: lower training.learning_rate, or look for broken rows "
                 "in the data"
             )
+        self.step_loss += number
         return loss
+
+    def log(self, logs: dict[str, Any], *arguments: Any, **keywords: Any) -> None:
+        """Log the mean loss since the last row, which a run that goes on knows too."""
+        if "loss" in logs:
+            mean = self.progress.logged_loss()
+            if self.accelerator.num_processes > 1:
+                here = torch.tensor(mean, device=self.accelerator.device)
+                mean = float(self.accelerator.reduce(here, reduction="mean"))
+            logs = {**logs, "loss": mean}
+        super().log(logs, *arguments, **keywords)
+
+    def remembered(self) -> dict[str, Any]:
+        """What the checkpoint shall hold besides, as JSON has it."""
+        return {}
+
+    def recall(self, remembered: dict[str, Any]) -> None:
+        """Take back what `remembered` gave."""
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the weights that are trained, of a checkpoint."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            write_trained_weights(self.model, Path(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            restore_trained_weights(self.model, Path(resume_from_checkpoint))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write beside, seal, then rename; older checkpoints beyond `keep` go afterwards."""
+        progress = self.progress
+        path = checkpoint_path(self.run.folder, progress.steps_before + progress.steps)
+        beside = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            shutil.rmtree(beside, ignore_errors=True)
+            # Not the one of TRL in between, which writes a page about the model.
+            Trainer._save_checkpoint(self, model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                seconds = progress.seconds + time.perf_counter() - self.started
+                row = asdict(progress) | {"seconds": seconds, "more": self.remembered()}
+                (beside / _PROGRESS).write_text(json.dumps(row), encoding="utf-8")
+                seal(beside)
+                shutil.rmtree(path, ignore_errors=True)
+                beside.rename(path)
+                flush(path.parent)
+        except Exception as error:  # safetensors and torch have exceptions of their own
+            shutil.rmtree(beside, ignore_errors=True)
+            raise RunFolderError(
+                f"the checkpoint {path} could not be written ({error}); expected room and "
+                "permission on that disk. Earlier checkpoints are whole: run the same command to "
+                "go on"
+            ) from error
+        if self.args.should_save:
+            for old in list(checkpoints_in(self.run.folder).values())[: -self.run.training.keep]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> RowOrder:
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        assert isinstance(rows, Sized)
+        grouped = self.args.train_sampling_strategy == "group_by_length"
+        self.order = RowOrder(
+            len(rows),
+            list(rows["length"]) if grouped else None,  # type: ignore[index]
+            batch_size=self.args.train_batch_size * self.args.gradient_accumulation_steps,
+            seed=self.run.seed,
+        )
+        return self.order
 
 
 class LossTrainer(SupervisedTrainer):
@@ -92,12 +334,44 @@ class LossTrainer(SupervisedTrainer):
         return (loss, outputs) if return_outputs else loss
 
 
-class _LossBar(ProgressCallback):  # type: ignore[misc]
-    """A progress bar that shows the loss, and a JSON line for every log."""
+class _Flow(TrainerCallback):  # type: ignore[misc]
+    """Counts steps, evaluates in between, and stops after a checkpoint when a signal asks."""
 
-    def __init__(self, log_file: Path, *, visible: bool) -> None:
+    def __init__(self, trainer: SupervisedTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
+        state.compute_steps(args, state.max_steps)  # a checkpoint brings the intervals it had
+
+    def on_epoch_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        if self.trainer.order is not None:
+            self.trainer.order.set_epoch(int(state.epoch or 0))
+
+    def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+        trainer = self.trainer
+        trainer.progress.add_step(trainer.step_loss)
+        trainer.last_loss, trainer.step_loss = trainer.step_loss, 0.0
+        every, evaluate = trainer.run.training.evaluate_every, trainer.run.evaluate
+        between = state.global_step < state.max_steps
+        if every and evaluate is not None and state.global_step % every == 0 and between:
+            trainer.log({name: n for name, n in evaluate().items() if n is not None})
+        if self._asked_to_stop():
+            control.should_save = control.should_training_stop = True
+
+    def _asked_to_stop(self) -> bool:
+        asked, accelerator = self.trainer.stop.number, self.trainer.accelerator
+        if accelerator.num_processes > 1:  # all of them stop after the same step
+            numbers = accelerator.gather(torch.tensor([asked], device=accelerator.device))
+            asked = self.trainer.stop.number = int(numbers.max())
+        return bool(asked)
+
+
+class _LossBar(ProgressCallback):  # type: ignore[misc]
+    """A progress bar that shows the loss of the last step, and a JSON line for every log."""
+
+    def __init__(self, trainer: SupervisedTrainer, *, visible: bool) -> None:
         super().__init__()
-        self.log_file, self.visible = log_file, visible
+        self.trainer, self.visible = trainer, visible
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         if self.visible:
@@ -105,14 +379,13 @@ class _LossBar(ProgressCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         if self.training_bar is not None:
+            self.training_bar.set_postfix(loss=f"{self.trainer.last_loss:.3f}", refresh=False)
             super().on_step_end(args, state, control, **keywords)
 
     def on_log(self, _args: Any, state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
-        if not state.is_world_process_zero or "loss" not in logs:
-            return
-        append_jsonl(self.log_file, {"step": state.global_step, **logs})
-        if self.training_bar is not None:
-            self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}")
+        if state.is_world_process_zero and "train_runtime" not in logs:
+            row = {"step": state.global_step, **logs}
+            append_jsonl(self.trainer.run.folder / "metrics.jsonl", row)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         if self.training_bar is not None:
@@ -130,31 +403,34 @@ def training_arguments(
     folder: Path,
     *,
     examples: int,
-    learning_rate: float = 2e-5,
     sampling: Literal["group_by_length", "random"] = "group_by_length",
 ) -> TrainingArguments:
-    """The Trainer's settings: no checkpoints, no trackers, a cosine after a linear warm-up.
+    """The Trainer's settings: a cosine after a linear warm-up.
 
     Args:
         config: of a supervised recipe.
         folder: of the run.
         examples: rows to train on.
-        learning_rate: the highest, where the settings name none.
         sampling: `group_by_length` puts rows of like length together, `random` does not look.
+
+    Raises:
+        ConfigError: a tracker is not installed.
     """
     training = config.training
-    named = training.learning_rate
     on_cpu = training_device(config) == "cpu"
     batches = math.ceil(examples / training.batch_size)
     steps = math.ceil(batches / training.gradient_accumulation) * training.epochs
+    require_trackers(training.report_to)
     return TrainingArguments(
-        output_dir=str(folder),
+        output_dir=str(folder / "checkpoints" / ".writing"),
+        run_name=folder.name,
         per_device_train_batch_size=training.batch_size,
         gradient_accumulation_steps=training.gradient_accumulation,
         num_train_epochs=training.epochs,
-        learning_rate=learning_rate if named is None else named,
+        max_steps=training.max_steps or -1,
+        learning_rate=training.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(training.warmup * steps),
+        warmup_steps=math.ceil(training.warmup * (training.max_steps or steps)),
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         bf16=training.mixed_precision == "bf16",
@@ -162,9 +438,10 @@ def training_arguments(
         data_seed=config.seed,
         use_cpu=on_cpu,
         train_sampling_strategy=sampling,
-        save_strategy="no",
-        report_to="none",
-        logging_steps=10,
+        save_strategy="steps",
+        save_steps=training.checkpoint_every,
+        report_to=list(training.report_to) or "none",
+        logging_steps=training.log_every,
         logging_first_step=True,
         logging_nan_inf_filter=False,
         disable_tqdm=not config.progress,
@@ -173,30 +450,89 @@ def training_arguments(
     )
 
 
+def require_trackers(names: Sequence[str]) -> None:
+    """Every tracker is installed.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    there = get_available_reporting_integrations()
+    for name in names:
+        if name not in there:
+            raise ConfigError(
+                f"training.report_to names {name!r}, which is not installed; expected it "
+                f"(pip install {name}), or one of {', '.join(there) or 'none'}"
+            )
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """Keep the activations between layers alone, and compute the others again when they are needed.
+
+    Args:
+        model: of transformers, under any wrappers.
+    """
+    inner = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
+    # The name that transformers gave it first goes in version 6.
+    name = "activation_checkpointing"
+    if hasattr(inner, f"{name}_enable"):
+        inner.activation_checkpointing_enable(**{f"{name}_kwargs": {"use_reentrant": False}})
+    else:
+        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
 def row_numbers(lengths: Sequence[int]) -> Dataset:
     """What the Trainer shuffles: the number and the length of each row, and no copy of it."""
     return Dataset.from_dict({"row": list(range(len(lengths))), "length": list(lengths)})
 
 
-def train(trainer: Trainer, *, tokens: float) -> dict[str, float]:
-    """Train, and say what it took.
+def train(trainer: SupervisedTrainer, *, tokens: int) -> dict[str, float]:
+    """Train, from the last checkpoint of the run if it has one, and say what it took.
 
     Args:
         trainer: as the recipe made it.
-        tokens: that are read in all passes.
+        tokens: that are read in one pass over the data.
 
     Returns:
-        `train_loss`, the mean over all steps, `train_tokens`, `seconds` and `tokens_per_second`.
+        `train_loss`, the mean over all steps, `train_steps`, `train_tokens`, `seconds` and
+        `tokens_per_second`; of a run that went on, of all of it.
 
     Raises:
         NumericError: a loss is NaN or infinite.
+        RunFolderError: a checkpoint cannot be written or belongs to another model.
+        KeyboardInterrupt, SystemExit: a signal asked to stop; the checkpoint is written.
     """
-    start = time.perf_counter()
-    loss = trainer.train().training_loss
-    seconds = time.perf_counter() - start
+    run = trainer.run
+    saved = saved_progress(run.folder)
+    checkpoint = None
+    if saved is not None and saved[1].turn == run.begin.turn:
+        checkpoint, trainer.progress = saved
+        trainer.recall(trainer.progress.more)
+        print(f"the run goes on from {checkpoint}", flush=True)
+    progress = trainer.progress
+    _forget_rows_after(run.folder / "metrics.jsonl", progress)
+    if run.training.gradient_checkpointing:
+        recompute_activations(trainer.model)
+    trainer.started = time.perf_counter()
+    with stop_requests("the run stops after this step, with a checkpoint to go on from") as request:
+        trainer.stop = request
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    progress.seconds += time.perf_counter() - trainer.started
+    if request.number:
+        request.end()
+    read = tokens * float(trainer.state.epoch)
     return {
-        "train_loss": loss,
-        "train_tokens": tokens,
-        "seconds": seconds,
-        "tokens_per_second": tokens / seconds,
+        "train_loss": progress.loss / max(progress.steps, 1),
+        "train_steps": float(progress.steps),
+        "train_tokens": read,
+        "seconds": progress.seconds,
+        "tokens_per_second": read / progress.seconds,
     }
+
+
+def _forget_rows_after(path: Path, progress: Progress) -> None:
+    """Drop the rows of metrics of steps that are done again."""
+    rows = read_jsonl(path)
+    here = (progress.turn, progress.steps)
+    kept = [row for row in rows if (row.get("turn", 1), row["step"]) <= here]
+    if len(kept) < len(rows):
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))

@@ -113,7 +113,7 @@ def score_of_embeddings(
             "expected one stack for a score of embeddings: leave tokens out instead"
         )
     real = (batch.attention_mask if attention_mask is None else attention_mask).bool()
-    require_readable(pretrained, real)
+    require_readable(pretrained, batch.input_ids, real)
     own = _looked_up(model, batch.input_ids, real)
     prompt, response = own.tensor_split([batch.prompt_ids.shape[1]], dim=1)
     counted = batch.response_mask[:, :, None]

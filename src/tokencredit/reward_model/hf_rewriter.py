@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from tokencredit.errors import ConfigError, DataError, ModelError
 from tokencredit.logprobs import token_logprobs
 from tokencredit.models.hf_loading import context_length
 from tokencredit.models.hf_logprobs import response_statistics
-from tokencredit.text.hf_encoding import EncodedResponses, encode_chats, encode_responses
+from tokencredit.text.hf_encoding import EncodedResponses
+from tokencredit.text.hf_reading import Reading
 
 TEMPLATE = "{prompt}{response}\n\nBetter answer:\n"
 INSTRUCTION = "Write your last answer again, and better. If it is good, repeat it."
@@ -102,11 +102,11 @@ def stored_templates(model: nn.Module) -> tuple[str, str]:
 
 def rewriter_logprobs(
     model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    reading: Reading,
     prompts: Sequence[Prompt],
     responses: Sequence[str],
     *,
-    append_eos: bool | Sequence[bool] = False,
+    ended: bool | Sequence[bool] = True,
     micro_batch_size: int | None = None,
 ) -> RewriterLogprobs:
     """Log-probability of each response token when the rewriter has read that very response.
@@ -120,15 +120,14 @@ def rewriter_logprobs(
     Args:
         model: a causal language model that `train-rewriter` made: its configuration holds the
             template.
-        tokenizer: its tokenizer, a fast one.
-        prompts: all texts, or all conversations (lists of messages).
+        reading: how it reads.
+        prompts: texts or conversations.
         responses: what it reads and is asked to write, one per prompt.
-        append_eos: whether responses, or those named by True, end with the end of sequence as one
-            of their tokens. A chat template ends them itself.
+        ended: as in `Reading.encoded`.
         micro_batch_size: rows per forward pass; None for all at once.
 
     Raises:
-        ModelError: the configuration holds no template, or as in `encode_responses`.
+        ModelError: the configuration holds no template, or as in `Reading.encoded`.
         DataError: prompts and responses differ in number or kind, or a row is longer than the
             model can read.
         NumericError: the model gives NaN or infinite values.
@@ -143,16 +142,8 @@ def rewriter_logprobs(
         rewriting_prompt(prompt, response, template=template, instruction=instruction)
         for prompt, response in zip(prompts, responses, strict=True)
     ]
-    kinds = {isinstance(source, str) for source in sources}
-    if len(kinds) > 1:
-        raise DataError("some prompts are texts and some are messages; expected one kind only")
-    length = context_length(model, tokenizer)
-    if kinds == {False}:
-        encoded = encode_chats(tokenizer, sources, responses, max_length=length)
-    else:
-        encoded = encode_responses(
-            tokenizer, sources, responses, append_eos=append_eos, max_length=length
-        )
+    length = context_length(model, reading.tokenizer)
+    encoded = reading.encoded(sources, responses, ended=ended, max_length=length)
     both = response_statistics(
         model, encoded.batch, _own_and_likeliest, micro_batch_size=micro_batch_size
     )

@@ -6,6 +6,7 @@ batch. A causal model needs no mask after that, since no real token comes after 
 the fastest kernels.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -22,18 +23,25 @@ from transformers import (
 )
 
 from tokencredit.batch import ResponseBatch, ResponseScores, rows_of_like_length
-from tokencredit.errors import DataError, ModelError, NumericError
+from tokencredit.errors import DataError, ModelError, NumericError, TokenCreditWarning
 from tokencredit.masking import left_packed
-from tokencredit.models.heads import at_last_token, last_positions, scalar_scores
+from tokencredit.models.heads import (
+    at_last_token,
+    float32_outputs,
+    last_positions,
+    scalar_scores,
+)
 from tokencredit.models.hf_architecture import (
     is_causal,
+    padding_id,
     reading_positions,
     require_readable,
-    require_trained_head,
     sequence_classifier,
+    vocabulary_width,
 )
 from tokencredit.models.hf_attention import recorded_attention
-from tokencredit.models.hf_loading import load_model_and_info, load_tokenizer
+from tokencredit.models.hf_loading import load_model, load_tokenizer
+from tokencredit.models.hf_vocabularies import warn_of_tokens_without_rows
 
 
 @dataclass(frozen=True)
@@ -77,24 +85,44 @@ def load_reward_model(
             language model, for example), it has more than two outputs, or `pad_token` is not in
             the vocabulary.
     """
-    model, info = load_model_and_info(
+    model = load_model(
         AutoModelForSequenceClassification,
         name_or_path,
         dtype=dtype,
         attn_implementation=attn_implementation,
         device=device,
         trust_remote_code=trust_remote_code,
+        expected="a model trained for sequence classification: train one with "
+        "`tokencredit train-reward-model`",
     )
     if model.config.num_labels not in (1, 2):
         raise ModelError(
             f"the model at {str(name_or_path)!r} has {model.config.num_labels} outputs; expected a "
             "reward model with one score, or with two classes of which the second is the better"
         )
-    require_trained_head(info, str(name_or_path))
+    _warn_of_order(model, str(name_or_path))
     tokenizer = load_tokenizer(
         name_or_path, pad_token=pad_token, trust_remote_code=trust_remote_code
     )
+    warn_of_tokens_without_rows(tokenizer, vocabulary_width(model))
     return model, tokenizer
+
+
+_GOOD = ("positive", "pos", "good", "better", "chosen", "safe", "helpful", "accept", "true", "yes")
+
+
+def _warn_of_order(model: PreTrainedModel, name: str) -> None:
+    """Say where the first of two outputs, by its label, is the better one."""
+    labels = getattr(model.config, "id2label", None) or {}
+    first, second = (str(labels.get(i, "")).lower() for i in (0, 1))
+    if model.config.num_labels == 2 and first in _GOOD and second not in _GOOD:
+        warnings.warn(
+            f"the outputs of {name!r} are labelled {labels[0]!r}, {labels[1]!r}, and the score is "
+            "the second less the first; expected the better one second: with these labels every "
+            "score has the wrong sign, unless the labels are wrong",
+            TokenCreditWarning,
+            stacklevel=3,
+        )
 
 
 def reward_model_output(
@@ -103,6 +131,7 @@ def reward_model_output(
     attention_mask: Bool[Tensor, "batch sequence"] | Int[Tensor, "batch sequence"],
     *,
     attention_layer: int | None = None,
+    token_types: Int[Tensor, "batch sequence"] | None = None,
 ) -> RewardModelOutput:
     """Score, prefix scores and attention row of each sequence, in one forward pass.
 
@@ -111,6 +140,7 @@ def reward_model_output(
         input_ids: padded on either side or both; ids under the mask may be anything.
         attention_mask: real tokens. What is masked between real tokens is left out.
         attention_layer: of which layer to record the attention; None records none.
+        token_types: 1 on the second of two segments, for encoders that read pairs.
 
     Returns:
         Scores read at the last real token of a causal model; for an encoder what its own forward
@@ -127,7 +157,7 @@ def reward_model_output(
     """
     pretrained = sequence_classifier(model)
     real = attention_mask.bool()
-    require_readable(pretrained, real)
+    require_readable(pretrained, input_ids, real)
     ids, packed = left_packed(input_ids, real)
     causal = is_causal(pretrained)
     recording: Any = nullcontext()
@@ -137,12 +167,15 @@ def reward_model_output(
     with recording as record:
         if causal:
             hidden = pretrained.base_model(ids, use_cache=False).last_hidden_state
-            scores = scalar_scores(pretrained.score(hidden))
+            scores = scalar_scores(float32_outputs(pretrained.score, hidden))
             sequence_scores = at_last_token(scores, packed)
             position_scores = _unpacked_values(scores, packed, real)
         else:
-            ids = ids.masked_fill(~packed, pretrained.config.pad_token_id or 0)
-            logits = pretrained(ids, attention_mask=packed.long()).logits
+            ids = ids.masked_fill(~packed, padding_id(pretrained))
+            segments = {}
+            if token_types is not None:
+                segments = {"token_type_ids": left_packed(token_types, real)[0]}
+            logits = pretrained(ids, attention_mask=packed.long(), **segments).logits
             sequence_scores, position_scores = scalar_scores(logits), None
     attention = None if record is None else _unpacked_values(record.rows[:, 0], packed, real)
     return RewardModelOutput(sequence_scores, position_scores, attention)
@@ -155,6 +188,7 @@ def score_responses(
     attention_mask: Bool[Tensor, "batch sequence"] | Int[Tensor, "batch sequence"] | None = None,
     attention_layer: int | None = None,
     micro_batch_size: int | None = None,
+    two_segments: bool = False,
 ) -> ResponseScores:
     """Everything credit needs to know about responses, without gradients and without dropout.
 
@@ -166,6 +200,8 @@ def score_responses(
         attention_layer: of which layer to record the attention; None records none.
         micro_batch_size: sequences per forward pass, those of like length together; all by
             default. Changes the time and memory, not the result.
+        two_segments: whether the model is told which tokens are the response's, as encoders that
+            read pairs of sentences are.
 
     Raises:
         NumericError: a score is NaN or infinite.
@@ -180,11 +216,19 @@ def score_responses(
             "right end of prompt_ids, such as a beginning-of-sequence token: it is where the "
             "score of the prompt alone is read"
         )
+    types = None
+    if two_segments:
+        second = torch.ones_like(batch.response_ids)
+        types = torch.cat([torch.zeros_like(batch.prompt_ids), second], dim=-1)
     batches = rows_of_like_length(real.sum(-1), micro_batch_size)
     with torch.no_grad(), evaluating(model):
         outputs = [
             reward_model_output(
-                model, batch.input_ids[rows], real[rows], attention_layer=attention_layer
+                model,
+                batch.input_ids[rows],
+                real[rows],
+                attention_layer=attention_layer,
+                token_types=None if types is None else types[rows],
             )
             for rows in batches
         ]

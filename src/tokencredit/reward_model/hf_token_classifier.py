@@ -16,11 +16,11 @@ from transformers import (
 )
 
 from tokencredit.batch import ResponseBatch, rows_of_like_length
-from tokencredit.errors import ModelError, NumericError
+from tokencredit.errors import NumericError
 from tokencredit.masking import left_packed
-from tokencredit.models.hf_architecture import require_readable, require_trained_head
+from tokencredit.models.hf_architecture import padding_id, require_readable
 from tokencredit.models.hf_attention import pretrained_model
-from tokencredit.models.hf_loading import load_model_and_info, load_tokenizer
+from tokencredit.models.hf_loading import load_model, load_tokenizer
 
 
 def load_token_classifier(
@@ -41,24 +41,19 @@ def load_token_classifier(
         trust_remote_code: let Python code that comes with the model run.
 
     Raises:
-        ModelError: nothing that can be loaded is there, or the head's weights are missing (a
-            language model, say).
+        ModelError: nothing that can be loaded is there, or weights are missing, such as those of
+            the head (of a language model, say).
     """
-    model, info = load_model_and_info(
+    model = load_model(
         AutoModelForTokenClassification,
         name_or_path,
         dtype=dtype,
         attn_implementation=attn_implementation,
         device=device,
         trust_remote_code=trust_remote_code,
+        expected="a model with a head that classifies tokens: train one with "
+        "`tokencredit train-token-classifier`",
     )
-    try:
-        require_trained_head(info, str(name_or_path))
-    except ModelError as error:
-        raise ModelError(
-            f"the weights of {str(name_or_path)!r} have no head that classifies tokens; expected a "
-            "model trained to: train one with `tokencredit train-token-classifier`"
-        ) from error
     tokenizer = load_tokenizer(name_or_path, trust_remote_code=trust_remote_code)
     return model, tokenizer
 
@@ -114,9 +109,9 @@ def _sequence_logits(
 ) -> Float[Tensor, "batch sequence classes"]:
     """Logits of all real tokens, zeros elsewhere, whatever the padding."""
     pretrained = pretrained_model(model)
-    require_readable(pretrained, real)
+    require_readable(pretrained, input_ids, real)
     ids, packed = left_packed(input_ids, real)
-    ids = ids.masked_fill(~packed, pretrained.config.pad_token_id or 0)
+    ids = ids.masked_fill(~packed, padding_id(pretrained))
     packed_logits = model(input_ids=ids, attention_mask=packed.long()).logits.float()
     logits = packed_logits.new_zeros(*real.shape, packed_logits.shape[-1])
     logits[real] = packed_logits[packed]

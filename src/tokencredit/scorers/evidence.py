@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores, RewardScorer, padded_rows
 from tokencredit.credit.evidence import NEEDS, Evidence, Need
@@ -68,7 +69,7 @@ def response_scores(
 ) -> ResponseScores:
     """What a scorer says of responses, closing tokens included where they are known."""
     keywords: dict[str, Any] = {"attention": attention, "conversations": responses.conversations}
-    reads_them = isinstance(scorer, LocalScorer) and scorer.tokenizer is scorer.policy_tokenizer
+    reads_them = isinstance(scorer, LocalScorer) and scorer.reading is scorer.writer
     if responses.attention_mask is not None and reads_them:
         keywords["attention_mask"] = responses.attention_mask
     return scorer(responses.batch, **keywords)
@@ -229,10 +230,10 @@ def _asked_again(
 ) -> dict[str, Any]:
     """Functions that ask the reward model as often as they are called."""
     batch = responses.batch
-    local, real = scorer if isinstance(scorer, LocalScorer) else None, None
+    local, rows = scorer if isinstance(scorer, LocalScorer) else None, None
     if local is not None and trained_segments(local.model.config) is None:
-        real = local.read_tokens(batch, responses.conversations, responses.attention_mask)
-    if local is None or real is None:
+        rows = local.own_rows(batch, responses.conversations, responses.attention_mask)
+    if local is None or rows is None:
         if "embeddings" in needs:
             raise ModelError(
                 "gradients with respect to embeddings, of a reward model that reads other tokens "
@@ -240,15 +241,18 @@ def _asked_again(
                 "vocabulary of the responses that is read at the last token"
             )
         return {"kept": scores_of_kept_tokens(scorer, responses, micro_batch_size=size)}
+    own, real = rows.batch, rows.attention_mask
+    more = own.response_ids.shape[1] - batch.response_ids.shape[1]  # columns of closing tokens
     if "kept_tokens" in needs:
         kept = scores_without_tokens(
-            local.model, batch, attention_mask=real, micro_batch_size=size or 32
+            local.model, own, attention_mask=real, micro_batch_size=size or 32
         )
-        return {"kept": kept}
-    embeddings = response_embeddings(local.model, batch)
+        return {"kept": lambda keep: kept(pad(keep, (0, more), value=True))}
+    embeddings = response_embeddings(local.model, own)[:, : batch.response_ids.shape[1]]
     table = local.model.get_input_embeddings().weight.detach()  # type: ignore[operator]
+    score = score_of_embeddings(local.model, own, attention_mask=real)
     return {
-        "score_of_embeddings": score_of_embeddings(local.model, batch, attention_mask=real),
+        "score_of_embeddings": lambda embeddings: score(pad(embeddings, (0, 0, 0, more))),
         "embeddings": embeddings,
         # The mean embedding of the vocabulary: no token, but as long as one.
         "baseline": table.mean(0).expand_as(embeddings),

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from tokencredit.text.hf_token_rows import (
     read_every_token,
     read_last_token,
     scored_rows,
+    token_types,
 )
 
 
@@ -31,12 +33,13 @@ def counted_scores(
     input_ids: Int[Tensor, "batch sequence"],
     attention_mask: Int[Tensor, "batch sequence"],
     counted: Bool[Tensor, "batch sequence"],
+    token_types: Int[Tensor, "batch sequence"] | None = None,
 ) -> Float[Tensor, "batch time"]:
     """Scores at the counted tokens, moved to the left end, with gradient.
 
     An encoder has one score, that of the whole, whatever is counted.
     """
-    output = reward_model_output(model, input_ids, attention_mask)
+    output = reward_model_output(model, input_ids, attention_mask, token_types=token_types)
     if output.position_scores is None:
         return output.sequence_scores[:, None]
     return left_packed(output.position_scores, counted)[0]
@@ -92,7 +95,9 @@ def _scores(
         tensors = scored_rows(texts, pad_id=pad_id, read_at=read_at)
         ids, attention_mask, counted = (tensor.to(model.device) for tensor in tensors)
         with torch.no_grad(), context:
-            packed = counted_scores(model, ids, attention_mask, counted)
+            types = token_types(texts, width=ids.shape[1])
+            types = None if types is None else types.to(model.device)
+            packed = counted_scores(model, ids, attention_mask, counted, types)
         mask, _ = left_packed(counted, counted)
         if segment_ends is not None:
             ends, _ = padded_rows(segment_ends(texts), fill=0, side="right")
@@ -107,4 +112,8 @@ def _beginning(row: EncodedText, fraction: float) -> EncodedText:
     at = [index for index, counts in enumerate(row.response_mask) if counts]
     kept = at[: max(1, math.ceil(fraction * len(at) - 1e-9))]
     keep = [*range(kept[-1] + 1), *range(at[-1] + 1, len(row))]
-    return EncodedText([row.input_ids[i] for i in keep], [row.response_mask[i] for i in keep])
+    return replace(
+        row,
+        input_ids=[row.input_ids[i] for i in keep],
+        response_mask=[row.response_mask[i] for i in keep],
+    )

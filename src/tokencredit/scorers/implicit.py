@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from tokencredit.batch import rows_of_like_length
 from tokencredit.errors import ConfigError
 from tokencredit.evaluation.prefix_accuracy import FRACTIONS, scores_at_fractions
-from tokencredit.models.hf_loading import load_model, load_tokenizer, quiet_transformers
+from tokencredit.models.hf_loading import load_model, load_tokenizer
 from tokencredit.models.hf_logprobs import response_logprobs
 from tokencredit.models.hf_vocabularies import require_same_vocabulary
 from tokencredit.text.hf_token_rows import EncodedText, response_batch
@@ -82,8 +82,7 @@ def loaded_reference(
     trust = bool(loading.get("trust_remote_code", False))
     other = load_tokenizer(name_or_path, trust_remote_code=trust)
     require_same_vocabulary(tokenizer, other, argument=f"the {argument} {name_or_path!r}")
-    with quiet_transformers():
-        return load_model(AutoModelForCausalLM, name_or_path, **loading)
+    return load_model(AutoModelForCausalLM, name_or_path, **loading)
 
 
 def stored_reference(

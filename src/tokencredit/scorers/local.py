@@ -1,8 +1,9 @@
 """What a local reward model says about a policy's responses, in the policy's own tokens.
 
-Where the reward model reads the policy's own token ids, it is given them as they are. Otherwise
-the responses are decoded, rendered by the reward model's tokenizer and chat template, scored, and
-what it says about its tokens is carried over to the policy's tokens of the same characters.
+Prompts and closings are always those that the reward model reads. Where it shares the policy's
+vocabulary, the responses between them keep the very ids that were drawn. Otherwise they are decoded
+and tokenized anew, and what the model says about its tokens is carried over to the policy's tokens
+of the same characters.
 """
 
 from collections.abc import Sequence
@@ -20,15 +21,15 @@ from tokencredit.models.hf_loading import context_length
 from tokencredit.models.hf_vocabularies import shares_vocabulary
 from tokencredit.reward_model.hf_scores import score_responses
 from tokencredit.scorers.policy_tokens import (
+    attended_tokens,
     decoded_responses,
     ended_scores,
-    ending_tokens,
     projected_scores,
 )
 from tokencredit.scorers.prefix_texts import PrefixReading, with_own_prefixes
 from tokencredit.scorers.trained_reading import scores_as_trained, trained_segment_ends
 from tokencredit.text.hf_encoding import EncodedResponses
-from tokencredit.text.hf_rendering import Template, encoded_prompts, reads_eos
+from tokencredit.text.hf_reading import Reading, WrittenRows, ended_responses
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,8 @@ class LocalScorer:
 
     Attributes:
         model: a sequence-classification model.
-        tokenizer: its tokenizer.
-        policy_tokenizer: that of the ids in the batches.
-        template: how to render for the reward model, as in `encoded_prompts`. With "auto", ids of
-            a vocabulary that both share are scored as they are.
+        reading: how it reads texts.
+        writer: how the model reads that wrote the responses; their ids are of its tokenizer.
         attention_layer: whose attention is recorded where it is asked for; -1 is the last.
         micro_batch_size: responses per forward pass; None for all at once.
         prefixes: how prefixes are scored where the model reads other tokens than the policy:
@@ -48,12 +47,16 @@ class LocalScorer:
     """
 
     model: nn.Module
-    tokenizer: PreTrainedTokenizerBase
-    policy_tokenizer: PreTrainedTokenizerBase
-    template: Template = "auto"
+    reading: Reading
+    writer: Reading
     attention_layer: int = -1
     micro_batch_size: int | None = None
     prefixes: PrefixReading = "one-pass"
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The reward model's own."""
+        return self.reading.tokenizer
 
     @property
     def gives(self) -> frozenset[Need]:
@@ -71,13 +74,13 @@ class LocalScorer:
         conversations: Sequence[Prompt] | None = None,
         attention_mask: Bool[Tensor, "batch sequence"] | None = None,
     ) -> ResponseScores:
-        """What the reward model says about responses, in the policy's own tokens.
+        """What the reward model says about responses, in their writer's own tokens.
 
         Args:
             batch: responses of the policy.
             attention: whether to record it.
-            conversations: what was asked, for a reward model that renders it itself; None takes
-                the text of the prompt's ids.
+            conversations: what was asked, texts or conversations, which the reward model reads in
+                its own way; None takes the prompt's ids, or their text.
             attention_mask: the tokens that the reward model reads, closing ones included; given
                 where the batch was encoded for this very model.
 
@@ -91,60 +94,52 @@ class LocalScorer:
             NumericError: a score is NaN or infinite.
         """
         layer = self.attention_layer if attention else None
-        real = self.read_tokens(batch, conversations, attention_mask)
-        if real is None:
+        rows = self.own_rows(batch, conversations, attention_mask)
+        if rows is None:
             scores = self._through_text(batch, conversations, layer)
         else:
-            scores = own_scores(
-                self.model,
-                self.tokenizer,
-                batch,
-                attention_mask=real,
-                attention_layer=layer,
-                micro_batch_size=self.micro_batch_size,
-            )
+            scores = self._scored(rows.batch, rows.attention_mask, layer)
+            scores = _of_columns(scores, attended_tokens(batch))
         return ended_scores(scores, batch.response_mask)
 
-    def read_tokens(
+    def own_rows(
         self,
         batch: ResponseBatch,
         conversations: Sequence[Prompt] | None = None,
         attention_mask: Bool[Tensor, "batch sequence"] | None = None,
-    ) -> Bool[Tensor, "batch sequence"] | None:
-        """The tokens of the batch that the reward model reads; None where it reads other tokens."""
+    ) -> WrittenRows | None:
+        """The responses with the ids that were drawn, as this model reads them.
+
+        None where it has other tokens, or reads prompt and response as a pair.
+        """
         if attention_mask is not None:
-            return attention_mask.bool()
-        if self.template != "auto" or conversations is not None:
+            return WrittenRows(batch, attention_mask.bool())
+        if self.reading.template == "pair":
             return None
-        if not shares_vocabulary(self.tokenizer, self.policy_tokenizer):
+        if not shares_vocabulary(self.tokenizer, self.writer.tokenizer):
             return None
-        return _readable(self.model, self.policy_tokenizer, batch)
+        return self.reading.written_rows(batch, conversations, self._ended(batch))
+
+    def _ended(self, batch: ResponseBatch) -> Bool[Tensor, "batch"]:
+        return ended_responses(batch, self.writer.turn_ends).any(-1)
 
     def _through_text(
         self, batch: ResponseBatch, conversations: Sequence[Prompt] | None, layer: int | None
     ) -> ResponseScores:
-        """Scores in the policy's tokens, made from those in the reward model's."""
-        decoded = decoded_responses(self.policy_tokenizer, batch)
-        ended = ending_tokens(self.policy_tokenizer, batch).any(-1) & bool(reads_eos(self.model))
-        prompts = [row.prompt for row in decoded] if conversations is None else conversations
-        encoded = encoded_prompts(
-            self.tokenizer,
-            prompts,
+        """Scores in the writer's tokens, made from those in the reward model's."""
+        decoded = decoded_responses(self.writer.tokenizer, batch)
+        asked = conversations
+        if asked is None:
+            asked = self.reading.prompts_of(batch, self.writer.tokenizer)
+        encoded = self.reading.encoded(
+            asked,
             [row.response for row in decoded],
-            template=self.template,
-            append_eos=ended.tolist(),
+            ended=self._ended(batch).tolist(),
             max_length=context_length(self.model, self.tokenizer),
             empty="keep",
             device=batch.prompt_ids.device,
         )
-        scores = own_scores(
-            self.model,
-            self.tokenizer,
-            encoded.batch,
-            attention_mask=encoded.attention_mask,
-            attention_layer=layer,
-            micro_batch_size=self.micro_batch_size,
-        )
+        scores = self._scored(encoded.batch, encoded.attention_mask, layer)
         projected = projected_scores(
             scores,
             encoded.batch.response_mask,
@@ -156,10 +151,8 @@ class LocalScorer:
             return projected
 
         def beginnings(row: int, texts: Sequence[str]) -> EncodedResponses:
-            asked = [prompts[row]] * len(texts)
-            return encoded_prompts(
-                self.tokenizer, asked, texts, template=self.template, empty="keep"
-            )
+            again = [asked[row]] * len(texts)
+            return self.reading.encoded(again, texts, ended=False, empty="keep")
 
         return with_own_prefixes(
             projected,
@@ -171,10 +164,38 @@ class LocalScorer:
             micro_batch_size=self.micro_batch_size,
         )
 
+    def _scored(
+        self, batch: ResponseBatch, attention_mask: Tensor, layer: int | None
+    ) -> ResponseScores:
+        return own_scores(
+            self.model,
+            self.reading,
+            batch,
+            attention_mask=attention_mask,
+            attention_layer=layer,
+            micro_batch_size=self.micro_batch_size,
+        )
+
+
+def _of_columns(scores: ResponseScores, written: Bool[Tensor, "batch time"]) -> ResponseScores:
+    """Scores in the columns of the writer, zero after each response, where it is closed."""
+    time = written.shape[1]
+    there = torch.cat([torch.ones_like(written[:, :1]), written], dim=-1)
+
+    def kept(numbers: Tensor | None) -> Tensor | None:
+        return None if numbers is None else numbers[:, : time + 1].masked_fill(~there, 0.0)
+
+    return ResponseScores(
+        scores.sequence_scores,
+        kept(scores.prefix_scores),
+        None if scores.attention is None else scores.attention[:, :time],
+        kept(scores.position_scores),
+    )
+
 
 def own_scores(
     model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    reading: Reading,
     batch: ResponseBatch,
     *,
     attention_mask: Tensor,
@@ -185,7 +206,7 @@ def own_scores(
 
     Args:
         model: a sequence-classification model.
-        tokenizer: its tokenizer.
+        reading: how it reads.
         batch: the responses.
         attention_mask: the tokens that it reads.
         attention_layer: whose attention to record; None for none.
@@ -200,21 +221,11 @@ def own_scores(
         attention_mask=attention_mask,
         attention_layer=attention_layer,
         micro_batch_size=micro_batch_size,
+        two_segments=reading.two_segments,
     )
-    ends = trained_segment_ends(model, tokenizer)
+    ends = trained_segment_ends(model, reading.tokenizer)
     if ends is None:
         return scores
     at_positions = ended_scores(scores, batch.response_mask).prefix_scores
     read = scores_as_trained(scores, batch, ends, attention_mask=attention_mask)
     return replace(read, position_scores=at_positions)
-
-
-def _readable(
-    reward_model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch: ResponseBatch
-) -> Bool[Tensor, "batch sequence"]:
-    """The tokens to read: no end of sequence if the reward model learnt without."""
-    real = batch.attention_mask.bool()
-    if reads_eos(reward_model) is not False:
-        return real
-    no_prompt = torch.zeros_like(batch.prompt_mask)
-    return real & ~torch.cat([no_prompt, ending_tokens(tokenizer, batch)], dim=-1)

@@ -20,21 +20,15 @@ def attended_tokens(batch: ResponseBatch) -> Bool[Tensor, "batch time"]:
     return batch.attention_mask[:, batch.prompt_ids.shape[1] :].bool()
 
 
-def ending_tokens(
-    tokenizer: PreTrainedTokenizerBase, batch: ResponseBatch
-) -> Bool[Tensor, "batch time"]:
-    """True on the last token of each response that ended itself, by end of sequence."""
-    last = last_true_index(batch.response_mask)[:, None]
-    is_last = torch.arange(batch.response_ids.shape[1], device=last.device) == last
-    eos = tokenizer.eos_token_id
-    return is_last & (last >= 0) & (batch.response_ids == (-1 if eos is None else eos))
-
-
 def decoded_responses(
     tokenizer: PreTrainedTokenizerBase, batch: ResponseBatch
 ) -> list[DecodedResponse]:
-    """Text of every prompt and response, with the characters of each attended token."""
-    return [
+    """Text of every prompt and response, with the characters of each attended token.
+
+    A response that was cut off inside a character ends before it: the tokens that began it stand
+    for nothing, as they did while the response was written.
+    """
+    decoded = [
         decoded_response(tokenizer, prompt[prompt_mask].tolist(), ids[mask].tolist())
         for prompt, prompt_mask, ids, mask in zip(
             batch.prompt_ids,
@@ -44,6 +38,14 @@ def decoded_responses(
             strict=True,
         )
     ]
+    return [_of_whole_characters(row) for row in decoded]
+
+
+def _of_whole_characters(row: DecodedResponse) -> DecodedResponse:
+    response = row.response.rstrip("\ufffd")
+    end = len(response)
+    spans = [(min(start, end), min(stop, end)) for start, stop in row.spans]
+    return DecodedResponse(row.prompt, response, spans, [min(at, end) for at in row.ends])
 
 
 def projected_scores(

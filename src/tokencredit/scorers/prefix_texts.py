@@ -22,7 +22,7 @@ from tokencredit.batch import ResponseScores, rows_of_like_length
 from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.decoding.candidates.hf_reward_model import attention_windows, rescales_positions
 from tokencredit.errors import TokenCreditWarning
-from tokencredit.models.heads import scalar_scores
+from tokencredit.models.heads import float32_outputs, scalar_scores
 from tokencredit.models.hf_architecture import require_room, sequence_classifier
 from tokencredit.reward_model.hf_scores import evaluating
 from tokencredit.text.hf_decoding import DecodedResponse
@@ -225,7 +225,7 @@ def _pass(
         use_cache=False,
     ).last_hidden_state
     read = [hidden[row, torch.tensor(at, device=device)] for row, at in enumerate(ends)]
-    values = iter(scalar_scores(model.score(torch.cat(read))).tolist())
+    values = iter(scalar_scores(float32_outputs(model.score, torch.cat(read))).tolist())
     return [list(itertools.islice(values, len(at))) for at in ends]
 
 

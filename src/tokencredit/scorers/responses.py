@@ -9,11 +9,17 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM
 
 from tokencredit.batch import Prompt
-from tokencredit.errors import DataError, NumericError
-from tokencredit.models.hf_loading import context_length, load_model, load_tokenizer, pad_token_id
+from tokencredit.errors import NumericError
+from tokencredit.models.hf_loading import (
+    context_length,
+    load_config,
+    load_model,
+    load_tokenizer,
+    pad_token_id,
+)
 from tokencredit.scorers.fractions import fraction_scores
 from tokencredit.scorers.implicit import (
     implicit_fraction_scores,
@@ -22,8 +28,8 @@ from tokencredit.scorers.implicit import (
 )
 from tokencredit.scorers.texts import loaded_reward_model
 from tokencredit.scorers.trained_reading import trained_segment_ends
-from tokencredit.text.hf_rendering import Template, reads_eos
-from tokencredit.text.hf_token_rows import EncodedText, Truncation, encoded_texts
+from tokencredit.text.hf_reading import Reading, ReadingSettings, reading_of
+from tokencredit.text.hf_token_rows import EncodedText, Truncation
 
 Kind = Literal["classification", "implicit"]
 
@@ -34,19 +40,16 @@ class ResponseScorer:
 
     Attributes:
         kind: what it is.
-        tokenizer: its own.
+        reading: how it reads texts.
         max_length: tokens that it reads; None where it does not say.
-        append_eos: whether it learnt on responses that end with the end of sequence; None where
-            it does not say.
         reference: of an implicit reward; None for a classifier.
         dpo_beta: of an implicit reward; None for a classifier.
         row_scores: rows to the scores of the beginnings `FRACTIONS` of each, in nats.
     """
 
     kind: Kind
-    tokenizer: PreTrainedTokenizerBase
+    reading: Reading
     max_length: int | None
-    append_eos: bool | None
     reference: str | None
     dpo_beta: float | None
     row_scores: Callable[..., Float[Tensor, "rows fractions"]]
@@ -54,6 +57,7 @@ class ResponseScorer:
 
 def loaded_scorer(
     name_or_path: str,
+    settings: ReadingSettings | None = None,
     *,
     kind: Kind | None = None,
     reference: str | None = None,
@@ -65,6 +69,7 @@ def loaded_scorer(
 
     Args:
         name_or_path: a folder or a Hub id.
+        settings: how it reads; None leaves that to the model.
         kind: None takes `implicit` where a reference is given or the configuration of the model
             names one.
         reference: of an implicit reward; None takes what the configuration says.
@@ -82,26 +87,25 @@ def loaded_scorer(
         kind = "implicit" if implicit else "classification"
     if kind == "classification":
         classifier: Any
-        classifier, tokenizer = loaded_reward_model(name_or_path, pad_token=pad_token, **loading)
-        length, eos = context_length(classifier, tokenizer), reads_eos(classifier)
-        ends = trained_segment_ends(classifier, tokenizer, trust_remote_code=trust)
+        classifier, reading = loaded_reward_model(
+            name_or_path, settings, pad_token=pad_token, **loading
+        )
+        length = context_length(classifier, reading.tokenizer)
+        ends = trained_segment_ends(classifier, reading.tokenizer, trust_remote_code=trust)
         scores = partial(fraction_scores, classifier, segment_ends=ends)
-        return ResponseScorer(kind, tokenizer, length, eos, None, None, scores)
+        return ResponseScorer(kind, reading, length, None, None, scores)
     tokenizer = load_tokenizer(name_or_path, pad_token=pad_token, trust_remote_code=trust)
     pad_token_id(tokenizer)
     model = load_model(AutoModelForCausalLM, name_or_path, **loading)
     reference, dpo_beta = stored_reference(model.config, reference=reference, dpo_beta=dpo_beta)
     frozen = loaded_reference(reference, tokenizer, **loading)
-    length, eos = context_length(model, tokenizer), reads_eos(model)
+    length, reading = context_length(model, tokenizer), reading_of(model, tokenizer, settings)
     scores = partial(implicit_fraction_scores, model, frozen, dpo_beta=dpo_beta)
-    return ResponseScorer(kind, tokenizer, length, eos, reference, dpo_beta, scores)
+    return ResponseScorer(kind, reading, length, reference, dpo_beta, scores)
 
 
 def _names_reference(name_or_path: str, trust_remote_code: bool) -> bool:
-    try:
-        found = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError):
-        return False  # what is wrong is said when the model is loaded
+    found = load_config(name_or_path, trust_remote_code=trust_remote_code)
     return getattr(found, "dpo_reference", None) is not None
 
 
@@ -110,8 +114,6 @@ def scored_responses(
     prompts: Sequence[Prompt],
     responses: Sequence[str],
     *,
-    template: Template,
-    append_eos: bool,
     max_length: int | None,
     truncation: Truncation,
     batch_size: int,
@@ -122,25 +124,20 @@ def scored_responses(
         scorer: the model.
         prompts: texts or conversations, one per response.
         responses: what is scored.
-        template: as in `encoded_prompts`.
-        append_eos: end plain responses with the end of sequence.
         max_length: of prompt and response, in tokens; None cuts nothing.
         truncation: what a longer row loses first.
         batch_size: responses per forward pass; those of like length in the next 16 batches go
             together.
 
     Raises:
-        DataError: a conversation where texts are to be joined, or a row does not fit.
-        ModelError: messages and no chat template.
+        DataError, ModelError: as `Reading.rows`.
         NumericError: a score is NaN or infinite.
     """
-    pad_id = pad_token_id(scorer.tokenizer)
+    pad_id = pad_token_id(scorer.reading.tokenizer)
     for at in range(0, len(responses), 16 * batch_size):
-        rows = encoded_texts(
-            scorer.tokenizer,
-            rendered_prompts(scorer.tokenizer, prompts[at : at + 16 * batch_size], template),
+        rows = scorer.reading.rows(
+            prompts[at : at + 16 * batch_size],
             responses[at : at + 16 * batch_size],
-            append_eos=append_eos,
             max_length=max_length,
             truncation=truncation,
         )
@@ -159,40 +156,3 @@ def _finite_scores(
             "weights, or load it in float32 or bfloat16 rather than float16"
         )
     return scores
-
-
-def reads_chats(tokenizer: PreTrainedTokenizerBase, template: Template) -> bool:
-    """Whether prompts are rendered with the chat template."""
-    return template == "chat" or (template == "auto" and tokenizer.chat_template is not None)
-
-
-def rendered_prompts(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], template: Template
-) -> list[Prompt]:
-    """Prompts as the template wants them: all conversations, or all texts.
-
-    Raises:
-        DataError: a conversation where texts are to be joined.
-    """
-    if reads_chats(tokenizer, template):
-        return [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
-    conversations = [prompt for prompt in prompts if not isinstance(prompt, str)]
-    if conversations:
-        raise DataError(
-            f"{len(conversations)} prompts are conversations, but template is {template!r} and the "
-            f"tokenizer {tokenizer.name_or_path!r} has "
-            f"{'no' if tokenizer.chat_template is None else 'a'} chat template; expected texts, or "
-            "template 'chat' and a tokenizer with a chat template"
-        )
-    return list(prompts)
-
-
-def rendered_text(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, template: Template
-) -> str:
-    """Prompt and response as one text, for files that show them."""
-    (rendered,) = rendered_prompts(tokenizer, [prompt], template)
-    if isinstance(rendered, str):
-        return rendered + response
-    messages = [*rendered, {"role": "assistant", "content": response}]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tokencredit.aggregation.methods import CombinationSettings
@@ -140,6 +140,7 @@ class Rewards:
         scores: Sequence[ResponseScores] | None = None,
         moments_of: MomentsOf | None = None,
         ask_policy: AskPolicy | None = None,
+        unfinished: Bool[Tensor, "batch"] | None = None,
     ) -> PaidResponses:
         """What every token is paid by all sources together.
 
@@ -149,6 +150,7 @@ class Rewards:
             moments_of: for running normalisation: from the name of a source and its scores of this
                 batch to the moments that they are normalised by; None counts this batch alone.
             ask_policy: of the policy that wrote the responses, where there is one.
+            unfinished: as in `CreditedScorer.paid`.
 
         Raises:
             ConfigError, DataError, ModelError, NumericError, ServerError: as the sources.
@@ -166,7 +168,7 @@ class Rewards:
         return PaidResponses(
             {name: one.sequence_scores for name, one in zip(names, raw, strict=True)},
             self._combined(raw).sequence_scores,
-            self._token_scores(responses, changed, ask_policy),
+            self._token_scores(responses, changed, ask_policy, unfinished),
             seen,
         )
 
@@ -197,6 +199,7 @@ class Rewards:
         responses: Responses,
         scores: Sequence[ResponseScores],
         ask_policy: AskPolicy | None,
+        unfinished: Bool[Tensor, "batch"] | None,
     ) -> Float[Tensor, "batch time"]:
         pairs = list(zip(self.sources, scores, strict=True))
         shared = [(one, found) for one, found in pairs if one.credited is None]
@@ -206,7 +209,11 @@ class Rewards:
             combined = CombinedScorer(tuple(one for one, _ in shared), self.combine).combined(
                 [found for _, found in shared]
             )
-            paid.append(self.credited.paid(responses, scores=combined, ask_policy=ask_policy))
+            paid.append(
+                self.credited.paid(
+                    responses, scores=combined, ask_policy=ask_policy, unfinished=unfinished
+                )
+            )
             weights.append(1.0)
         for one, found in own:
             assert one.credited is not None
@@ -216,7 +223,9 @@ class Rewards:
                     one.credited.segments, one.credited.tokenizer, responses.batch
                 )
                 asked = replace(responses, segment_ids=ids)
-            paid.append(one.credited.paid(asked, scores=found, ask_policy=ask_policy))
+            paid.append(
+                one.credited.paid(asked, scores=found, ask_policy=ask_policy, unfinished=unfinished)
+            )
             weights.append(one.weight)
         if not own:
             return paid[0]

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from tokencredit.batch import padded_rows
 from tokencredit.errors import ConfigError
-from tokencredit.models.hf_architecture import require_language_model
-from tokencredit.models.hf_loading import load_model_and_info, load_tokenizer, quiet_transformers
+from tokencredit.models.hf_ends import turn_end_ids
+from tokencredit.models.hf_loading import load_model, load_tokenizer
 from tokencredit.models.hf_logprobs import response_entropies
 from tokencredit.models.hf_vocabularies import require_same_vocabulary
 from tokencredit.text.hf_decoding import decoded_response
@@ -68,11 +68,8 @@ def entropy_reference(
     own = {t: id_ for t, id_ in tokenizer.get_vocab().items() if t != tokenizer.pad_token}
     if any(theirs.get(token) != id_ for token, id_ in own.items()):
         require_same_vocabulary(tokenizer, other, argument=f"the reference {name_or_path!r}")
-    with quiet_transformers():
-        model, info = load_model_and_info(AutoModelForCausalLM, name_or_path, **loading)
     asked = "a causal language model as segments.reference, whose entropies say where segments end"
-    require_language_model(info, name_or_path, expected=asked)
-    return model
+    return load_model(AutoModelForCausalLM, name_or_path, expected=asked, **loading)
 
 
 def segment_end_finder(
@@ -98,13 +95,14 @@ def segment_end_finder(
     if reference is None:
         raise ConfigError("kind is 'entropy' without a reference; expected a language model")
 
+    turn_ends = turn_end_ids(tokenizer)
+
     def ends(rows: Sequence[EncodedText]) -> list[list[bool]]:
-        eos = tokenizer.eos_token_id
         return [
             row_ends
             for at in range(0, len(rows), batch_size)
             for row_ends in _entropy_ends(
-                segments, reference, rows[at : at + batch_size], eos_token_id=eos
+                segments, reference, rows[at : at + batch_size], turn_ends=turn_ends
             )
         ]
 
@@ -133,14 +131,14 @@ def _entropy_ends(
     reference: PreTrainedModel,
     rows: Sequence[EncodedText],
     *,
-    eos_token_id: int | None,
+    turn_ends: Sequence[int],
 ) -> list[list[bool]]:
     """Ends before tokens where the reference was unsure; an end of sequence begins no segment."""
     batch = response_batch(rows, pad_id=0).to(reference.device)
     entropies = response_entropies(reference, batch).cpu()
     mask, _ = padded_rows([row.response_mask[row.start :] for row in rows], fill=0, side="right")
     ids, _ = padded_rows([row.input_ids[row.start :] for row in rows], fill=0, side="right")
-    is_eos = ids == eos_token_id if eos_token_id is not None else torch.zeros_like(ids).bool()
+    is_eos = torch.isin(ids, ids.new_tensor(list(turn_ends)))
     segment_ids = entropy_segments(
         entropies, mask.bool(), threshold=segments.entropy, is_eos=is_eos & mask.bool()
     )

@@ -1,6 +1,6 @@
 """Responses cut into segments, by settings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tokencredit.batch import ResponseBatch
 from tokencredit.errors import ConfigError
+from tokencredit.models.hf_ends import turn_end_ids
 from tokencredit.scorers.functions import named_function
 from tokencredit.text.hf_decoding import response_text_segments
 from tokencredit.text.segments import (
@@ -33,6 +34,7 @@ def response_segments(
     *,
     ref_logprobs: Asked | None = None,
     ref_entropies: Asked | None = None,
+    turn_ends: Sequence[int] | None = None,
 ) -> Int[Tensor, "batch time"] | None:
     """Segment ids of responses; None where the settings cut none.
 
@@ -44,6 +46,8 @@ def response_segments(
             "perplexity".
         ref_entropies: gives the entropy of the reference where each response token is drawn, for
             "entropy".
+        turn_ends: ids that end a response, and begin no segment; None for those that the tokenizer
+            declares.
 
     Raises:
         ConfigError: the kind needs a reference and there is none, or the function of "spans" is
@@ -74,12 +78,12 @@ def response_segments(
             entropies = _asked(ref_entropies, settings)
             if settings.close == "when-shown":  # no token shows that the next one ends the sequence
                 return entropy_segments(entropies, mask, threshold=settings.entropy)
-            eos = tokenizer.eos_token_id
+            ends = turn_end_ids(tokenizer) if turn_ends is None else turn_ends
             return entropy_segments(
                 entropies,
                 mask,
                 threshold=settings.entropy,
-                is_eos=batch.response_ids == (-1 if eos is None else eos),
+                is_eos=torch.isin(batch.response_ids, batch.response_ids.new_tensor(list(ends))),
             )
 
 

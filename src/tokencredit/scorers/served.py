@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
 
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores
 from tokencredit.credit.evidence import Need
@@ -21,12 +21,12 @@ from tokencredit.scorers.policy_tokens import (
     attended_tokens,
     decoded_responses,
     ended_scores,
-    ending_tokens,
     projected_scores,
 )
 from tokencredit.scorers.prefix_texts import warn_of_served_prefixes
 from tokencredit.server.answers import About, ScoredResponse
 from tokencredit.server.client import RewardServer, about, scored
+from tokencredit.text.hf_reading import Reading, ended_responses
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class ServedRewardModel:
     Attributes:
         server: where it is.
         about: what it says of itself.
-        policy_tokenizer: of the responses that it will score.
+        writer: how the model reads that writes the responses which it will score.
         shares_vocabulary: whether it reads the policy's own token ids.
     """
 
     server: RewardServer
     about: About
-    policy_tokenizer: PreTrainedTokenizerBase
+    writer: Reading
     shares_vocabulary: bool
 
     @property
@@ -51,7 +51,7 @@ class ServedRewardModel:
         found: set[Need] = {"sequence_scores", "kept_tokens"}
         if "prefix-scores" in self.about.details:
             found.add("prefix_scores")
-            if not self.about.reads_segments:
+            if not self.about.reads_segments or "position-scores" in self.about.details:
                 found.add("position_scores")
         if "attention" in self.about.details:
             found.add("attention")
@@ -78,9 +78,8 @@ class ServedRewardModel:
             NumericError: a score is NaN or infinite.
         """
         details = [name for name in self.about.details if attention or name != "attention"]
-        ids = self.about.template == "auto" and conversations is None and self.shares_vocabulary
-        if ids:
-            scores = _scores_of_ids(self, batch, details)
+        if self.shares_vocabulary and self.about.template != "pair":
+            scores = _scores_of_ids(self, batch, details, conversations)
         else:
             scores = _scores_of_texts(self, batch, details, conversations)
         device = batch.response_ids.device
@@ -88,13 +87,14 @@ class ServedRewardModel:
             scores.sequence_scores.to(device),
             None if scores.prefix_scores is None else scores.prefix_scores.to(device),
             None if scores.attention is None else scores.attention.to(device),
+            None if scores.position_scores is None else scores.position_scores.to(device),
         )
         return ended_scores(scores, batch.response_mask)
 
 
 def served_reward_model(
     server: RewardServer,
-    policy_tokenizer: PreTrainedTokenizerBase,
+    writer: Reading,
     *,
     credit: CreditSettings | None = None,
 ) -> ServedRewardModel:
@@ -102,7 +102,7 @@ def served_reward_model(
 
     Args:
         server: where it is.
-        policy_tokenizer: of the responses that it will score.
+        writer: how the model reads that writes the responses which it will score.
         credit: that will be made from its scores; None where only scores are asked for.
 
     Raises:
@@ -111,11 +111,11 @@ def served_reward_model(
             layer.
     """
     said = about(server)
-    same = said.vocabulary == vocabulary_fingerprint(policy_tokenizer)
-    model = ServedRewardModel(server, said, policy_tokenizer, same)
+    same = said.vocabulary == vocabulary_fingerprint(writer.tokenizer)
+    model = ServedRewardModel(server, said, writer, same)
     if credit is not None:
         _require_offer(model, credit)
-        warn_of_served_prefixes(credit, server.address, reads_ids=same and said.template == "auto")
+        warn_of_served_prefixes(credit, server.address, reads_ids=same and said.template != "pair")
     return model
 
 
@@ -138,20 +138,29 @@ def _require_offer(model: ServedRewardModel, credit: CreditSettings) -> None:
 
 
 def _scores_of_ids(
-    model: ServedRewardModel, batch: ResponseBatch, details: list[str]
+    model: ServedRewardModel,
+    batch: ResponseBatch,
+    details: list[str],
+    conversations: Sequence[Prompt] | None,
 ) -> ResponseScores:
-    """Scores of the policy's own ids, without an end of sequence that the model never saw."""
-    read = attended_tokens(batch)
-    if model.about.reads_eos is False:
-        read = read & ~ending_tokens(model.policy_tokenizer, batch)
-    texts = [
-        {"prompt_ids": prompt[mask].tolist(), "response_ids": response[real].tolist()}
-        for prompt, mask, response, real in zip(
-            batch.prompt_ids, batch.prompt_mask, batch.response_ids, read, strict=True
-        )
-    ]
+    """Scores of the ids that the policy drew, between the prompt and closing of the server."""
+    reads = attended_tokens(batch)
+    ends = ended_responses(batch, model.writer.turn_ends).any(-1).tolist()
+    texts = []
+    for row, (read, end) in enumerate(zip(reads, ends, strict=True)):
+        ids = batch.response_ids[row][read].tolist()
+        text: dict[str, Any] = {"response_ids": ids[: len(ids) - end], "ended": end}
+        if conversations is None:
+            text["prompt_ids"] = batch.prompt_ids[row][batch.prompt_mask[row]].tolist()
+        else:
+            text["prompt"] = _asked(conversations[row])
+        texts.append(text)
     rows = scored(model.server, texts, details=details, about=model.about)
-    scores = _as_tensors(rows, [real.nonzero()[:, 0].tolist() for real in read], read.shape[1])
+    columns = [
+        read.nonzero()[: len(row.token_ids), 0].tolist()
+        for read, row in zip(reads, rows, strict=True)
+    ]
+    scores = _as_tensors(rows, columns, reads.shape[1])
     if scores.attention is not None:
         scores.attention.masked_fill_(~batch.response_mask.cpu(), 0.0)
     return scores
@@ -164,11 +173,13 @@ def _scores_of_texts(
     conversations: Sequence[Prompt] | None,
 ) -> ResponseScores:
     """Scores in the policy's tokens, made from those in the reward model's."""
-    decoded = decoded_responses(model.policy_tokenizer, batch)
-    prompts = [row.prompt for row in decoded] if conversations is None else conversations
-    ended = ending_tokens(model.policy_tokenizer, batch).any(-1).tolist()
+    decoded = decoded_responses(model.writer.tokenizer, batch)
+    prompts = conversations
+    if prompts is None:
+        prompts = model.writer.prompts_of(batch, model.writer.tokenizer)
+    ended = ended_responses(batch, model.writer.turn_ends).any(-1).tolist()
     texts = [
-        {"prompt": _asked(prompt, model.about), "response": row.response, "ended": end}
+        {"prompt": _asked(prompt), "response": row.response, "ended": end}
         for prompt, row, end in zip(prompts, decoded, ended, strict=True)
     ]
     rows = scored(model.server, texts, details=details, about=model.about)
@@ -180,27 +191,29 @@ def _scores_of_texts(
     return projected_scores(scores, mask, spans, decoded, batch.response_mask.shape[1])
 
 
-def _asked(prompt: Prompt, about: About) -> Any:
-    """A prompt as the server takes it; an empty one is a message where there are messages."""
-    if isinstance(prompt, str):
-        return prompt or ([{"role": "user", "content": ""}] if about.renders_chats else "")
-    return [dict(message) for message in prompt]
+def _asked(prompt: Prompt) -> Any:
+    """A prompt as the server takes it."""
+    return prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
 
 
 def _as_tensors(
     rows: Sequence[ScoredResponse], columns: Sequence[Sequence[int]], time: int
 ) -> ResponseScores:
     """The rows of an answer as tensors, each number in the column of its token."""
-    prefix_scores, attention = torch.zeros(len(rows), time + 1), torch.zeros(len(rows), time)
-    for index, (row, places) in enumerate(zip(rows, columns, strict=True)):
-        at = torch.tensor(places, dtype=torch.long)
-        if row.prefix_scores is not None:
-            prefix_scores[index, 0] = row.prefix_scores[0]
-            prefix_scores[index, at + 1] = torch.tensor(row.prefix_scores[1:])
-        if row.attention is not None:
-            attention[index, at] = torch.tensor(row.attention)
+
+    def placed(said: Sequence[list[float] | None], first: int) -> Tensor | None:
+        """Numbers of tokens, behind as many that stand before the first of them."""
+        numbers = torch.zeros(len(rows), first + time)
+        for index, (row, places) in enumerate(zip(said, columns, strict=True)):
+            if row is None:
+                return None
+            at = torch.tensor([*range(first), *(place + first for place in places)])
+            numbers[index, at.long()] = torch.tensor(row)
+        return numbers
+
     return ResponseScores(
         torch.tensor([row.sequence_score for row in rows]),
-        None if any(row.prefix_scores is None for row in rows) else prefix_scores,
-        None if any(row.attention is None for row in rows) else attention,
+        placed([row.prefix_scores for row in rows], 1),
+        placed([row.attention for row in rows], 0),
+        placed([row.position_scores for row in rows], 1),
     )

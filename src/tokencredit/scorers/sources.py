@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from tokencredit.aggregation.methods import (
     AGGREGATIONS,
@@ -36,7 +35,7 @@ from tokencredit.scorers.texts import loaded_reward_model
 from tokencredit.scorers.token_scores import CreditedScorer
 from tokencredit.server.client import RewardServer
 from tokencredit.server.exchange import is_address
-from tokencredit.text.hf_rendering import Template
+from tokencredit.text.hf_reading import Reading, ReadingSettings
 from tokencredit.text.segments import SegmentSettings
 
 TextReward = Callable[[list[Any], list[str]], Sequence[float]]
@@ -62,6 +61,8 @@ class RewardSource:
     their scores are combined before it."""
     segments: SegmentSettings | None = None
     """How responses are cut for its own credit; None for the segments of the run."""
+    reading: ReadingSettings | None = None
+    """How it reads texts; None for the reading of the run."""
 
     @property
     def label(self) -> str:
@@ -95,12 +96,12 @@ class FunctionScorer:
 
     Attributes:
         function: from prompts and responses to one number per response.
-        policy_tokenizer: of the ids in the batches.
+        writer: how the model reads that writes the responses.
         name: for messages.
     """
 
     function: TextReward
-    policy_tokenizer: PreTrainedTokenizerBase
+    writer: Reading
     name: str = "the function"
 
     @property
@@ -125,7 +126,7 @@ class FunctionScorer:
         Raises:
             DataError: the function does not give one finite number per response.
         """
-        decoded = decoded_responses(self.policy_tokenizer, batch)
+        decoded = decoded_responses(self.writer.tokenizer, batch)
         prompts = [row.prompt for row in decoded] if conversations is None else list(conversations)
         found = list(self.function(prompts, [row.response for row in decoded]))
         try:
@@ -147,14 +148,14 @@ class TokenSums:
     """Scores of a source that has no reward model: sums of what its tokens are paid.
 
     Attributes:
-        tokenizer: of the policy.
+        writer: how the policy reads.
         credit: a method that asks no reward model.
         models: that the method is made from.
         segments: how responses are cut.
         micro_batch_size: rows per forward pass.
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    writer: Reading
     credit: CreditSettings
     models: CreditModels
     segments: SegmentSettings
@@ -180,7 +181,7 @@ class TokenSums:
     def credited(self) -> CreditedScorer:
         """What pays the tokens."""
         return CreditedScorer(
-            self, self.tokenizer, self.credit, self.models, self.segments, self.micro_batch_size
+            self, self.writer, self.credit, self.models, self.segments, self.micro_batch_size
         )
 
 
@@ -233,11 +234,11 @@ def loaded_rewards(
     credit: CreditSettings,
     segments: SegmentSettings,
     combine: CombinationSettings,
-    tokenizer: PreTrainedTokenizerBase,
+    writer: Reading,
     *,
-    known: Mapping[str, tuple[nn.Module, PreTrainedTokenizerBase]] | None = None,
+    known: Mapping[str, tuple[nn.Module, Reading]] | None = None,
     server: Callable[[str], RewardServer] = RewardServer,
-    template: Template = "auto",
+    reading: ReadingSettings | None = None,
     micro_batch_size: int | None = None,
     loading: Mapping[str, Any] | None = None,
     has_policy: bool = False,
@@ -249,10 +250,10 @@ def loaded_rewards(
         credit: of the run.
         segments: of the run.
         combine: how sources become one.
-        tokenizer: of the responses that will be paid.
+        writer: how the model reads that writes the responses which will be paid.
         known: models that are loaded already, by the name that a source gives them.
         server: makes a client of an address.
-        template: how local models render texts, as in `encoded_prompts`.
+        reading: how local models read texts; None leaves that to each model.
         micro_batch_size: responses per forward pass.
         loading: of models, as `load_model` takes it; also `pad_token`.
         has_policy: whether a policy is there whose attention can be read.
@@ -271,22 +272,22 @@ def loaded_rewards(
     size = micro_batch_size
 
     def models_of(settings: CreditSettings) -> CreditModels:
-        return loaded_credit_models(settings, tokenizer, has_policy=has_policy, loading=loading)
+        return loaded_credit_models(
+            settings, writer.tokenizer, has_policy=has_policy, loading=loading
+        )
 
     loaded = []
     for one in sources:
         cut, own = one.segments or segments, one.own_credit
         if own is not None and one.pays_itself:
-            sums = TokenSums(tokenizer, own, models_of(own), cut, size)
+            sums = TokenSums(writer, own, models_of(own), cut, size)
             loaded.append(LoadedSource(one.label, sums, one.weight, one.score, sums.credited))
             continue
-        scorer = _loaded(
-            one, own or credit, tokenizer, known or {}, server, template, size, loading
-        )
+        scorer = _loaded(one, own or credit, writer, known or {}, server, reading, size, loading)
         credited = None
         if own is not None:
             require_evidence(own, scorer, where=f"the reward {one.label!r}")
-            credited = CreditedScorer(scorer, tokenizer, own, models_of(own), cut, size)
+            credited = CreditedScorer(scorer, writer, own, models_of(own), cut, size)
         loaded.append(LoadedSource(one.label, scorer, one.weight, one.score, credited))
     shared = tuple(one for one in loaded if one.credited is None)
     combined = CombinedScorer(shared or tuple(loaded), combine)
@@ -294,7 +295,7 @@ def loaded_rewards(
     if shared:
         require_evidence(credit, scorer, where="the reward model")
     models = models_of(credit) if shared else CreditModels()
-    of_run = CreditedScorer(scorer, tokenizer, credit, models, segments, size)
+    of_run = CreditedScorer(scorer, writer, credit, models, segments, size)
     return Rewards(tuple(loaded), of_run, combine)
 
 
@@ -306,20 +307,21 @@ def is_local(model: str) -> bool:
 def _loaded(
     source: RewardSource,
     credit: CreditSettings,
-    tokenizer: PreTrainedTokenizerBase,
-    known: Mapping[str, tuple[nn.Module, PreTrainedTokenizerBase]],
+    writer: Reading,
+    known: Mapping[str, tuple[nn.Module, Reading]],
     server: Callable[[str], RewardServer],
-    template: Template,
+    reading: ReadingSettings | None,
     micro_batch_size: int | None,
     loading: dict[str, Any],
 ) -> RewardScorer:
     """The scorer of one source."""
     if is_address(source.model):
-        return served_reward_model(server(source.model), tokenizer, credit=credit)
+        return served_reward_model(server(source.model), writer, credit=credit)
     if names_function(source.model):
         function = named_function(source.model)
-        return FunctionScorer(function, tokenizer, f"the function {source.model}")
-    model, own = known.get(source.model) or loaded_reward_model(source.model, **loading)
+        return FunctionScorer(function, writer, f"the function {source.model}")
+    asked = source.reading or reading
+    model, own = known.get(source.model) or loaded_reward_model(source.model, asked, **loading)
     model.requires_grad_(False)
-    reading = prefix_reading(credit)
-    return LocalScorer(model, own, tokenizer, template, credit.layer, micro_batch_size, reading)
+    size, prefixes = micro_batch_size, prefix_reading(credit)
+    return LocalScorer(model, own, writer, credit.layer, size, prefixes)

@@ -6,7 +6,6 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.batch import Prompt
@@ -20,7 +19,7 @@ from tokencredit.scorers.segmentation import response_segments
 from tokencredit.scorers.sources import RewardSource, loaded_rewards
 from tokencredit.scorers.texts import loaded_reward_model, whole_texts
 from tokencredit.text.hf_encoding import EncodedResponses
-from tokencredit.text.hf_rendering import Template
+from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.text.segments import SegmentSettings
 
 
@@ -47,7 +46,7 @@ def loaded_text_rewards(
     segments: SegmentSettings,
     *,
     combine: CombinationSettings | None = None,
-    template: Template = "auto",
+    reading: ReadingSettings | None = None,
     micro_batch_size: int | None = None,
     loading: Mapping[str, Any] | None = None,
 ) -> Rewards:
@@ -58,7 +57,7 @@ def loaded_text_rewards(
         credit: of the run.
         segments: how responses are cut.
         combine: how sources become one.
-        template: as in `encoded_prompts`.
+        reading: how reward models read texts; None leaves that to each model.
         micro_batch_size: responses per forward pass.
         loading: of models, as `load_model` takes it; also `pad_token`.
 
@@ -72,7 +71,8 @@ def loaded_text_rewards(
             f"the rewards are {', '.join(one.model for one in sources)}; expected a reward model "
             "by Hub id or folder among them: its tokens are those that are paid"
         )
-    reader = loaded_reward_model(first, **dict(loading or {}))
+    source = next(one for one in sources if one.model == first)
+    reader = loaded_reward_model(first, source.reading or reading, **dict(loading or {}))
     return loaded_rewards(
         sources,
         credit,
@@ -80,7 +80,7 @@ def loaded_text_rewards(
         combine or CombinationSettings(),
         reader[1],
         known={first: reader},
-        template=template,
+        reading=reading,
         micro_batch_size=micro_batch_size,
         loading=loading,
     )
@@ -119,7 +119,11 @@ def reader_of(rewards: Rewards) -> LocalScorer:
 
 
 def paid_texts(
-    rewards: Sequence[Rewards], prompts: Sequence[Prompt], responses: Sequence[str]
+    rewards: Sequence[Rewards],
+    prompts: Sequence[Prompt],
+    responses: Sequence[str],
+    *,
+    ended: bool | Sequence[bool] = True,
 ) -> PaidTexts:
     """What each token of whole responses is paid, in the tokens of the first reward model.
 
@@ -130,15 +134,14 @@ def paid_texts(
             `other_credit` make them.
         prompts: texts or conversations; an empty text stands for the start of a sequence.
         responses: one per prompt.
+        ended: as in `Reading.encoded`.
 
     Raises:
-        DataError, ModelError: as `encoded_prompts`.
+        DataError, ModelError: as `Reading.encoded`.
         NumericError: a score is NaN or infinite.
     """
     reader = reader_of(rewards[0])
-    encoded = whole_texts(
-        reader.model, reader.tokenizer, prompts, responses, template=reader.template
-    )
+    encoded = whole_texts(reader.model, reader.reading, prompts, responses, ended=ended)
     asked = Responses(encoded.batch, list(prompts), encoded.attention_mask.bool())
     attends = any("attention" in credit_method(one.credited.credit.method).needs for one in rewards)
     scores = rewards[0].scores(asked, attention=attends)
@@ -153,6 +156,6 @@ def paid_texts(
 
 def with_segments(rewards: Rewards, responses: Responses) -> Responses:
     """The responses, cut as the settings of the rewards say."""
-    tokenizer: PreTrainedTokenizerBase = rewards.credited.tokenizer
+    tokenizer = rewards.credited.tokenizer
     ids = response_segments(rewards.credited.segments, tokenizer, responses.batch)
     return replace(responses, segment_ids=ids)

@@ -4,59 +4,57 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from tokencredit.batch import Prompt
 from tokencredit.models.hf_loading import context_length, pad_token_id
 from tokencredit.reward_model.hf_scores import load_reward_model
 from tokencredit.text.hf_encoding import EncodedResponses
-from tokencredit.text.hf_rendering import Template, encoded_prompts, reads_eos
+from tokencredit.text.hf_reading import Reading, ReadingSettings, reading_of
 
 
 def loaded_reward_model(
-    name_or_path: str, **loading: Any
-) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """A reward model and its tokenizer, which has a pad token.
+    name_or_path: str, settings: ReadingSettings | None = None, **loading: Any
+) -> tuple[nn.Module, Reading]:
+    """A reward model, and how it reads texts; its tokenizer has a pad token.
 
     Args:
         name_or_path: a folder or a Hub id.
+        settings: how it reads; None leaves that to the model.
         **loading: as `load_reward_model` takes it.
 
     Raises:
-        ConfigError: the dtype is none of those that `load_model` knows.
+        ConfigError: the dtype is none of those that `load_model` knows, or as `reading_of`.
         ModelError: as `load_reward_model`, or there is no pad token.
     """
     model, tokenizer = load_reward_model(name_or_path, **loading)
     pad_token_id(tokenizer)
-    return model, tokenizer
+    return model, reading_of(model, tokenizer, settings)
 
 
 def whole_texts(
     reward_model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    reading: Reading,
     prompts: Sequence[Prompt],
     responses: Sequence[str],
     *,
-    template: Template = "auto",
+    ended: bool | Sequence[bool] = True,
 ) -> EncodedResponses:
-    """Whole responses in the reward model's own tokens, with the end of sequence if it learnt it.
+    """Texts in the reward model's own tokens, on its device, none longer than it can read.
 
     Args:
         reward_model: a sequence-classification model.
-        tokenizer: its tokenizer.
+        reading: how it reads.
         prompts: texts or conversations; an empty text stands for the start of a sequence.
         responses: one per prompt.
-        template: as in `encoded_prompts`.
+        ended: as in `Reading.encoded`.
 
     Raises:
-        DataError, ModelError: as `encoded_prompts`.
+        DataError, ModelError: as `Reading.encoded`.
     """
-    return encoded_prompts(
-        tokenizer,
+    return reading.encoded(
         prompts,
         responses,
-        template=template,
-        append_eos=bool(reads_eos(reward_model)),
-        max_length=context_length(reward_model, tokenizer),
+        ended=ended,
+        max_length=context_length(reward_model, reading.tokenizer),
         device=next(reward_model.parameters()).device,
     )

@@ -3,25 +3,33 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores, RewardScorer, TokenScorer
 from tokencredit.credit.evidence import Evidence
-from tokencredit.credit.methods import CreditSettings, credit_method, token_credit
+from tokencredit.credit.methods import CreditMethod, CreditSettings, credit_method, token_credit
 from tokencredit.credit.redistribution import terminal_credit
+from tokencredit.masking import last_true_index
 from tokencredit.reward_model.hf_rewriter import rewriter_logprobs
 from tokencredit.scorers.credit_models import CreditModels, loaded_credit_models
 from tokencredit.scorers.evidence import AskPolicy, Responses, gathered_evidence, response_scores
 from tokencredit.scorers.local import LocalScorer
-from tokencredit.scorers.policy_tokens import decoded_responses, ending_tokens, projected_rows
+from tokencredit.scorers.policy_tokens import decoded_responses, projected_rows
 from tokencredit.scorers.prefix_texts import prefix_reading
 from tokencredit.scorers.segmentation import response_segments
 from tokencredit.scorers.served import served_reward_model
 from tokencredit.server.client import RewardServer
 from tokencredit.shaping import blended_scores
-from tokencredit.text.hf_rendering import Template
+from tokencredit.text.hf_reading import (
+    Reading,
+    ReadingSettings,
+    ended_responses,
+    reading_of,
+    written_by,
+)
 from tokencredit.text.pooling import scores_at_segment_ends
 from tokencredit.text.segments import SegmentSettings
 
@@ -32,7 +40,7 @@ class CreditedScorer:
 
     Attributes:
         scorer: of responses in the policy's tokens.
-        tokenizer: of the policy.
+        writer: how the policy reads.
         credit: the method and its options.
         models: that the method needs besides the scorer.
         segments: how responses are cut, for methods that need it or where `use` says so.
@@ -40,11 +48,16 @@ class CreditedScorer:
     """
 
     scorer: RewardScorer
-    tokenizer: PreTrainedTokenizerBase
+    writer: Reading
     credit: CreditSettings
     models: CreditModels = field(default_factory=CreditModels)
     segments: SegmentSettings = field(default_factory=SegmentSettings)
     micro_batch_size: int | None = None
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Of the policy."""
+        return self.writer.tokenizer
 
     def __call__(
         self, batch: ResponseBatch, conversations: Sequence[Prompt] | None = None
@@ -64,6 +77,7 @@ class CreditedScorer:
         *,
         scores: ResponseScores | None = None,
         ask_policy: AskPolicy | None = None,
+        unfinished: Bool[Tensor, "batch"] | None = None,
     ) -> Float[Tensor, "batch time"]:
         """Token scores by the credit method, with the share of the end and segments paid at theirs.
 
@@ -71,12 +85,15 @@ class CreditedScorer:
             responses: with segment ids where the settings cut segments.
             scores: what the scorer said of them; None asks it where the method needs it.
             ask_policy: of the policy that wrote the responses, where there is one.
+            unfinished: True for responses that would have gone on. Their tokens get what they have
+                earned so far, and nothing of a score that is only due at the end.
 
         Raises:
             ConfigError, DataError, ModelError, NumericError: as `gathered_evidence`.
         """
         settings, mask = self.credit, responses.batch.response_mask
-        if "rewriter" in credit_method(settings.method).needs:
+        method = credit_method(settings.method)
+        if "rewriter" in method.needs:
             token_scores = self._rewritten(responses)
         else:
             evidence = gathered_evidence(
@@ -89,11 +106,16 @@ class CreditedScorer:
                 micro_batch_size=self.micro_batch_size,
             )
             token_scores = token_credit(evidence, settings)
+        if unfinished is not None:
+            due = due_at_the_end(method, mask)
+            token_scores = token_scores.masked_fill(due & unfinished[:, None], 0.0)
         if responses.segment_ids is not None and self._pays_at_end:
             token_scores = scores_at_segment_ends(token_scores, responses.segment_ids)
         if settings.terminal_share:
-            found = scores or response_scores(self.scorer, responses)
-            at_the_end = terminal_credit(found.sequence_scores, mask)
+            score = (scores or response_scores(self.scorer, responses)).sequence_scores
+            if unfinished is not None:
+                score = score.masked_fill(unfinished, 0.0)
+            at_the_end = terminal_credit(score, mask)
             token_scores = blended_scores(
                 token_scores, at_the_end, share=1 - settings.terminal_share
             )
@@ -110,10 +132,10 @@ class CreditedScorer:
         asked = responses.conversations
         found = rewriter_logprobs(
             models.model,
-            models.tokenizer,
+            reading_of(models.model, models.tokenizer),
             [row.prompt for row in decoded] if asked is None else asked,
             [row.response for row in decoded],
-            append_eos=ending_tokens(self.tokenizer, batch).any(-1).tolist(),
+            ended=ended_responses(batch, self.writer.turn_ends).any(-1).tolist(),
             micro_batch_size=self.micro_batch_size,
         )
         evidence = Evidence(
@@ -129,6 +151,34 @@ class CreditedScorer:
         )
 
 
+def due_at_the_end(
+    method: CreditMethod, response_mask: Bool[Tensor, "batch time"]
+) -> Bool[Tensor, "batch time"]:
+    """The tokens whose score is due only when a response has ended.
+
+    All tokens, where the method hands the score of the whole text out over them; the last one,
+    where it pays that score there; none, where every token is paid for the text up to itself.
+
+    Args:
+        method: of credit.
+        response_mask: True on response tokens.
+
+    >>> mask = torch.tensor([[True, True, False]])
+    >>> due_at_the_end(credit_method("attention"), mask)
+    tensor([[ True,  True, False]])
+    >>> due_at_the_end(credit_method("terminal"), mask)
+    tensor([[False,  True, False]])
+    >>> due_at_the_end(credit_method("prefix-difference"), mask)
+    tensor([[False, False, False]])
+    """
+    if not method.causal and "segments" not in method.needs:
+        return response_mask
+    if "sequence_scores" not in method.needs:
+        return torch.zeros_like(response_mask)
+    last = last_true_index(response_mask)[:, None]
+    return torch.arange(response_mask.shape[1], device=last.device) == last
+
+
 def score_for_policy(
     reward_model: nn.Module,
     rm_tokenizer: PreTrainedTokenizerBase,
@@ -139,7 +189,7 @@ def score_for_policy(
     segments: SegmentSettings | None = None,
     models: CreditModels | None = None,
     micro_batch_size: int | None = None,
-    template: Template = "auto",
+    reading: ReadingSettings | None = None,
     conversations: Sequence[Prompt] | None = None,
 ) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch"]]:
     """Score responses of a policy with a reward model that may have another tokenizer.
@@ -153,7 +203,7 @@ def score_for_policy(
         segments: how responses are cut, for methods that need it.
         models: that the method needs besides the reward model.
         micro_batch_size: responses per forward pass; None for all at once.
-        template: how to render for the reward model, as in `encoded_prompts`.
+        reading: how the reward model reads texts; None leaves that to the model.
         conversations: what was asked, for a reward model that renders it itself.
 
     Returns:
@@ -166,18 +216,19 @@ def score_for_policy(
         NumericError: a score is NaN or infinite.
     """
     settings = CreditSettings(credit) if isinstance(credit, str) else credit
+    writer = written_by(policy_tokenizer)
+    read = reading_of(reward_model, rm_tokenizer, reading)
     scorer = LocalScorer(
         reward_model,
-        rm_tokenizer,
-        policy_tokenizer,
-        template,
+        read,
+        writer,
         settings.layer,
         micro_batch_size,
         prefix_reading(settings),
     )
     credited = CreditedScorer(
         scorer,
-        policy_tokenizer,
+        writer,
         settings,
         models or CreditModels(),
         segments or SegmentSettings(),
@@ -214,6 +265,7 @@ def served_token_scorer(
         ServerError, ConfigError: as `served_reward_model`, or there is no such credit method.
     """
     settings = CreditSettings(credit) if isinstance(credit, str) else credit
-    scorer = served_reward_model(server, policy_tokenizer, credit=settings)
+    writer = written_by(policy_tokenizer)
+    scorer = served_reward_model(server, writer, credit=settings)
     found = models or loaded_credit_models(settings, policy_tokenizer)
-    return CreditedScorer(scorer, policy_tokenizer, settings, found, segments or SegmentSettings())
+    return CreditedScorer(scorer, writer, settings, found, segments or SegmentSettings())

@@ -26,7 +26,7 @@ from tokencredit.scorers.segment_ends import (
 from tokencredit.text.hf_token_rows import EncodedText
 
 
-def remember_reading(
+def remember_score_positions(
     model_config: Any, positions: str, segments: SegmentEndSettings | None
 ) -> None:
     """Write into a model's configuration how its scores were read in training.

@@ -15,12 +15,11 @@ from tokencredit.decoding.rules import GUIDANCE_METHODS
 from tokencredit.errors import TokenCreditWarning
 from tokencredit.evaluation.prefix_accuracy import FRACTIONS, scores_at_fractions
 from tokencredit.masking import last_true_index
-from tokencredit.models.hf_architecture import require_language_model
-from tokencredit.models.hf_loading import load_model_and_info, load_tokenizer
+from tokencredit.models.hf_loading import load_model, load_tokenizer
 from tokencredit.models.hf_logprobs import response_logprobs, response_statistics
 from tokencredit.models.hf_vocabularies import require_same_vocabulary
 from tokencredit.reward_model.losses.vocabulary import token_values
-from tokencredit.text.hf_rendering import reads_eos
+from tokencredit.text.hf_reading import Reading, ended_responses
 from tokencredit.text.hf_token_rows import EncodedText, response_batch
 
 VocabularyObjective = Literal["farma", "genarm", "cd-fudge", "cd-q"]
@@ -55,12 +54,12 @@ def load_vocabulary_reward(
         name_or_path, trust_remote_code=bool(loading.get("trust_remote_code", False))
     )
     require_same_vocabulary(policy_tokenizer, tokenizer, argument="reward_model")
-    model, info = load_model_and_info(AutoModelForCausalLM, name_or_path, **loading)
-    require_language_model(
-        info,
+    model = load_model(
+        AutoModelForCausalLM,
         name_or_path,
         expected=f"a causal language model for method {method!r}, as `train-vocabulary-reward` "
         "makes it: for a model with one score take another method, such as 'pargs'",
+        **loading,
     )
     trained = getattr(model.config, "vocabulary_objective", None)
     fitting = METHOD_OF_OBJECTIVE.get(str(trained), method)
@@ -120,7 +119,7 @@ def vocabulary_prefix_scores(
 
 
 def vocabulary_sequence_scores(
-    model: PreTrainedModel, batch: ResponseBatch, *, method: str, eos_token_id: int | None
+    model: PreTrainedModel, batch: ResponseBatch, *, method: str, reading: Reading
 ) -> Float[Tensor, "batch"]:
     """What the model says of whole responses: the last value, or the sum of log-probabilities.
 
@@ -131,11 +130,11 @@ def vocabulary_sequence_scores(
         model: a causal language model in evaluation mode.
         batch: in its own tokens.
         method: as of `vocabulary_prefix_scores`.
-        eos_token_id: ends responses; None if nothing does.
+        reading: of the model.
     """
     mask = batch.response_mask
-    if eos_token_id is not None and reads_eos(model) is False:
-        mask = mask & (batch.response_ids != eos_token_id)
+    if reading.template == "plain" and not reading.append_eos:
+        mask = mask & ~ended_responses(batch, reading.turn_ends)
         batch = ResponseBatch(batch.prompt_ids, batch.prompt_mask, batch.response_ids, mask)
     scores = vocabulary_prefix_scores(model, batch, method=method)
     last = last_true_index(mask).to(scores.device)

@@ -35,7 +35,9 @@ class About:
     template: str
     renders_chats: bool
     vocabulary: str
+    fingerprint: str
     max_texts: int
+    max_request_tokens: int
     max_body_bytes: int
     reads_eos: bool | None
     reads_segments: bool | None = None
@@ -52,6 +54,7 @@ class ScoredResponse:
         token_scores: name of a credit method to one score per token.
         prefix_scores: of the prompt alone and after each token; None if not asked for.
         attention: that each token receives; None if not asked for.
+        position_scores: the number at the prompt's end and at each token; None if not asked for.
     """
 
     sequence_score: float
@@ -60,6 +63,7 @@ class ScoredResponse:
     token_scores: dict[str, list[float]]
     prefix_scores: list[float] | None = None
     attention: list[float] | None = None
+    position_scores: list[float] | None = None
 
 
 def told(answer: Answer, *, token: str | None) -> str:
@@ -109,13 +113,14 @@ def about_of(answer: Any) -> About:
         ServerError: it lacks something.
     """
     kinds = {"credit": list, "details": list, "attention_layer": int, "template": str,
-             "renders_chats": bool, "vocabulary": str, "max_texts": int,
-             "max_body_bytes": int}  # fmt: skip
+             "renders_chats": bool, "vocabulary": str, "fingerprint": str, "max_texts": int,
+             "max_request_tokens": int, "max_body_bytes": int}  # fmt: skip
     for key, kind in kinds.items():
         _require(isinstance(_of(answer, key), kind), key, f"{kind.__name__}")
     _require(all(isinstance(name, str) for name in answer["credit"] + answer["details"]),
              "credit or details", "names")  # fmt: skip
-    _require(answer["max_texts"] > 0 and answer["max_body_bytes"] > 0, "max_texts", "1 or more")
+    for key in ("max_texts", "max_request_tokens", "max_body_bytes"):
+        _require(answer[key] > 0, key, "1 or more")
     eos = answer.get("reads_eos")
     _require(eos is None or isinstance(eos, bool), "reads_eos", "true or false")
     segments = answer.get("reads_segments")
@@ -146,6 +151,27 @@ def scored_responses(
     ]
 
 
+def require_same_model(answer: Any, *, fingerprint: str, address: str) -> None:
+    """Refuse scores of another model than the one that was asked first.
+
+    Args:
+        answer: as JSON.
+        fingerprint: that the server had then.
+        address: of the server.
+
+    Raises:
+        ServerError: another model answers, or texts are read in another way.
+    """
+    found = _of(answer, "fingerprint")
+    if found != fingerprint:
+        raise ServerError(
+            f"the reward server at {address} answers as {str(found)[:64]!a} and was "
+            f"{fingerprint[:64]!a} at first: its weights, vocabulary, chat template or settings "
+            "have changed; expected one reward model for a whole run: serve the first one there "
+            "again and go on from the last checkpoint, or begin another run"
+        )
+
+
 def _scored_response(
     row: Any, text: Mapping[str, Any], credit: tuple[str, ...], details: tuple[str, ...], at: str
 ) -> ScoredResponse:
@@ -153,7 +179,9 @@ def _scored_response(
     whole = isinstance(ids, list) and all(type(id_) is int for id_ in ids)
     _require(whole, f"{at}.token_ids", "a list of ids")
     if "response_ids" in text:
-        _require(ids == list(text["response_ids"]), f"{at}.token_ids", "those that were sent")
+        sent = list(text["response_ids"])
+        closed = text.get("ended") and ids[:-1] == sent  # and the token that ended the response
+        _require(closed or ids == sent, f"{at}.token_ids", "those that were sent")
     spans: list[Span] = []
     if "response" in text and (credit or details):
         spans = _spans(_of(row, "spans", at), len(ids), len(text["response"]), f"{at}.spans")
@@ -161,14 +189,12 @@ def _scored_response(
     named = isinstance(paid, dict) and set(credit) <= set(paid)
     _require(named, f"{at}.token_scores", f"{', '.join(credit) or 'an object'}")
     numbers = {name: _numbers(paid[name], len(ids), f"{at}.token_scores") for name in credit}
-    prefixes = attention = None
-    if "prefix-scores" in details:
-        where = f"{at}.prefix_scores"
-        prefixes = _numbers(_of(row, "prefix_scores", at), len(ids) + 1, where)
-    if "attention" in details:
-        attention = _numbers(_of(row, "attention", at), len(ids), f"{at}.attention")
+    detailed = {}
+    for name in details:
+        key, more = name.replace("-", "_"), int(name != "attention")
+        detailed[key] = _numbers(_of(row, key, at), len(ids) + more, f"{at}.{key}")
     score = _numbers([_of(row, "sequence_score", at)], 1, f"{at}.sequence_score")[0]
-    return ScoredResponse(score, ids, spans, numbers, prefixes, attention)
+    return ScoredResponse(score, ids, spans, numbers, **detailed)
 
 
 def _spans(spans: Any, number: int, characters: int, at: str) -> list[Span]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any
@@ -12,12 +12,14 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from tokencredit.server.batching import QueueClosedError
+from tokencredit.server.encoding import characters, longest_text
 from tokencredit.server.intake import Intake, Limits
 from tokencredit.server.messages import (
     AboutAnswer,
     ErrorAnswer,
-    Problem,
     PromptAndResponse,
+    PromptAndResponseIds,
     RewardAnswer,
     RewardRequest,
     ScoreAnswer,
@@ -26,8 +28,10 @@ from tokencredit.server.messages import (
 )
 from tokencredit.server.metrics import Metrics
 from tokencredit.server.page import PAGE_HEADERS, Filled, filled_form, page
-from tokencredit.server.refusals import RefusedError, refusal_of
+from tokencredit.server.refusals import RefusedError, refusal_of, told
 from tokencredit.server.rows import RowScorer, RowScores, TokenRow
+from tokencredit.server.turns import TookTooLongError
+from tokencredit.server.visitors import Visitors
 
 _SCORE = (
     '{"texts": [{"prompt": "text or messages", "response": "text"}], "credit": ["uniform"]}, or '
@@ -38,13 +42,21 @@ _REWARD = '{"query": ["prompt and response"], "prompts": [...], "labels": [...]}
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def reward_app(scorer: RowScorer, limits: Limits, *, token: str | None = None) -> FastAPI:
+def reward_app(
+    scorer: RowScorer,
+    limits: Limits,
+    *,
+    token: str | None = None,
+    hosts: Sequence[str] | None = None,
+) -> FastAPI:
     """The application around a reward model.
 
     Args:
         scorer: the reward model.
         limits: what to take on.
         token: that a request must bear; None lets everyone ask.
+        hosts: names that requests without a token may be for, besides addresses in numbers; None
+            allows any.
     """
     metrics = Metrics()
     intake = Intake(scorer, limits, token=token, observe=metrics.batch)
@@ -74,6 +86,8 @@ def reward_app(scorer: RowScorer, limits: Limits, *, token: str | None = None) -
     app.add_api_route("/", service.empty_page, methods=["GET"], include_in_schema=False)
     app.add_api_route("/", service.filled_page, methods=["POST"], include_in_schema=False)
     app.state.intake = intake
+    if token is None:
+        app.add_middleware(Visitors, hosts=hosts)
     app.add_exception_handler(HTTPException, _no_such_thing)
     return app
 
@@ -83,6 +97,7 @@ class _Service:
 
     def __init__(self, intake: Intake, metrics: Metrics) -> None:
         self.intake, self.scorer, self.metrics = intake, intake.scorer, metrics
+        self.longest = longest_text(self.scorer.about.max_tokens)
 
     @asynccontextmanager
     async def running(self, _app: FastAPI) -> AsyncIterator[None]:
@@ -101,11 +116,14 @@ class _Service:
                 self.intake.require_token(
                     request.headers.get("authorization", "").encode("latin-1")
                 )
-                response = await self.intake.in_time(handler(request))
-            except Exception as error:
-                response = _told(
+                response = await handler(request)
+            except (Exception, TookTooLongError) as error:
+                response = told(
                     refusal_of(error, expected=_REWARD if name == "get_reward" else _SCORE)
                 )
+            except asyncio.CancelledError:
+                # The server stops, and this was not done in the time that is left.
+                response = told(refusal_of(QueueClosedError()))
             self.metrics.answered(name, response.status_code, time.monotonic() - started)
             return response
 
@@ -113,29 +131,44 @@ class _Service:
 
     async def score(self, request: Request) -> Response:
         """Sequence scores and token credit."""
-        asked = ScoreRequest.model_validate_json(await self.intake.body(request))
-        credit, details = self.intake.credit(asked.credit), self.intake.details(asked.details)
+        async with self.intake.body(request) as body:
+            return await self.intake.in_time(request, self.scores_of(body))
+
+    async def scores_of(self, body: bytes) -> Response:
+        """The answer to a body of `POST /score`."""
+        intake = self.intake
+        asked = await intake.parsed(ScoreRequest, body, expected=_SCORE)
+        credit, details = intake.credit(asked.credit), intake.details(asked.details)
         if asked.texts:
-            texts = asked.texts
-            rows, scores = await self.intake.scored(
-                len(texts), lambda: self.scorer.text_rows(texts, credit, details)
+            rows, scores = await intake.scored(
+                lambda texts: self.scorer.text_rows(texts, credit, details),
+                asked.texts,
+                size=characters,
+                longest=self.longest,
             )
         else:
-            ids = asked.ids or []
-            rows, scores = await self.intake.scored(
-                len(ids), lambda: self.scorer.id_rows(ids, credit, details)
+            rows, scores = await intake.scored(
+                lambda ids: self.scorer.id_rows(ids, credit, details),
+                asked.ids or [],
+                size=_ids,
+                longest=None,
             )
-        return _json(
-            ScoreAnswer(scores=[_scored(*pair) for pair in zip(rows, scores, strict=True)])
-        )
+        pieces = _written(self.scorer.about.fingerprint, rows, scores)
+        written = await intake.work(pieces, size=max(row.length for row in rows))
+        return Response(written, media_type="application/json")
 
     async def get_reward(self, request: Request) -> Response:
         """Sequence scores in the shape that OpenRLHF asks for."""
-        asked = RewardRequest.model_validate_json(await self.intake.body(request))
+        async with self.intake.body(request) as body:
+            return await self.intake.in_time(request, self.rewards_of(body))
+
+    async def rewards_of(self, body: bytes) -> Response:
+        """The answer to a body of `POST /get_reward`."""
+        asked = await self.intake.parsed(RewardRequest, body, expected=_REWARD)
         if not asked.query:
             raise RefusedError(422, "RequestError", f"query is empty. Expected {_REWARD}")
         rows, scores = await self.intake.scored(
-            len(asked.query), lambda: self.scorer.verbatim_rows(asked.query)
+            self.scorer.verbatim_rows, asked.query, size=len, longest=self.longest
         )
         rewards = [row.sequence_score for row in scores]
         lengths = [float(row.length) for row in rows]
@@ -150,6 +183,7 @@ class _Service:
             AboutAnswer(
                 **self.scorer.about.model_dump(),
                 max_texts=limits.queue_size,
+                max_request_tokens=limits.max_request_tokens,
                 max_body_bytes=limits.max_body_bytes,
                 request_timeout=limits.request_timeout,
             )
@@ -162,7 +196,7 @@ class _Service:
 
     async def ready(self) -> Response:
         """Whether it would take another text now."""
-        ready = self.intake.batcher.accepts
+        ready = self.intake.accepts
         return JSONResponse({"ready": ready}, 200 if ready else 503)
 
     async def numbers(self) -> Response:
@@ -177,10 +211,11 @@ class _Service:
         """The form with its heat map, or with what was wrong."""
         started, filled = time.monotonic(), Filled()
         try:
-            filled = filled_form(await self.intake.in_time(self.intake.body(request)))
-            self.intake.require_token(b"Bearer " + filled.token.encode())
-            response = await self.intake.in_time(self.heatmap(filled))
-        except Exception as error:
+            async with self.intake.body(request) as body:
+                filled = filled_form(body)
+                self.intake.require_token(b"Bearer " + filled.token.encode())
+                response = await self.intake.in_time(request, self.heatmap(filled))
+        except (Exception, TookTooLongError) as error:
             response = self.shown(filled, refusal=refusal_of(error))
         self.metrics.answered("page", response.status_code, time.monotonic() - started)
         return response
@@ -189,7 +224,12 @@ class _Service:
         """The form with its heat map."""
         text = PromptAndResponse(prompt=filled.prompt, response=filled.response)
         credit = self.scorer.credit_methods
-        rows, scores = await self.intake.scored(1, lambda: self.scorer.text_rows([text], credit))
+        rows, scores = await self.intake.scored(
+            lambda texts: self.scorer.text_rows(texts, credit),
+            [text],
+            size=characters,
+            longest=self.longest,
+        )
         return self.shown(filled, row=rows[0], scores=scores[0])
 
     def shown(
@@ -212,25 +252,34 @@ class _Service:
         return HTMLResponse(html, status, {**PAGE_HEADERS, **headers})
 
 
+def _ids(text: PromptAndResponseIds) -> int:
+    """To find the characters of an id takes as long as to cut some of them into tokens."""
+    prompt = text.prompt_ids
+    if prompt is None:  # a text, which is no more tokens than it has bytes
+        return 16 * len(text.response_ids) + len(str(text.prompt).encode())
+    return 16 * (len(prompt) + len(text.response_ids))
+
+
+def _written(
+    fingerprint: str, rows: Sequence[TokenRow], scores: Sequence[RowScores]
+) -> Generator[None, None, bytes]:
+    """A `ScoreAnswer` as JSON, a text at a time."""
+    parts = []
+    for row, said in zip(rows, scores, strict=True):
+        parts.append(_scored(row, said).model_dump_json(exclude_none=True).encode())
+        yield
+    head = ScoreAnswer(fingerprint=fingerprint, scores=[]).model_dump_json().encode()
+    return head.removesuffix(b"]}") + b",".join(parts) + b"]}"
+
+
 def _scored(row: TokenRow, scores: RowScores) -> ScoredText:
     return ScoredText(
-        sequence_score=scores.sequence_score,
-        token_ids=row.response_ids,
-        tokens=row.tokens,
-        spans=row.spans,
-        token_scores=scores.token_scores,
-        prefix_scores=scores.prefix_scores,
-        attention=scores.attention,
+        token_ids=row.response_ids, tokens=row.tokens, spans=row.spans, **vars(scores)
     )
 
 
-def _json(answer: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(answer.model_dump_json(exclude_none=True), status, headers, "application/json")
-
-
-def _told(refusal: RefusedError) -> Response:
-    answer = ErrorAnswer(error=Problem(type=refusal.type, message=refusal.message))
-    return _json(answer, refusal.status, dict(refusal.headers))
+def _json(answer: BaseModel) -> Response:
+    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
 
 
 async def _no_such_thing(_request: Request, error: Exception) -> Response:
@@ -240,7 +289,7 @@ async def _no_such_thing(_request: Request, error: Exception) -> Response:
     message = f"{phrase}; expected POST /score, POST /get_reward, GET /about, GET /health, "
     message += "GET /ready, GET /metrics or GET /"
     headers = getattr(error, "headers", None) or {}
-    return _told(RefusedError(status, phrase.replace(" ", ""), message, headers))
+    return told(RefusedError(status, phrase.replace(" ", ""), message, headers))
 
 
 def _described(model: type[BaseModel]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Rows that wait, and one thread that takes them in batches of like length.
 
-The oldest row is in every batch that is taken, so none waits for ever; with it go those nearest to
-it in length.
+Requests take turns by the tokens that are scored for each: the oldest row of the one whose turn it
+is is in the batch that is taken, and with it go those nearest to it in length. So none waits for
+ever, and none behind all rows of another.
 """
 
 import threading
@@ -11,6 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from tokencredit.errors import TokenCreditError
+from tokencredit.server.fairness import FairClock, Share
 from tokencredit.server.rows import RowScores, TokenRow
 
 # Up to this length, padding costs less than another forward pass.
@@ -32,8 +34,8 @@ class QueueClosedError(Exception):
     """The server is stopping and accepts no more."""
 
 
-@dataclass
-class _Job:
+@dataclass(eq=False)
+class _Job(Share):
     """The rows of one request and what is known of them. Only the worker changes it."""
 
     rows: int
@@ -67,6 +69,7 @@ class Batcher:
         max_batch_tokens: of one forward pass, padding included.
         max_wait: seconds that a row waits for others to come.
         queue_size: rows that may wait.
+        queue_tokens: tokens that may wait before no more rows are taken in.
         observe: told of every forward pass.
     """
 
@@ -77,12 +80,14 @@ class Batcher:
         max_batch_tokens: int,
         max_wait: float,
         queue_size: int,
+        queue_tokens: int = 2**20,
         observe: BatchObserver = lambda *_: None,
     ) -> None:
         self._scores, self._observe = scores, observe
         self._max_batch_tokens, self._max_wait = max_batch_tokens, max_wait
-        self._queue_size = queue_size
+        self._queue_size, self._queue_tokens = queue_size, queue_tokens
         self._waiting: list[_Waiting] = []
+        self._clock = FairClock()
         self._reserved = 0
         self._closing = False
         self._seconds_per_row = 0.01
@@ -94,13 +99,13 @@ class Batcher:
     def waiting(self) -> int:
         """Rows that wait or are about to."""
         with self._changed:
-            return len(self._waiting) + self._reserved
+            return len(self._kept()) + self._reserved
 
     @property
     def accepts(self) -> bool:
         """Whether another row would be taken in."""
         with self._changed:
-            room = len(self._waiting) + self._reserved < self._queue_size
+            room = self._room() > 0
             return room and not self._closing and self._thread.is_alive()
 
     @property
@@ -118,10 +123,15 @@ class Batcher:
         with self._changed:
             if self._closing or not self._thread.is_alive():
                 raise QueueClosedError
-            waiting = len(self._waiting) + self._reserved
-            if waiting + rows > self._queue_size:
-                raise QueueFullError(min(60, 1 + int(waiting * self._seconds_per_row)))
+            if rows > self._room():
+                raise QueueFullError(self.retry_after)
             self._reserved += rows
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds after which those that wait may have been scored."""
+        waiting = len(self._waiting) + self._reserved
+        return min(60, 1 + int(waiting * self._seconds_per_row))
 
     def release(self, rows: int) -> None:
         """Give up places that were reserved."""
@@ -141,15 +151,36 @@ class Batcher:
         with self._changed:
             self._reserved -= len(rows)
             self._waiting += [_Waiting(row, index, job, now) for index, row in enumerate(rows)]
+            self._clock.begin(job)
             self._changed.notify()
         return job.future
 
-    def close(self) -> None:
-        """Accept no more, score what was accepted, and stop the thread."""
+    def close(self, seconds: float | None = None) -> bool:
+        """Accept no more, score what was accepted, and stop the thread.
+
+        Args:
+            seconds: to wait for that; None waits for as long as it takes.
+
+        Returns:
+            Whether the thread has stopped.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _kept(self) -> list[_Waiting]:
+        """The rows that wait, without those whose requests have given up."""
+        self._waiting = [each for each in self._waiting if not each.job.future.done()]
+        return self._waiting
+
+    def _room(self) -> int:
+        """Rows that may still come."""
+        waiting = self._kept()
+        if sum(each.row.length for each in waiting) >= self._queue_tokens:
+            return 0
+        return self._queue_size - len(waiting) - self._reserved
 
     def _run(self) -> None:
         while batch := self._next_batch():
@@ -159,9 +190,9 @@ class Batcher:
         """The next rows to score, once they are enough or have waited; none at the end."""
         with self._changed:
             while True:
-                self._waiting = [each for each in self._waiting if not each.job.future.done()]
-                if self._waiting:
-                    left = self._waiting[0].since + self._max_wait - time.monotonic()
+                if self._kept():
+                    oldest = min(each.since for each in self._waiting)
+                    left = oldest + self._max_wait - time.monotonic()
                     tokens = sum(each.row.length for each in self._waiting)
                     if left <= 0 or self._closing or tokens >= self._max_batch_tokens:
                         break
@@ -170,11 +201,23 @@ class Batcher:
                     return []
                 else:
                     self._changed.wait()
-            lengths = [each.row.length for each in self._waiting]
+            first = self._next_turn()
+            waiting = [first, *(each for each in self._waiting if each is not first)]
+            lengths = [each.row.length for each in waiting]
             taken = set(batch_with_the_oldest(lengths, max_tokens=self._max_batch_tokens))
-            batch = [each for index, each in enumerate(self._waiting) if index in taken]
-            self._waiting = [each for i, each in enumerate(self._waiting) if i not in taken]
+            batch = [each for index, each in enumerate(waiting) if index in taken]
+            jobs = len({id(each.job) for each in waiting})
+            for each in batch:
+                self._clock.done(each.job, float(each.row.length), waiting=jobs)
+            self._waiting = [each for i, each in enumerate(waiting) if i not in taken]
             return batch
+
+    def _next_turn(self) -> _Waiting:
+        """The oldest row of the request whose turn it is."""
+        firsts: dict[_Job, _Waiting] = {}
+        for each in self._waiting:
+            firsts.setdefault(each.job, each)
+        return firsts[self._clock.next_of(firsts, lambda job: float(firsts[job].row.length))]
 
     def _answer(self, batch: list[_Waiting]) -> None:
         """Score a batch; where that fails, its halves, so that a bad row fails alone."""

@@ -10,7 +10,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPException, IncompleteRead
 from ssl import SSLCertVerificationError
@@ -22,6 +22,7 @@ from tokencredit.server.answers import (
     ScoredResponse,
     about_of,
     refusal_of,
+    require_same_model,
     scored_responses,
     told,
 )
@@ -34,7 +35,7 @@ from tokencredit.server.exchange import (
 )
 
 _LOG = logging.getLogger("tokencredit.client")
-_STATUSES_THAT_PASS = (429, 502, 503, 504)
+_STATUSES_THAT_PASS = (408, 429, 502, 503, 504)
 _Texts = Sequence[Mapping[str, Any]]
 
 
@@ -131,23 +132,31 @@ def scored(
 
     Args:
         server: to ask.
-        texts: each with `prompt` and `response`, or all with `prompt_ids` and `response_ids`.
+        texts: each with `prompt` and `response`, or all with `response_ids` and `prompt_ids` or
+            `prompt`.
         credit: names of credit methods.
         details: names of what credit is made from.
-        about: the server's limits; more than one request can hold goes in several. None sends one.
+        about: what the server said of itself: more than one request can hold goes in several, and
+            all answers must be of this model. None sends one request, whichever model answers.
 
     Raises:
-        ServerError, ConfigError, DataError, ModelError, NumericError: as `post_scores`.
+        ServerError: another model answers than before, or as `post_scores`.
+        ConfigError, DataError, ModelError, NumericError: as `post_scores`.
     """
     found: list[ScoredResponse] = []
     if not texts:
         return found
-    for part in [texts] if about is None else parted(texts, about.max_texts, about.max_body_bytes):
-        kind = "ids" if "prompt_ids" in part[0] else "texts"
+    parts: Iterable[_Texts] = [texts]
+    if about is not None:
+        parts = parted(texts, about.max_texts, about.max_body_bytes, about.max_request_tokens)
+    for part in parts:
+        kind = "ids" if "response_ids" in part[0] else "texts"
         asked = {kind: list(part), "credit": list(credit)}
         if details:
             asked["details"] = list(details)
         answer = _asked(server, "POST", "/score", json.dumps(asked).encode())
+        if about is not None:
+            require_same_model(answer, fingerprint=about.fingerprint, address=server.address)
         found += scored_responses(answer, part, credit, details)
     return found
 
@@ -161,20 +170,32 @@ def about(server: RewardServer) -> About:
     return about_of(_asked(server, "GET", "/about"))
 
 
-def parted(texts: _Texts, most: int, most_bytes: int) -> Iterator[_Texts]:
+def parted(
+    texts: _Texts, most: int, most_bytes: int, most_tokens: int | None = None
+) -> Iterator[_Texts]:
     """Texts in groups that a request can hold; one that is too long for any goes alone.
+
+    Args:
+        texts: of any number.
+        most: texts of a group.
+        most_bytes: of a group as JSON.
+        most_tokens: of a group: of ids as many as there are, of texts no more than bytes; None for
+            any number.
 
     >>> [len(group) for group in parted([{"response": "a"}] * 5, most=2, most_bytes=10_000)]
     [2, 2, 1]
     """
-    first, size = 0, 0
+    first, size, tokens = 0, 0, 0
     for index, text in enumerate(texts):
         own = len(json.dumps(text)) + 2
+        ids = len(text["prompt_ids"]) + len(text["response_ids"]) if "prompt_ids" in text else own
         # 300 bytes for what stands around the texts.
-        if index > first and (index - first == most or size + own > most_bytes - 300):
+        full = index - first == most or size + own > most_bytes - 300
+        full = full or (most_tokens is not None and tokens + ids > most_tokens)
+        if index > first and full:
             yield texts[first:index]
-            first, size = index, 0
-        size += own
+            first, size, tokens = index, 0, 0
+        size, tokens = size + own, tokens + ids
     if len(texts) > first:
         yield texts[first:]
 

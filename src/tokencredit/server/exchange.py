@@ -4,6 +4,7 @@ Nothing is followed and nothing is kept: a redirect is an answer like any other,
 a question reach the host that was named and no other.
 """
 
+import io
 import os
 import time
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection, HTTPResponse, HTTPSConnection, IncompleteRead
 from socket import socket
+from typing import Any
 from urllib.parse import urlsplit
 
 from tokencredit.errors import ConfigError, ServerError
@@ -101,7 +103,8 @@ def exchanged(
         path: after the address.
         headers: to send.
         body: to send; empty for none.
-        timeout: seconds for connecting, for sending, and for the whole of the answer.
+        timeout: seconds for all of it: connecting, sending, and the whole of the answer with its
+            headers, however slowly they come.
 
     Raises:
         OSError, HTTPException: no whole answer came in time.
@@ -109,28 +112,73 @@ def exchanged(
     """
     parts = urlsplit(address)
     kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+    end = time.monotonic() + timeout
     connection = kind(parts.hostname or "", parts.port, timeout=timeout)
     try:
         connection.connect()
-        kept: socket = connection.sock
+        # It reads and writes as a socket does, and that is all that is asked of it.
+        connection.sock = _InTime(connection.sock, end)
         # A server that refuses a body may have said why before it hung up.
         with suppress(BrokenPipeError, ConnectionResetError):
             connection.request(method, parts.path + path, body or None, dict(headers))
-        end = time.monotonic() + timeout
         response = connection.getresponse()
         names = {name.lower(): value for name, value in response.getheaders()}
-        return Answer(response.status, names, _whole_body(response, kept, end))
+        return Answer(response.status, names, _whole_body(response))
     finally:
         connection.close()
 
 
-def _whole_body(response: HTTPResponse, kept: socket, end: float) -> bytes:
+@dataclass(frozen=True)
+class _InTime:
+    """A socket whose every wait ends at the same moment; its own timeout begins anew each time."""
+
+    kept: socket
+    end: float
+
+    def wait_no_longer(self) -> None:
+        """Set what is left of the time."""
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self.kept.settimeout(left)
+
+    def sendall(self, data: bytes) -> None:
+        """Send all of it."""
+        for start in range(0, len(data), _PIECE):
+            self.wait_no_longer()
+            self.kept.sendall(data[start : start + _PIECE])
+
+    def makefile(self, mode: str) -> io.BufferedReader:  # noqa: ARG002
+        """For reading."""
+        return io.BufferedReader(_Reader(self))
+
+    def close(self) -> None:
+        """Once nothing reads from it any more."""
+        self.kept.close()
+
+
+class _Reader(io.RawIOBase):
+    """What comes from a socket, in time."""
+
+    def __init__(self, source: _InTime) -> None:
+        self._source = source
+        self._raw = source.kept.makefile("rb", buffering=0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._source.wait_no_longer()
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+def _whole_body(response: HTTPResponse) -> bytes:
     body = bytearray()
     while not response.isclosed() and response.length != 0:
-        left = end - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("timed out inside the answer")
-        kept.settimeout(left)
         piece = response.read1(_PIECE)
         if not piece:
             break

@@ -1,59 +1,87 @@
 """The JSON that comes and goes."""
 
+import reprlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-# Of an offending value, in an error message.
-_SHOWN_CHARACTERS = 60
+# Of an offending value, in an error message; and keys of an object that has a few.
+_SHOWN_CHARACTERS, _MOST_KEYS = 60, 32
+
+Entry = TypeVar("Entry")
+# The first wrong entry is told: a body of wrong ones is millions of errors.
+Entries = Annotated[list[Entry], Field(fail_fast=True)]
 
 
-class Message(BaseModel):
+class _Taken(BaseModel):
+    """What comes in: nothing is made into another type, and no key stands beside the known."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_keys(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > _MOST_KEYS:
+            known = ", ".join(cls.model_fields)
+            raise ValueError(f"an object of {len(value)} keys; expected {known}")
+        return value
+
+
+class Message(_Taken):
     """One turn of a conversation; further fields reach the chat template."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
 
     role: str
     content: str
 
 
-class PromptAndResponse(BaseModel):
+class PromptAndResponse(_Taken):
     """A text to score: what was asked, as text or messages, and the answer to it.
 
     `ended` is False for a response that was cut off: it is read without the end of sequence that
     the model learnt with.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    prompt: str | list[Message] = ""
+    prompt: str | Entries[Message] = ""
     response: str
     ended: bool = True
 
 
-class PromptAndResponseIds(BaseModel):
-    """A prompt and its response as token ids of the reward model's own vocabulary."""
+class PromptAndResponseIds(_Taken):
+    """A response as token ids of the reward model's own vocabulary, and its prompt.
 
-    model_config = ConfigDict(extra="forbid")
+    With `prompt_ids` alone all ids are read as they are. Where `ended` says whether the response
+    ended, the server closes it as the model learnt, or leaves it open, and `response_ids` are those
+    before the end; `prompt` is then rendered for the model, as texts are.
+    """
 
-    prompt_ids: list[int]
-    response_ids: list[int]
+    prompt_ids: Entries[int] | None = None
+    prompt: str | Entries[Message] | None = None
+    response_ids: Entries[int]
+    ended: bool | None = None
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> "PromptAndResponseIds":
+        if (self.prompt_ids is None) == (self.prompt is None):
+            raise ValueError("expected either `prompt_ids` or `prompt`")
+        if self.prompt is not None and self.ended is None:
+            raise ValueError("`prompt` with `response_ids` and no `ended`; expected true or false")
+        return self
 
 
-class ScoreRequest(BaseModel):
+class ScoreRequest(_Taken):
     """What `POST /score` takes: `texts` or `ids`, and what to say of them.
 
     `credit` names credit methods, None asks for all; `details` names what they are made from.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    texts: list[PromptAndResponse] | None = None
-    ids: list[PromptAndResponseIds] | None = None
-    credit: list[str] | None = None
-    details: list[str] = []
+    texts: Entries[PromptAndResponse] | None = None
+    ids: Entries[PromptAndResponseIds] | None = None
+    credit: Entries[str] | None = None
+    details: Entries[str] = []
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "ScoreRequest":
@@ -69,7 +97,8 @@ class ScoredText(BaseModel):
 
     `spans` are characters (Unicode code points) of the response; `token_scores` has one list per
     credit method. `prefix_scores` begins with the prompt alone and goes on with one number per
-    token; it and `attention` are left out unless `details` asks for them.
+    token, and so does `position_scores`, the number at each position of a model that is read at the
+    ends of segments; they and `attention` are left out unless `details` asks for them.
     """
 
     sequence_score: float
@@ -78,12 +107,17 @@ class ScoredText(BaseModel):
     spans: list[tuple[int, int]]
     token_scores: dict[str, list[float]]
     prefix_scores: list[float] | None = None
+    position_scores: list[float] | None = None
     attention: list[float] | None = None
 
 
 class ScoreAnswer(BaseModel):
-    """What `POST /score` answers, in the order of the request."""
+    """What `POST /score` answers, in the order of the request.
 
+    `fingerprint` is that of `GET /about`: it changes with the model, and with how texts are read.
+    """
+
+    fingerprint: str
     scores: list[ScoredText]
 
 
@@ -101,6 +135,8 @@ class Served(BaseModel):
         reads_segments: true where the score of a prefix is a mean over the ends of its segments;
             left out where it is read at its last token.
         vocabulary: fingerprint of the tokenizer's vocabulary.
+        fingerprint: of the weights of all sources of reward, the vocabulary and tokenizer, the
+            chat template and the settings above: what scores depend on.
         max_tokens: of one text with its prompt.
     """
 
@@ -112,6 +148,7 @@ class Served(BaseModel):
     reads_eos: bool | None = None
     reads_segments: bool | None = None
     vocabulary: str
+    fingerprint: str
     max_tokens: int
 
 
@@ -119,14 +156,17 @@ class AboutAnswer(Served):
     """What `GET /about` answers: the model, and what one request may hold."""
 
     max_texts: int
+    max_request_tokens: int
     max_body_bytes: int
     request_timeout: float
 
 
-class RewardRequest(BaseModel):
+class RewardRequest(_Taken):
     """What OpenRLHF posts: whole texts with special tokens; prompts and labels are not read."""
 
-    query: list[str]
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    query: Entries[str]
     prompts: list[Any] | None = None
     labels: list[Any] | None = None
 
@@ -152,6 +192,10 @@ class ErrorAnswer(BaseModel):
     error: Problem
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHOWN_CHARACTERS
+
+
 def problems(error: ValidationError, expected: str) -> str:
     """The first few mistakes of a request in words.
 
@@ -167,7 +211,8 @@ def problems(error: ValidationError, expected: str) -> str:
 
 def _told(detail: ErrorDetails) -> str:
     place = _place(detail["loc"]) or "the body"
-    came = ascii(detail["input"])
+    # Only the beginning is written out, whatever came.
+    came = _SHORT.repr(detail["input"]).encode("ascii", "backslashreplace").decode()
     if len(came) > _SHOWN_CHARACTERS:
         came = f"{came[:_SHOWN_CHARACTERS]}..."
     message = detail["msg"].removeprefix("Value error, ")

@@ -15,7 +15,8 @@ PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    # With "no-referrer" a browser sends the page's own form as one of an unknown origin.
+    "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
 

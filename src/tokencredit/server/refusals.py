@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 
 from tokencredit.errors import (
     ConfigError,
@@ -16,7 +17,8 @@ from tokencredit.errors import (
     TokenCreditError,
 )
 from tokencredit.server.batching import QueueClosedError, QueueFullError
-from tokencredit.server.messages import problems
+from tokencredit.server.messages import ErrorAnswer, Problem, problems
+from tokencredit.server.turns import TookTooLongError
 
 _LOG = logging.getLogger("tokencredit.server")
 
@@ -38,7 +40,16 @@ class RefusedError(Exception):
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def refusal_of(error: Exception, *, expected: str = "what the documentation shows") -> RefusedError:
+def told(refusal: RefusedError) -> Response:
+    """It as an answer."""
+    answer = ErrorAnswer(error=Problem(type=refusal.type, message=refusal.message))
+    body = answer.model_dump_json()
+    return Response(body, refusal.status, dict(refusal.headers), "application/json")
+
+
+def refusal_of(
+    error: BaseException, *, expected: str = "what the documentation shows"
+) -> RefusedError:
     """The answer to whatever went wrong.
 
     What was not foreseen is logged by its type and place, never with its message, which may hold
@@ -79,7 +90,16 @@ def refusal_of(error: Exception, *, expected: str = "what the documentation show
             )
         case ClientDisconnect():
             return RefusedError(
-                400, "ClientDisconnect", "the connection was closed inside the body"
+                400, "ClientDisconnect", "the connection was closed before the answer"
+            )
+        case TookTooLongError():
+            _LOG.error("a text took longer than limits.encoding_timeout to be rendered or cut")
+            return RefusedError(
+                422,
+                "EncodingTimeout",
+                "a text took too long to be rendered and cut into tokens; expected less than "
+                "limits.encoding_timeout: look whether the chat template ends for it, or shorten "
+                "it",
             )
     place = "".join(traceback.format_tb(error.__traceback__))
     _LOG.error("%s, not foreseen, at\n%s", type(error).__name__, place)

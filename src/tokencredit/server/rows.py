@@ -20,7 +20,7 @@ class TokenRow:
         tokens: text of each response token; the name of a special token.
         spans: character span of each response token in the response's text.
         credit: the credit methods that are asked for.
-        details: likewise what they are made from, "prefix-scores" or "attention".
+        details: likewise what they are made from, such as "prefix-scores".
         prompt: what was asked, as it came, for sources of reward that read other tokens; None
             where ids came.
     """
@@ -48,12 +48,14 @@ class RowScores:
         sequence_score: of the prompt with its response.
         token_scores: name of a credit method to one score per response token.
         prefix_scores: of the prompt alone and after each response token, if asked for.
+        position_scores: the number at the prompt's end and at each response token, if asked for.
         attention: that each response token receives where the score is read, if asked for.
     """
 
     sequence_score: float
     token_scores: dict[str, list[float]]
     prefix_scores: list[float] | None = None
+    position_scores: list[float] | None = None
     attention: list[float] | None = None
 
 
@@ -64,6 +66,11 @@ class RowScorer(Protocol):
     @property
     def credit_methods(self) -> tuple[str, ...]:
         """Names of the credit methods on offer."""
+        ...
+
+    @property
+    def vocabulary(self) -> int:
+        """Ids that the model knows."""
         ...
 
     @property

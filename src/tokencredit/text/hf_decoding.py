@@ -4,7 +4,8 @@ Ids that a policy generated are never tokenized again: the same text may have ot
 Sentences and other units are cut in the text and brought back to the tokens.
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +26,8 @@ from tokencredit.text.sentences import (
 
 # Ids before a token that its decoded text may depend on: leading-space rules, joined bytes.
 _DECODING_WINDOW = 8
+# Decodings of everything up to a token, where tokens do not add up to the text.
+_MOST_DECODINGS = 64
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,16 @@ def decoded_response(
     text = _decoded(tokenizer, ids)
     border = len(_whole_characters(_decoded(tokenizer, ids[: len(prompt_ids)])))
     positions = range(len(prompt_ids), len(ids))
-    ends = _text_ends(tokenizer, ids, positions, window=_DECODING_WINDOW)
-    if ends and border + ends[-1][0] != len(_whole_characters(text)):
-        ends = _text_ends(tokenizer, ids, positions, window=len(ids))
+    ends = _text_ends(tokenizer, ids, positions)
+    characters_in_all = len(_whole_characters(text)) - border
+    if ends and ends[-1][0] != characters_in_all:
+
+        def characters(number: int) -> int:
+            """Whole characters up to so many tokens of the response."""
+            before = _decoded(tokenizer, ids[: len(prompt_ids) + number])
+            return len(_whole_characters(before)) - border
+
+        ends = _corrected_ends(ends, characters, characters_in_all)
     limit, spans, whole, done, reached = len(text) - border, [], [], 0, 0
     for end, has_begun in ends:
         end = max(end, done)
@@ -81,31 +91,72 @@ def decoded_response(
 
 
 def _text_ends(
-    tokenizer: PreTrainedTokenizerBase, ids: list[int], positions: range, *, window: int
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], positions: range
 ) -> list[tuple[int, bool]]:
     """Whole characters up to each position, and whether its token begins another one.
 
     Where a window holds nothing but bytes of no character, what they count is known after the last
-    of them alone, from a window that holds all of them.
+    of them alone, from a window that holds all of them; the next such window begins there, so that
+    each token is decoded a few times at most.
     """
     special = set(tokenizer.all_special_ids)
     plain = [id_ for id_ in ids if id_ not in special]
     at = sum(id_ not in special for id_ in ids[: positions.start])
-    ends, total, anchor = [], 0, 0
+    ends, total = [], 0
+    first = anchor = max(0, at - _DECODING_WINDOW)
+    before = _decoded(tokenizer, plain[first:at])
     for position in positions:
         if ids[position] in special:
             ends.append((total, False))
             continue
-        first = max(0, at - window)
-        before, now = (_decoded(tokenizer, plain[first:end]) for end in (at, at + 1))
+        if at - first >= 2 * _DECODING_WINDOW:
+            first = at - _DECODING_WINDOW
+            before = _decoded(tokenizer, plain[first:at])
+        now = _decoded(tokenizer, plain[first : at + 1])
+        start, end = before, now
         if first == 0 or not before or _whole_characters(before):
             anchor = first
         elif _whole_characters(now):
-            before, now = (_decoded(tokenizer, plain[anchor:end]) for end in (at, at + 1))
-        total += len(_whole_characters(now)) - len(_whole_characters(before))
-        ends.append((total, now.endswith("\ufffd")))
-        at += 1
+            start, end = (_decoded(tokenizer, plain[anchor:stop]) for stop in (at, at + 1))
+            anchor = at + 1
+        total += len(_whole_characters(end)) - len(_whole_characters(start))
+        ends.append((total, end.endswith("\ufffd")))
+        before, at = now, at + 1
     return ends
+
+
+def _corrected_ends(
+    ends: list[tuple[int, bool]], characters: Callable[[int], int], whole: int
+) -> list[tuple[int, bool]]:
+    """Ends of tokens that add up to the text, corrected in those stretches that do not.
+
+    Stretches are halved until they do or are one token. Where so much is wrong that this would take
+    too long, as in long runs of bytes of no character, what is left is shared out evenly.
+
+    Args:
+        ends: as `_text_ends` gives them.
+        characters: whole characters up to so many tokens.
+        whole: of all tokens.
+    """
+    counted, corrected = [0, *(end for end, _ in ends)], list(ends)
+    stretches, left = deque([(0, len(ends), 0, whole)]), _MOST_DECODINGS
+    while stretches:
+        first, last, start, stop = stretches.popleft()
+        if counted[last] - counted[first] == stop - start:
+            for index in range(first, last):
+                corrected[index] = counted[index + 1] - counted[first] + start, ends[index][1]
+        elif last - first == 1:
+            corrected[first] = stop, ends[first][1]
+        elif left > 0:
+            left -= 1
+            middle = (first + last) // 2
+            there = min(max(start, characters(middle)), stop)
+            stretches += [(first, middle, start, there), (middle, last, there, stop)]
+        else:
+            for index in range(first, last):
+                share = (stop - start) * (index + 1 - first) // (last - first)
+                corrected[index] = start + share, False
+    return corrected
 
 
 def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:

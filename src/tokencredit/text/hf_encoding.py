@@ -5,7 +5,7 @@ tokens at the border. The way back, from generated ids to text, is `hf_decoding`
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -17,10 +17,7 @@ from tokencredit.batch import Message, ResponseBatch
 from tokencredit.errors import DataError, ModelError
 from tokencredit.models.hf_loading import pad_token_id
 from tokencredit.text.alignment import Span
-
-# Stands for the response while a chat template is rendered: private-use characters, which no
-# template looks for.
-_PLACEHOLDER = "\ue000response\ue001"
+from tokencredit.text.hf_rendering import RenderedText, rendered_chat
 
 
 @dataclass(frozen=True)
@@ -43,8 +40,15 @@ class EncodedResponses:
 
 
 @dataclass(frozen=True)
-class _Row:
-    """Token ids of one text, cut in three, and spans of the middle part."""
+class CutText:
+    """Token ids of one text, cut in three, and spans of the middle part.
+
+    Attributes:
+        prompt: before the response.
+        response: its tokens.
+        tail: what follows it and is no token of it.
+        spans: characters of the response that each of its tokens stands for.
+    """
 
     prompt: list[int]
     response: list[int]
@@ -64,7 +68,8 @@ def encode_responses(
 ) -> EncodedResponses:
     """Prompts and their responses tokenized together, each as one text.
 
-    A token that stands on the border belongs to the response. The tokenizer adds its special
+    What is asked of a model is read in the way it was trained to read: see `Reading`. A token that
+    stands on the border belongs to the response. The tokenizer adds its special
     tokens; one beginning of sequence stays where the prompt's text brings its own.
 
     Args:
@@ -82,18 +87,16 @@ def encode_responses(
             a response; a text is longer than `max_length`.
         ModelError: the tokenizer gives no offsets, or lacks the pad or end token asked for.
     """
-    _check_texts(tokenizer, prompts, responses, empty=empty)
+    require_texts(tokenizer, prompts, responses, empty=empty)
     ended = [append_eos] * len(responses) if isinstance(append_eos, bool) else append_eos
-    eos = _eos_token_id(tokenizer) if any(ended) else None
     texts = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
     borders = [(len(p), len(t)) for p, t in zip(prompts, texts, strict=True)]
-    rows = _cut_rows(tokenizer, texts, borders, special=True)
-    if eos is not None:
-        rows = [
-            _with_eos(row, eos, len(text)) if ends else row
-            for row, text, ends in zip(rows, responses, ended, strict=True)
-        ]
-    return _padded(tokenizer, rows, max_length=max_length, empty=empty, device=device)
+    rows = cut_texts(tokenizer, texts, borders, special=True)
+    rows = [
+        with_end(tokenizer, row, len(text)) if ends else row
+        for row, text, ends in zip(rows, responses, ended, strict=True)
+    ]
+    return padded_texts(tokenizer, rows, max_length=max_length, empty=empty, device=device)
 
 
 def encode_chats(
@@ -101,55 +104,59 @@ def encode_chats(
     conversations: Sequence[Sequence[Message]],
     responses: Sequence[str],
     *,
+    ended: bool | Sequence[bool] = True,
     max_length: int | None = None,
     empty: Literal["error", "keep"] = "error",
     device: torch.device | str | None = None,
 ) -> EncodedResponses:
     """Conversations and the assistant's next turn, rendered by the tokenizer's chat template.
 
-    The template writes all special tokens itself, so the tokenizer adds none. What the template
-    puts after the response is attended to but is no response token.
+    The template writes all special tokens itself, so the tokenizer adds none, but for those of an
+    encoder. What the template puts after the response is attended to but is no response token.
 
     Args:
         tokenizer: a fast one with a chat template.
         conversations: messages with "role" and "content", up to the turn to be answered.
         responses: the assistant's answer to each.
+        ended: whether the turns are over, or which of them; the others were cut off, and nothing
+            follows them.
         max_length: of the rendered text, in tokens.
         empty: whether a response without characters is an error or a row without response tokens.
         device: to put the tensors on.
 
     Raises:
         DataError: as in `encode_responses`, or the template refuses the messages.
-        ModelError: there is no chat template, it rewrites the response, or as above.
+        ModelError: there is no chat template, or it leaves the response out.
     """
-    _check_texts(tokenizer, conversations, responses, empty=empty)
-    if tokenizer.chat_template is None:
-        raise ModelError(
-            f"the tokenizer {tokenizer.name_or_path!r} has no chat template; expected one to "
-            "render messages: set tokenizer.chat_template, or give prompts as plain text"
-        )
-    texts, borders, shifts = [], [], []
-    for conversation, response in zip(conversations, responses, strict=True):
-        text, start, stop = _rendered(tokenizer, conversation, response)
-        texts.append(text)
-        borders.append((start, stop))
-        shifts.append(response.index(text[start:stop]))
-    rows = [
-        _Row(row.prompt, row.response, row.tail, [(a + shift, b + shift) for a, b in row.spans])
-        for row, shift in zip(
-            _cut_rows(tokenizer, texts, borders, special=False), shifts, strict=True
-        )
+    require_texts(tokenizer, conversations, responses, empty=empty)
+    is_over = [ended] * len(responses) if isinstance(ended, bool) else ended
+    texts = [
+        rendered_chat(tokenizer, conversation, response, ended=over)
+        for conversation, response, over in zip(conversations, responses, is_over, strict=True)
     ]
-    return _padded(tokenizer, rows, max_length=max_length, empty=empty, device=device)
+    rows = cut_rendered(tokenizer, texts)
+    return padded_texts(tokenizer, rows, max_length=max_length, empty=empty, device=device)
 
 
-def _check_texts(
+def require_texts(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Any],
     responses: Sequence[str],
     *,
     empty: Literal["error", "keep"],
 ) -> None:
+    """Raise an error for texts that cannot be encoded with the characters of their tokens.
+
+    Args:
+        tokenizer: a fast one, which knows the characters of its tokens.
+        prompts: one per response.
+        responses: what follows each.
+        empty: whether a response without characters is an error.
+
+    Raises:
+        DataError: prompts and responses differ in number, or a response is empty.
+        ModelError: the tokenizer is not a fast one.
+    """
     if not tokenizer.is_fast:
         raise ModelError(
             f"the tokenizer {tokenizer.name_or_path!r} ({type(tokenizer).__name__}) cannot give "
@@ -168,42 +175,27 @@ def _check_texts(
             raise DataError(f"response {row} is empty; expected text: drop the row")
 
 
-def _rendered(
-    tokenizer: PreTrainedTokenizerBase, conversation: Sequence[Message], response: str
-) -> tuple[str, int, int]:
-    """The conversation as its template writes it, and where the response stands in it."""
-
-    def render(answer: str) -> str:
-        messages = [*map(dict, conversation), {"role": "assistant", "content": answer}]
-        try:
-            return tokenizer.apply_chat_template(messages, tokenize=False)
-        except Exception as error:  # templates raise what they like
-            roles = [message.get("role") for message in messages]
-            raise DataError(
-                f"the chat template of {tokenizer.name_or_path!r} refuses messages with the roles "
-                f"{roles}: {error}; expected roles and an order that it knows"
-            ) from error
-
-    head, _, tail = render(_PLACEHOLDER).partition(_PLACEHOLDER)
-    text = render(response)
-    start, stop = len(head), len(text) - len(tail)
-    fits = text.startswith(head) and text.endswith(tail) and start <= stop
-    if not fits or text[start:stop] not in (response, response.strip(), response.lstrip()):
-        raise ModelError(
-            f"the chat template of {tokenizer.name_or_path!r} rewrites the response {response!r}; "
-            "expected it to appear unchanged, but for spaces around it"
-        )
-    return text, start, stop
-
-
-def _cut_rows(
+def cut_texts(
     tokenizer: PreTrainedTokenizerBase,
     texts: list[str],
     borders: list[tuple[int, int]],
     *,
     special: bool,
-) -> list[_Row]:
-    """Each text's tokens cut where the response starts and where it stops."""
+) -> list[CutText]:
+    """Each text's tokens cut where the response starts and where it stops.
+
+    A token that stands on the border belongs to the response. One beginning of sequence stays
+    where a text brings its own.
+
+    Args:
+        tokenizer: a fast one.
+        texts: prompt, response and what follows, as one text.
+        borders: the characters where each response starts and stops.
+        special: whether the tokenizer adds its special tokens.
+
+    Raises:
+        DataError: a text holds half of a character.
+    """
     _require_unicode(texts)
     encoded = tokenizer(
         texts,
@@ -242,7 +234,7 @@ def _covering(spans: list[Span], is_text: list[bool]) -> list[Span]:
     return covering
 
 
-def _cut(ids: list[int], spans: list[Span], is_text: list[bool], start: int, stop: int) -> _Row:
+def _cut(ids: list[int], spans: list[Span], is_text: list[bool], start: int, stop: int) -> CutText:
     text_at = [index for index, counts in enumerate(is_text) if counts]
     after_text = text_at[-1] + 1 if text_at else len(ids)
     first = next((i for i in text_at if spans[i][1] > start or spans[i][0] >= start), after_text)
@@ -251,32 +243,110 @@ def _cut(ids: list[int], spans: list[Span], is_text: list[bool], start: int, sto
         (min(max(a, start), stop) - start, min(max(b, start), stop) - start)
         for a, b in spans[first:last]
     ]
-    return _Row(ids[:first], ids[first:last], ids[last:], clipped)
+    return CutText(ids[:first], ids[first:last], ids[last:], clipped)
 
 
-def _eos_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    if tokenizer.eos_token_id is None:
+def cut_rendered(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[RenderedText]
+) -> list[CutText]:
+    """Ids of rendered conversations; encoders get the special tokens that no template writes.
+
+    Args:
+        tokenizer: a fast one.
+        texts: conversations with the answers in them.
+
+    Raises:
+        DataError: a text holds half of a character.
+    """
+    cls = tokenizer.cls_token
+    frames = cls is not None and not texts[0].text.startswith(cls)
+    rows = cut_texts(
+        tokenizer,
+        [one.text for one in texts],
+        [(one.start, one.stop) for one in texts],
+        special=frames,
+    )
+    return [
+        replace(row, spans=[text.span(*span) for span in row.spans])
+        for row, text in zip(rows, texts, strict=True)
+    ]
+
+
+def cut_pairs(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str]
+) -> list[CutText]:
+    """Tokens of pairs of sentences: the prompt with the token after it, the response, the rest.
+
+    Args:
+        tokenizer: a fast one that knows pairs.
+        prompts: the first of each pair.
+        responses: the second.
+
+    Raises:
+        DataError: a text holds half of a character.
+    """
+    _require_unicode([*prompts, *responses])
+    encoded = tokenizer(
+        list(prompts),
+        list(responses),
+        add_special_tokens=True,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        verbose=False,
+    )
+    rows = []
+    for row in range(len(prompts)):
+        ids, parts = encoded["input_ids"][row], encoded.sequence_ids(row)
+        spans = _covering(encoded["offset_mapping"][row], [part == 1 for part in parts])
+        # Of an empty response there is nothing but the token that closes the pair.
+        first = parts.index(1) if 1 in parts else len(ids) - 1
+        last = len(parts) - parts[::-1].index(1) if 1 in parts else first
+        rows.append(CutText(ids[:first], ids[first:last], ids[last:], spans[first:last]))
+    return rows
+
+
+def with_end(tokenizer: PreTrainedTokenizerBase, row: CutText, length: int) -> CutText:
+    """The row with the end of sequence as last token of its response.
+
+    Args:
+        tokenizer: of the row.
+        row: to close; an end that the tokenizer added is moved, not doubled.
+        length: characters of the response.
+
+    Raises:
+        ModelError: the tokenizer has no such token.
+    """
+    eos = tokenizer.eos_token_id
+    if eos is None:
         raise ModelError(
             f"the tokenizer {tokenizer.name_or_path!r} has no end-of-sequence token to append; "
-            "set tokenizer.eos_token, or do not append one"
+            "set tokenizer.eos_token, or reading.append_eos to false"
         )
-    return tokenizer.eos_token_id
-
-
-def _with_eos(row: _Row, eos: int, length: int) -> _Row:
     tail = row.tail[1:] if row.tail[:1] == [eos] else row.tail
-    return _Row(row.prompt, [*row.response, eos], tail, [*row.spans, (length, length)])
+    return CutText(row.prompt, [*row.response, eos], tail, [*row.spans, (length, length)])
 
 
-def _padded(
+def padded_texts(
     tokenizer: PreTrainedTokenizerBase,
-    rows: list[_Row],
+    rows: list[CutText],
     *,
     max_length: int | None,
     empty: Literal["error", "keep"],
     device: torch.device | str | None,
 ) -> EncodedResponses:
-    """Rows as tensors: prompts end and responses start at the same column in each."""
+    """Rows as tensors: prompts end and responses start at the same column in each.
+
+    Args:
+        tokenizer: names the id that fills padding.
+        rows: of `cut_texts` or `cut_pairs`.
+        max_length: of a row, in tokens.
+        empty: whether a row without response tokens is an error.
+        device: to put the tensors on.
+
+    Raises:
+        DataError: nothing precedes a response, it has no tokens, or a row is too long.
+        ModelError: there is no pad token.
+    """
     pad = pad_token_id(tokenizer)
     for number, row in enumerate(rows):
         _check_row(number, row, max_length=max_length, empty=empty)
@@ -315,7 +385,7 @@ def closed_batch(
 
 
 def _check_row(
-    number: int, row: _Row, *, max_length: int | None, empty: Literal["error", "keep"]
+    number: int, row: CutText, *, max_length: int | None, empty: Literal["error", "keep"]
 ) -> None:
     if not row.prompt:
         raise DataError(

@@ -1,129 +1,194 @@
-"""Prompts and responses rendered for a model: as plain text, or by its chat template."""
+"""Conversations as the text that a chat template makes of them, and where the answer stands."""
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Any
 
-import torch
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from tokencredit.batch import Prompt
-from tokencredit.errors import DataError
-from tokencredit.text.hf_encoding import EncodedResponses, encode_chats, encode_responses
-from tokencredit.text.hf_token_rows import sequence_start
+from tokencredit.batch import Message
+from tokencredit.errors import DataError, ModelError
+
+# Stand for what is said while a template is rendered: private-use characters, which no template
+# looks for and no filter changes.
+_ANSWER = "\ue000\ue001\ue002"
+_QUESTION = "\ue000\ue003\ue002"
 
 
-def prompt_rows(prompts: list[Any], tokenizer: Any, *, where: str) -> list[list[int]]:
-    """Prompts as ids: texts with the special tokens that begin them, chats in their template.
+@dataclass(frozen=True)
+class RenderedText:
+    """A prompt and its answer as one text.
+
+    Attributes:
+        text: all of it, with what closes an answer that ended.
+        start: first character of the answer.
+        stop: character after the answer.
+        places: for each character of the answer as it stands in the text, its place in the answer
+            as it was given, or -1 for one that the template wrote; None where nothing has moved
+            but by `shift`.
+        shift: characters that the template cut off before the answer.
+    """
+
+    text: str
+    start: int
+    stop: int
+    places: tuple[int, ...] | None = None
+    shift: int = 0
+
+    def span(self, start: int, stop: int) -> tuple[int, int]:
+        """Characters of the answer as it was given, from those of the answer in the text."""
+        if self.places is None:
+            return start + self.shift, stop + self.shift
+        found = [place for place in self.places[start:stop] if place >= 0]
+        if found:
+            return found[0], found[-1] + 1
+        before = [place for place in self.places[:start] if place >= 0]
+        at = before[-1] + 1 if before else 0
+        return at, at
+
+
+@dataclass(frozen=True)
+class TurnMarks:
+    """What a chat template writes around the turns of a conversation.
+
+    Attributes:
+        openings: what may stand between a question and its answer.
+        closing: what follows an answer.
+        beginning: what the text of a conversation begins with, up to its first question.
+    """
+
+    openings: tuple[str, ...]
+    closing: str
+    beginning: str
+
+
+def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ModelError where a tokenizer has no chat template."""
+    if tokenizer.chat_template is None:
+        raise ModelError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no chat template; expected one to "
+            "render messages: name one by the setting reading.chat_template, or give prompts as "
+            "plain text"
+        )
+
+
+def turn_marks(tokenizer: PreTrainedTokenizerBase) -> TurnMarks:
+    """What the chat template of a tokenizer writes around the turns of a conversation.
 
     Raises:
-        DataError: a prompt has no tokens, or the chat template refuses it.
+        ModelError: there is no template, or it does not write what is said.
     """
-    if isinstance(prompts[0], str):
-        rows = tokenizer(prompts, add_special_tokens=True)["input_ids"]
-    else:
-        rows = [_chat_row(chat, tokenizer, where=where) for chat in prompts]
-    eos = tokenizer.eos_token_id
-    if eos is not None and all(row and row[-1] == eos for row in rows):
-        rows = [row[:-1] for row in rows]
-    if any(not row for row in rows):
-        raise DataError(
-            f"a prompt of {where} has no tokens; expected text, or a tokenizer that begins with a "
-            "BOS token"
+    require_chat_template(tokenizer)
+    asked: list[Message] = [{"role": "user", "content": _QUESTION}]
+    whole = _render(tokenizer, [*asked, {"role": "assistant", "content": _ANSWER}])
+    to_answer = _render(tokenizer, asked, add_generation_prompt=True)
+    beginning, question, rest = whole.partition(_QUESTION)
+    opening, answer, closing = rest.partition(_ANSWER)
+    if not question or not answer:
+        raise ModelError(
+            f"the chat template of {tokenizer.name_or_path!r} does not write what is said in a "
+            "turn; expected one that renders the content of messages"
         )
-    return rows
+    written = (opening.strip(), to_answer.partition(_QUESTION)[2].strip())
+    return TurnMarks(tuple(dict.fromkeys(filter(None, written))), closing, beginning)
 
 
-def _chat_row(chat: Any, tokenizer: Any, *, where: str) -> list[int]:
+def rendered_chat(
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Sequence[Message],
+    answer: str,
+    *,
+    ended: bool = True,
+) -> RenderedText:
+    """A conversation with the assistant's answer to it, as the chat template writes them.
+
+    A conversation that ends with a turn of the assistant is answered by going on with that turn.
+    What a template takes out of an answer (a block of thoughts, for example) is not in the text.
+
+    Args:
+        tokenizer: with a chat template.
+        conversation: up to the turn to be answered.
+        answer: the assistant's.
+        ended: whether the turn is over; one that was cut off stays open.
+
+    Raises:
+        DataError: the template refuses the messages.
+        ModelError: there is no template, or it leaves the answer out.
+    """
+    require_chat_template(tokenizer)
+    before, said = _turn_to_go_on(conversation)
+
+    def render(content: str) -> str:
+        return _render(tokenizer, [*before, {"role": "assistant", "content": said + content}])
+
+    head, there, tail = render(_ANSWER).partition(_ANSWER)
+    if not there:
+        raise ModelError(
+            f"the chat template of {tokenizer.name_or_path!r} leaves out what the assistant says "
+            "last; expected one that renders it"
+        )
+    text = render(answer) if answer else head + tail
+    start, stop = len(head), len(text) - len(tail)
+    if not (text.startswith(head) and text.endswith(tail) and start <= stop):
+        # What the answer says has changed the turns before it: it is read as it was written.
+        text, stop = head + answer + tail, start + len(answer)
+    shown = text[start:stop]
+    if not ended:
+        text = text[:stop]
+    if shown in (answer, answer.strip(), answer.lstrip(), answer.rstrip()):
+        return RenderedText(text, start, stop, shift=answer.index(shown))
+    return RenderedText(text, start, stop, places=_places(shown, answer))
+
+
+def rendered_prompt(tokenizer: PreTrainedTokenizerBase, conversation: Sequence[Message]) -> str:
+    """A conversation up to where the assistant's answer begins, for the model that writes it.
+
+    Raises:
+        DataError, ModelError: as `rendered_chat`.
+    """
+    require_chat_template(tokenizer)
+    if conversation and conversation[-1].get("role") == "assistant":
+        return rendered_chat(tokenizer, conversation, "", ended=False).text
+    return _render(tokenizer, conversation, add_generation_prompt=True)
+
+
+def _turn_to_go_on(conversation: Sequence[Message]) -> tuple[list[Message], str]:
+    """The turns before the one that is answered, and what that one says already."""
+    turns = list(conversation)
+    if turns and turns[-1].get("role") == "assistant":
+        return turns[:-1], str(turns[-1]["content"])
+    return turns, ""
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    add_generation_prompt: bool = False,
+) -> str:
     try:
-        return tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        return str(
+            tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
+        )
     except Exception as error:  # templates raise what they like
         raise DataError(
-            f"the chat template of {tokenizer.name_or_path!r} refuses a prompt of {where} with the "
-            f"roles {[message['role'] for message in chat]}: {error}; expected roles and an order "
-            "that it knows"
+            f"the chat template of {tokenizer.name_or_path!r} refuses messages with the roles "
+            f"{[message.get('role') for message in messages]}: {error}; expected roles and an "
+            "order that it knows"
         ) from error
 
 
-Template = Literal["auto", "plain", "chat"]
-
-
-def encoded_prompts(
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompt],
-    responses: Sequence[str],
-    *,
-    template: Template = "auto",
-    append_eos: bool | Sequence[bool] = False,
-    max_length: int | None = None,
-    empty: Literal["error", "keep"] = "error",
-    device: torch.device | str | None = None,
-) -> EncodedResponses:
-    """Prompts and responses as a reward model reads them.
-
-    Args:
-        tokenizer: the reward model's.
-        prompts: texts, or conversations: lists of messages. An empty text stands for the token
-            that begins a sequence.
-        responses: one per prompt.
-        template: "chat" renders with the chat template, a text as one message of the user; "plain"
-            joins texts; "auto" is "chat" where the tokenizer has a chat template.
-        append_eos: end plain responses, or those named by True, with the end of sequence; a chat
-            template ends them itself.
-        max_length: of a row, in tokens.
-        empty: whether an empty response is an error.
-        device: to put the tensors on.
-
-    Raises:
-        DataError: a conversation where plain texts are to be joined, or as in `encode_responses`.
-        ModelError: as in `encode_chats`.
-    """
-    chat = template == "chat" or (template == "auto" and tokenizer.chat_template is not None)
-    if chat:
-        conversations = [
-            [{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts
-        ]
-        return encode_chats(
-            tokenizer, conversations, responses, max_length=max_length, empty=empty, device=device
-        )
-    texts = [prompt or sequence_start(tokenizer) for prompt in prompts if isinstance(prompt, str)]
-    if len(texts) < len(prompts):
-        raise DataError(
-            f"{len(prompts) - len(texts)} prompts are conversations, but template is {template!r} "
-            f"and the tokenizer {tokenizer.name_or_path!r} has "
-            f"{'no' if tokenizer.chat_template is None else 'a'} chat template; expected texts, or "
-            "template 'chat' and a tokenizer with a chat template"
-        )
-    return encode_responses(
-        tokenizer,
-        texts,
-        responses,
-        append_eos=append_eos,
-        max_length=max_length,
-        empty=empty,
-        device=device,
-    )
-
-
-def reads_eos(reward_model: nn.Module) -> bool | None:
-    """Whether the reward model learnt on responses that end with the end of sequence.
-
-    None where its configuration does not say: `train-reward-model` writes it there.
-    """
-    config: Any = reward_model.config
-    return getattr(config, "eos_appended", None)
-
-
-def token_texts(
-    tokenizer: PreTrainedTokenizerBase, encoded: EncodedResponses, responses: Sequence[str]
-) -> list[list[str]]:
-    """What each response token stands for in its text; the name of a special token."""
-    texts = []
-    for ids, spans, response in zip(
-        encoded.batch.response_ids.tolist(), encoded.response_spans, responses, strict=True
-    ):
-        names = tokenizer.convert_ids_to_tokens(ids[: len(spans)])
-        texts.append(
-            [response[a:b] if b > a else name for (a, b), name in zip(spans, names, strict=True)]
-        )
-    return texts
+def _places(shown: str, answer: str) -> tuple[int, ...]:
+    """The place of each character in the answer from which a template made another text."""
+    places = [-1] * len(shown)
+    whole = answer.rfind(shown)
+    if shown and whole >= 0:
+        return tuple(range(whole, whole + len(shown)))
+    for block in SequenceMatcher(None, shown, answer, autojunk=False).get_matching_blocks():
+        places[block.a : block.a + block.size] = range(block.b, block.b + block.size)
+    return tuple(places)

@@ -1,7 +1,7 @@
 """Prompts and responses as rows of token ids: cut, padded, and where scores are read."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -9,9 +9,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from tokencredit.batch import Prompt, ResponseBatch, padded_rows
+from tokencredit.batch import ResponseBatch, padded_rows
 from tokencredit.errors import DataError, ModelError
-from tokencredit.text.hf_encoding import EncodedResponses, encode_chats, encode_responses
+from tokencredit.text.hf_encoding import EncodedResponses
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,12 @@ class EncodedText:
     Attributes:
         input_ids: prompt, response, and what the chat template or tokenizer puts after it.
         response_mask: True on response tokens.
+        two_segments: whether the model is told which tokens are the response's.
     """
 
     input_ids: list[int]
     response_mask: list[bool]
+    two_segments: bool = False
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -75,55 +77,18 @@ Truncation = Literal["response-end", "prompt-start"]
 CHUNK = 256
 
 
-def encoded_texts(
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompt],
-    responses: Sequence[str],
-    *,
-    append_eos: bool,
-    max_length: int | None = None,
-    truncation: Truncation = "response-end",
-) -> list[EncodedText]:
-    """Every prompt and response as token ids, cut to `max_length`.
+def unpadded_texts(encoded: EncodedResponses, *, two_segments: bool = False) -> list[EncodedText]:
+    """The rows of a padded batch without their padding.
 
     Args:
-        tokenizer: a fast one; conversations need its chat template.
-        prompts: texts, or all of them lists of messages; an empty text stands for the token that
-            begins a sequence.
-        responses: one text per prompt.
-        append_eos: end each response with the end of sequence; a chat template ends it itself.
-        max_length: in tokens; None cuts nothing.
-        truncation: what goes first: the end of the response, or the start of the prompt (and then,
-            with one token of it left, the end of the response).
-
-    Raises:
-        DataError: nothing of a response is left, or some prompts are texts and some messages.
-        ModelError: texts stand alone and the tokenizer has no token to begin them.
+        encoded: the batch.
+        two_segments: as of `EncodedText`.
     """
-    as_chats = {isinstance(prompt, list) for prompt in prompts}
-    if len(as_chats) > 1:
-        raise DataError("some prompts are texts and some are messages; expected one kind only")
-    rows: list[EncodedText] = []
-    for at in range(0, len(responses), CHUNK):
-        some, answers = prompts[at : at + CHUNK], responses[at : at + CHUNK]
-        if True in as_chats:
-            encoded = encode_chats(tokenizer, some, answers)  # type: ignore[arg-type]
-        else:
-            texts = [str(prompt) or sequence_start(tokenizer) for prompt in some]
-            encoded = encode_responses(tokenizer, texts, answers, append_eos=append_eos)
-        rows += unpadded_texts(encoded)
-    if max_length is None:
-        return rows
-    return [_shortened(row, number, max_length, truncation) for number, row in enumerate(rows)]
-
-
-def unpadded_texts(encoded: EncodedResponses) -> list[EncodedText]:
-    """The rows of a padded batch without their padding."""
     no_prompt = torch.zeros_like(encoded.batch.prompt_mask)
     counts = torch.cat([no_prompt, encoded.batch.response_mask], dim=-1)
     real = encoded.attention_mask.bool()
     return [
-        EncodedText(ids[is_real].tolist(), mask[is_real].tolist())
+        EncodedText(ids[is_real].tolist(), mask[is_real].tolist(), two_segments)
         for ids, is_real, mask in zip(encoded.batch.input_ids, real, counts, strict=True)
     ]
 
@@ -147,18 +112,39 @@ def sequence_start(tokenizer: PreTrainedTokenizerBase) -> str:
     return str(tokenizer.bos_token)
 
 
-def _shortened(row: EncodedText, number: int, length: int, truncation: Truncation) -> EncodedText:
+def shortened_text(
+    row: EncodedText, number: int, length: int, truncation: Truncation, *, stays: Collection[int]
+) -> EncodedText:
+    """A row cut to a length.
+
+    Args:
+        row: prompt, response and what follows.
+        number: of the row, for messages.
+        length: in tokens.
+        truncation: what goes first: the end of the response, or the start of the prompt (and then,
+            with one token of it left, the end of the response).
+        stays: ids that stay where one of them begins the row.
+
+    Raises:
+        DataError: nothing of the response is left.
+
+    >>> row = EncodedText([1, 5, 6, 7, 8], [False, False, False, True, True])
+    >>> shortened_text(row, 0, 4, "prompt-start", stays={1}).input_ids
+    [1, 6, 7, 8]
+    """
     ids, mask = row.input_ids, row.response_mask
     if truncation == "prompt-start":
-        cut = max(0, min(len(ids) - length, row.start - 1))
-        ids, mask = ids[cut:], mask[cut:]
+        first = 1 if row.start > 1 and ids[0] in stays else 0
+        cut = max(0, min(len(ids) - length, row.start - 1 - first))
+        ids = [*ids[:first], *ids[first + cut :]]
+        mask = [*mask[:first], *mask[first + cut :]]
     if True not in mask[:length]:
         raise DataError(
             f"the prompt of row {number} has {row.start} tokens and leaves none of max_length "
             f"{length} to its response; expected a shorter prompt, a larger max_length, or "
             "truncation='prompt-start'"
         )
-    return EncodedText(ids[:length], mask[:length])
+    return replace(row, input_ids=ids[:length], response_mask=mask[:length])
 
 
 def right_padded(
@@ -170,3 +156,39 @@ def right_padded(
     ids, real = padded_rows([row.input_ids for row in rows], fill=pad_id, side="right")
     response_mask, _ = padded_rows([row.response_mask for row in rows], fill=False, side="right")
     return ids, real.long(), response_mask.bool()
+
+
+def token_types(rows: Sequence[EncodedText], *, width: int) -> Int[Tensor, "batch sequence"] | None:
+    """1 from the response on, 0 before and on padding; None where the model is not told.
+
+    Args:
+        rows: all of one model.
+        width: columns of the rows padded on the right.
+    """
+    if not rows[0].two_segments:
+        return None
+    types = torch.zeros(len(rows), width, dtype=torch.long)
+    for at, row in enumerate(rows):
+        types[at, row.start : len(row)] = 1
+    return types
+
+
+def token_texts(
+    tokenizer: PreTrainedTokenizerBase, encoded: EncodedResponses, responses: Sequence[str]
+) -> list[list[str]]:
+    """What each response token stands for in its text; the name of a special token.
+
+    Args:
+        tokenizer: of the ids.
+        encoded: the responses.
+        responses: their texts.
+    """
+    texts = []
+    for ids, spans, response in zip(
+        encoded.batch.response_ids.tolist(), encoded.response_spans, responses, strict=True
+    ):
+        names = tokenizer.convert_ids_to_tokens(ids[: len(spans)])
+        texts.append(
+            [response[a:b] if b > a else name for (a, b), name in zip(spans, names, strict=True)]
+        )
+    return texts

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from tiny_guides import language_model, score_of
@@ -10,8 +12,9 @@ from tokencredit.decoding.candidates.hf_tree import TextScorer, TokenTree, TreeS
 from tokencredit.decoding.candidates.scores import CandidateBatch
 from tokencredit.decoding.hf_generate import guided_generate
 from tokencredit.decoding.hf_guide import RewardGuide
-from tokencredit.errors import ConfigError, DataError, ModelError
+from tokencredit.errors import DataError, ModelError
 from tokencredit.models.hf_vocabularies import shared_vocabulary
+from tokencredit.text.hf_reading import Reading
 
 PROMPTS = ["the film is good", "a café", "rate the plot 日本"]
 
@@ -41,6 +44,15 @@ def encoded(tokenizer, texts=PROMPTS):
     for row, own in enumerate(rows):
         ids[row, width - len(own) :] = torch.tensor(own)
     return ids, ids != tokenizer.pad_token_id
+
+
+def read_by(reading, tokenizer, prompts=("",) * 3, *, width=0, turn_ends=()):
+    """What a reading makes of candidates; without prompts all of the text is the response."""
+    if not isinstance(reading, Reading):
+        reading = Reading(reading)
+    return CandidateTexts(
+        tokenizer, reading, prompts=prompts, prompt_width=width, turn_ends=turn_ends
+    )
 
 
 def drawn(tokenizer, *shape, seed=0):
@@ -82,7 +94,7 @@ def test_scores_are_those_of_the_text_read_by_the_other_model(
     architecture, tokenizer, reward_tokenizer
 ):
     model = reward_model_for(reward_tokenizer, architecture)
-    texts = CandidateTexts(tokenizer, reward_tokenizer)
+    texts = read_by(reward_tokenizer, tokenizer)
     tree, full, score = TreeScorer(model, texts), TextScorer(model, texts), score_of(model)
     ids, mask = encoded(tokenizer)
     rolled_back, held = 0, []
@@ -115,7 +127,7 @@ def test_scores_are_those_of_the_text_read_by_the_other_model(
 
 def test_any_text_may_follow_any_other(tokenizer, reward_tokenizer):
     model = reward_model_for(reward_tokenizer)
-    texts = CandidateTexts(tokenizer, reward_tokenizer)
+    texts = read_by(reward_tokenizer, tokenizer)
     tree, full = TreeScorer(model, texts), TextScorer(model, texts)
     ids, mask = encoded(tokenizer)
     candidates = drawn(tokenizer, 3, 3)
@@ -131,6 +143,7 @@ def test_any_text_may_follow_any_other(tokenizer, reward_tokenizer):
         told = CandidateBatch(
             ids[rows, :width], mask[rows, :width], candidates[: len(rows)], counts
         )
+        texts.prompts = [""] * len(rows)
         found, slow = tree(told), full(told)
         torch.testing.assert_close(found.candidates, slow.candidates, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found.prefix, slow.prefix, rtol=1e-4, atol=1e-5)
@@ -138,7 +151,7 @@ def test_any_text_may_follow_any_other(tokenizer, reward_tokenizer):
 
 def test_holes_in_the_cache_do_not_pile_up(tokenizer, reward_tokenizer):
     model = reward_model_for(reward_tokenizer)
-    tree = TreeScorer(model, CandidateTexts(tokenizer, reward_tokenizer))
+    tree = TreeScorer(model, read_by(reward_tokenizer, tokenizer, [""]))
     ids, mask = encoded(tokenizer, PROMPTS[:1])
     candidates = drawn(tokenizer, 1, 3)
     widths = []
@@ -158,7 +171,7 @@ def test_a_candidate_inside_a_character_has_the_score_of_the_text_before(
     tokenizer, reward_tokenizer
 ):
     model = reward_model_for(reward_tokenizer)
-    texts = CandidateTexts(tokenizer, reward_tokenizer)
+    texts = read_by(reward_tokenizer, tokenizer, [""])
     pieces = byte_level(merges=0)("good 🙂")["input_ids"]
     first, last = pieces[-4], pieces[-1]
     assert tokenizer.convert_ids_to_tokens([first, last]) == (
@@ -182,48 +195,64 @@ def test_a_candidate_inside_a_character_has_the_score_of_the_text_before(
             assert abs(whole - plain) > 1e-3
 
 
-def test_the_end_of_sequence_is_the_other_model_s_own(tokenizer, reward_tokenizer):
+@pytest.mark.parametrize("append_eos", [True, False])
+def test_a_candidate_that_ends_the_response_closes_it(append_eos, tokenizer, reward_tokenizer):
+    """By the other model's own end of sequence, where it reads one."""
     model = reward_model_for(reward_tokenizer)
     ids, mask = encoded(tokenizer, PROMPTS[:1])
-    end = torch.tensor([[tokenizer.eos_token_id, tokenizer.pad_token_id]])
-    counts = torch.ones_like(end).bool()
-    scores = TreeScorer(model, CandidateTexts(tokenizer, reward_tokenizer))(
-        CandidateBatch(ids, mask, end, counts)
+    ends = torch.tensor([[tokenizer.eos_token_id, 90, tokenizer.pad_token_id]])
+    counts = torch.ones_like(ends).bool()
+    texts = read_by(
+        Reading(reward_tokenizer, append_eos=append_eos),
+        tokenizer,
+        [""],
+        turn_ends=(tokenizer.eos_token_id, tokenizer.pad_token_id),
     )
+    scores = TreeScorer(model, texts)(CandidateBatch(ids, mask, ends, counts))
     own = reward_tokenizer(PROMPTS[0])["input_ids"]
-    expected = score_of(model)([*own, reward_tokenizer.eos_token_id])
-    assert float(scores.candidates[0, 0]) == pytest.approx(expected, rel=1e-4)
-    torch.testing.assert_close(scores.candidates[0, 1], scores.prefix[0])
+    closed = [*own, reward_tokenizer.eos_token_id] if append_eos else own
+    for column in (0, 2):
+        assert float(scores.candidates[0, column]) == pytest.approx(
+            score_of(model)(closed), rel=1e-4
+        )
+    assert float(scores.prefix[0]) == pytest.approx(score_of(model)(own), rel=1e-4)
+
+
+TURNS = (
+    "{% for m in messages %}<bos>{{ m['role'] }}\n{{ m['content'] | trim }}<eos>\n{% endfor %}"
+    "{% if add_generation_prompt %}<bos>assistant\n{% endif %}"
+)
 
 
 @pytest.mark.parametrize("scorer_class", [TreeScorer, TextScorer])
-def test_prompts_and_tail_in_the_other_model_s_template(scorer_class, tokenizer, reward_tokenizer):
+def test_candidates_are_read_as_the_responses_that_they_make(
+    scorer_class, tokenizer, reward_tokenizer
+):
+    """In the reward model's template, which trims an answer, open or closed."""
+    reward_tokenizer = copy.deepcopy(reward_tokenizer)
+    reward_tokenizer.chat_template = TURNS
     model = reward_model_for(reward_tokenizer, "gpt2")
     ids, mask = encoded(tokenizer)
     width = ids.shape[1]
     ids = torch.cat([ids, drawn(tokenizer, 3, 5)], dim=-1)
     mask = torch.cat([mask, torch.ones(3, 5).bool()], dim=-1)
-    templates = [f"<bos>user\n{prompt}\nassistant\n" for prompt in PROMPTS]
-    texts = CandidateTexts(
-        tokenizer, reward_tokenizer, prompts=templates, prompt_width=width, tail="<eos>\n"
-    )
+    reading = Reading(reward_tokenizer, "chat")
+    texts = read_by(reading, tokenizer, PROMPTS, width=width, turn_ends=(tokenizer.eos_token_id,))
     scorer, score = scorer_class(model, texts), score_of(model)
+    space = tokenizer.convert_tokens_to_ids("Ġ")
     for time in (width, width + 2, width + 5):
-        candidates = torch.tensor([[tokenizer.eos_token_id, 90, 120, 200]] * 3)
+        candidates = torch.tensor([[tokenizer.eos_token_id, 90, space, 200]] * 3)
         counts = torch.ones_like(candidates).bool()
         scores = scorer(CandidateBatch(ids[:, :time], mask[:, :time], candidates, counts))
         for row in range(3):
             own = ids[row, :time][mask[row, :time]].tolist()
-            border = len(PROMPTS[row])
             for column, token in enumerate([None, *candidates[row].tolist()]):
                 told = own if token is None else [*own, token]
-                response = whole_text(tokenizer, told)[border:]
-                read = reward_tokenizer(
-                    templates[row] + response + "<eos>\n", add_special_tokens=False
-                )
+                response = whole_text(tokenizer, told)[len(PROMPTS[row]) :]
+                read = reading.encoded([PROMPTS[row]], [response], ended=column == 1, empty="keep")
+                whole = read.batch.input_ids[0][read.attention_mask[0].bool()].tolist()
                 found = scores.prefix[row] if column == 0 else scores.candidates[row, column - 1]
-                expected = score(read["input_ids"])
-                assert float(found) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+                assert float(found) == pytest.approx(score(whole), rel=1e-4, abs=1e-5)
 
 
 def test_an_encoder_with_a_tokenizer_of_its_own(tokenizer):
@@ -232,7 +261,7 @@ def test_an_encoder_with_a_tokenizer_of_its_own(tokenizer):
     ids, mask = encoded(tokenizer)
     candidates = drawn(tokenizer, 3, 3)
     counts = torch.ones_like(candidates).bool()
-    texts = CandidateTexts(tokenizer, reads)
+    texts = read_by(reads, tokenizer)
     scores = TextScorer(model, texts, micro_batch_size=2)(
         CandidateBatch(ids, mask, candidates, counts)
     )
@@ -249,7 +278,7 @@ def test_an_encoder_with_a_tokenizer_of_its_own(tokenizer):
 def test_generation_is_that_of_the_full_re_run(tokenizer, reward_tokenizer):
     model = language_model(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
     reward_model = reward_model_for(reward_tokenizer)
-    texts = CandidateTexts(tokenizer, reward_tokenizer)
+    texts = read_by(reward_tokenizer, tokenizer)
     ids, mask = encoded(tokenizer)
     chosen = text_scorer(reward_model, texts)
     found = [
@@ -273,26 +302,17 @@ def test_a_text_that_outgrows_the_model(scorer_class, tokenizer, reward_tokenize
     model = tiny_model("gpt2", vocab_size=len(reward_tokenizer), max_position_embeddings=4)
     ids, mask = encoded(tokenizer)
     candidates = drawn(tokenizer, 3, 2)
-    scorer = scorer_class(model, CandidateTexts(tokenizer, reward_tokenizer))
+    scorer = scorer_class(model, read_by(reward_tokenizer, tokenizer))
     with pytest.raises(DataError, match="reads at most 4"):
         scorer(CandidateBatch(ids, mask, candidates, torch.ones_like(candidates).bool()))
 
 
 def test_prompts_that_do_not_fit(tokenizer, reward_tokenizer):
-    with pytest.raises(ConfigError, match="only one of prompts and prompt_width"):
-        CandidateTexts(tokenizer, reward_tokenizer, prompts=PROMPTS)
-    texts = CandidateTexts(tokenizer, reward_tokenizer, prompts=PROMPTS[:2], prompt_width=4)
+    texts = read_by(reward_tokenizer, tokenizer, PROMPTS[:2], width=4)
     ids, mask = encoded(tokenizer)
     candidates = drawn(tokenizer, 3, 2)
     with pytest.raises(DataError, match="2 prompts for 3 rows"):
         texts.reward_ids(CandidateBatch(ids, mask, candidates, torch.ones_like(candidates).bool()))
-
-
-def test_a_text_without_tokens(tokenizer):
-    texts = CandidateTexts(tokenizer, byte_level())
-    ids = torch.tensor([[tokenizer.eos_token_id]])
-    with pytest.raises(DataError, match="gives no token for a text"):
-        texts.reward_ids(CandidateBatch(ids, ids > 0, ids, ids > 0))
 
 
 def test_vocabularies_that_agree(tokenizer):

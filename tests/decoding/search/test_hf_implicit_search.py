@@ -110,7 +110,9 @@ def test_the_scorer_weighs_early_tokens_more():
     ids, mask = prompts()
     response = torch.tensor([[5, 6, 7], [8, 9, 0], [0, 0, 0]])
     counts = torch.tensor([[True] * 3, [True, True, False], [False] * 3])
-    scores = implicit_scorer(model, other)(ResponseBatch(ids, mask, response, counts))
+    scores = implicit_scorer(model, other)(
+        ResponseBatch(ids, mask, response, counts), torch.arange(len(ids))
+    )
     _, ratios = laws(model, other)
     for row, prompt in enumerate(prompt_lists()):
         tokens = response[row][counts[row]].tolist()

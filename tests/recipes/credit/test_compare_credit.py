@@ -156,7 +156,8 @@ def test_words_are_paid_what_score_tokens_pays_their_tokens(everything, tmp_path
 
 
 def test_leaving_a_word_out_is_scoring_the_text_without_it(everything):
-    model, tokenizer = recipe.loaded_reward_model(str(everything.parent / "model"))
+    model, reading = recipe.loaded_reward_model(str(everything.parent / "model"))
+    tokenizer = reading.tokenizer
 
     def score(text):
         ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(text)["input_ids"]]])

@@ -107,7 +107,6 @@ def test_encoders_can_be_explained_by_attention(settings, tmp_path):
         ({"response": "good " * 200}, DataError, "at most 128"),
         ({"output": "heat.gif"}, ConfigError, r"\.html or \.png"),
         ({"methods": ()}, ConfigError, "methods is empty"),
-        ({"prompt": "", "template": "chat"}, ConfigError, "there is no prompt"),
         ({"loading": LoadingSettings(pad_token="<nowhere>")}, ModelError, "not in the vocabulary"),
     ],
 )

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from readings import plain
 from saved_models import save_reward_model
 from tiny_tokenizers import byte_level
 
@@ -23,7 +24,7 @@ def asked(tmp_path):
     config = CompareCreditConfig(
         "", "", "", batch_size=2, credit=CreditSettings(probe=ProbeSettings(samples=4))
     )
-    return list(asked_texts(Pass((), lambda _: {}, model, tokenizer), TEXTS, config))
+    return list(asked_texts(Pass((), lambda _: {}, model, plain(tokenizer)), TEXTS, config))
 
 
 def by_row(asked, name):

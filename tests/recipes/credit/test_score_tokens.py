@@ -21,6 +21,7 @@ from tokencredit.recipes.settings import LoadingSettings
 from tokencredit.reward_model.hf_scores import load_reward_model
 from tokencredit.scorers.sources import RewardSource
 from tokencredit.scorers.texts import loaded_reward_model
+from tokencredit.text.hf_reading import ReadingSettings
 
 ROWS = [
     {"prompt": "the film is", "response": " a good café 日本 🙂 plot"},
@@ -130,7 +131,9 @@ def test_conversations_are_rendered(settings, tmp_path):
     for row in rows:
         assert row["sequence_score"] == pytest.approx(model(input_ids=ids).logits.item(), abs=1e-4)
         assert row["tokens"][-1].endswith("d")
-    plain = scored(**{**settings, "data": save_rows(tmp_path / "d", ROWS)}, template="plain")
+    plain = scored(
+        **{**settings, "data": save_rows(tmp_path / "d", ROWS)}, reading=ReadingSettings("plain")
+    )
     ids = tokenizer(ROWS[1]["prompt"] + ROWS[1]["response"], return_tensors="pt")["input_ids"]
     score = model(input_ids=ids).logits.item()
     assert plain[1]["sequence_score"] == pytest.approx(score, abs=1e-4)
@@ -158,7 +161,6 @@ def test_markup_in_tokens_is_printed_as_it_is(settings, tmp_path, capsys):
         ({"data": "./nowhere.jsonl"}, DataError, "nowhere"),
         ({"output": "scores.txt"}, ConfigError, r"ends in \.jsonl"),
         ({"batch_size": 0}, ConfigError, "batch_size is 0"),
-        ({"columns": ResponseColumns(text="t"), "template": "chat"}, ConfigError, "stand alone"),
         ({"loading": LoadingSettings(pad_token="<nowhere>")}, ModelError, "not in the vocabulary"),
     ],
 )

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from readings import chat, plain
 from saved_models import save_reward_model
 from tiny_tokenizers import CHAT_TEMPLATE, byte_level, wordpiece
 
@@ -13,8 +14,12 @@ TEXTS = [MarkedText("", response, ((),)) for response in RESPONSES]
 TOKENIZERS = {"byte-level": byte_level, "with bos": lambda: byte_level(bos=True), "bert": wordpiece}
 
 
-def batch_of(texts=TEXTS, tokenizer=None, **options):
-    batches = list(encoded_words(tokenizer or byte_level(), texts, batch_size=8, **options))
+def batch_of(texts=TEXTS, tokenizer=None, *, append_eos=False):
+    tokenizer = tokenizer or byte_level()
+    reading = plain(tokenizer, append_eos=append_eos)
+    if tokenizer.chat_template is not None:
+        reading = chat(tokenizer)
+    batches = list(encoded_words(reading, texts, batch_size=8))
     ((rows, batch),) = batches
     return rows, batch
 
@@ -57,7 +62,7 @@ def test_sums_are_kept_but_for_tokens_without_characters(append_eos):
 
 
 def test_batches_hold_every_text_once_the_longest_first():
-    batches = list(encoded_words(byte_level(), TEXTS, batch_size=2))
+    batches = list(encoded_words(plain(byte_level()), TEXTS, batch_size=2))
     assert [rows for rows, _ in batches] == [[2, 0], [1]]
     assert [text for rows, batch in batches for text in batch.texts] == [
         TEXTS[row] for row in (2, 0, 1)

@@ -182,16 +182,23 @@ def test_weights_that_are_no_numbers_are_not_written(data, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_leaves_nothing(data, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_checkpoint_that_the_model_is_written_from(
+    data, tmp_path, monkeypatch
+):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(
-        "transformers.PreTrainedTokenizerFast.save_pretrained", lambda *_, **__: full()
-    )
-    with pytest.raises(RunFolderError, match=r"No space left.*disk with room"):
-        train_language_model(config(data, tmp_path / "lm"))
-    assert list(tmp_path.iterdir()) == []
+    settings = config(data, tmp_path / "lm")
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "transformers.PreTrainedTokenizerFast.save_pretrained", lambda *_, **__: full()
+        )
+        with pytest.raises(RunFolderError, match=r"No space left.*disk with room"):
+            train_language_model(settings)
+    assert not (tmp_path / "lm" / "config.json").exists()
+    monkeypatch.setattr(trainer.SupervisedTrainer, "training_step", None)  # no step is left to do
+    assert (train_language_model(settings) / "config.json").exists()
+    assert not (tmp_path / "lm" / "checkpoints").exists()
 
 
 def test_completions_of_a_given_model_count_alone(data, trained, tmp_path, monkeypatch):

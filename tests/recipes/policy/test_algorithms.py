@@ -77,7 +77,7 @@ def test_no_critic_is_built_trained_stored_or_reported(models, tmp_path, name):
     train_policy(config)
     checkpoint = tmp_path / "checkpoints" / "step-000001"
     kept = {path.name for path in checkpoint.iterdir()}
-    assert kept == {"policy", "optimizer.safetensors", "state.json"}
+    assert kept == {"policy", "optimizer.safetensors", "state.json", "checksums.json"}
     moved = load_file(checkpoint / "optimizer.safetensors")
     assert {key.split(".")[0] for key in moved} == {"policy"}
     assert not OF_VALUES & set(read_jsonl(tmp_path / "metrics.jsonl")[0])

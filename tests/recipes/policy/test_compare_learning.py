@@ -15,6 +15,7 @@ from tokencredit.recipes.policy.compare_learning import (
     compare_learning,
 )
 from tokencredit.recipes.policy.learning_report import COLUMNS, learning_rows
+from tokencredit.recipes.run_folder import read_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,9 @@ def test_runs_the_grid_then_the_seeds_and_reports_every_method(models, tmp_path)
     assert all(row["seeds"] == "2" and row["held-out, last 20"] != "-" for row in rows)
     assert report.read_text().count("data:image/png") == 2
     assert (tmp_path / "out" / "learning.md").read_text().startswith("| method | seeds |")
+    samples = read_jsonl(tmp_path / "out" / "samples" / "even_lr0.001_lam1_seed0.jsonl")
+    assert [row["step"] for row in samples] == [0, 0, 1, 1]
+    assert all(len(row["tokens"]) == len(row["token_scores"]) for row in samples)
 
 
 def test_a_second_call_runs_nothing_and_a_new_method_only_itself(models, tmp_path):

@@ -290,6 +290,7 @@ def test_truncated_responses_are_paid_as_asked(models, tmp_path):
             sampling__min_new_tokens=5,
             sampling__truncated=truncated,
             sampling__truncation_penalty=penalty,
+            credit__method="uniform",
             algorithm__critic="reward-model",
             record__sample_every=1,
         )

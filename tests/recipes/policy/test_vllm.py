@@ -39,7 +39,9 @@ class Scripted:
         return {"completion_ids": self.answers}
 
 
-def answered(answers: list[list[int]], lengths: torch.Tensor | None = None, **sampling: Any):
+def answered(
+    answers: list[list[int]], lengths: torch.Tensor | None = None, *, ends: Any = 2, **sampling: Any
+):
     client = Scripted(answers)
     batch, truncated = served_responses(
         VLLMServer(Accelerator(cpu=True), client),
@@ -47,7 +49,7 @@ def answered(answers: list[list[int]], lengths: torch.Tensor | None = None, **sa
         PROMPT_MASK,
         sampling=Sampling(max_new_tokens=3, **sampling),
         pad_token_id=0,
-        eos_token_id=2,
+        eos_token_id=ends,
         response_lengths=lengths,
     )
     return client.question, batch, truncated.tolist()
@@ -103,7 +105,7 @@ def test_prompts_go_without_padding_and_answers_come_with_it():
     assert question["prompts"] == [[5], [6, 7]]
     assert question["max_tokens"] == 3
     assert question["top_p"] == 0.9
-    assert question["generation_kwargs"] == {"min_tokens": 1}
+    assert question["generation_kwargs"] == {"min_tokens": 1, "stop_token_ids": [2]}
     assert batch.response_ids.tolist() == [[8, 2, 0], [8, 9, 9]]
     assert batch.response_mask.tolist() == [[True, True, False], [True] * 3]
     assert truncated == [False, True]
@@ -114,7 +116,7 @@ def test_responses_without_end_are_as_long_as_they_may_be():
     question, batch, truncated = answered(
         [[8, 8, 8], [9, 9, 9]], lengths, suppress_tokens=(2,), min_new_tokens=1
     )
-    assert question["generation_kwargs"] == {"min_tokens": 3}
+    assert question["generation_kwargs"] == {"min_tokens": 3, "stop_token_ids": [2]}
     assert batch.response_ids.tolist() == [[8, 0, 0], [9, 9, 9]]
     assert truncated == [True, True]
 
@@ -129,6 +131,23 @@ def test_what_the_server_ended_by_a_token_of_its_own_was_cut_off():
     _, batch, truncated = answered([[8, 7], [8, 9, 2]])
     assert batch.response_mask.tolist() == [[True, True, False], [True] * 3]
     assert truncated == [True, False]
+
+
+def test_every_declared_end_is_asked_of_the_server():
+    question, _, truncated = answered([[8, 7], [8, 9, 9]], ends=(2, 7))
+    assert question["generation_kwargs"]["stop_token_ids"] == [2, 7]
+    assert truncated == [False, True]
+    endless, _, _ = answered([[8, 8, 8]] * 2, ends=(2, 7), suppress_tokens=(7, 2, 5))
+    assert endless["generation_kwargs"]["min_tokens"] == 3
+    one_left, _, _ = answered([[8, 8, 8]] * 2, ends=(2, 7), suppress_tokens=(7,))
+    assert one_left["generation_kwargs"]["min_tokens"] == 0
+
+
+def test_ids_without_a_token_are_asked_to_stay_away():
+    question, _, _ = answered([[8, 2], [8, 9, 9]], suppress_tokens=(11, 12))
+    assert question["generation_kwargs"]["logit_bias"] == {"11": -100.0, "12": -100.0}
+    with pytest.raises(ServerError, match=r"drew the ids \[12\]"):
+        answered([[8, 12], [8, 9, 9]], suppress_tokens=(11, 12))
 
 
 @pytest.mark.parametrize("answers", [[[8]], [[8], []]])

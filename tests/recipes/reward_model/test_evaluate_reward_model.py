@@ -27,6 +27,7 @@ from tokencredit.recipes.reward_model.evaluate_reward_model import (
 from tokencredit.recipes.reward_model.evaluation_report import evaluation_tables
 from tokencredit.recipes.reward_model.pair_evaluation import ScoredComparison, evaluation
 from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.text.hf_reading import ReadingSettings
 
 CHAT = "{% for m in messages %}<bos>{{ m['role'] }}\n{{ m['content'] }}<eos>{% endfor %}"
 PAIRS = [
@@ -169,7 +170,9 @@ def test_batches_change_nothing(folder, tmp_path):
 def test_templates(folder, tmp_path):
     chat = {"reward_model": str(folder / "chat")}
     outputs = [
-        evaluate_reward_model(config(folder, tmp_path / name, **chat, template=name))
+        evaluate_reward_model(
+            config(folder, tmp_path / name, **chat, reading=ReadingSettings(name))
+        )
         for name in ("auto", "chat", "plain")
     ]
     auto, chats, plain = ((output / "pairs.jsonl").read_text() for output in outputs)
@@ -325,7 +328,7 @@ def test_conversations_need_a_template(folder, tmp_path):
     ask = {"role": "user", "content": "Q"}
     chats = {side: [ask, {"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
     data = str(write(tmp_path / "p.jsonl", [chats]))
-    with pytest.raises(DataError, match="prompts are conversations, but template is 'auto'"):
+    with pytest.raises(DataError, match="conversations, and the model reads texts as 'plain'"):
         evaluate_reward_model(config(folder, tmp_path / "out", data=data))
     settings = config(folder, tmp_path / "chat", data=data, reward_model=str(folder / "chat"))
     assert found_in(evaluate_reward_model(settings))["accuracy"]["count"] == 1

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from readings import encoded_texts, training_reading
 from tiny_reward_training import config
 from tiny_tokenizers import byte_level
 
@@ -11,12 +12,7 @@ from tokencredit.recipes.reward_model.examples import (
 )
 from tokencredit.recipes.reward_model.train_reward_model import _judged_rows
 from tokencredit.scorers.segment_ends import SegmentEndSettings, segment_end_finder
-from tokencredit.text.hf_token_rows import (
-    EncodedText,
-    encoded_texts,
-    read_every_token,
-    read_last_token,
-)
+from tokencredit.text.hf_token_rows import EncodedText, read_every_token, read_last_token
 
 ROW = EncodedText([4, 5, 6, 7, 8, 9], [False, True, True, True, True, False])
 
@@ -76,18 +72,22 @@ def test_the_objective_says_where_scores_are_read(settings):
 def test_rows_keep_what_was_said_of_them(settings):
     tokenizer = byte_level(bos=True)
     pairs = [PreferencePair("a", " good", " bad", 0.5, 3.0), PreferencePair("a", " b", " c")]
-    judged = _judged_rows(settings(), tokenizer, pairs)
+    judged = _judged_rows(settings(), training_reading(settings(), tokenizer), pairs)
     assert [(one.target, one.strength) for one in judged] == [(0.5, 3.0), (0.0, 1.0)]
     batch = reward_batch(judged, pad_id=0, read_at=read_last_token)
     assert batch["strengths"].tolist() == [3.0, 1.0]
     assert batch["targets"].tolist() == [0.5, 0.0]
     assert batch["counted"].sum(-1).tolist() == [1] * 4
     (rated,) = _judged_rows(
-        settings(objective="regression"), tokenizer, [RatedResponse("", "good", 7.5)]
+        settings(objective="regression"),
+        training_reading(settings(), tokenizer),
+        [RatedResponse("", "good", 7.5)],
     )
     assert (rated.target, len(rated.responses)) == (7.5, 1)
     (labelled,) = _judged_rows(
-        settings(objective="classification"), tokenizer, [LabelledResponse("", "good", 1)]
+        settings(objective="classification"),
+        training_reading(settings(), tokenizer),
+        [LabelledResponse("", "good", 1)],
     )
     assert labelled.target == 1.0
     assert torch.equal(torch.tensor(labelled.responses[0].input_ids),

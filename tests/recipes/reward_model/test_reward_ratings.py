@@ -15,6 +15,7 @@ from tokencredit.recipes.reward_model.examples import (
 from tokencredit.recipes.reward_model.train_reward_model import train_reward_model
 from tokencredit.reward_model.hf_scores import load_reward_model, score_responses
 from tokencredit.text.hf_encoding import encode_responses
+from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.text.hf_token_rows import EncodedText, sequence_start
 
 ROW = EncodedText([4, 5], [False, True])
@@ -61,7 +62,7 @@ def folder(tmp_path_factory):
 
 def test_scores_come_out_in_the_unit_of_the_ratings(folder, tmp_path):
     """90 for good films and 10 for bad ones: a score is about 40 above or below the mean."""
-    settings = {"epochs": 8.0, "learning_rate": 1e-2, "append_eos": False}
+    settings = {"epochs": 8.0, "learning_rate": 1e-2, "reading": ReadingSettings(append_eos=False)}
     output = train_reward_model(config(folder, tmp_path / "rm", "regression", **settings))
     model, tokenizer = load_reward_model(output)
     assert model.config.rating_mean == pytest.approx(50.0, abs=10)

@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytest.importorskip("trl", reason="TRL is an extra")
 
+from readings import encoded_texts, training_reading
+
 from tokencredit.errors import (
     ConfigError,
     DataError,
@@ -34,7 +36,7 @@ from tokencredit.scorers.implicit import (
     loaded_reference,
     stored_reference,
 )
-from tokencredit.text.hf_token_rows import EncodedText, encoded_texts, response_batch
+from tokencredit.text.hf_token_rows import EncodedText, response_batch
 
 WORDS = ("good", "bad", "slow", "very good")
 
@@ -102,7 +104,7 @@ def test_the_folder_is_a_language_model_that_names_its_reference(folder, trained
     AutoTokenizer.from_pretrained(trained)
     assert model.config.dpo_reference == str((folder / "lm").resolve())
     assert (model.config.dpo_beta, model.config.dpo_direction) == (0.1, "chosen")
-    assert model.config.eos_appended is True
+    assert model.config.reading == {"template": "plain", "append_eos": True}
     assert stored_reference(model.config) == (model.config.dpo_reference, 0.1)
     start = weights(folder / "lm")
     assert any(not torch.equal(value, start[name]) for name, value in weights(trained).items())
@@ -131,7 +133,9 @@ def test_the_loss_is_that_of_our_own_log_ratios(folder, tmp_path):
     train_implicit_reward(again)
     loss = read_jsonl(tmp_path / "again" / "metrics.jsonl")[0]["loss"]
     model, tokenizer = recipe._model_to_train(again)
-    rows = recipe._encoded_pairs(again, tokenizer, training_pairs(again)[0])
+    rows = recipe._encoded_pairs(
+        again, training_reading(again, tokenizer), training_pairs(again)[0]
+    )
     scores = implicit_fraction_scores(
         model,
         AutoModelForCausalLM.from_pretrained(folder / "lm"),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from readings import encoded_texts, training_reading
 from safetensors.torch import load_file
 from tiny_models import tiny_model
 from tiny_reward_training import config, lines, loss_of, save_start, write_inputs
@@ -38,9 +39,9 @@ from tokencredit.reward_model.objectives import OBJECTIVES, Objective
 from tokencredit.scorers.fractions import counted_scores, fraction_scores
 from tokencredit.scorers.trained_reading import trained_segment_ends
 from tokencredit.text.hf_encoding import encode_responses
+from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.text.hf_token_rows import (
     EncodedText,
-    encoded_texts,
     read_every_token,
     read_last_token,
     right_padded,
@@ -79,7 +80,7 @@ def test_the_folder_is_a_hugging_face_classifier(trained):
     tokenizer = AutoTokenizer.from_pretrained(trained)
     assert model.config.num_labels == 1
     assert model.config.pad_token_id == tokenizer.pad_token_id
-    assert model.config.eos_appended is True
+    assert model.config.reading == {"template": "plain", "append_eos": True}
     assert tokenizer.padding_side == "right"
     ours, _ = load_reward_model(trained)
     encoded = encode_responses(tokenizer, ["rate film 3:"], [" a good film"])
@@ -128,7 +129,9 @@ def test_the_loss_comes_from_one_pass_per_response(folder, tmp_path, objective, 
     """The loss of a batch equals that of every prefix scored in a pass of its own."""
     settings = config(folder, tmp_path / "rm", objective, positions=positions)
     model, tokenizer = recipe._model_to_train(settings)
-    judged = recipe._judged_rows(settings, tokenizer, rows_of_data(settings))[:3]
+    judged = recipe._judged_rows(
+        settings, training_reading(settings, tokenizer), rows_of_data(settings)
+    )[:3]
     read_at = score_reading(settings.row.reading, judged, None)
     loss = loss_of(model, judged, tokenizer, read_at, objective=objective, positions=positions)
 
@@ -218,7 +221,7 @@ def test_an_encoder_learns_whole_responses_only(folder, tmp_path):
     start = tiny_model("bert", vocab_size=64)
     start.save_pretrained(tmp_path / "bert")
     tokenizer.save_pretrained(tmp_path / "bert")
-    settings = {"model": str(tmp_path / "bert"), "append_eos": False}
+    settings = {"model": str(tmp_path / "bert"), "reading": ReadingSettings(append_eos=False)}
     with pytest.raises(ConfigError, match=r"reads in both directions.*or positions='last'"):
         train_reward_model(config(folder, tmp_path / "rm", **settings))
     output = train_reward_model(config(folder, tmp_path / "rm", positions="last", **settings))
@@ -240,7 +243,9 @@ def test_chats_are_scored_at_the_end_of_the_turn(folder, tmp_path):
     lines(tmp_path / "bradley-terry.jsonl", chats)
     settings = config(tmp_path, tmp_path / "rm", model=str(start))
     tokenizer = recipe._model_to_train(settings)[1]
-    judged = recipe._judged_rows(settings, tokenizer, rows_of_data(settings))
+    judged = recipe._judged_rows(
+        settings, training_reading(settings, tokenizer), rows_of_data(settings)
+    )
     batch = reward_batch(judged[:1], pad_id=tokenizer.pad_token_id, read_at=read_every_token)
     counted = [
         tokenizer.decode(ids[at])
@@ -268,7 +273,9 @@ def test_padding_with_the_end_of_sequence_warns_and_changes_no_score(folder, tmp
     settings = config(folder, tmp_path / "rm", pad_token="<eos>")
     with pytest.warns(TokenCreditWarning, match="pads with its end-of-sequence token"):
         model, tokenizer = recipe._model_to_train(settings)
-    judged = recipe._judged_rows(settings, tokenizer, rows_of_data(settings))
+    judged = recipe._judged_rows(
+        settings, training_reading(settings, tokenizer), rows_of_data(settings)
+    )
     rows = [judged[0].responses[0], judged[0].responses[1]]
     assert len(rows[0]) != len(rows[1])
     read = {"pad_id": tokenizer.eos_token_id, "read_at": read_last_token}
@@ -281,10 +288,11 @@ def test_padding_with_the_end_of_sequence_warns_and_changes_no_score(folder, tmp
 
 def test_fractions_come_from_the_prefixes_themselves(folder, tmp_path):
     """One pass gives what the cut texts give, and batches of any size the same."""
-    settings = config(folder, tmp_path / "rm", append_eos=False)
+    settings = config(folder, tmp_path / "rm", reading=ReadingSettings(append_eos=False))
     model, tokenizer = recipe._model_to_train(settings)
-    rows = [row for one in recipe._judged_rows(settings, tokenizer, rows_of_data(settings))
-            for row in one.responses]  # fmt: skip
+    reading = training_reading(settings, tokenizer)
+    judged = recipe._judged_rows(settings, reading, rows_of_data(settings))
+    rows = [row for one in judged for row in one.responses]
     several = {"pad_id": tokenizer.pad_token_id, "context": nullcontext()}
     scores = fraction_scores(model, rows, batch_size=5, **several)
     torch.testing.assert_close(scores, fraction_scores(model, rows, batch_size=64, **several))
@@ -363,9 +371,9 @@ def test_what_a_long_row_loses():
     }  # fmt: skip
     assert cut["response-end", 11] == cut["prompt-start", 11] == whole
     assert cut["response-end", 8].input_ids == whole.input_ids[:8]
-    assert cut["prompt-start", 8].input_ids == whole.input_ids[3:]
-    assert cut["prompt-start", 3].input_ids == whole.input_ids[5:8]
-    assert cut["prompt-start", 3].response_mask == [False, True, True]
+    assert cut["prompt-start", 8].input_ids == [*whole.input_ids[:1], *whole.input_ids[4:]]
+    assert cut["prompt-start", 3].input_ids == [*whole.input_ids[:1], *whole.input_ids[5:7]]
+    assert cut["prompt-start", 3].response_mask == [False, False, True]
 
 
 def test_texts_alone_begin_with_one_beginning_of_sequence():
@@ -377,12 +385,6 @@ def test_texts_alone_begin_with_one_beginning_of_sequence():
     tokenizer.bos_token = None
     with pytest.raises(ModelError, match="no token that begins a sequence"):
         sequence_start(tokenizer)
-
-
-def test_prompts_of_two_kinds_do_not_mix():
-    with pytest.raises(DataError, match="some prompts are texts and some are messages"):
-        encoded_texts(byte_level(), ["a", [{"role": "user", "content": "a"}]], ["b", "b"],
-                      append_eos=False)  # fmt: skip
 
 
 def test_padding_stands_on_the_right():

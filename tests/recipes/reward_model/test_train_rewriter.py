@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from named_settings import configured
+from readings import reading_of, training_reading
 from safetensors.torch import load_file
 from tiny_models import tiny_model
 from tiny_tokenizers import CORPUS, byte_level
@@ -78,7 +79,7 @@ def test_the_folder_is_a_language_model_that_keeps_its_template(trained):
     model = AutoModelForCausalLM.from_pretrained(trained)
     assert model.config.rewriter_template == TEMPLATE
     assert model.config.rewriter_instruction == INSTRUCTION
-    assert model.config.eos_appended is True
+    assert model.config.reading == {"template": "plain", "append_eos": True}
     names = {path.name for path in trained.iterdir()}
     assert {"config.yaml", "metrics.json", "metrics.jsonl", "model.safetensors"} <= names
 
@@ -91,7 +92,7 @@ def test_it_keeps_what_is_good_and_not_what_is_bad(trained):
     model = AutoModelForCausalLM.from_pretrained(trained)
     tokenizer = AutoTokenizer.from_pretrained(trained)
     response = " a bad plot"
-    said = rewriter_logprobs(model, tokenizer, ["film 3:"], [response])
+    said = rewriter_logprobs(model, reading_of(model, tokenizer), ["film 3:"], [response])
     spans = said.encoded.response_spans[0]
     behind = (said.likeliest_logprobs - said.logprobs)[0, : len(spans)].tolist()
     worst = max(range(len(spans)), key=lambda token: behind[token])
@@ -102,9 +103,7 @@ def test_it_keeps_what_is_good_and_not_what_is_bad(trained):
 def test_each_pair_gives_a_correction_and_a_row_to_keep(folder, tmp_path, monkeypatch):
     settings = config(folder, tmp_path / "rewriter")
     kept = []
-    monkeypatch.setattr(
-        recipe, "_train", lambda _config, _model, rows, _folder: kept.extend(rows) or {}
-    )
+    monkeypatch.setattr(recipe, "_train", lambda _config, _model, rows, *_: kept.extend(rows) or {})
     train_rewriter(settings)
     tokenizer = AutoTokenizer.from_pretrained(folder / "lm")
     shown = [
@@ -135,7 +134,11 @@ def test_conversations_are_rendered(folder, tmp_path):
     assert train_rewriter(settings) == tmp_path / "rewriter"
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "lm")
     (row,) = recipe._rewriting_rows(
-        settings, tokenizer, training_pairs(settings)[1][:1], read="rejected", write="chosen"
+        settings,
+        training_reading(settings, tokenizer),
+        training_pairs(settings)[1][:1],
+        read="rejected",
+        write="chosen",
     )
     text = tokenizer.decode(row.input_ids)
     assert text.endswith("assistant\nbad<eos><bos>user\nagain<eos><bos>assistant\ngood<eos>")

@@ -41,9 +41,12 @@ from tokencredit.reward_model.hf_token_classifier import (
     token_classifier_logits,
 )
 from tokencredit.text.hf_encoding import encode_responses
+from tokencredit.text.hf_reading import ReadingSettings, reading_of
 from tokencredit.text.hf_token_rows import EncodedText
 
 SOURCES = ("edits", "spans", "steps")
+
+OPEN = ReadingSettings(append_eos=False)
 
 
 def rows_of(source: str) -> list[dict]:
@@ -130,11 +133,16 @@ def labelled(settings):
         settings.model,
         settings.loading,
         max_length=settings.max_length,
-        append_eos=settings.append_eos,
         id2label=dict(enumerate(settings.classes)),
     )
     data, _ = rows_of_data(settings)
-    return model, tokenizer, labelled_texts(settings, tokenizer, data)
+    return (
+        model,
+        tokenizer,
+        labelled_texts(
+            settings, reading_of(model, tokenizer, settings.reading, training=True), data
+        ),
+    )
 
 
 def shown(tokenizer, row: LabelledText) -> list[tuple[str, int]]:
@@ -152,7 +160,7 @@ def test_the_folder_is_a_hugging_face_classifier(trained):
     tokenizer = AutoTokenizer.from_pretrained(trained)
     assert model.config.id2label == {0: "negative", 1: "positive"}
     assert model.config.pad_token_id == tokenizer.pad_token_id
-    assert model.config.eos_appended is True
+    assert model.config.reading == {"template": "plain", "append_eos": True}
     ours, _ = load_token_classifier(trained)
     encoded = encode_responses(tokenizer, ["rate film 3:"], [" a good film"])
     logits = token_classifier_logits(ours, encoded.batch)
@@ -231,7 +239,7 @@ def test_errors_that_xcomet_found_are_labels(folder, tmp_path):
 
 
 def test_labels_of_spans(folder, tmp_path):
-    _, tokenizer, rows = labelled(config(folder, tmp_path, "spans", append_eos=False))
+    _, tokenizer, rows = labelled(config(folder, tmp_path, "spans", reading=OPEN))
     said = shown(tokenizer, rows[0])
     texts = ["".join(token for token, label in said if label == number) for number in range(3)]
     assert texts[1:] == [" slow", " bad"]
@@ -239,7 +247,7 @@ def test_labels_of_spans(folder, tmp_path):
 
 
 def test_labels_of_steps_stand_at_their_ends(folder, tmp_path):
-    _, tokenizer, rows = labelled(config(folder, tmp_path, "steps", held_out=0.0, append_eos=False))
+    _, tokenizer, rows = labelled(config(folder, tmp_path, "steps", held_out=0.0, reading=OPEN))
     assert [label for _, label in shown(tokenizer, rows[0])] == [1, 0]
     assert [token for token, _ in shown(tokenizer, rows[0])] == ["\n", "\n"]
     _, tokenizer, ended = labelled(config(folder, tmp_path, "steps", held_out=0.0))

@@ -1,5 +1,6 @@
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ from tokencredit.scorers.vocabulary import (
     vocabulary_prefix_scores,
     vocabulary_sequence_scores,
 )
+from tokencredit.text.hf_reading import Reading
 from tokencredit.text.hf_token_rows import EncodedText, response_batch
 
 OBJECTIVES = {"farma": "farma", "genarm": "genarm", "cd-fudge": "cd", "cd-q": "cd"}
@@ -84,7 +86,7 @@ def trained(folder, tmp_path_factory):
 def test_the_folder_is_a_language_model_that_says_what_its_logits_are(trained, objective):
     model = AutoModelForCausalLM.from_pretrained(trained[objective])
     assert model.config.vocabulary_objective == objective
-    assert model.config.eos_appended is True
+    assert model.config.reading == {"template": "plain", "append_eos": True}
     assert getattr(model.config, "reward_beta", None) == (0.5 if objective == "genarm" else None)
     names = {path.name for path in trained[objective].iterdir()}
     assert {"config.yaml", "metrics.json", "metrics.jsonl", "model.safetensors"} <= names
@@ -147,10 +149,11 @@ def test_the_values_of_a_response_are_the_logits_in_the_place_of_its_tokens(trai
     torch.testing.assert_close(values[0], own, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(values[1, :-2], own[:-2], rtol=1e-3, atol=1e-5)
     assert values[1, -2:].tolist() == [0.0, 0.0]
-    scores = vocabulary_sequence_scores(model, batch, method="farma", eos_token_id=ids[-1])
+    reading = Reading(tokenizer, append_eos=True, turn_ends=(ids[-1],))
+    scores = vocabulary_sequence_scores(model, batch, method="farma", reading=reading)
     torch.testing.assert_close(scores, own[[-1, -3]], rtol=1e-3, atol=1e-5)
-    model.config.eos_appended = False
-    without = vocabulary_sequence_scores(model, batch, method="farma", eos_token_id=ids[-1])
+    reading = replace(reading, append_eos=False)
+    without = vocabulary_sequence_scores(model, batch, method="farma", reading=reading)
     torch.testing.assert_close(without, own[[-2, -3]], rtol=1e-3, atol=1e-5)
     own_logprobs = logits.log_softmax(-1)[torch.arange(3, len(ids) - 1), torch.tensor(ids[4:])]
     for over, expected in (
@@ -171,14 +174,19 @@ def test_the_constraint_reads_the_chosen_side_alone(trained):
 
 def test_turns_of_the_constraint_stand_between_those_of_pairs(folder, tmp_path, monkeypatch):
     seen = []
+    found = {"train_loss": 0.1, "train_steps": 3.0, "train_tokens": 5.0, "seconds": 1.0}
     monkeypatch.setattr(
-        "tokencredit.recipes.reward_model.train_vocabulary_reward.train_turn",
-        lambda _config, _model, turn, *_, number, pad_id: seen.append((number, turn)) or (0.1, 5),
+        "tokencredit.recipes.reward_model.vocabulary_turns.train",
+        lambda trainer, *, tokens: seen.append((trainer.turn, trainer.run.begin, tokens)) or found,
     )
-    train_vocabulary_reward(config(folder, tmp_path / "run", rounds=3))
+    run = train_vocabulary_reward(config(folder, tmp_path / "run", rounds=3))
     names = ["preferences", "constraint", "preferences", "constraint", "preferences"]
-    assert [(number, turn.name) for number, turn in seen] == list(enumerate(names, start=1))
-    assert [turn.chosen_alone for _, turn in seen] == [name == "constraint" for name in names]
+    assert [turn for turn, _, _ in seen] == list(enumerate(names, start=1))
+    assert [begin.steps_before for _, begin, _ in seen] == [0, 3, 6, 9, 12]
+    both, chosen = seen[0][2], seen[1][2]
+    assert chosen < both
+    assert [tokens for _, _, tokens in seen] == [both, chosen, both, chosen, both]
+    assert json.loads((run / "metrics.json").read_text())["train_tokens"] == 25
 
 
 def test_a_turn_of_the_constraint_brings_values_and_best_continuations_together(trained):
@@ -210,10 +218,10 @@ def test_what_stands_behind_the_end_of_sequence_is_cut():
         ([False, False, True, True, True], 5),
         ([False, True, False, False, False], 4),
     ):
-        row = training.ended_row(EncodedText(ids, mask), eos)
+        row = training.ended_row(EncodedText(ids, mask), [eos])
         assert row == EncodedText(ids[:length], mask[:length])
     row = EncodedText(ids, [False, True, True, False, False])
-    assert training.ended_row(row, 99) == training.ended_row(row, None) == row
+    assert training.ended_row(row, [99]) == training.ended_row(row, []) == row
     assert training.read_response(row) == [False, True, True, True, True]
 
 

@@ -15,7 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 from tokencredit.decoding.candidates.hf_reward_model import attention_windows, shared_columns
 from tokencredit.decoding.candidates.scores import CandidateBatch, CandidateScores
 from tokencredit.errors import ModelError
-from tokencredit.models.heads import scalar_scores
+from tokencredit.models.heads import float32_outputs, scalar_scores
 from tokencredit.models.hf_architecture import (
     accepts,
     context_limit,
@@ -210,5 +210,5 @@ class PackedScorer:
         output = self.text.step(batch)
         hidden = output.last_hidden_state[:, -1 - batch.candidate_ids.shape[1] :]
         with torch.no_grad():
-            scores = scalar_scores(self.model.score(hidden))
+            scores = scalar_scores(float32_outputs(self.model.score, hidden))
         return CandidateScores(scores[:, 1:], scores[:, 0])

@@ -12,9 +12,10 @@ from tokencredit.decoding.candidates.hf_running_text import RunningText
 from tokencredit.decoding.candidates.scores import CandidateBatch, CandidateScores
 from tokencredit.errors import ModelError
 from tokencredit.masking import left_packed
-from tokencredit.models.heads import scalar_scores
+from tokencredit.models.heads import float32_outputs, scalar_scores
 from tokencredit.models.hf_architecture import (
     is_causal,
+    padding_id,
     require_evaluation,
     require_prefix_scores,
     require_room,
@@ -56,12 +57,12 @@ def _scores_of(model: PreTrainedModel, ids: Tensor, lengths: Tensor) -> Tensor:
     real = columns < lengths[:, None]
     ids = ids[:, : real.shape[1]]
     if not is_causal(model):
-        ids = ids.masked_fill(~real, model.config.pad_token_id or 0)
+        ids = ids.masked_fill(~real, padding_id(model))
         return scalar_scores(model(input_ids=ids, attention_mask=real.long()).logits)
     # No real token comes after padding: none is masked, which leaves the fastest kernels.
     trunk = model.base_model(input_ids=ids.masked_fill(~real, 0), use_cache=False)
     rows = torch.arange(len(ids), device=ids.device)
-    return scalar_scores(model.score(trunk.last_hidden_state[rows, lengths - 1]))
+    return scalar_scores(float32_outputs(model.score, trunk.last_hidden_state[rows, lengths - 1]))
 
 
 class FullScorer:
@@ -151,7 +152,7 @@ class RowsScorer:
             prefix = self.text.outputs(text_ids, text_mask)
             hidden = torch.cat([prefix, self.text.branches(candidate_ids)], dim=1)
         with torch.no_grad():
-            scores = scalar_scores(self.model.score(hidden))
+            scores = scalar_scores(float32_outputs(self.model.score, hidden))
         return CandidateScores(scores[:, 1:], scores[:, 0])
 
     def _rows_of(

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from tokencredit.decoding.candidates.hf_packed import PackedText
 from tokencredit.decoding.candidates.hf_reward_model import shared_columns
 from tokencredit.decoding.candidates.scores import CandidateBatch, CandidateScores
-from tokencredit.models.heads import scalar_scores
+from tokencredit.models.heads import float32_outputs, scalar_scores
 from tokencredit.models.hf_architecture import require_room, vocabulary_width
 
 
@@ -46,7 +46,7 @@ class SharedTrunkScorer:
         require_room(self.model, batch.longest + 1)
         hidden = self._step(batch)
         with torch.no_grad():
-            scores = scalar_scores(self.head(hidden))
+            scores = scalar_scores(float32_outputs(self.head, hidden))
         return CandidateScores(scores[:, 1:], scores[:, 0])
 
     def next_logits(

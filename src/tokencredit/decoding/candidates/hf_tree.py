@@ -15,7 +15,7 @@ from tokencredit.decoding.candidates.hf_candidate_texts import CandidateTexts
 from tokencredit.decoding.candidates.hf_packed import PackedCache
 from tokencredit.decoding.candidates.hf_scorers import sequence_scores
 from tokencredit.decoding.candidates.scores import CandidateBatch, CandidateScores
-from tokencredit.models.heads import scalar_scores
+from tokencredit.models.heads import float32_outputs, scalar_scores
 from tokencredit.models.hf_architecture import (
     require_prefix_scores,
     require_room,
@@ -181,7 +181,9 @@ class TreeScorer:
             held[row] += [(token, start + column) for column, token in enumerate(tokens)]
         self._held = held
         with torch.no_grad():
-            return scalar_scores(self.model.score(output.last_hidden_state[:, -nodes:]))
+            return scalar_scores(
+                float32_outputs(self.model.score, output.last_hidden_state[:, -nodes:])
+            )
 
     def _begin_anew_if(self, trees: list[TokenTree]) -> None:
         """Clear the cache for other rows, or when it is mostly holes."""

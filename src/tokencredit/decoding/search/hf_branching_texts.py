@@ -14,7 +14,7 @@ from tokencredit.decoding.rules import chosen_tokens
 from tokencredit.errors import DataError
 from tokencredit.masking import last_true_index, left_packed
 from tokencredit.models.hf_architecture import require_room
-from tokencredit.sampling import Sampling, drawable_tokens, sampling_logits
+from tokencredit.sampling import Sampling, drawable_rows, row_of_place, sampling_logits
 
 Stops = Callable[[Float[Tensor, "rows vocab"], Int[Tensor, "rows"]], Bool[Tensor, "rows"]]
 
@@ -140,9 +140,10 @@ class BranchingTexts:
     def _drawable_next(self, vocab: int) -> Bool[Tensor, "rows vocab"]:
         """Which tokens can be drawn in the next place of each row."""
         if self._drawable is None:
-            ends = self._ends.tolist()
-            self._drawable = drawable_tokens(self.sampling, vocab, ends).to(self.ids.device)
-        return self._drawable[self.lengths.clamp(max=self.sampling.max_new_tokens - 1)]
+            rows = drawable_rows(self.sampling, vocab, self._ends.tolist())
+            self._drawable = rows.to(self.ids.device)
+        places = self.lengths.clamp(max=self.sampling.max_new_tokens - 1)
+        return self._drawable[row_of_place(self.sampling, places)]
 
     def append(self, tokens: Int[Tensor, "rows"], writing: Bool[Tensor, "rows"]) -> None:
         """Add one more column: a token where a row is written, padding elsewhere."""

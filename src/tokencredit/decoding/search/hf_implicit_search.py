@@ -1,6 +1,6 @@
 """Searches by the implicit reward of a model that DPO trained: beams, and the scorer of TreeBoN."""
 
-from functools import partial
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,7 +24,7 @@ def implicit_scorer(model: PreTrainedModel, reference: PreTrainedModel) -> Respo
         reference: the one that it started from, which must read the same ids.
     """
 
-    def scores(batch: ResponseBatch) -> Float[Tensor, "batch"]:
+    def scores(batch: ResponseBatch, _prompts: Int[Tensor, "batch"]) -> Float[Tensor, "batch"]:
         logprobs, ref_logprobs = (response_logprobs(each, batch) for each in (model, reference))
         return weighted_implicit_rewards(
             logprobs, ref_logprobs.to(logprobs.device), batch.response_mask.to(logprobs.device)
@@ -80,14 +80,17 @@ def implicit_beam_search(
     """
     if beams < 1 or top_k < 0:
         raise ConfigError(f"beams is {beams} and top_k {top_k}; expected beams >= 1 and top_k >= 0")
-    begun = partial(
-        BranchingTexts,
-        prompt_ids=prompt_ids,
-        prompt_mask=prompt_mask,
-        sampling=sampling,
-        eos_token_ids=eos_token_ids,
-        pad_token_id=pad_token_id,
-    )
+
+    def begun(writer: PreTrainedModel) -> BranchingTexts:
+        return BranchingTexts(
+            writer,
+            prompt_ids,
+            prompt_mask,
+            _within_width(sampling, writer),
+            eos_token_ids=eos_token_ids,
+            pad_token_id=pad_token_id,
+        )
+
     texts = begun(model)
     compared = None if reference is None else begun(reference)
     followed = [texts] if compared is None else [texts, compared]
@@ -120,6 +123,13 @@ def implicit_beam_search(
         texts.positions,
         read,
     )
+
+
+def _within_width(sampling: Sampling, model: PreTrainedModel) -> Sampling:
+    """How to draw from a model that may have fewer logits than its reference, or more."""
+    width = model.config.get_text_config().vocab_size
+    kept = tuple(token for token in sampling.suppress_tokens if token < width)
+    return replace(sampling, suppress_tokens=kept)
 
 
 def _candidates(

@@ -137,7 +137,7 @@ class Search:
         needs: which models it asks, besides the one that writes.
         draws: whether tokens are drawn, so that temperature, top-k and top-p tell.
         require: raises ConfigError for settings, sampling and n that do not fit each other.
-        known_kl: what n alone says of the divergence from the language model, in nats.
+        known_kl: what sampling and n alone say of the divergence from the language model, in nats.
     """
 
     function: Callable[[SearchTask, Any], SearchOutput]
@@ -145,7 +145,7 @@ class Search:
     needs: tuple[Literal["reward model", "implicit model"], ...] = ("reward model",)
     draws: bool = True
     require: Callable[[Any, Sampling, int], None] = lambda _settings, _sampling, _n: None
-    known_kl: Callable[[int], dict[str, float]] = lambda _n: {}
+    known_kl: Callable[[Sampling, int], dict[str, float]] = lambda _sampling, _n: {}
 
 
 def _unguided(task: SearchTask, _settings: None) -> SearchOutput:
@@ -154,6 +154,11 @@ def _unguided(task: SearchTask, _settings: None) -> SearchOutput:
 
 def _best_of_n(task: SearchTask, _settings: None) -> SearchOutput:
     return best_of_n(task.model, score=task.score, n=task.n, **task.writing)
+
+
+def _best_of_n_kl(sampling: Sampling, n: int) -> dict[str, float]:
+    """The bound holds against what is drawn from, which has to be the language model as it is."""
+    return {"kl_at_most": best_of_n_kl(n)} if sampling.is_plain else {}
 
 
 def _cards(task: SearchTask, settings: CardsSettings) -> SearchOutput:
@@ -219,11 +224,11 @@ def _implicit_beam(task: SearchTask, settings: ImplicitBeamSettings) -> SearchOu
 
 
 SEARCHES: dict[str, Search] = {
-    "unguided": Search(_unguided, needs=(), known_kl=lambda _n: {"kl": 0.0}),
+    "unguided": Search(_unguided, needs=()),
     "best-of-n": Search(
         _best_of_n,
         require=lambda _settings, sampling, n: require_different(sampling, n),
-        known_kl=lambda n: {"kl_at_most": best_of_n_kl(n)},
+        known_kl=_best_of_n_kl,
     ),
     # Li et al. 2024, arXiv 2406.16306.
     "cards": Search(_cards, settings="cards", require=_require_target),

@@ -1,16 +1,18 @@
 """Whole responses drawn by `generate()`: one for each prompt, or the best of several."""
 
 import math
-from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokencredit.batch import ResponseBatch
+from tokencredit.decoding.rules import guidance_kl
 from tokencredit.decoding.search.hf_segment_search import ResponseScorer, SearchOutput
 from tokencredit.errors import ConfigError
+from tokencredit.masking import masked_sum
+from tokencredit.models.hf_sampling import drawn_sequences, response_extent
 from tokencredit.sampling import Sampling
 
 
@@ -39,30 +41,38 @@ def best_of_n(
         pad_token_id: stands where there is no token.
 
     Returns:
-        Responses, and as their scores those of `score`; zero where n is 1.
+        Responses, and as their scores those of `score`; zero where n is 1. There the divergence
+        from the language model, of what may be drawn, is known too: temperature, top-k and top-p
+        make it.
 
     Raises:
         ConfigError: `n` is less than 1, or more where the most probable token is taken.
+        DataError: a prompt is empty, or does not fit the context with its response.
     """
     require_different(sampling, n)
-    sequences: Any = model.generate(
+    divergences: list[Tensor] = []
+
+    def watch(plain: Tensor, drawn: Tensor) -> None:
+        divergences.append(_divergence(plain, drawn, sampling))
+
+    sequences = drawn_sequences(
+        model,
         prompt_ids,
-        attention_mask=prompt_mask.long(),
-        max_new_tokens=sampling.max_new_tokens,
-        min_new_tokens=sampling.min_new_tokens or None,
+        prompt_mask,
+        sampling=sampling,
         pad_token_id=pad_token_id,
-        eos_token_id=list(eos_token_ids) or None,
-        suppress_tokens=list(sampling.suppress_tokens) or None,
-        forced_eos_token_id=list(eos_token_ids) or None if sampling.force_eos else None,
-        num_return_sequences=n,
-        **_drawing(sampling),
+        eos_token_id=eos_token_ids,
+        copies=n,
+        watch=watch if n == 1 and not sampling.is_plain else None,
     )
     batch = written_responses(prompt_ids, prompt_mask, sequences, eos_token_ids)
     lm_positions, scorer_positions = _positions(batch, n)
     if n == 1:
         zero = torch.zeros(len(prompt_ids), device=prompt_ids.device)
-        return SearchOutput(batch, zero, lm_positions, 0 * scorer_positions)
-    scores = score(batch).float().view(-1, n)
+        kl = masked_sum(torch.stack(divergences, -1), batch.response_mask) if divergences else zero
+        return SearchOutput(batch, zero, lm_positions, 0 * scorer_positions, kl)
+    numbers = torch.arange(len(batch), device=prompt_ids.device) // n
+    scores = score(batch, numbers).float().view(-1, n)
     best = scores.argmax(-1)
     rows = torch.arange(len(best), device=best.device) * n + best
     chosen = scores.gather(-1, best[:, None])[:, 0]
@@ -70,7 +80,7 @@ def best_of_n(
 
 
 def best_of_n_kl(n: int) -> float:
-    """Most nats that best-of-n can be away from the model that it draws from.
+    """Most nats that best-of-n can be away from the distribution that it draws from.
 
     Source: Beirami et al. 2024, arXiv 2401.01879, who show log n - (n - 1) / n to be a bound.
 
@@ -109,26 +119,21 @@ def written_responses(
     """
     copies = len(sequences) // len(prompt_ids)
     response = sequences[:, prompt_ids.shape[1] :]
-    ends = torch.isin(response, response.new_tensor(eos_token_ids))
-    ended_before = ends.cumsum(-1) - ends.long() > 0
     return ResponseBatch(
         prompt_ids.repeat_interleave(copies, 0),
         prompt_mask.repeat_interleave(copies, 0),
         response,
-        ~ended_before,
+        response_extent(response, eos_token_ids)[0],
     )
 
 
-def _drawing(sampling: Sampling) -> dict[str, Any]:
-    """Arguments of `generate()` that say how a token is drawn."""
-    if sampling.temperature == 0.0:
-        return {"do_sample": False}
-    return {
-        "do_sample": True,
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p,
-    }
+def _divergence(
+    plain: Float[Tensor, "rows vocab"], drawn: Float[Tensor, "rows vocab"], sampling: Sampling
+) -> Float[Tensor, "rows"]:
+    """How far from the language model the next token is drawn, in nats."""
+    if sampling.temperature == 0.0:  # one token for certain
+        return -plain.log_softmax(-1).amax(-1)
+    return guidance_kl(drawn, plain)
 
 
 def _positions(

@@ -19,7 +19,8 @@ from tokencredit.decoding.search.rules import (
 from tokencredit.errors import ConfigError
 from tokencredit.sampling import Sampling
 
-ResponseScorer = Callable[[ResponseBatch], Float[Tensor, "batch"]]
+ResponseScorer = Callable[[ResponseBatch, Int[Tensor, "batch"]], Float[Tensor, "batch"]]
+"""From responses, finished or not, and the number of the prompt that each answers, to scores."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +35,22 @@ class SearchOutput:
         scores: what the search found them worth, float32, in the unit of its scorer.
         lm_positions: read by the language model that wrote.
         scorer_positions: read by whatever judged, in the tokens of the language model.
+        kl: divergence of each response from the language model, in nats; None where it is not
+            known.
     """
 
     batch: ResponseBatch
     scores: Float[Tensor, "prompts"]
     lm_positions: Int[Tensor, "prompts"]
     scorer_positions: Int[Tensor, "prompts"]
+    kl: Float[Tensor, "prompts"] | None = None
 
 
 class CountedScorer:
     """Scores of beginnings, and how many tokens were read for those of each prompt.
 
     Args:
-        score: from responses, finished or not, to one score each.
+        score: of responses, finished or not.
         prompts: how many prompts there are.
         passes: how often `score` reads a text.
     """
@@ -67,9 +71,8 @@ class CountedScorer:
         scores = torch.zeros(len(wanted), dtype=torch.float32, device=wanted.device)
         if not bool(wanted.any()):
             return scores
-        batch = texts.responses()[wanted.nonzero()[:, 0]]
-        scores[wanted] = self.score(batch).detach().to(scores)
-        prompts = texts.prompts[wanted]
+        batch, prompts = texts.responses()[wanted.nonzero()[:, 0]], texts.prompts[wanted]
+        scores[wanted] = self.score(batch, prompts).detach().to(scores)
         sums = scores.new_zeros(len(texts.prompt_ids)).index_add(0, prompts, scores[wanted])
         require_finite_scores(sums, "responses to prompts")
         read = self.passes * batch.attention_mask.sum(-1)

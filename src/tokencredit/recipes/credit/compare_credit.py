@@ -46,8 +46,9 @@ from tokencredit.recipes.run_folder import (
     write_atomically,
 )
 from tokencredit.recipes.settings import free_settings
+from tokencredit.recipes.shown_reading import print_reading
 from tokencredit.scorers.texts import loaded_reward_model
-from tokencredit.text.hf_rendering import Template
+from tokencredit.text.hf_reading import Reading, written_by
 
 Weights = Mapping[str, Mapping[str, float]]
 _FREE_SETTINGS = free_settings(CompareCreditConfig)
@@ -72,12 +73,14 @@ def compare_credit(config: CompareCreditConfig) -> Path:
     require_labels(texts, config.direction)
     weights = _weights(config)
     require_same_run(config.output, config, free=_FREE_SETTINGS)
-    model, tokenizer = loaded_reward_model(
-        config.reward_model, device=config.device, **vars(config.loading)
+    model, reading = loaded_reward_model(
+        config.reward_model, config.reading, device=config.device, **vars(config.loading)
     )
+    example = (texts[0].prompt, texts[0].response) if config.show_example else None
+    print_reading("reward model", reading, example=example)
     passes = [
-        *reward_model_passes(config, model, tokenizer),
-        *other_passes(config, model, tokenizer),
+        *reward_model_passes(config, model, reading),
+        *other_passes(config, model, reading),
     ]
     folder = open_run_folder(config.output, config, free=_FREE_SETTINGS)
     credit: dict[str, WordScores] = {}
@@ -85,7 +88,7 @@ def compare_credit(config: CompareCreditConfig) -> Path:
         for scored in passes:
             credit |= _kept_scores(scored, texts, config, folder / "scores", progress)
         sample = _sample(texts, config)
-        asking = Pass((), lambda _: {}, model, tokenizer)
+        asking = Pass((), lambda _: {}, model, reading)
         asked = _asked(asking, [texts[row] for row in sample], config, progress)
         rows, curves = _rows(credit, texts, weights, config, sample, asked, progress)
     shown = _sample(texts, config, count=config.heatmaps)
@@ -101,8 +104,7 @@ def compared(
     direction: MarkDirection = "label",
     weights: Weights | None = None,
     batch_size: int = 16,
-    template: Template = "auto",
-    append_eos: bool = False,
+    reading: Reading | None = None,
     seed: int = 0,
     resamples: int = 1000,
 ) -> list[Row]:
@@ -115,8 +117,8 @@ def compared(
         direction: what marked words are expected to score, as in the settings.
         weights: name of a lexicon to the weights of its words; more baselines.
         batch_size: texts per call of a scorer, those of like length together.
-        template: how prompts and responses are joined.
-        append_eos: end plain responses with the end of sequence.
+        reading: how prompts and responses are joined; None reads conversations where the tokenizer
+            has a chat template, and does not close texts.
         seed: of the random baseline, of ties and of intervals.
         resamples: of the documents, for the intervals.
 
@@ -129,7 +131,7 @@ def compared(
     """
     credit: dict[str, WordScores] = {name: [[]] * len(texts) for name in scorers}
     for rows, batch in encoded_words(
-        tokenizer, texts, batch_size=batch_size, template=template, append_eos=append_eos
+        reading or written_by(tokenizer), texts, batch_size=batch_size
     ):
         for name, scorer in scorers.items():
             scores = as_scorer(name, scorer)(batch)[name]

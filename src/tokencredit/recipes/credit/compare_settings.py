@@ -7,7 +7,7 @@ from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError
 from tokencredit.ranges import require_at_least
 from tokencredit.recipes.settings import LoadingSettings, group, setting
-from tokencredit.text.hf_rendering import Template
+from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.text.segments import SegmentSettings
 
 MarkDirection = Literal["label", "high", "low", "magnitude"]
@@ -76,13 +76,14 @@ class CompareCreditConfig:
     """Resamples of the documents, for the intervals."""
     heatmaps: int = setting(4, free=True)
     """Number of texts shown word by word in the report."""
-    template: Template = "auto"
-    """How prompts and responses are joined, as in `score-tokens`; texts without a prompt are read
-    as they are."""
+    reading: ReadingSettings = group(ReadingSettings)
+    """How the reward model reads texts, where its configuration does not say."""
     batch_size: int = setting(16, free=True)
     """Texts per forward pass."""
     loading: LoadingSettings = group(LoadingSettings)
     """How models are loaded."""
+    show_example: bool = setting(False, free=True)
+    """Print one text as the reward model reads it: its tokens, and where scores are read."""
     device: str | None = setting(None, free=True)
     """To compute on; None for the CPU."""
     seed: int = 0

@@ -20,10 +20,17 @@ from tokencredit.evaluation.token_display import text_pieces, visible
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.recipes.run_folder import write_atomically, writing
 from tokencredit.recipes.settings import LoadingSettings, group, setting
+from tokencredit.recipes.shown_reading import print_reading
 from tokencredit.scorers.rewards import Rewards
 from tokencredit.scorers.sources import RewardSource, required_sources
-from tokencredit.scorers.text_rewards import loaded_text_rewards, other_credit, paid_texts
-from tokencredit.text.hf_rendering import Template, token_texts
+from tokencredit.scorers.text_rewards import (
+    loaded_text_rewards,
+    other_credit,
+    paid_texts,
+    reader_of,
+)
+from tokencredit.text.hf_reading import ReadingSettings
+from tokencredit.text.hf_token_rows import token_texts
 from tokencredit.text.segments import SegmentSettings
 
 
@@ -42,6 +49,8 @@ class ExplainConfig:
     """How several sources become one reward."""
     prompt: str = ""
     """The text that it answers; none for a text that stands alone."""
+    ended: bool = True
+    """Whether the response ended; one that was cut off is read without what closes a response."""
     methods: tuple[str, ...] = setting(("attention", "prefix-difference"), was="credit_methods")
     """Credit methods, one row of the heat map each. Models that read in both directions, such as
     BERT, score no prefixes: leave `prefix-difference` out for them."""
@@ -51,12 +60,12 @@ class ExplainConfig:
     """Options of the methods; `credit.method` is not read."""
     segments: SegmentSettings = group(SegmentSettings)
     """How the response is cut, for methods that need segments or to pay at their ends."""
-    template: Template = "auto"
-    """`chat` renders with the reward model's chat template, the prompt as a message of the user;
-    `plain` joins prompt and response; `auto` is `chat` where the reward model has a chat template
-    and there is a prompt."""
+    reading: ReadingSettings = group(ReadingSettings)
+    """How the reward model reads texts, where its configuration does not say."""
     loading: LoadingSettings = group(LoadingSettings)
     """How models are loaded."""
+    show_example: bool = False
+    """Print one text as the reward model reads it: its tokens, and where scores are read."""
     device: str | None = None
     """To compute on; None for the CPU."""
 
@@ -70,11 +79,6 @@ class ExplainConfig:
             raise ConfigError(
                 f"output is {self.output!r}; expected a file name that ends in .html or .png, or "
                 "none to print to the terminal"
-            )
-        if not self.prompt and self.template == "chat":
-            raise ConfigError(
-                "template is 'chat' but there is no prompt; expected one, or template 'plain' for "
-                "a text that stands alone"
             )
 
 
@@ -128,7 +132,7 @@ def explain(config: ExplainConfig) -> Path | None:
 
 def _explained(config: ExplainConfig) -> _Explanation:
     rewards = _rewards(config)
-    found = paid_texts(rewards, [config.prompt], [config.response])
+    found = paid_texts(rewards, [config.prompt], [config.response], ended=config.ended)
     (spans,) = found.encoded.response_spans
     (names,) = token_texts(rewards[0].credited.tokenizer, found.encoded, [config.response])
     pieces, groups = text_pieces(config.response, spans, names)
@@ -152,10 +156,12 @@ def _rewards(config: ExplainConfig) -> list[Rewards]:
         first,
         config.segments,
         combine=config.combine,
-        template=config.template if config.prompt else "plain",
+        reading=config.reading,
         micro_batch_size=32,
         loading=loading,
     )
+    example = (config.prompt, config.response) if config.show_example else None
+    print_reading("reward model", reader_of(loaded).reading, example=example)
     return [loaded, *(other_credit(loaded, credit, loading=loading) for credit in others)]
 
 

@@ -23,11 +23,12 @@ from tokencredit.ranges import require_at_least
 from tokencredit.recipes.credit.score_tokens import ResponseColumns
 from tokencredit.recipes.run_folder import write_atomically, writing
 from tokencredit.recipes.settings import LoadingSettings, group
+from tokencredit.recipes.shown_reading import print_reading
 from tokencredit.scorers.credit_models import FittedCredit
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.segmentation import response_segments
 from tokencredit.scorers.texts import loaded_reward_model, whole_texts
-from tokencredit.text.hf_rendering import Template
+from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.text.pooling import segment_end_scores
 from tokencredit.text.segments import SegmentSettings
 
@@ -50,12 +51,14 @@ class FitCreditConfig:
     """Where prompts and responses stand."""
     segments: SegmentSettings = group(SegmentSettings)
     """How responses are cut, for the fit by location; `none` fits lengths alone."""
-    template: Template = "auto"
-    """How prompts and responses are joined, as in `score-tokens`."""
+    reading: ReadingSettings = group(ReadingSettings)
+    """How the reward model reads texts, where its configuration does not say."""
     batch_size: int = 16
     """Responses per forward pass."""
     loading: LoadingSettings = group(LoadingSettings)
     """How models are loaded."""
+    show_example: bool = False
+    """Print one text as the reward model reads it: its tokens, and where scores are read."""
     device: str | None = None
     """To compute on; None for the CPU."""
 
@@ -90,10 +93,10 @@ def fit_credit(config: FitCreditConfig) -> Path:
         limit=config.limit,
     )
     loading = {**vars(config.loading), "device": config.device}
-    model, tokenizer = loaded_reward_model(config.reward_model, **loading)
-    scorer = LocalScorer(
-        model, tokenizer, tokenizer, config.template, micro_batch_size=config.batch_size
-    )
+    model, reading = loaded_reward_model(config.reward_model, config.reading, **loading)
+    example = (rows[0].prompt, rows[0].response) if config.show_example else None
+    print_reading("reward model", reading, example=example)
+    scorer = LocalScorer(model, reading, reading, micro_batch_size=config.batch_size)
     if "prefix_scores" not in scorer.gives:
         raise ModelError(
             f"the reward model {config.reward_model!r} reads in both directions and scores no "
@@ -105,10 +108,10 @@ def fit_credit(config: FitCreditConfig) -> Path:
         part = rows[first : first + 16 * config.batch_size]
         encoded = whole_texts(
             model,
-            tokenizer,
+            reading,
             [row.prompt for row in part],
             [row.response for row in part],
-            template=config.template,
+            ended=[row.ended for row in part],
         )
         real = encoded.attention_mask.bool()
         found = scorer(encoded.batch, attention_mask=real).prefix_scores
@@ -116,7 +119,7 @@ def fit_credit(config: FitCreditConfig) -> Path:
         mask = encoded.batch.response_mask
         kept = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=-1)
         prefixes += [row[real].cpu() for row, real in zip(found, kept, strict=True)]
-        ids = response_segments(config.segments, tokenizer, encoded.batch)
+        ids = response_segments(config.segments, reading.tokenizer, encoded.batch)
         if ids is not None:
             ends, is_segment = segment_end_scores(found, ids)
             rewards += [row[real].cpu() for row, real in zip(ends, is_segment, strict=True)]

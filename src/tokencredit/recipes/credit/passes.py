@@ -10,7 +10,6 @@ from functools import partial
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from tokencredit.credit.methods import CreditSettings, credit_method, token_credit, with_method
 from tokencredit.models.hf_loading import context_length
@@ -22,7 +21,7 @@ from tokencredit.scorers.evidence import Responses, gathered_evidence, response_
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.segmentation import response_segments
 from tokencredit.scorers.token_scores import CreditedScorer
-from tokencredit.text.hf_rendering import reads_eos
+from tokencredit.text.hf_reading import Reading, reading_of
 
 
 @dataclass(frozen=True)
@@ -33,64 +32,60 @@ class Pass:
         names: of the rows that it gives.
         scorer: from texts in the model's tokens to the token scores of all of them.
         model: that scores.
-        tokenizer: of the model.
+        reading: how the model reads.
     """
 
     names: tuple[str, ...]
     scorer: Scorer
     model: nn.Module
-    tokenizer: PreTrainedTokenizerBase
+    reading: Reading
 
     def batches(
         self, texts: Sequence[MarkedText], config: CompareCreditConfig
     ) -> Iterator[tuple[list[int], EncodedWords]]:
         """The texts in the model's tokens."""
         return encoded_words(
-            self.tokenizer,
+            self.reading,
             texts,
             batch_size=config.batch_size,
-            template=config.template,
-            append_eos=bool(reads_eos(self.model)),
-            max_length=context_length(self.model, self.tokenizer),
+            max_length=context_length(self.model, self.reading.tokenizer),
             device=next(self.model.parameters()).device,
         )
 
 
 def reward_model_passes(
-    config: CompareCreditConfig, model: nn.Module, tokenizer: PreTrainedTokenizerBase
+    config: CompareCreditConfig, model: nn.Module, reading: Reading
 ) -> list[Pass]:
     """The methods of the settings that need the reward model alone.
 
     Args:
         config: the settings.
         model: the reward model.
-        tokenizer: its tokenizer.
+        reading: how it reads.
     """
-    scorer = LocalScorer(model, tokenizer, tokenizer, config.template)
+    scorer = LocalScorer(model, reading, reading)
     cheap = [name for name in config.methods if credit_method(name).one_pass]
     passes = []
     if cheap:
         names = [row for name in cheap for row in _rows_of(name, config)]
         pay = partial(_scores_of_one_pass, scorer, cheap, config=config)
-        passes = [Pass(tuple(names), pay, model, tokenizer)]
+        passes = [Pass(tuple(names), pay, model, reading)]
     for name in config.methods:
         if name not in cheap:
             credited = _credited(scorer, with_method(config.credit, name), config)
             passes.append(
-                Pass((name,), partial(_scores_of_words, credited, config), model, tokenizer)
+                Pass((name,), partial(_scores_of_words, credited, config), model, reading)
             )
     return passes
 
 
-def other_passes(
-    config: CompareCreditConfig, model: nn.Module, tokenizer: PreTrainedTokenizerBase
-) -> list[Pass]:
+def other_passes(config: CompareCreditConfig, model: nn.Module, reading: Reading) -> list[Pass]:
     """The methods of the settings that have models of their own, which are loaded.
 
     Args:
         config: the settings.
         model: the reward model, for methods that need its score besides.
-        tokenizer: its tokenizer.
+        reading: how it reads.
 
     Raises:
         ModelError: a model is not there or lacks what is needed.
@@ -102,10 +97,11 @@ def other_passes(
         models = loaded_credit_models(settings, None, loading=loading)
         if config.loading.pad_token is not None:
             models.tokenizer.pad_token = config.loading.pad_token
-        scorer = LocalScorer(model, tokenizer, models.tokenizer, config.template)
+        own = reading_of(models.model, models.tokenizer, config.reading)
+        scorer = LocalScorer(model, reading, own)
         credited = replace(_credited(scorer, settings, config), models=models)
         pay = partial(_scores_of_words, credited, config)
-        passes.append(Pass((settings.method,), pay, models.model, models.tokenizer))
+        passes.append(Pass((settings.method,), pay, models.model, own))
     return passes
 
 
@@ -117,7 +113,7 @@ def _credited(
         models = CreditModels(fitted=FittedCredit.read(settings.fitted))
     return CreditedScorer(
         scorer,
-        scorer.policy_tokenizer,
+        scorer.writer,
         settings,
         models,
         segments=config.segments,

@@ -27,11 +27,13 @@ from tokencredit.preference.pairs import PromptedResponse
 from tokencredit.ranges import require_at_least
 from tokencredit.recipes.run_folder import whole_file, writing
 from tokencredit.recipes.settings import LoadingSettings, group, setting
+from tokencredit.recipes.shown_reading import print_reading
 from tokencredit.scorers.rewards import Rewards
 from tokencredit.scorers.sources import RewardSource, required_sources
-from tokencredit.scorers.text_rewards import loaded_text_rewards, paid_texts
+from tokencredit.scorers.text_rewards import loaded_text_rewards, paid_texts, reader_of
 from tokencredit.text.alignment import Span
-from tokencredit.text.hf_rendering import Template, token_texts
+from tokencredit.text.hf_reading import ReadingSettings
+from tokencredit.text.hf_token_rows import token_texts
 from tokencredit.text.segments import SegmentSettings
 
 # Forward passes per chunk of data: within a chunk, responses of like length go together. What asks
@@ -76,14 +78,14 @@ class ScoreTokensConfig:
     """How a score becomes token scores. Some methods ask the reward model many times."""
     segments: SegmentSettings = group(SegmentSettings)
     """How responses are cut, for methods that need segments or to pay at their ends."""
-    template: Template = "auto"
-    """`chat` renders with the reward model's chat template, a plain prompt as one message of the
-    user; `plain` joins prompt and response; `auto` is `chat` where the reward model has a chat
-    template and the data are not texts alone."""
+    reading: ReadingSettings = group(ReadingSettings)
+    """How the reward model reads texts, where its configuration does not say."""
     batch_size: int = 16
     """Responses per forward pass."""
     loading: LoadingSettings = group(LoadingSettings)
     """How models are loaded."""
+    show_example: bool = False
+    """Print one text as the reward model reads it: its tokens, and where scores are read."""
     device: str | None = None
     """To compute on; None for the CPU."""
     progress: bool = True
@@ -96,11 +98,6 @@ class ScoreTokensConfig:
             raise ConfigError(
                 f"output is {self.output!r}; expected a file name that ends in .jsonl, or none "
                 "for a table"
-            )
-        if self.columns.text is not None and self.template == "chat":
-            raise ConfigError(
-                f"columns.text is {self.columns.text!r} and template 'chat'; expected texts that "
-                "stand alone to be read as they are: choose template 'plain', or give prompts"
             )
 
 
@@ -156,10 +153,12 @@ def score_tokens(config: ScoreTokensConfig) -> Path | None:
         config.credit,
         config.segments,
         combine=config.combine,
-        template="plain" if config.columns.text is not None else config.template,
+        reading=config.reading,
         micro_batch_size=config.batch_size,
         loading={**vars(config.loading), "device": config.device},
     )
+    example = (rows[0].prompt, rows[0].response) if config.show_example else None
+    print_reading("reward model", reader_of(rewards).reading, example=example)
     scored = track(
         _scored(config, rewards, rows),
         description="scoring",
@@ -210,7 +209,8 @@ def _scored(
 
 def _scored_chunk(rewards: Rewards, rows: list[PromptedResponse]) -> Iterator[ScoredResponse]:
     responses = [row.response for row in rows]
-    found = paid_texts([rewards], [row.prompt for row in rows], responses)
+    ended = [row.ended for row in rows]
+    found = paid_texts([rewards], [row.prompt for row in rows], responses, ended=ended)
     tokens = token_texts(rewards.credited.tokenizer, found.encoded, responses)
     several = len(found.source_scores) > 1
     for at, (row, spans) in enumerate(zip(rows, found.encoded.response_spans, strict=True)):

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from tokencredit.batch import TokenScorer
 from tokencredit.errors import NumericError, ShapeError
@@ -19,7 +18,7 @@ from tokencredit.kept_tokens import ScoresOfKept
 from tokencredit.preference.marked_texts import MarkedText, words_of
 from tokencredit.text.alignment import Span, project_token_scores, spans_of_words
 from tokencredit.text.hf_encoding import EncodedResponses
-from tokencredit.text.hf_rendering import Template, encoded_prompts
+from tokencredit.text.hf_reading import Reading
 
 WordScores = list[list[float]]
 """Of every text, in nats, one score per word."""
@@ -67,41 +66,33 @@ Scorer = Callable[[EncodedWords], Mapping[str, Float[Tensor, "batch time"]]]
 
 
 def encoded_words(
-    tokenizer: PreTrainedTokenizerBase,
+    reading: Reading,
     texts: Sequence[MarkedText],
     *,
     batch_size: int,
-    template: Template = "auto",
-    append_eos: bool = False,
     max_length: int | None = None,
     device: torch.device | str | None = None,
 ) -> Iterator[tuple[list[int], EncodedWords]]:
     """The texts in batches, those of like length together, with their rows in `texts`.
 
     Args:
-        tokenizer: of the model that is to score them.
+        reading: of the model that is to score them.
         texts: a prompt or none each; those without one are read as they are.
         batch_size: texts per batch.
-        template: as in `encoded_prompts`.
-        append_eos: end plain responses with the end of sequence.
         max_length: of a row, in tokens.
         device: to put the tensors on.
 
     Raises:
-        DataError: a text is longer than `max_length`, or as `encoded_prompts`.
-        ModelError: as `encoded_prompts`.
+        DataError: a text is longer than `max_length`, or as `Reading.encoded`.
+        ModelError: as `Reading.encoded`.
     """
-    alone = not any(text.prompt for text in texts)
     order = sorted(range(len(texts)), key=lambda row: -len(texts[row].response))
     for first in range(0, len(order), batch_size):
         rows = order[first : first + batch_size]
         some = [texts[row] for row in rows]
-        encoded = encoded_prompts(
-            tokenizer,
+        encoded = reading.encoded(
             [text.prompt for text in some],
             [text.response for text in some],
-            template="plain" if alone else template,
-            append_eos=append_eos,
             max_length=max_length,
             device=device,
         )

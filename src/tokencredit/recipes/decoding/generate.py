@@ -26,7 +26,7 @@ from tokencredit.recipes.decoding.rows import response_metrics, response_rows
 from tokencredit.recipes.decoding.settings import GenerateConfig
 from tokencredit.recipes.run_folder import open_run_folder, write_atomically
 from tokencredit.recipes.settings import free_settings
-from tokencredit.text.hf_rendering import prompt_rows
+from tokencredit.recipes.shown_reading import print_reading
 
 
 @quiet_transformers()
@@ -45,7 +45,10 @@ def generate(config: GenerateConfig) -> Path:
     """
     models = loaded_models(config)
     prompts = load_prompts(config.prompts, column=config.data.column, limit=config.data.limit)
-    rows = prompt_rows(prompts, models.tokenizer, where=config.prompts)
+    print_reading("policy", models.reading)
+    example = (prompts[0], "") if config.show_example else None
+    print_reading("reward model", models.reward_reading, example=example)
+    rows = models.reading.prompt_rows(prompts, where=config.prompts)
     rows = [row[: config.data.tokens] for row in rows]
     folder = open_run_folder(config.output, config, free=free_settings(GenerateConfig))
     torch.manual_seed(config.seed)
@@ -54,19 +57,19 @@ def generate(config: GenerateConfig) -> Path:
     starts = range(0, len(rows), config.batch_size)
     for start in track(starts, "generate", disable=not config.progress):
         part = rows[start : start + config.batch_size]
+        asked = prompts[start : start + len(part)] if config.data.tokens is None else None
         began = time.perf_counter()
-        batch, guided, positions = method_responses(config, models, part)
+        answers = method_responses(config, models, part, asked)
         seconds += time.perf_counter() - began
-        chats = None if isinstance(prompts[0], str) else prompts[start : start + len(part)]
-        scores = response_scores(config, models, batch, chats)
-        found += response_rows(models.tokenizer, batch, scores, guided, positions)
+        scores = response_scores(config, models, answers.batch, asked)
+        found += response_rows(models, answers, scores)
     write_atomically(
         folder / "responses.jsonl",
         "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found),
     )
     metrics = response_metrics(found, seconds)
     if isinstance(config.row, Search):
-        metrics |= config.row.known_kl(config.n)
+        metrics |= config.row.known_kl(config.sampling.of_search(), config.n)
     write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     table = Table("", config.method, title=f"{len(found)} responses")
     for name, value in metrics.items():

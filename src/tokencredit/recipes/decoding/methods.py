@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -11,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from tokencredit.batch import Prompt, ResponseBatch, padded_rows
 from tokencredit.decoding.candidates.hf_candidate_texts import CandidateTexts
 from tokencredit.decoding.candidates.hf_choice import candidate_scorer, text_scorer
+from tokencredit.decoding.candidates.hf_reading_scorers import FramedScorer, ResponseCandidates
 from tokencredit.decoding.candidates.hf_scorers import VocabScorer
 from tokencredit.decoding.candidates.scores import CandidateScorer
 from tokencredit.decoding.hf_generate import GuidedOutput, guided_generate
@@ -20,13 +23,21 @@ from tokencredit.decoding.search.hf_methods import SearchTask
 from tokencredit.decoding.search.hf_sampling import written_responses
 from tokencredit.errors import ConfigError
 from tokencredit.models.hf_loading import load_model, load_tokenizer, require_pad_token
+from tokencredit.models.hf_sampling import (
+    SampledDistribution,
+    generation_settings,
+    undrawable_ids,
+    without_generation_defaults,
+)
 from tokencredit.models.hf_vocabularies import require_same_vocabulary, shares_vocabulary
 from tokencredit.recipes.decoding.settings import GenerateConfig, GuidanceSettings, ImplicitSettings
-from tokencredit.reward_model.hf_scores import load_reward_model
 from tokencredit.scorers.local import LocalScorer
+from tokencredit.scorers.texts import loaded_reward_model
+from tokencredit.scorers.trained_reading import trained_segments
 from tokencredit.scorers.vocabulary import load_vocabulary_reward, vocabulary_sequence_scores
+from tokencredit.text.hf_reading import Reading, reading_of
 
-Judge = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+Judge = tuple[Any, Reading]
 
 
 @dataclass(frozen=True)
@@ -35,25 +46,31 @@ class Models:
 
     Attributes:
         policy: which writes.
-        tokenizer: of the policy.
+        reading: how the policy reads prompts, and what ends its responses.
         reward_model: which guides and judges.
-        reward_tokenizer: of the reward model.
-        held_out: another reward model with its tokenizer, which only judges.
+        reward_reading: how the reward model reads texts.
+        held_out: another reward model with its reading, which only judges.
         implicit: what DPO trained, and its reference.
+        undrawable: ids that no token stands behind, in the policy or in what DPO trained.
     """
 
     policy: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    reading: Reading
     reward_model: PreTrainedModel
-    reward_tokenizer: PreTrainedTokenizerBase
+    reward_reading: Reading
     held_out: Judge | None = None
     implicit: tuple[PreTrainedModel, PreTrainedModel] | None = None
+    undrawable: tuple[int, ...] = ()
 
     @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """What ends a response of the policy."""
-        eos = self.tokenizer.eos_token_id
-        return () if eos is None else (eos,)
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Of the policy."""
+        return self.reading.tokenizer
+
+    @property
+    def reward_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Of the reward model."""
+        return self.reward_reading.tokenizer
 
 
 class Found(NamedTuple):
@@ -64,11 +81,13 @@ class Found(NamedTuple):
         guided: what the guide knew at every token, of methods that choose token by token.
         positions: tokens that the models read for each response, where it is known: `lm_positions`
             and `reward_positions`.
+        kl: divergence of each response from the language model, in nats, where it is known.
     """
 
     batch: ResponseBatch
     guided: GuidedOutput | None
     positions: dict[str, Tensor]
+    kl: Float[Tensor, "batch"] | None
 
 
 def loaded_models(config: GenerateConfig) -> Models:
@@ -91,17 +110,20 @@ def loaded_models(config: GenerateConfig) -> Models:
     )
     require_pad_token(tokenizer)
     policy = load_model(AutoModelForCausalLM, config.policy, **loading)
+    reading = reading_of(policy, tokenizer, config.policy_reading)
     if over_vocabulary(config):
-        judge = load_vocabulary_reward(
+        model, own = load_vocabulary_reward(
             config.reward_model, tokenizer, method=config.method, **loading
         )
+        judge: Judge = (model, reading_of(model, own, config.reading))
     else:
-        judge = load_reward_model(config.reward_model, **loading)
+        judge = loaded_reward_model(config.reward_model, config.reading, **loading)
     held_out = None
     if config.held_out_reward_model is not None:
-        held_out = load_reward_model(config.held_out_reward_model, **loading)
+        held_out = loaded_reward_model(config.held_out_reward_model, config.reading, **loading)
     implicit = _implicit_models(config.implicit, policy, tokenizer, loading)
-    return Models(policy, tokenizer, *judge, held_out, implicit)
+    ids = {id_ for model in (policy, *(implicit or ())) for id_ in undrawable_ids(tokenizer, model)}
+    return Models(policy, reading, *judge, held_out, implicit, undrawable=tuple(sorted(ids)))
 
 
 def _implicit_models(
@@ -130,33 +152,42 @@ def over_vocabulary(config: GenerateConfig) -> bool:
     return isinstance(config.row, GuidanceMethod) and config.row.needs == "vocabulary"
 
 
-def method_responses(config: GenerateConfig, models: Models, rows: list[list[int]]) -> Found:
+def method_responses(
+    config: GenerateConfig,
+    models: Models,
+    rows: list[list[int]],
+    asked: Sequence[Prompt] | None,
+) -> Found:
     """One response per prompt by the method of the settings.
+
+    What guides, selects and reports reads one text: the prompt in the reward model's own rendering,
+    the response open while it goes on and closed once it has ended.
 
     Args:
         config: the settings of `generate`.
         models: that they name.
         rows: token ids of the prompts.
+        asked: the prompts themselves; None where only their first tokens are kept.
     """
     prompts = padded_rows(rows, fill=models.tokenizer.pad_token_id, side="left")
     ids, mask = (tensor.to(models.policy.device) for tensor in prompts)
     row = config.row
     if isinstance(row, GuidanceMethod):
-        return _guided_responses(config, row, models, ids, mask)
+        return _guided_responses(config, row, models, ids, mask, asked)
     task = SearchTask(
         models.policy,
         ids,
         mask,
-        lambda batch: _scores_by((models.reward_model, models.reward_tokenizer), models, batch),
-        config.sampling.of_search(),
+        partial(_numbered_scores, models, asked),
+        config.sampling.of_search(suppress_tokens=models.undrawable),
         config.n,
         models.implicit,
-        models.eos_token_ids,
+        models.reading.turn_ends,
         models.tokenizer.pad_token_id,
     )
     found = row.function(task, config.settings_of(row))
     read = {"lm_positions": found.lm_positions, "reward_positions": found.scorer_positions}
-    return Found(found.batch, None, read)
+    return Found(found.batch, None, read, found.kl)
 
 
 def _guided_responses(
@@ -165,81 +196,131 @@ def _guided_responses(
     models: Models,
     prompt_ids: Int[Tensor, "prompts prompt"],
     prompt_mask: Bool[Tensor, "prompts prompt"],
+    asked: Sequence[Prompt] | None,
 ) -> Found:
     """Responses whose tokens are chosen one by one."""
     chosen = {"guidance_beta": config.guidance.beta, "top_k": config.guidance.top_k}
+    ends = models.reading.turn_ends
     guide = RewardGuide(
-        _candidate_scorer(method, config.guidance, models),
+        _candidate_scorer(method, config.guidance, models, prompt_ids, prompt_mask, asked),
         **method.guide | {name: value for name, value in chosen.items() if value is not None},
         top_p=config.guidance.top_p,
         attention_mask=prompt_mask,
-        eos_token_id=models.tokenizer.eos_token_id,
+        eos_token_id=ends,
     )
-    output: Any = models.policy.generate(
-        prompt_ids,
-        attention_mask=prompt_mask.long(),
-        max_new_tokens=config.sampling.max_new_tokens,
-        min_new_tokens=config.sampling.min_new_tokens or None,
-        pad_token_id=models.tokenizer.pad_token_id,
-        eos_token_id=models.tokenizer.eos_token_id,
-        logits_processor=[guide],
-        custom_generate=guided_generate,
-        return_dict_in_generate=True,
-        **config.sampling.of_guide(method),
+    # What cannot be drawn is no candidate; temperature, top-k and top-p act on the sum.
+    drawable = config.sampling.of_search(suppress_tokens=models.undrawable).without_shape
+    settings = generation_settings(
+        drawable, pad_token_id=models.tokenizer.pad_token_id, eos_token_id=ends
     )
-    batch = written_responses(prompt_ids, prompt_mask, output.sequences, models.eos_token_ids)
-    return Found(batch, output, {})
+    settings.update(**config.sampling.of_guide(method), return_dict_in_generate=True)
+    with without_generation_defaults(models.policy):
+        output: Any = models.policy.generate(
+            prompt_ids,
+            attention_mask=prompt_mask.long(),
+            generation_config=settings,
+            logits_processor=[SampledDistribution(drawable, ends, prompt_ids.shape[1]), guide],
+            custom_generate=guided_generate,
+        )
+    batch = written_responses(prompt_ids, prompt_mask, output.sequences, ends)
+    return Found(batch, output, {}, output.guidance_kl.sum(-1))
 
 
 def _candidate_scorer(
-    method: GuidanceMethod, settings: GuidanceSettings, models: Models
+    method: GuidanceMethod,
+    settings: GuidanceSettings,
+    models: Models,
+    prompt_ids: Int[Tensor, "prompts prompt"],
+    prompt_mask: Bool[Tensor, "prompts prompt"],
+    asked: Sequence[Prompt] | None,
 ) -> CandidateScorer:
-    """What scores candidates with the reward model that the method needs."""
+    """What scores candidates with the reward model that the method needs, as it reads responses."""
+    model, reading, ends = models.reward_model, models.reward_reading, models.reading.turn_ends
+    prompts = (prompt_ids, prompt_mask, asked)
     if method.needs == "vocabulary":
-        return VocabScorer(models.reward_model, scores=method.vocabulary_scores)
-    if shares_vocabulary(models.reward_tokenizer, models.tokenizer):
-        return candidate_scorer(models.reward_model, method=settings.scorer)
+        over_all = VocabScorer(model, scores=method.vocabulary_scores)
+        return FramedScorer(over_all, reading, *prompts)
+    trained = trained_segments(model.config)
+    in_pairs, at_segments = reading.template == "pair", trained is not None
+    shared = shares_vocabulary(models.reward_tokenizer, models.tokenizer)
+    if shared and not in_pairs and not at_segments:
+        scorer = candidate_scorer(model, method=settings.scorer)
+        return FramedScorer(scorer, reading, *prompts, turn_ends=ends)
     if settings.scorer != "auto":
-        raise ConfigError(
-            f"guidance.scorer is {settings.scorer!r} and the reward model has another tokenizer "
-            "than the policy; expected 'auto', which scores a tree of its tokens"
+        why = (
+            "reads prompt and response as a pair"
+            if in_pairs
+            else "is read at the ends of segments"
+            if at_segments
+            else "has another tokenizer than the policy"
         )
-    texts = CandidateTexts(models.tokenizer, models.reward_tokenizer)
-    return text_scorer(models.reward_model, texts)
+        raise ConfigError(
+            f"guidance.scorer is {settings.scorer!r} and the reward model {why}; expected 'auto', "
+            "the one way there is"
+        )
+    if in_pairs or at_segments:
+        return ResponseCandidates(partial(_numbered_scores, models, asked), prompt_ids.shape[1])
+    if asked is None:
+        nothing = torch.zeros(len(prompt_ids), 1, device=prompt_ids.device)
+        alone = ResponseBatch(prompt_ids, prompt_mask, nothing.long(), nothing.bool())
+        asked = reading.prompts_of(alone, models.tokenizer)
+    texts = CandidateTexts(
+        models.tokenizer,
+        reading,
+        prompts=asked,
+        prompt_width=prompt_ids.shape[1],
+        turn_ends=ends,
+    )
+    return text_scorer(model, texts)
 
 
 def response_scores(
     config: GenerateConfig,
     models: Models,
     batch: ResponseBatch,
-    conversations: Sequence[Prompt] | None,
+    asked: Sequence[Prompt] | None,
 ) -> dict[str, Float[Tensor, "batch"]]:
     """Scores of the responses by the guiding reward model, and by the other if there is one.
 
     A guide over the vocabulary gives its own value of the response, see
     `vocabulary_sequence_scores`.
+
+    Args:
+        config: the settings of `generate`.
+        models: that they name.
+        batch: one response per prompt.
+        asked: as of `method_responses`.
     """
     found: dict[str, Tensor] = {}
     if over_vocabulary(config):
+        none_ended = torch.zeros(len(batch), dtype=torch.bool, device=batch.response_ids.device)
         found["score"] = vocabulary_sequence_scores(
             models.reward_model,
-            batch,
+            models.reward_reading.written_rows(batch, asked, none_ended).batch,
             method=config.method,
-            eos_token_id=models.tokenizer.eos_token_id,
+            reading=models.reward_reading,
         )
     else:
-        judge = (models.reward_model, models.reward_tokenizer)
-        found["score"] = _scores_by(judge, models, batch, conversations)
+        judge = (models.reward_model, models.reward_reading)
+        found["score"] = _scores_by(judge, models, batch, asked)
     if models.held_out is not None:
-        found["held_out_score"] = _scores_by(models.held_out, models, batch, conversations)
+        found["held_out_score"] = _scores_by(models.held_out, models, batch, asked)
     return found
 
 
-def _scores_by(
-    judge: Judge,
+def _numbered_scores(
     models: Models,
+    asked: Sequence[Prompt] | None,
     batch: ResponseBatch,
-    conversations: Sequence[Prompt] | None = None,
+    prompts: Int[Tensor, "batch"],
 ) -> Float[Tensor, "batch"]:
-    scorer = LocalScorer(*judge, models.tokenizer)
-    return scorer(batch, conversations=conversations).sequence_scores
+    """Scores of responses, finished or not, to the prompts of these numbers."""
+    own = None if asked is None else [asked[number] for number in prompts.tolist()]
+    return _scores_by((models.reward_model, models.reward_reading), models, batch, own)
+
+
+def _scores_by(
+    judge: Judge, models: Models, batch: ResponseBatch, asked: Sequence[Prompt] | None
+) -> Float[Tensor, "batch"]:
+    scorer = LocalScorer(*judge, models.reading)
+    return scorer(batch, conversations=asked).sequence_scores

@@ -4,35 +4,37 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from tokencredit.batch import ResponseBatch
 from tokencredit.decoding.hf_generate import GuidedOutput
 from tokencredit.evaluation.text_statistics import diversity, repetition
+from tokencredit.models.hf_sampling import response_extent
+from tokencredit.recipes.decoding.methods import Found, Models
+from tokencredit.scorers.policy_tokens import decoded_responses
 
 
 def response_rows(
-    tokenizer: Any,
-    batch: ResponseBatch,
-    scores: dict[str, Float[Tensor, "batch"]],
-    output: GuidedOutput | None,
-    positions: dict[str, Int[Tensor, "batch"]],
+    models: Models, found: Found, scores: dict[str, Float[Tensor, "batch"]]
 ) -> Iterator[dict[str, Any]]:
-    """A line of `responses.jsonl` per response."""
-    for row, mask in enumerate(batch.response_mask):
+    """A line of `responses.jsonl` per response; texts are without special tokens."""
+    batch, tokenizer = found.batch, models.tokenizer
+    _, ended = response_extent(batch.response_ids, models.reading.turn_ends, batch.lengths)
+    texts = decoded_responses(tokenizer, batch)
+    for row, (mask, text) in enumerate(zip(batch.response_mask, texts, strict=True)):
         ids = batch.response_ids[row][mask].tolist()
         line = {
-            "prompt": tokenizer.decode(batch.prompt_ids[row][batch.prompt_mask[row]]),
-            "response": tokenizer.decode(ids, skip_special_tokens=True),
+            "prompt": text.prompt,
+            "response": text.response,
             "token_ids": ids,
+            "ended": bool(ended[row]),
             **{name: float(value[row]) for name, value in scores.items()},
-            **{name: int(value[row]) for name, value in positions.items()},
+            **{name: int(value[row]) for name, value in found.positions.items()},
         }
-        if output is not None:
-            assert output.guidance_kl is not None
-            line["kl"] = float(output.guidance_kl[row].sum())
-            line["steps"] = _steps(tokenizer, output, row, len(ids))
+        if found.kl is not None:
+            line["kl"] = float(found.kl[row])
+        if found.guided is not None:
+            line["steps"] = _steps(tokenizer, found.guided, row, len(ids))
         yield line
 
 
@@ -59,12 +61,16 @@ def _steps(tokenizer: Any, output: GuidedOutput, row: int, length: int) -> list[
 
 
 def response_metrics(rows: list[dict[str, Any]], seconds: float) -> dict[str, float]:
-    """Means over responses; KL in nats per response, positions per token of the responses."""
+    """Means over responses; KL in nats per response, positions per token of the responses.
+
+    `ended` is the share of responses that ended themselves.
+    """
     names = [name for name in ("score", "held_out_score", "kl") if name in rows[0]]
     metrics = {str(name): statistics.mean(row[name] for row in rows) for name in names}
     tokens = [row["token_ids"] for row in rows]
     metrics["diversity"] = statistics.mean(diversity(ids) for ids in tokens)
     metrics["repetition_of_4"] = statistics.mean(repetition(ids, n=4) for ids in tokens)
+    metrics["ended"] = statistics.mean(row["ended"] for row in rows)
     metrics["length"] = statistics.mean(map(len, tokens))
     for name in ("lm_positions", "reward_positions"):
         if name in rows[0]:

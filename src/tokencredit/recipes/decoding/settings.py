@@ -20,6 +20,7 @@ from tokencredit.names import named
 from tokencredit.ranges import require_at_least
 from tokencredit.recipes.settings import LoadingSettings, group, setting
 from tokencredit.sampling import Sampling
+from tokencredit.text.hf_reading import ReadingSettings
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,16 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         self.of_search()
+        if self.temperature == 0.0 and ((self.top_k or 0) > 0 or self.top_p < 1.0):
+            raise ConfigError(
+                f"temperature is 0, which takes the most probable token, with top_k {self.top_k} "
+                f"and top_p {self.top_p}; expected neither of the two, or a positive temperature"
+            )
 
-    def of_search(self) -> Sampling:
-        """What a search draws from."""
+    def of_search(self, *, suppress_tokens: tuple[int, ...] = ()) -> Sampling:
+        """What a search draws from, less some ids that are never drawn."""
         return Sampling(
+            suppress_tokens=suppress_tokens,
             min_new_tokens=self.min_new_tokens,
             max_new_tokens=self.max_new_tokens,
             temperature=1.0 if self.temperature is None else self.temperature,
@@ -158,12 +165,18 @@ class GenerateConfig:
     """Settings of `implicit-beam`."""
     implicit: ImplicitSettings = group(ImplicitSettings)
     """The models of `tree-bon` and `implicit-beam`."""
+    reading: ReadingSettings = group(ReadingSettings)
+    """How reward models read texts, where their configurations do not say."""
+    policy_reading: ReadingSettings = group(ReadingSettings)
+    """How the policy reads prompts, and what ends its responses."""
     loading: LoadingSettings = group(LoadingSettings)
     """How models and tokenizers are loaded."""
     batch_size: int = 8
     """Prompts at a time."""
     seed: int = 0
     """Seed of sampling."""
+    show_example: bool = setting(False, free=True)
+    """Print one text as the reward model reads it: its tokens, and where scores are read."""
     device: str | None = None
     """To run on; None for the CPU."""
     progress: bool = setting(True, free=True)

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from tokencredit.errors import ConfigError
-from tokencredit.models.hf_loading import load_model, load_tokenizer, quiet_transformers
+from tokencredit.models.hf_loading import load_model, load_tokenizer
 from tokencredit.preference.hf_datasets import load_prompted_responses, load_texts
 from tokencredit.preference.pairs import PromptedResponse
 from tokencredit.recipes.language_model.corpus import (
@@ -45,17 +45,25 @@ from tokencredit.recipes.settings import (
     group,
     require_float32,
     setting,
+    settle_learning_rate,
 )
 from tokencredit.recipes.supervised import (
     autocast,
     finished_run,
+    reading_to_train,
     require_context,
     supervised_run,
     train_and_held_out,
     write_results,
 )
-from tokencredit.recipes.trainer import SupervisedTrainer, train, training_arguments
-from tokencredit.text.hf_token_rows import Truncation, encoded_texts
+from tokencredit.recipes.trainer import (
+    SupervisedTrainer,
+    TrainingRun,
+    train,
+    training_arguments,
+)
+from tokencredit.text.hf_reading import Reading, ReadingSettings
+from tokencredit.text.hf_token_rows import Truncation
 
 SMALL_LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -111,7 +119,11 @@ class TrainLanguageModelConfig:
     the end of the answer."""
     columns: TextColumns = group(TextColumns)
     evaluation: HeldOutSettings = group(HeldOutSettings)
-    training: TrainingSettings = group(TrainingSettings, learning_rate=None, weight_decay=0.01)
+    training: TrainingSettings = group(TrainingSettings, weight_decay=0.01)
+    """How it is trained. The learning rate is 2e-5, or 1e-3 from random weights, unless it is
+    given."""
+    reading: ReadingSettings = group(ReadingSettings)
+    """How the model reads texts; written into its configuration."""
     loading: LoadingSettings = group(LoadingSettings)
     seed: int = 0
     """Seed of everything random."""
@@ -122,6 +134,7 @@ class TrainLanguageModelConfig:
 
     def __post_init__(self) -> None:
         require_float32(self.loading, frozen=None)
+        settle_learning_rate(self, of_all=1e-3 if self.model is None else 2e-5)
         if self.max_length < 2:
             raise ConfigError(f"max_length is {self.max_length}; expected at least 2 tokens")
         if self.model is None and self.tokenizer is None and self.vocab_size < 259:
@@ -161,10 +174,11 @@ def train_language_model(config: TrainLanguageModelConfig) -> Path:
     tokenizer = _tokenizer(config, texts)
     model = _model(config, tokenizer)
     require_context(model, tokenizer, config.max_length)
-    rows = _causal_examples(config, tokenizer, texts)
-    eval_rows = _causal_examples(config, tokenizer, eval_texts) if eval_texts else []
+    reading = reading_to_train(model, tokenizer, config.reading)
+    rows = _causal_examples(config, reading, texts)
+    eval_rows = _causal_examples(config, reading, eval_texts) if eval_texts else []
     with supervised_run(config) as folder:
-        metrics = _train(config, model, rows, folder)
+        metrics = _train(config, model, rows, eval_rows, folder)
         if eval_rows:
             metrics |= _perplexity(config, model, eval_rows)
         write_results(model, tokenizer, metrics, folder, name="language model")
@@ -206,13 +220,12 @@ def _tokenizer(config: TrainLanguageModelConfig, texts: Texts) -> PreTrainedToke
 def _model(config: TrainLanguageModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     loading = config.loading
     if config.model is not None:
-        with quiet_transformers():
-            return load_model(
-                AutoModelForCausalLM,
-                config.model,
-                attn_implementation=loading.attn_implementation,
-                trust_remote_code=loading.trust_remote_code,
-            )
+        return load_model(
+            AutoModelForCausalLM,
+            config.model,
+            attn_implementation=loading.attn_implementation,
+            trust_remote_code=loading.trust_remote_code,
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.add_special_tokens({"pad_token": "<pad>"})
     settings = dict(config.architecture)
@@ -248,17 +261,15 @@ def _require_known_settings(model_type: str, settings: dict[str, Any]) -> None:
 
 
 def _causal_examples(
-    config: TrainLanguageModelConfig, tokenizer: PreTrainedTokenizerBase, texts: Texts
+    config: TrainLanguageModelConfig, reading: Reading, texts: Texts
 ) -> list[dict[str, Tensor]]:
     responses = [text.response for text in texts]
     if config.objective == "texts":
-        blocks = token_blocks(tokenizer, responses, length=config.max_length)
+        blocks = token_blocks(reading.tokenizer, responses, length=config.max_length)
         return [causal_example(block) for block in blocks]
-    rows = encoded_texts(
-        tokenizer,
+    rows = reading.rows(
         [text.prompt for text in texts],
         responses,
-        append_eos=True,
         max_length=config.max_length,
         truncation=config.truncation,
     )
@@ -269,21 +280,19 @@ def _train(
     config: TrainLanguageModelConfig,
     model: PreTrainedModel,
     rows: list[dict[str, Tensor]],
+    eval_rows: list[dict[str, Tensor]],
     folder: Path,
 ) -> dict[str, float]:
     """Train the model in place; what it took."""
-    rate = 1e-3 if config.model is None else 2e-5
+    evaluate = partial(_perplexity, config, model, eval_rows) if eval_rows else None
     trainer = SupervisedTrainer(
         model=model,
-        args=training_arguments(
-            config, folder, examples=len(rows), learning_rate=rate, sampling="random"
-        ),
+        args=training_arguments(config, folder, examples=len(rows), sampling="random"),
         train_dataset=rows,
         data_collator=causal_batch,
-        log_file=folder / "metrics.jsonl",
+        run=TrainingRun.of(config, folder, evaluate),
     )
-    tokens = config.training.epochs * sum(len(row["input_ids"]) for row in rows)
-    return train(trainer, tokens=tokens)
+    return train(trainer, tokens=sum(len(row["input_ids"]) for row in rows))
 
 
 def _perplexity(

@@ -1,14 +1,16 @@
 """Checkpoints that are there whole or not at all, in safetensors and JSON alone.
 
 Layout: `checkpoints/step-000050/` with `policy/` (Hugging Face layout, tokenizer beside it), the
-critic, `optimizer.safetensors` (named `parameter.moment`) and `state.json`. Tensors are whole
-however many processes hold them, so that a run may go on with another number of processes. Random
-generators need no saving: every step seeds them from the run's seed and its own number.
+critic, `optimizer.safetensors` (named `parameter.moment`), `state.json`, and `checksums.json` over
+all of them. Tensors are whole however many processes hold them, so that a run may go on with
+another number of processes. Random generators need no saving: every step seeds them from the run's
+seed and its own number.
 """
 
 import json
-import os
+import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tokencredit.errors import RunFolderError
+from tokencredit.errors import RunFolderError, TokenCreditWarning
 from tokencredit.policy.hf_models import ActorCritic, save_actor_critic
+from tokencredit.recipes.checksums import damage, seal
 from tokencredit.recipes.policy.sharding import (
     is_partitioned,
     named_parameters,
     placed_like,
     restore_moments,
 )
+from tokencredit.recipes.run_folder import flush, writing
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -31,10 +35,61 @@ def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / "checkpoints" / f"step-{step:06d}"
 
 
+def checkpoints_in(folder: Path) -> dict[int, Path]:
+    """The checkpoints of a run by their steps, the oldest first; folders of other names are none.
+
+    Args:
+        folder: of the run.
+    """
+    named = (
+        (re.fullmatch(r"step-(\d{6,})", p.name), p) for p in (folder / "checkpoints").glob("*")
+    )
+    return dict(sorted((int(match[1]), path) for match, path in named if match))
+
+
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run."""
-    found = sorted((folder / "checkpoints").glob("step-*"))
-    return found[-1] if found else None
+    """The newest checkpoint of a run of which every file is as it was written.
+
+    One that is damaged is renamed, so that it stays to be looked at and is never taken for whole,
+    and the one before it is taken, with a warning. Every byte of a checkpoint is read.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        RunFolderError: all that there are are damaged.
+    """
+    damaged: dict[Path, str] = {}
+    checkpoint: Path | None
+    for checkpoint in reversed(checkpoints_in(folder).values()):
+        fault = damage(checkpoint)
+        if fault is None:
+            break
+        damaged[checkpoint] = fault
+    else:
+        checkpoint = None
+    if not damaged:
+        return checkpoint
+    wrong = ", ".join(f"the checkpoint {path} is damaged ({why})" for path, why in damaged.items())
+    if checkpoint is None:
+        raise RunFolderError(
+            f"{wrong}; expected a whole one to go on from: put its files back, or choose another "
+            "`output`"
+        )
+    for path in damaged:
+        _put_aside(path)
+    warnings.warn(
+        f"{wrong}: the run goes on from {checkpoint.name}, and does again what came after",
+        TokenCreditWarning,
+        stacklevel=2,
+    )
+    return checkpoint
+
+
+def _put_aside(checkpoint: Path) -> None:
+    aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
 
 
 def write_checkpoint(
@@ -48,6 +103,8 @@ def write_checkpoint(
     keep: int,
 ) -> None:
     """Write beside, flush to disk, then rename; older checkpoints beyond `keep` go afterwards.
+
+    The checksums of all files are written last.
 
     Args:
         path: of the checkpoint.
@@ -69,25 +126,19 @@ def write_checkpoint(
         tokenizer.save_pretrained(beside / "policy")
         save_file(moments, beside / "optimizer.safetensors")
         (beside / "state.json").write_text(json.dumps(state))
-        _flush(beside)
+        seal(beside)
         shutil.rmtree(path, ignore_errors=True)
         beside.rename(path)
-    except (OSError, RuntimeError) as error:
-        shutil.rmtree(beside, ignore_errors=True)
+        flush(path.parent)
+    except Exception as error:  # safetensors and tokenizers have exceptions of their own
         raise RunFolderError(
             f"the checkpoint {path} could not be written ({error}); expected room and permission "
             "on that disk. Earlier checkpoints are whole: run the same command to go on"
         ) from error
-    for old in sorted(path.parent.glob("step-*"))[:-keep]:
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    for old in list(checkpoints_in(path.parents[1]).values())[:-keep]:
         shutil.rmtree(old)
-
-
-def _flush(folder: Path) -> None:
-    for file in folder.rglob("*"):
-        if file.is_file():
-            descriptor = os.open(file, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
 
 
 def restore_optimizer(actor_critic: ActorCritic, optimizer: Any, path: Path) -> None:
@@ -129,9 +180,19 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def export_policy(folder: Path, steps: int) -> None:
-    """Copy the policy of the last checkpoint to `policy/`, where it appears whole or not at all."""
+    """Copy the policy of the last checkpoint to `policy/`, where it appears whole or not at all.
+
+    Raises:
+        RunFolderError: the disk is full or not writable.
+    """
     beside = folder / ".policy.writing"
-    shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(checkpoint_path(folder, steps) / "policy", beside)
-    shutil.rmtree(folder / "policy", ignore_errors=True)
-    beside.rename(folder / "policy")
+    try:
+        with writing(folder / "policy"):
+            shutil.rmtree(beside, ignore_errors=True)
+            shutil.copytree(checkpoint_path(folder, steps) / "policy", beside)
+            for file in beside.iterdir():
+                flush(file)
+            shutil.rmtree(folder / "policy", ignore_errors=True)
+            beside.rename(folder / "policy")
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

@@ -4,8 +4,8 @@
 
 Every method is tuned on the same grid of learning rates, and of gae_lambda where it has a critic,
 then run with more seeds at its best point. A method is any setting of train-policy: a credit, an
-algorithm, a kind of segments. Finished runs leave a small curve and are skipped, so that an
-interrupted comparison goes on where it stopped; nothing else of a run is kept.
+algorithm, a kind of segments. Finished runs leave a small curve and a few samples and are skipped,
+so that an interrupted comparison goes on where it stopped; nothing else of a run is kept.
 """
 
 import json
@@ -254,7 +254,8 @@ def train_one(
     chosen = zip(_CHOSEN, (str(folder), run.learning_rate, run.gae_lambda, run.seed), strict=True)
     point = {name: value for name, value in chosen if value is not None}
     asked = _policy_config(shared, changes, run.method, point)
-    record = RecordSettings(checkpoint_every=asked.steps, sample_every=asked.steps, progress=False)
+    last = asked.steps - 1
+    record = RecordSettings(checkpoint_every=asked.steps, sample_every=max(1, last), progress=False)
     if judged_by == "true_reward":
         record = replace(record, sample_every=1, sample_count=asked.batch_size)
     try:
@@ -267,8 +268,13 @@ def train_one(
         }
         if judged_by == "true_reward":
             curve["true_reward"] = [round(value, 4) for value in true_rewards_by_step(folder)]
+        samples = [row for row in read_jsonl(folder / "samples.jsonl") if row["step"] in (0, last)]
     finally:
         shutil.rmtree(folder)
+    kept = curves.with_name("samples")
+    kept.mkdir(exist_ok=True)
+    lines = (json.dumps(row) + "\n" for row in samples)
+    write_atomically(kept / f"{run.name}.jsonl", "".join(lines))
     write_atomically(curves / f"{run.name}.json", json.dumps(curve) + "\n")
     return statistics.mean(curve["score"])
 

@@ -18,9 +18,9 @@ from tokencredit.policy.methods import ALGORITHMS, Advantages, Outcome
 from tokencredit.recipes.policy.models import PolicyModels
 from tokencredit.recipes.policy.processes import own_rows, rows_of_all
 from tokencredit.recipes.policy.rollout import Rollout
+from tokencredit.recipes.policy.scoring import held_out_scores, scores_of
 from tokencredit.recipes.policy.setting_groups import AlgorithmSettings, SamplingSettings
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
-from tokencredit.recipes.policy.sharding import on_device
 from tokencredit.recipes.policy.views import (
     PolicyView,
     old_view,
@@ -30,7 +30,6 @@ from tokencredit.recipes.policy.views import (
     support_of_rows,
 )
 from tokencredit.scorers.evidence import Responses
-from tokencredit.scorers.rewards import MomentsOf, PaidResponses
 from tokencredit.scorers.segmentation import response_segments
 from tokencredit.shaping import kl_estimates, kl_penalised_rewards
 
@@ -40,7 +39,8 @@ class Experience:
     """A scored batch, ready for updates.
 
     `source_scores` are those of each source of reward, as it gave them; `sequence_scores` are the
-    same, combined.
+    same, combined. Both are zero where `unscored` says so; `fault` is why, for one of them, with
+    the number of its row. `moments` are those that scores were normalised by.
     """
 
     batch: ResponseBatch
@@ -53,38 +53,14 @@ class Experience:
     sequence_scores: Float[Tensor, "batch"]
     source_scores: dict[str, Float[Tensor, "batch"]]
     held_out_scores: Float[Tensor, "batch"] | None
+    unscored: Bool[Tensor, "batch"]
+    fault: tuple[int, Exception] | None
+    moments: dict[str, RunningMoments]
     token_scores: Float[Tensor, "batch time"]
     token_rewards: Float[Tensor, "batch time"]
     loss_mask: Bool[Tensor, "batch time"]
     advantages: Float[Tensor, "batch time"]
     returns: Float[Tensor, "batch time"] | None
-
-
-@torch.no_grad()
-def scores_of(
-    models: PolicyModels,
-    responses: Responses,
-    moments_of: MomentsOf,
-    *,
-    token_scorer: TokenScorer | None,
-) -> PaidResponses:
-    """Scores of responses: as each source of reward gave them, combined, and on their tokens.
-
-    Args:
-        models: of the run.
-        responses: with segment ids where settings cut segments.
-        moments_of: what the scores of a source are normalised by.
-        token_scorer: pays the tokens in the place of the rewards; None for the rewards.
-    """
-    batch = responses.batch
-    if token_scorer is not None:
-        token_scores = token_scorer(batch)
-        sums = masked_sum(token_scores, batch.response_mask)
-        return PaidResponses({"reward": sums}, sums, token_scores)
-    with on_device(models.visits, *models.rewards.modules):
-        return models.rewards.paid(
-            responses, moments_of=moments_of, ask_policy=models.actor_critic.policy_alone
-        )
 
 
 def with_truncation(
@@ -134,12 +110,22 @@ def experience_of(
     old, entropies = old_view(model, batch, support, temperature, size)
     with accelerator.autocast():
         ref_logprobs = reference_logprobs(models, batch, support, temperature, size)
-    responses = _responses(models, batch, config, ref_logprobs, rollout.chats)
+    responses = _responses(models, batch, config, ref_logprobs, rollout.asked)
 
-    def moments_of(name: str, fresh: Float[Tensor, "batch"]) -> RunningMoments:
-        return moments.get(name, RunningMoments()).updated(fresh)
+    def moments_of(
+        name: str, fresh: Float[Tensor, "batch"], counts: Bool[Tensor, "batch"]
+    ) -> RunningMoments:
+        everywhere = rows_of_all(accelerator, fresh)[rows_of_all(accelerator, counts)]
+        return moments.get(name, RunningMoments()).updated(everywhere)
 
-    scores = scores_of(models, responses, moments_of, token_scorer=token_scorer)
+    bootstraps = config.sampling.truncated == "bootstrap"
+    scores, unscored = scores_of(
+        models,
+        responses,
+        moments_of,
+        token_scorer=token_scorer,
+        unfinished=truncated if bootstraps else None,
+    )
     kl = kl_estimates(old.logprobs, ref_logprobs, estimator=config.kl.estimator)
     paid = with_truncation(scores.token_scores, batch, truncated, config.sampling)
     token_rewards = kl_penalised_rewards(paid, kl, mask, kl_coef=kl_coef)
@@ -148,7 +134,6 @@ def experience_of(
             "a token reward is NaN or infinite; expected finite scores and log-probabilities. "
             "The last checkpoint is whole; look at the reward model and at kl.coef"
         )
-    bootstraps = config.sampling.truncated == "bootstrap"
     outcome = Outcome(
         token_rewards,
         mask,
@@ -161,8 +146,10 @@ def experience_of(
         bootstrap_values=old.last_values * truncated if bootstraps else None,
     )
     advantages, returns = advantages_of(outcome, config.algorithm, accelerator)
-    masks_out = config.sampling.truncated == "mask"
-    left_out = truncated if masks_out else torch.zeros_like(truncated)
+    left_out = _not_comparable(unscored.rows, config.algorithm)
+    if config.sampling.truncated == "mask":
+        left_out = left_out | truncated
+    held_out, not_judged = held_out_scores(models, batch, rollout.asked)
     return Experience(
         batch=batch,
         truncated=truncated,
@@ -173,7 +160,10 @@ def experience_of(
         kl=kl,
         sequence_scores=scores.sequence_scores,
         source_scores=scores.raw,
-        held_out_scores=held_out_scores(models, batch, rollout.chats),
+        held_out_scores=held_out,
+        unscored=unscored.rows,
+        fault=next(iter([*unscored.faults.items(), *not_judged.faults.items()]), None),
+        moments=scores.seen,
         token_scores=scores.token_scores,
         token_rewards=token_rewards,
         loss_mask=mask & ~left_out[:, None],
@@ -182,12 +172,22 @@ def experience_of(
     )
 
 
+def _not_comparable(
+    unscored: Bool[Tensor, "batch"], settings: AlgorithmSettings
+) -> Bool[Tensor, "batch"]:
+    """Responses without a score, and those whose advantage compares them with such a one."""
+    if ALGORITHMS[settings.name].needs != "groups":
+        return unscored
+    samples = settings.samples_per_prompt
+    return unscored.view(-1, samples).any(-1).repeat_interleave(samples)
+
+
 def _responses(
     models: PolicyModels,
     batch: ResponseBatch,
     config: TrainPolicyConfig,
     ref_logprobs: Float[Tensor, "batch time"],
-    chats: list[Prompt] | None,
+    asked: list[Prompt] | None,
 ) -> Responses:
     """Responses with what was asked, cut as the settings say."""
     size = config.algorithm.micro_batch_size
@@ -197,8 +197,9 @@ def _responses(
         batch,
         ref_logprobs=lambda: ref_logprobs,
         ref_entropies=lambda: reference_entropies(models, batch, size),
+        turn_ends=models.reading.turn_ends,
     )
-    return Responses(batch, chats, segment_ids=ids)
+    return Responses(batch, asked, segment_ids=ids)
 
 
 def greedy_returns(
@@ -210,6 +211,8 @@ def greedy_returns(
     token_scorer: TokenScorer | None,
 ) -> Float[Tensor, "batch"] | None:
     """Sum of the token scores of the greedy response to the prompt of each response.
+
+    It is 0 where that response cannot be scored.
 
     They are normalised as those of the responses that were drawn. The KL penalty is left out, as
     in the code of ReMax: a baseline may be any number that does not depend on what was drawn.
@@ -230,14 +233,14 @@ def greedy_returns(
         temperature, size = config.sampling.temperature, config.algorithm.micro_batch_size
         with accelerator.autocast():
             ref_logprobs = reference_logprobs(models, greedy, None, temperature, size)
-    chats = None if rollout.chats is None else rollout.chats[::samples]
-    token_scores = scores_of(
+    asked = None if rollout.asked is None else rollout.asked[::samples]
+    scores, _ = scores_of(
         models,
-        _responses(models, greedy, config, ref_logprobs, chats),
-        lambda name, _: seen[name],
+        _responses(models, greedy, config, ref_logprobs, asked),
+        lambda name, *_: seen[name],
         token_scorer=token_scorer,
-    ).token_scores
-    paid = with_truncation(token_scores, greedy, rollout.greedy_truncated, config.sampling)
+    )
+    paid = with_truncation(scores.token_scores, greedy, rollout.greedy_truncated, config.sampling)
     return masked_sum(paid, greedy.response_mask).repeat_interleave(samples)
 
 
@@ -261,16 +264,6 @@ def advantages_of(
     everywhere = Outcome(**{name: rows_of_all(accelerator, part) for name, part in parts.items()})
     advantages, _ = make(everywhere, settings.options)
     return own_rows(accelerator, advantages, outcome.token_rewards), None
-
-
-def held_out_scores(
-    models: PolicyModels, batch: ResponseBatch, conversations: list[Prompt] | None
-) -> Float[Tensor, "batch"] | None:
-    """Scores of the reward model that the policy never sees."""
-    if models.held_out is None:
-        return None
-    with on_device(models.visits, models.held_out.model):
-        return models.held_out(batch, conversations=conversations).sequence_scores
 
 
 def rows_of(experience: Experience, rows: Tensor) -> Experience:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -57,21 +58,25 @@ def step_metrics(
         reduce: gathers a per-response tensor over processes.
     """
     mask, old = experience.batch.response_mask, experience.old
-    per_response = {
-        "score": experience.sequence_scores.float(),
+    of_scores = {
+        "score": experience.sequence_scores,
         "token_score_sum": masked_sum(experience.token_scores, mask),
         "last_token_share": last_token_share(experience.token_scores, mask),
         "credit_entropy": credit_entropy(experience.token_scores, mask),
+    }
+    if len(experience.source_scores) > 1:
+        of_scores |= {f"score/{name}": one for name, one in experience.source_scores.items()}
+    per_response = {
+        # Not a number where there is no score, and so left out of the means.
+        **{k: v.float().masked_fill(experience.unscored, torch.nan) for k, v in of_scores.items()},
+        "unscored_share": experience.unscored.float(),
         "kl": masked_sum(experience.kl, mask),
         "length": experience.batch.lengths.float(),
         "truncated_share": experience.truncated.float(),
     }
-    if len(experience.source_scores) > 1:
-        for name, scores in experience.source_scores.items():
-            per_response[f"score/{name}"] = scores.float()
     if experience.held_out_scores is not None:
         per_response["held_out_score"] = experience.held_out_scores.float()
-    gathered = {name: reduce(value) for name, value in per_response.items()}
+    gathered = {name: _numbers(reduce(value)) for name, value in per_response.items()}
     row: dict[str, Any] = {"step": step}
     row |= {name: float(value.mean()) for name, value in gathered.items()}
     row["score_std"] = float(gathered["score"].std(correction=0))
@@ -88,6 +93,12 @@ def step_metrics(
     return row
 
 
+def _numbers(values: Tensor) -> Tensor:
+    """Those that are numbers; a zero where none is."""
+    numbers = values[~values.isnan()]
+    return numbers if len(numbers) else values.new_zeros(1)
+
+
 def sample_rows(
     step: int, experience: Experience, tokenizer: Any, *, count: int
 ) -> list[dict[str, Any]]:
@@ -101,7 +112,7 @@ def sample_rows(
                 "step": step,
                 "prompt": tokenizer.decode(batch.prompt_ids[index][batch.prompt_mask[index]]),
                 "response": tokenizer.decode(ids),
-                "score": float(experience.sequence_scores[index]),
+                "score": _score(experience, index),
                 **_source_scores(experience, index),
                 "tokens": [tokenizer.decode([token]) for token in ids],
                 "token_scores": _rounded(experience.token_scores[index][mask]),
@@ -109,6 +120,11 @@ def sample_rows(
             }
         )
     return rows
+
+
+def _score(experience: Experience, index: int) -> float | None:
+    """The score of a response; None where it could not be scored."""
+    return None if experience.unscored[index] else float(experience.sequence_scores[index])
 
 
 def _source_scores(experience: Experience, index: int) -> dict[str, Any]:

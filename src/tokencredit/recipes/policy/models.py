@@ -11,14 +11,18 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from tokencredit.errors import ModelError
+from tokencredit.credit.methods import credit_method
+from tokencredit.errors import ConfigError, ModelError
+from tokencredit.models.hf_adapters import lora_model, quantized_loading
+from tokencredit.models.hf_architecture import is_causal
 from tokencredit.models.hf_loading import (
     disable_dropout,
     load_model,
     load_tokenizer,
-    lora_config,
     require_pad_token,
 )
+from tokencredit.models.hf_sampling import undrawable_ids
+from tokencredit.models.hf_vocabularies import shares_vocabulary
 from tokencredit.policy.hf_models import ActorCritic, Result, load_value_head
 from tokencredit.recipes.policy.setting_groups import ServerSettings
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
@@ -28,8 +32,10 @@ from tokencredit.reward_model.hf_scores import load_reward_model
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.rewards import Rewards
 from tokencredit.scorers.sources import loaded_rewards
+from tokencredit.scorers.texts import loaded_reward_model
 from tokencredit.server.client import RewardServer
 from tokencredit.server.exchange import token_in
+from tokencredit.text.hf_reading import Reading, reading_of
 
 
 @dataclass(frozen=True)
@@ -38,20 +44,28 @@ class PolicyModels:
 
     Attributes:
         reference: None for a PEFT policy, which is its own with the adapters off.
+        reading: how the policy reads prompts, and what ends its responses.
         rewards: all sources of reward, with their credit.
         held_out: a reward model that the policy never sees.
         server: draws responses in the policy's place; None where it draws them itself.
         visits: the device to which frozen models come from the CPU to be called; None where they
             are on it.
+        undrawable: ids that the policy has logits for and no token stands behind.
     """
 
     actor_critic: ActorCritic
-    tokenizer: Any
+    reading: Reading
     reference: Any | None
     rewards: Rewards
     held_out: LocalScorer | None = None
     visits: torch.device | None = None
     server: VLLMServer | None = None
+    undrawable: tuple[int, ...] = ()
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of the policy."""
+        return self.reading.tokenizer
 
     def of_reference(self, call: Callable[[Any], Result]) -> Result:
         """What `call` returns for the reference."""
@@ -79,6 +93,7 @@ def loaded_models(
     Raises:
         ModelError: a model is missing, lacks a pad token, or has the wrong head.
         ServerError, ConfigError: a reward server does not answer, or lacks what the credit needs.
+        ConfigError: the reward model cannot be the critic.
     """
     tokenizer = load_tokenizer(
         config.policy,
@@ -86,66 +101,95 @@ def loaded_models(
         pad_token=config.loading.pad_token,
     )
     require_pad_token(tokenizer)
-    if config.sampling.response_lengths == "eos" and tokenizer.eos_token_id is None:
-        raise ModelError(
-            f"the tokenizer of {config.policy} has no end-of-sequence token; expected one, or "
-            "sampling.response_lengths='uniform'"
-        )
     place = "cpu" if config.machine.offload_frozen else str(device)
     frozen: dict[str, Any] = {**config.loading.of_frozen, "device": place}
     place = "cpu" if sharded else str(device)
     shared: dict[str, Any] = {**frozen, "dtype": "float32", "device": place}
     size = config.algorithm.micro_batch_size
+    policy = _policy(config, checkpoint, shared)
+    _require_trainable(policy, config.policy)
+    reading = reading_of(policy, tokenizer, config.policy_reading)
+    _require_ends(config, reading)
     rewards = loaded_rewards(
         config.sources,
         config.credit,
         config.segments,
         config.combine,
-        tokenizer,
+        reading,
         server=lambda address: reward_server_of(address, config.server),
+        reading=config.reading,
         micro_batch_size=size,
         loading=frozen,
         has_policy=True,
     )
     held_out = None
     if config.held_out_reward_model is not None:
-        judge = load_reward_model(config.held_out_reward_model, **frozen)
-        held_out = LocalScorer(*judge, tokenizer, micro_batch_size=size)
-    policy = _policy(config, checkpoint, shared)
-    actor_critic = ActorCritic(policy, _critic(config, checkpoint, shared))
+        judge = loaded_reward_model(config.held_out_reward_model, config.reading, **frozen)
+        held_out = LocalScorer(*judge, reading, micro_batch_size=size)
+    actor_critic = ActorCritic(policy, _critic(config, checkpoint, shared, tokenizer))
     if checkpoint is not None and actor_critic.has_value_head:
         load_value_head(actor_critic, checkpoint)
     disable_dropout(actor_critic)
     reference = None
     if not config.lora.rank:
-        reference = load_model(AutoModelForCausalLM, config.policy, **frozen).requires_grad_(False)
+        own: dict[str, Any] = {**frozen, "dtype": config.kl.reference_dtype}
+        reference = load_model(AutoModelForCausalLM, config.policy, **own).requires_grad_(False)
     return PolicyModels(
         actor_critic=actor_critic,
-        tokenizer=tokenizer,
+        reading=reading,
         reference=reference,
         rewards=rewards,
         held_out=held_out,
         visits=device if config.machine.offload_frozen else None,
+        undrawable=undrawable_ids(tokenizer, policy),
     )
+
+
+def _require_ends(config: TrainPolicyConfig, reading: Reading) -> None:
+    """Reject a policy whose responses shall end themselves, and cannot.
+
+    Raises:
+        ModelError: it declares no token that ends a response.
+    """
+    if config.sampling.response_lengths == "eos" and not reading.turn_ends:
+        raise ModelError(
+            f"the tokenizer of {config.policy} has no end-of-sequence token; expected one, or "
+            "policy_reading.turn_ends, or sampling.response_lengths='uniform'"
+        )
 
 
 def _policy(config: TrainPolicyConfig, checkpoint: Path | None, shared: dict[str, Any]) -> Any:
     trained = None if checkpoint is None else str(checkpoint / "policy")
     if not config.lora.rank:
         return load_model(AutoModelForCausalLM, trained or config.policy, **shared)
-    rank, alpha = config.lora.rank, config.lora.alpha
-    lora = lora_config(rank=rank, alpha=alpha, task_type="CAUSAL_LM", target_modules=None)
-    from peft import PeftModel, get_peft_model
-
+    if config.lora.quantization is not None:
+        shared = {**shared, "device": None, **quantized_loading()}
     base = load_model(AutoModelForCausalLM, config.policy, **shared)
     if trained is not None:
+        from peft import PeftModel
+
         return PeftModel.from_pretrained(base, trained, is_trainable=True)
     torch.manual_seed(config.seed)
-    return get_peft_model(base, lora)
+    return lora_model(
+        base,
+        rank=config.lora.rank,
+        alpha=config.lora.alpha,
+        task_type="CAUSAL_LM",
+        target_modules=config.lora.target_modules,
+    )
+
+
+def _require_trainable(policy: Any, name: str) -> None:
+    """Raise ModelError where an update would move nothing of the policy."""
+    if not any(weight.requires_grad for weight in policy.parameters()):
+        raise ModelError(
+            f"no weight of the policy {name!r} requires a gradient, so that a value head alone "
+            "would learn; expected a policy whose weights or adapters can be trained"
+        )
 
 
 def _critic(
-    config: TrainPolicyConfig, checkpoint: Path | None, shared: dict[str, Any]
+    config: TrainPolicyConfig, checkpoint: Path | None, shared: dict[str, Any], tokenizer: Any
 ) -> Any | None:
     """What says values: a copy of the policy or of the reward model, a head, or nothing."""
     if not config.algorithm.has_critic:
@@ -155,11 +199,46 @@ def _critic(
     if checkpoint is not None:
         return load_model(AutoModelForSequenceClassification, str(checkpoint / "critic"), **shared)
     if config.algorithm.critic == "reward-model":
-        critic, _ = load_reward_model(config.sources[0].model, **shared)
-        return critic.requires_grad_(True)
-    critic = load_model(AutoModelForSequenceClassification, config.policy, num_labels=1, **shared)
+        return _reward_model_as_critic(config, shared, tokenizer)
+    critic = load_model(
+        AutoModelForSequenceClassification, config.policy, num_labels=1, new_head=True, **shared
+    )
     torch.nn.init.zeros_(critic.score.weight)
     return critic
+
+
+@torch.no_grad()
+def _reward_model_as_critic(
+    config: TrainPolicyConfig, shared: dict[str, Any], tokenizer: Any
+) -> Any:
+    """A copy of the reward model whose value of a text is the reward that it expects to come.
+
+    The score of a text so far stands for the score of the whole. Where tokens are paid for what
+    they add to the score, all of that has been paid already but for the share that is paid at the
+    end: the head starts at that share of the reward model's.
+
+    Raises:
+        ConfigError: it reads other ids than the policy writes, or what comes after a token.
+    """
+    source = config.sources[0]
+    critic, own = load_reward_model(source.model, **shared)
+    if not shares_vocabulary(own, tokenizer):
+        raise ConfigError(
+            f"algorithm.critic is 'reward-model', and {source.model} has another vocabulary than "
+            f"{config.policy}: as a critic it would read the policy's ids as other tokens; "
+            "expected one vocabulary, or algorithm.critic 'shared' or 'separate'"
+        )
+    if not is_causal(critic):
+        raise ConfigError(
+            f"algorithm.critic is 'reward-model', and {source.model} reads in both directions: its "
+            "value before a token would know that token; expected a causal reward model, or "
+            "algorithm.critic 'shared' or 'separate'"
+        )
+    credit = source.own_credit or config.credit
+    if credit_method(credit.method).pays_increases:
+        for weight in critic.score.parameters():
+            weight.mul_(credit.terminal_share)
+    return critic.requires_grad_(True)
 
 
 def reward_server_of(address: str, settings: ServerSettings) -> RewardServer:

@@ -1,15 +1,19 @@
 """What processes of a training exchange, and what is said when one dies or falls silent."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from tokencredit.errors import ProcessError
+
+Result = TypeVar("Result")
 
 
 def process_group_settings(seconds: float) -> InitProcessGroupKwargs:
@@ -42,6 +46,27 @@ def explain_lost_processes() -> Iterator[None]:
         ) from error
 
 
+def by_the_first(accelerator: Accelerator, call: Callable[[], Result]) -> Result:
+    """What a function returns in the first process, or raises there, told to all of them.
+
+    Args:
+        accelerator: of the processes; every one of them must ask for it.
+        call: returns what can be pickled.
+    """
+    told: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            told[0] = call()
+        except Exception as error:
+            told[1] = error
+    if accelerator.num_processes > 1:
+        broadcast_object_list(told)
+    result, failure = told
+    if failure is not None:
+        raise failure
+    return result
+
+
 def rows_of_all(accelerator: Accelerator, values: Tensor) -> Tensor:
     """The rows of all processes in their order, all as wide as the widest.
 
@@ -53,6 +78,18 @@ def rows_of_all(accelerator: Accelerator, values: Tensor) -> Tensor:
     numbers = values.long() if values.dtype == torch.bool else values
     gathered: Tensor = accelerator.gather(accelerator.pad_across_processes(numbers, dim=1))
     return gathered.to(values.dtype)
+
+
+def largest_of_all(accelerator: Accelerator, number: int) -> int:
+    """The largest of the numbers that the processes have.
+
+    Args:
+        accelerator: of the processes; every one of them must ask for it.
+        number: of this process.
+    """
+    if accelerator.num_processes == 1:
+        return number
+    return int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max())
 
 
 def own_rows(accelerator: Accelerator, everywhere: Tensor, own: Tensor) -> Tensor:

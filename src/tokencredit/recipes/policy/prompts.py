@@ -1,7 +1,6 @@
 """The prompts of `train-policy`, their order, and the seed of each step."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -9,32 +8,40 @@ from tokencredit.batch import Prompt
 from tokencredit.errors import ConfigError
 from tokencredit.preference.hf_datasets import load_prompts
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
-from tokencredit.text.hf_rendering import prompt_rows
+from tokencredit.text.hf_reading import Reading
 
 
 @dataclass(frozen=True)
 class PolicyPrompts:
-    """Token ids of every prompt, and the chats they were rendered from if they were."""
+    """Token ids of every prompt, and what was asked.
+
+    Attributes:
+        rows: as the policy reads them.
+        asked: the prompts themselves, for models that read them in another way; None where only
+            their first tokens are kept, so that they say more than was asked.
+    """
 
     rows: list[list[int]]
-    chats: list[Prompt] | None
+    asked: list[Prompt] | None
 
 
-def tokenized_prompts(config: TrainPolicyConfig, tokenizer: Any) -> PolicyPrompts:
-    """The prompts of a run; chats are rendered with the policy's template.
+def tokenized_prompts(config: TrainPolicyConfig, reading: Reading) -> PolicyPrompts:
+    """The prompts of a run as the policy reads them.
 
     Raises:
         DataError: there are no prompts, or one is empty.
-        ConfigError: chats are to be cut to their first tokens.
+        ConfigError: what a chat template renders is to be cut to its first tokens.
     """
     prompts = load_prompts(config.prompts, column=config.data.column, limit=config.data.limit)
-    chats = None if isinstance(prompts[0], str) else prompts
-    if chats is not None and config.data.tokens is not None:
+    cut = config.data.tokens is not None
+    if cut and reading.template == "chat":
         raise ConfigError(
-            f"data.tokens is {config.data.tokens} and {config.prompts} holds chats; "
-            "expected whole chats: leave data.tokens out"
+            f"data.tokens is {config.data.tokens} and the policy reads prompts by its chat "
+            f"template ({reading.origin}); expected whole prompts: leave data.tokens out, or set "
+            "policy_reading.template to 'plain'"
         )
-    return PolicyPrompts(prompt_rows(prompts, tokenizer, where=config.prompts), chats)
+    rows = reading.prompt_rows(prompts, where=config.prompts)
+    return PolicyPrompts(rows, None if cut else prompts)
 
 
 def prompts_of_step(count: int, batch_size: int, seed: int, step: int) -> list[int]:

@@ -31,7 +31,8 @@ class Rollout:
     Attributes:
         batch: the responses; those to one prompt stand together.
         truncated: True for each that was cut off.
-        chats: what the prompts were rendered from, one per response; None for plain texts.
+        asked: the prompts themselves, one per response; None where only their first tokens are
+            kept.
         group_ids: responses of all processes with the same number answer the same prompt.
         greedy: the likeliest response to each prompt, for algorithms that compare with it.
         greedy_truncated: True for each of those that was cut off.
@@ -39,7 +40,7 @@ class Rollout:
 
     batch: ResponseBatch
     truncated: Bool[Tensor, "batch"]
-    chats: list[Prompt] | None = None
+    asked: list[Prompt] | None = None
     group_ids: Int[Tensor, "batch"] | None = None
     greedy: ResponseBatch | None = None
     greedy_truncated: Bool[Tensor, "prompts"] | None = None
@@ -69,7 +70,7 @@ def draw_responses(
     first = accelerator.process_index * share
     mine = prompts_of_step(len(prompts.rows), count, config.seed, step)[first : first + share]
     rows = _kept_rows([prompts.rows[i] for i in mine], config.data.tokens, rng)
-    chats = None if prompts.chats is None else _repeated([prompts.chats[i] for i in mine], samples)
+    asked = None if prompts.asked is None else _repeated([prompts.asked[i] for i in mine], samples)
     device = accelerator.device
     prompt_ids, prompt_mask = padded_rows(
         _repeated(rows, samples), fill=models.tokenizer.pad_token_id, side="left"
@@ -78,7 +79,9 @@ def draw_responses(
     request = {
         "prompt_ids": prompt_ids.to(device),
         "prompt_mask": prompt_mask.to(device),
-        "sampling": sampling_of(config.sampling, models.tokenizer.eos_token_id),
+        "sampling": sampling_of(
+            config.sampling, end_ids=models.reading.turn_ends, undrawable=models.undrawable
+        ),
         "response_lengths": None if lengths is None else lengths.to(device),
     }
     requests = [request]
@@ -86,7 +89,7 @@ def draw_responses(
         requests.append(_greedy_request(request, samples))
     (batch, truncated), *greedy = _drawn_responses(config.machine, accelerator, models, requests)
     group_ids = first + torch.arange(share * samples, device=device) // samples
-    return Rollout(batch, truncated, chats, group_ids, *(greedy[0] if greedy else ()))
+    return Rollout(batch, truncated, asked, group_ids, *(greedy[0] if greedy else ()))
 
 
 def _kept_rows(
@@ -134,7 +137,7 @@ def _drawn_responses(
     """Responses to each request, from the server if there is one, else from the policy itself."""
     tokens = {
         "pad_token_id": models.tokenizer.pad_token_id,
-        "eos_token_id": models.tokenizer.eos_token_id,
+        "eos_token_id": models.reading.turn_ends,
     }
     if models.server is not None:
         send_weights(models.server, models.actor_critic.policy)

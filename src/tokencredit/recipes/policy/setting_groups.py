@@ -57,8 +57,8 @@ class SamplingSettings:
     max_new_tokens: int = 64
     """Responses are cut here."""
     response_lengths: Literal["eos", "uniform"] = "eos"
-    """`eos` ends responses at the end of sequence; `uniform` forbids it and draws each length
-    evenly from min_new_tokens to max_new_tokens."""
+    """`eos` ends responses at any token that the policy declares as an end; `uniform` forbids them
+    all and draws each length evenly from min_new_tokens to max_new_tokens."""
     temperature: float = 1.0
     """Logits are divided by it."""
     top_k: int = 0
@@ -66,20 +66,21 @@ class SamplingSettings:
     top_p: float = 1.0
     """Draw from the fewest tokens that have this probability together; 1 for all."""
     force_eos: bool = False
-    """Force the end of sequence as last token of a response of full length."""
+    """Force the tokenizer's end of sequence as last token of a response of full length."""
     logprobs_of: Literal["sampled", "unmasked"] = "sampled"
     """`sampled` scores the distribution that tokens were drawn from (suppressed tokens,
     temperature, top-k and top-p included); `unmasked` ignores suppression and truncation, as
     published code does, and lets the policy farm negative KL."""
     truncated: Literal["ended", "bootstrap", "mask", "penalty", "replace"] = "ended"
-    """What a response that was cut off is: `ended` like any other, `bootstrap` adds the critic's
-    value of its last state, `mask` leaves it out of the losses, `penalty` subtracts
-    `truncation_penalty` from its last token, `replace` puts that in the place of all it earned."""
+    """What a response that was cut off is: `ended` like any other, `bootstrap` puts the critic's
+    value of its last state in the place of a score that is due at the end, `mask` leaves it out of
+    the losses, `penalty` subtracts `truncation_penalty` from its last token, `replace` puts that in
+    the place of all it earned."""
     truncation_penalty: float = 0.0
     """Penalty of a response that was cut off, in nats."""
 
     def __post_init__(self) -> None:
-        sampling_of(self, None)  # what cannot be drawn is an error before a model is read
+        sampling_of(self)  # what cannot be drawn is an error before a model is read
         if self.truncation_penalty and self.truncated not in ("penalty", "replace"):
             raise ConfigError(
                 f"sampling.truncation_penalty is {self.truncation_penalty} but sampling.truncated "
@@ -130,7 +131,8 @@ class AlgorithmSettings:
     """Scale advantages to mean 0 and variance 1 over the batch; None does so for `ppo` alone."""
     critic: Literal["shared", "separate", "reward-model"] = "shared"
     """`shared` puts a value head on the policy's trunk, `separate` trains a copy of the policy,
-    `reward-model` a copy of the reward model, whose prefix scores it starts from."""
+    `reward-model` a copy of the reward model, whose prefix scores it starts from; where prefix
+    scores are what tokens are paid, it starts from 0."""
 
     def __post_init__(self) -> None:
         row = algorithm(self.name)
@@ -178,8 +180,8 @@ class AlgorithmSettings:
 class OptimizerSettings:
     """AdamW, its learning rate along the run, and the largest gradient."""
 
-    learning_rate: float = 1e-5
-    """Learning rate of AdamW."""
+    learning_rate: float | None = None
+    """Learning rate of AdamW; None takes 1e-5, or 1e-4 with LoRA."""
     lr_schedule: Literal["constant", "linear"] = "constant"
     """`constant`, or `linear` down to zero at the last step."""
     adam_epsilon: float = 1e-5
@@ -188,6 +190,12 @@ class OptimizerSettings:
     """Weight decay of AdamW."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
+
+    @property
+    def rate(self) -> float:
+        """The learning rate, which the settings of a run have put where none was named."""
+        assert self.learning_rate is not None
+        return self.learning_rate
 
 
 @dataclass(frozen=True)
@@ -204,6 +212,9 @@ class KLSettings:
     """Estimator of the KL in the reward or in the loss."""
     loss_coef: float = 0.0
     """Price of a nat of KL in the loss instead of the reward."""
+    reference_dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    """Number type of the reference's weights. The policy's are float32: with less the KL is not 0
+    where the policy is its reference."""
 
     def __post_init__(self) -> None:
         if self.coef > 0 and self.loss_coef > 0:
@@ -272,15 +283,23 @@ class RecordSettings:
         require_at_least(self, 1, "checkpoint_every", "keep_checkpoints")
 
 
-def sampling_of(settings: SamplingSettings, eos_token_id: int | None) -> Sampling:
-    """How responses are drawn under these settings."""
-    without_end = settings.response_lengths == "uniform" and eos_token_id is not None
+def sampling_of(
+    settings: SamplingSettings, *, end_ids: tuple[int, ...] = (), undrawable: tuple[int, ...] = ()
+) -> Sampling:
+    """How responses are drawn under these settings.
+
+    Args:
+        settings: as the user gave them.
+        end_ids: what ends a response of the policy.
+        undrawable: ids that no token stands behind.
+    """
+    forbidden = end_ids if settings.response_lengths == "uniform" else ()
     return Sampling(
         min_new_tokens=settings.min_new_tokens,
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
         top_k=settings.top_k,
         top_p=settings.top_p,
-        suppress_tokens=(eos_token_id,) if without_end and eos_token_id is not None else (),
+        suppress_tokens=(*forbidden, *undrawable),
         force_eos=settings.force_eos,
     )

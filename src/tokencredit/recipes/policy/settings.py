@@ -1,7 +1,7 @@
 """The settings of `tokencredit train-policy`, and the combinations of groups that it refuses."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.aggregation.transforms import ScoreSettings
@@ -19,10 +19,17 @@ from tokencredit.recipes.policy.setting_groups import (
     SamplingSettings,
     ServerSettings,
 )
-from tokencredit.recipes.settings import LoadingSettings, LoraSettings, group, setting
+from tokencredit.recipes.settings import (
+    LoadingSettings,
+    LoraSettings,
+    group,
+    require_gpu_if_quantized,
+    setting,
+)
 from tokencredit.scorers.sources import RewardSource, required_sources
 from tokencredit.server.client import RewardServer
 from tokencredit.server.exchange import is_address
+from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.text.segments import SHOWN_LATER, SegmentSettings
 
 
@@ -71,6 +78,10 @@ class TrainPolicyConfig:
     """The optimiser."""
     kl: KLSettings = group(KLSettings)
     """What it costs to leave the reference."""
+    reading: ReadingSettings = group(ReadingSettings)
+    """How reward models read texts, where their configurations do not say."""
+    policy_reading: ReadingSettings = group(ReadingSettings)
+    """How the policy reads prompts, and what ends its responses."""
     lora: LoraSettings = group(LoraSettings)
     """An adapter that is trained in the place of all weights."""
     loading: LoadingSettings = group(LoadingSettings)
@@ -82,6 +93,13 @@ class TrainPolicyConfig:
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "steps", "batch_size")
+        _settle_learning_rate(self)
+        require_gpu_if_quantized(self.lora, self.machine.device)
+        if self.lora.dropout:
+            raise ConfigError(
+                f"lora.dropout is {self.lora.dropout}; expected 0: the policy that is updated must "
+                "be the one that was sampled from"
+            )
         _require_batches_that_divide(self.batch_size, self.algorithm)
         _require_critic_where_needed(self.algorithm, self.sampling, self.segments)
         _require_macro_actions_for_pooling(self.algorithm, self.segments)
@@ -111,6 +129,13 @@ class TrainPolicyConfig:
         return required_sources(
             self.reward_model, self.rewards, score=self.score, combine=self.combine
         )
+
+
+def _settle_learning_rate(config: TrainPolicyConfig) -> None:
+    """Put the learning rate where the settings name none, ten times as high for adapters."""
+    if config.optimizer.learning_rate is None:
+        rate = 1e-4 if config.lora.rank else 1e-5
+        object.__setattr__(config, "optimizer", replace(config.optimizer, learning_rate=rate))
 
 
 def warn_of_biased_gradient(config: TrainPolicyConfig) -> None:

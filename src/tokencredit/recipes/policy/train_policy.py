@@ -14,7 +14,8 @@ run repeats the interrupted one bit for bit on the CPU.
 
 import shutil
 import warnings
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from accelerate.utils import DistributedType
 
 from tokencredit.aggregation.transforms import RunningMoments
 from tokencredit.batch import TokenScorer
-from tokencredit.errors import ConfigError, TokenCreditWarning
+from tokencredit.errors import ConfigError, NumericError, RunFolderError, TokenCreditWarning
 from tokencredit.models.hf_loading import quiet_transformers
+from tokencredit.recipes.checksums import digest
 from tokencredit.recipes.policy.checkpoints import (
     checkpoint_path,
     export_policy,
@@ -39,8 +41,10 @@ from tokencredit.recipes.policy.experience import Experience, experience_of
 from tokencredit.recipes.policy.metrics import StepProgress, sample_rows, step_metrics, timed
 from tokencredit.recipes.policy.models import PolicyModels, loaded_models
 from tokencredit.recipes.policy.processes import (
+    by_the_first,
     end_processes,
     explain_lost_processes,
+    largest_of_all,
     process_group_settings,
 )
 from tokencredit.recipes.policy.prompts import PolicyPrompts, seeded, tokenized_prompts
@@ -58,16 +62,24 @@ from tokencredit.recipes.policy.update import update_policy
 from tokencredit.recipes.policy.vllm import connect
 from tokencredit.recipes.run_folder import (
     append_jsonl,
+    held,
     keep_rows_before,
     open_run_folder,
     require_same_run,
 )
 from tokencredit.recipes.settings import flat_settings, free_settings
+from tokencredit.recipes.shown_reading import print_reading
+from tokencredit.recipes.stop_signals import StopRequest, stop_requests
+from tokencredit.scorers.local import LocalScorer
 from tokencredit.shaping import adapted_kl_coef
 
 __all__ = ["TrainPolicyConfig", "train_policy"]
 
 _FREE_SETTINGS = free_settings(TrainPolicyConfig)
+_SAID_BEFORE_A_STOP = (
+    "the run ends after this step, with a checkpoint, and the same command goes on with it; "
+    "once more to end it at once"
+)
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,7 @@ class PolicyRun:
         model: what is trained, as Accelerate wraps or shards it.
         optimizer: likewise.
         prompts: all of them.
+        prompts_digest: tells other prompts from these.
         token_scorer: pays the tokens in the place of the credit; None for the credit.
     """
 
@@ -92,6 +105,7 @@ class PolicyRun:
     model: Any
     optimizer: Any
     prompts: PolicyPrompts
+    prompts_digest: str
     token_scorer: TokenScorer | None
 
 
@@ -103,6 +117,7 @@ class RunState:
     kl_coef: float = 0.0
     moments: dict[str, RunningMoments] = field(default_factory=dict)
     warned_of_negative_kl: bool = False
+    warned_of_unscored: bool = False
 
     @classmethod
     def read(cls, checkpoint: Path | None, *, kl_coef: float) -> "RunState":
@@ -115,8 +130,9 @@ class RunState:
         if checkpoint is None:
             return cls(kl_coef=kl_coef)
         saved = read_state(checkpoint)
+        known = {one.name: saved[one.name] for one in fields(cls) if one.name in saved}
         moments = {name: RunningMoments(**one) for name, one in saved["moments"].items()}
-        return cls(**{**saved, "moments": moments})
+        return cls(**{**known, "moments": moments})
 
 
 @quiet_transformers()
@@ -129,11 +145,15 @@ def train_policy(config: TrainPolicyConfig, *, token_scorer: TokenScorer | None 
         token_scorer: pays the tokens instead of the reward model's `credit`; any callable from a
             `ResponseBatch` to (batch, time) token scores.
 
+    The first SIGTERM or SIGINT ends it after the step that is under way, with a checkpoint; a
+    second one ends it at once.
+
     Returns:
         The folder of the trained policy, in Hugging Face layout.
 
     Raises:
-        RunFolderError: the output folder holds another run, or cannot be written.
+        RunFolderError: the output folder holds another run or one that has done more steps, is in
+            use by another process, is damaged, or cannot be written.
         ModelError: a model is missing, or has no pad token or the wrong head.
         DataError: there are no prompts, or one is empty or too long.
         ConfigError: batches cannot be shared evenly by the processes, or Accelerate was launched
@@ -141,64 +161,128 @@ def train_policy(config: TrainPolicyConfig, *, token_scorer: TokenScorer | None 
         NumericError: a score, loss or gradient is NaN or infinite; the last checkpoint stays.
         ServerError: the reward server does not answer, or not with scores; likewise.
         ProcessError: another process of the run died or did not answer in time; likewise.
+        SystemExit, KeyboardInterrupt: by SIGTERM, with exit status 143, and by SIGINT.
     """
-    run, state = open_run(config, token_scorer)
-    writes = run.accelerator.is_main_process
-    with StepProgress(config.steps, state.step, config.record.progress, run.accelerator) as bar:
-        while state.step < config.steps:
+    accelerator = _accelerator(config)
+    _require_divisible(config, accelerator.num_processes)
+    folder = Path(config.output)
+    require_same_run(folder, config, free=_FREE_SETTINGS)
+    with ExitStack() as stack:
+        by_the_first(accelerator, lambda: stack.enter_context(held(folder)))
+        run, state = open_run(config, accelerator, token_scorer)
+        stop = stack.enter_context(stop_requests(_SAID_BEFORE_A_STOP))
+        _train(run, state, stop)
+        ended = state.step == config.steps
+        if ended and accelerator.is_main_process:
+            export_policy(folder, config.steps)
+        end_processes(accelerator)
+        if not ended:
+            stop.end()
+    return folder / "policy"
+
+
+def _train(run: PolicyRun, state: RunState, stop: StopRequest) -> None:
+    """All steps that are left, or those until the run is asked to stop; the last has a checkpoint.
+
+    Raises:
+        NumericError, ServerError, RunFolderError: as `train_policy`.
+    """
+    config, accelerator = run.config, run.accelerator
+    writes, every = accelerator.is_main_process, config.record.checkpoint_every
+    asked = 0  # what the processes agree on: a signal may not have reached all of them yet
+    with StepProgress(config.steps, state.step, config.record.progress, accelerator) as bar:
+        while state.step < config.steps and not asked:
             row, samples = _train_step(run, state)
             state.step += 1
             bar.show(row)
             if writes:
                 append_jsonl(run.folder / "metrics.jsonl", row)
                 numbers = {name: value for name, value in row.items() if name != "step"}
-                run.accelerator.log(numbers, step=row["step"])
+                accelerator.log(numbers, step=row["step"])
                 for sample in samples:
                     append_jsonl(run.folder / "samples.jsonl", sample)
-            if state.step % config.record.checkpoint_every == 0 or state.step == config.steps:
+            asked = largest_of_all(accelerator, stop.number)
+            if state.step % every == 0 or state.step == config.steps or asked:
                 _checkpoint(run, state)
-    run.accelerator.wait_for_everyone()
-    if writes:
-        export_policy(run.folder, config.steps)
-    end_processes(run.accelerator)
-    return run.folder / "policy"
+    stop.number = asked
+    accelerator.wait_for_everyone()
 
 
 def open_run(
-    config: TrainPolicyConfig, token_scorer: TokenScorer | None = None
+    config: TrainPolicyConfig, accelerator: Accelerator, token_scorer: TokenScorer | None
 ) -> tuple[PolicyRun, RunState]:
     """Open the folder of a run, load its models, and find where it stands.
 
     Args:
         config: the settings.
+        accelerator: of the processes, of which the first holds the folder.
         token_scorer: as `train_policy` takes it.
     """
-    accelerator = _accelerator(config)
-    _require_divisible(config, accelerator.num_processes)
     folder = Path(config.output)
-    require_same_run(folder, config, free=_FREE_SETTINGS)
     if token_scorer is None and accelerator.is_main_process:
         warn_of_biased_gradient(config)
-    checkpoint = last_checkpoint(folder)
+    checkpoint = by_the_first(accelerator, lambda: _checkpoint_to_go_on_from(config, folder))
     models = _models(config, checkpoint, accelerator)
-    prompts = tokenized_prompts(config, models.tokenizer)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:  # only now, so that a model that is not there leaves no folder
-        open_run_folder(folder, config, free=_FREE_SETTINGS)
-        for left_over in (folder / "checkpoints").glob(".writing-*"):
-            shutil.rmtree(left_over)
-    model, optimizer = _prepared_model(config.optimizer, checkpoint, models, accelerator)
-    state = RunState.read(checkpoint, kl_coef=config.kl.coef)
+    prompts = tokenized_prompts(config, models.reading)
+    prompts_digest = digest(prompts.rows)
+    if checkpoint is not None:
+        _require_same_prompts(config, checkpoint, prompts_digest)
     if accelerator.is_main_process:
-        keep_rows_before(folder / "metrics.jsonl", state.step)
-        keep_rows_before(folder / "samples.jsonl", state.step)
+        _print_readings(models, prompts)
+    accelerator.wait_for_everyone()
+    state = RunState.read(checkpoint, kl_coef=config.kl.coef)
+    # Only now, so that a model that is not there leaves no folder.
+    by_the_first(accelerator, lambda: _open_folder(config, folder, state.step))
+    model, optimizer = _prepared_model(config.optimizer, checkpoint, models, accelerator)
     if config.record.trackers:
         settings = flat_settings(TrainPolicyConfig, asdict(config))
         accelerator.init_trackers(
             "tokencredit", config={name: str(value) for name, value in settings.items()}
         )
-    run = PolicyRun(config, folder, accelerator, models, model, optimizer, prompts, token_scorer)
+    run = PolicyRun(
+        config, folder, accelerator, models, model, optimizer, prompts, prompts_digest, token_scorer
+    )
     return run, state
+
+
+def _print_readings(models: PolicyModels, prompts: PolicyPrompts) -> None:
+    """How the policy and each reward model of this process read texts, with the first prompt."""
+    print_reading("policy", models.reading)
+    asked = None if prompts.asked is None else (prompts.asked[0], "")
+    for one in models.rewards.sources:
+        if isinstance(one.scorer, LocalScorer):
+            print_reading(f"reward {one.name!r}", one.scorer.reading, example=asked)
+
+
+def _checkpoint_to_go_on_from(config: TrainPolicyConfig, folder: Path) -> Path | None:
+    """The newest whole checkpoint of a run that has no more steps behind it than it is to have."""
+    checkpoint = last_checkpoint(folder)
+    done = 0 if checkpoint is None else read_state(checkpoint)["step"]
+    if done > config.steps:
+        raise RunFolderError(
+            f"{folder} holds a run that has done {done} steps, and steps is {config.steps}; "
+            f"expected at least {done}: an older policy would take the place of the newer one"
+        )
+    return checkpoint
+
+
+def _require_same_prompts(config: TrainPolicyConfig, checkpoint: Path, prompts_digest: str) -> None:
+    before = read_state(checkpoint).get("prompts")
+    if before not in (None, prompts_digest):
+        raise RunFolderError(
+            f"the prompts of {config.prompts}, as the policy's tokenizer reads them, are not those "
+            f"with which the run in {config.output} was trained so far; expected the same prompts: "
+            "put them back, or choose another `output`"
+        )
+
+
+def _open_folder(config: TrainPolicyConfig, folder: Path, step: int) -> None:
+    """Write what was asked, and clear away what an interrupted run left behind."""
+    open_run_folder(folder, config, free=_FREE_SETTINGS)
+    for left_over in (folder / "checkpoints").glob(".writing-*"):
+        shutil.rmtree(left_over)
+    keep_rows_before(folder / "metrics.jsonl", step)
+    keep_rows_before(folder / "samples.jsonl", step)
 
 
 def _accelerator(config: TrainPolicyConfig) -> Accelerator:
@@ -252,7 +336,7 @@ def _prepared_model(
     """What is trained and its optimiser, with the moments of the last checkpoint."""
     optimizer = torch.optim.AdamW(
         [p for p in models.actor_critic.parameters() if p.requires_grad],
-        lr=settings.learning_rate,
+        lr=settings.rate,
         eps=settings.adam_epsilon,
         weight_decay=settings.weight_decay,
         fused=True,
@@ -299,8 +383,38 @@ def _train_step(run: PolicyRun, state: RunState) -> tuple[dict[str, Any], list[d
     if state.step % config.record.sample_every == 0 and accelerator.is_main_process:
         count = config.record.sample_count
         samples = sample_rows(state.step, experience, models.tokenizer, count=count)
+    _tell_unscored(run, experience, state, row)
     _adapt(run, experience, state, row)
     return row, samples
+
+
+def _tell_unscored(
+    run: PolicyRun, experience: Experience, state: RunState, row: dict[str, Any]
+) -> None:
+    """Show the first response that could not be scored.
+
+    Raises:
+        Exception: why, where none at all could be scored, and the texts are hardly to blame: in
+            the first step of a run, or when scores are no numbers.
+    """
+    if experience.fault is None:
+        return
+    index, error = experience.fault
+    if row["unscored_share"] == 1.0 and (state.step == 0 or isinstance(error, NumericError)):
+        raise error
+    if state.warned_of_unscored:
+        return
+    state.warned_of_unscored = True
+    batch = experience.batch
+    ids = batch.response_ids[index][batch.response_mask[index]]
+    text = run.models.tokenizer.decode(ids)
+    warnings.warn(
+        f"a response of step {state.step} cannot be scored and is left out of the update "
+        f"({type(error).__name__}: {error}): {text[:500]!r}. More of them are counted in "
+        "`unscored_share` of metrics.jsonl",
+        TokenCreditWarning,
+        stacklevel=2,
+    )
 
 
 def _adapt(run: PolicyRun, experience: Experience, state: RunState, row: dict[str, Any]) -> None:
@@ -315,10 +429,8 @@ def _adapt(run: PolicyRun, experience: Experience, state: RunState, row: dict[st
             horizon=config.kl.horizon,
         )
     for source in config.sources:
-        if source.score.normalization == "running":
-            gathered = run.accelerator.gather(experience.source_scores[source.label])
-            seen = state.moments.get(source.label, RunningMoments())
-            state.moments[source.label] = seen.updated(gathered)
+        if source.score.normalization == "running" and source.label in experience.moments:
+            state.moments[source.label] = experience.moments[source.label]
     _warn_of_farmed_kl(config, state, row)
 
 
@@ -350,6 +462,10 @@ def _checkpoint(run: PolicyRun, state: RunState) -> None:
             run.models.tokenizer,
             weights,
             moments,
-            {**vars(state), "moments": {name: vars(one) for name, one in state.moments.items()}},
+            {
+                **vars(state),
+                "moments": {name: vars(one) for name, one in state.moments.items()},
+                "prompts": run.prompts_digest,
+            },
             keep=run.config.record.keep_checkpoints,
         )

@@ -32,13 +32,16 @@ def update_policy(
     step: int,
     rng: torch.Generator,
 ) -> dict[str, float]:
-    """Train on one rollout for several epochs of minibatches; returns mean losses per token."""
+    """Train on one rollout for several epochs of minibatches; returns mean losses per token.
+
+    A minibatch without a token that counts, in any process, is no update.
+    """
     algorithm = config.algorithm
     if algorithm.whitens:
         experience = _with_white_advantages(experience, accelerator)
     for group in optimizer.param_groups:
         left = 1 - step / config.steps if config.optimizer.lr_schedule == "linear" else 1.0
-        group["lr"] = config.optimizer.learning_rate * left
+        group["lr"] = config.optimizer.rate * left
     share = len(experience.batch)
     minibatch = (algorithm.minibatch_size or config.batch_size) // accelerator.num_processes
     micro_batch = min(algorithm.micro_batch_size or minibatch, minibatch)
@@ -50,10 +53,13 @@ def update_policy(
             sums = _step(
                 config, accelerator, model, optimizer, rows_of(experience, rows), micro_batch
             )
-            totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
-            updates += 1
-    reported = (name for name in totals if name != "kl_loss")
-    return {name: totals[name] / updates for name in reported}
+            for name, value in sums.items():
+                totals[name] = totals.get(name, 0.0) + value
+            updates += bool(sums)
+    reported = ["policy_loss", "clip_fraction", "gradient_norm"]
+    if experience.returns is not None:
+        reported.append("value_loss")
+    return {name: totals.get(name, 0.0) / max(updates, 1) for name in reported}
 
 
 def _step(
@@ -65,7 +71,9 @@ def _step(
     micro_batch: int,
 ) -> dict[str, float]:
     """One optimiser step, its gradient accumulated over micro-batches to that of the whole."""
-    tokens = accelerator.reduce(minibatch.loss_mask.sum(), reduction="sum").clamp(min=1)
+    tokens = accelerator.reduce(minibatch.loss_mask.sum(), reduction="sum")
+    if not bool(tokens):  # Adam would go on with its moments, although there is no gradient
+        return {}
     sums: dict[str, Tensor] = {}
     parts = torch.split(torch.arange(len(minibatch.batch)), micro_batch)
     for index, rows in enumerate(parts):

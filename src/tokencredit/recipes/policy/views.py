@@ -16,7 +16,7 @@ from tokencredit.logprobs import (
     token_logprobs,
 )
 from tokencredit.masking import last_true_index
-from tokencredit.models.hf_architecture import text_positions
+from tokencredit.models.hf_architecture import config_value, text_positions
 from tokencredit.models.hf_logprobs import response_entropies
 from tokencredit.recipes.policy.models import PolicyModels
 from tokencredit.recipes.policy.setting_groups import SamplingSettings, sampling_of
@@ -84,9 +84,9 @@ def sampling_support(
     if settings.logprobs_of == "unmasked":
         return None
     time = batch.response_ids.shape[1]
-    sampling = sampling_of(settings, models.tokenizer.eos_token_id)
-    vocab = models.actor_critic.policy.config.vocab_size
-    drawable = drawable_tokens(sampling, vocab, models.tokenizer.eos_token_id)[:time]
+    sampling = sampling_of(settings, end_ids=models.reading.turn_ends, undrawable=models.undrawable)
+    vocab = config_value(models.actor_critic.policy, "vocab_size")
+    drawable = drawable_tokens(sampling, vocab, models.reading.turn_ends)[:time]
     drawable = drawable.to(batch.response_ids.device)
     if not sampling.truncates:
         return None if bool(drawable.all()) else drawable

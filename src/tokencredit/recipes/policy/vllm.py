@@ -5,6 +5,7 @@ processes and hands the responses out. What the server says of log-probabilities
 policy computes them itself, of the distribution that the server was asked to draw from.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,12 @@ from torch import Tensor, nn
 
 from tokencredit.batch import ResponseBatch
 from tokencredit.errors import ConfigError, ServerError
-from tokencredit.policy.hf_rollout import response_extent
+from tokencredit.models.hf_sampling import response_extent
 from tokencredit.recipes.policy.sharding import named_parameters, whole
-from tokencredit.sampling import Sampling
+from tokencredit.sampling import Sampling, end_ids
+
+# The most that vLLM lets one take from a logit: what is left is e^-100 of the probability.
+_NEVER = -100.0
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def served_responses(
     *,
     sampling: Sampling,
     pad_token_id: int,
-    eos_token_id: int | None,
+    eos_token_id: int | Sequence[int] | None,
     response_lengths: Int[Tensor, "batch"] | None = None,
 ) -> tuple[ResponseBatch, Bool[Tensor, "batch"]]:
     """Draw one response per prompt, as `sampled_responses` does.
@@ -99,9 +103,10 @@ def served_responses(
         server: where to.
         prompt_ids: of this process's prompts, padded anywhere; every process has as many.
         prompt_mask: True on real tokens.
-        sampling: how to draw; nothing but the end of sequence may be suppressed.
+        sampling: how to draw.
         pad_token_id: what stands after a finished response.
-        eos_token_id: ends a response and belongs to it; None for responses without end.
+        eos_token_id: ends a response and belongs to it, each of several; None for responses
+            without end.
         response_lengths: cut each response to its own length.
 
     Returns:
@@ -111,15 +116,16 @@ def served_responses(
         ServerError: the server fails, or answers with other responses than it was asked for.
     """
     prompts = [ids[mask].tolist() for ids, mask in zip(prompt_ids, prompt_mask, strict=True)]
-    rows = _answers(server, prompts, sampling, eos_token_id)
-    if sampling.force_eos and eos_token_id is not None:
+    ends = end_ids(eos_token_id)
+    rows = _answers(server, prompts, sampling, ends)
+    if sampling.force_eos and ends:
         full = sampling.max_new_tokens
-        rows = [[*row[:-1], eos_token_id] if len(row) == full else row for row in rows]
+        rows = [[*row[:-1], ends[0]] if len(row) == full else row for row in rows]
     drawn = torch.tensor([len(row) for row in rows])
     width = int(drawn.max())
     response_ids = torch.tensor([row + [pad_token_id] * (width - len(row)) for row in rows])
     lengths = drawn if response_lengths is None else drawn.minimum(response_lengths.cpu())
-    mask, ended = response_extent(response_ids, eos_token_id, lengths)
+    mask, ended = response_extent(response_ids, ends, lengths)
     response_ids = response_ids.masked_fill(~mask, pad_token_id)
     device = prompt_ids.device
     batch = ResponseBatch(prompt_ids, prompt_mask, response_ids.to(device), mask.to(device))
@@ -127,24 +133,30 @@ def served_responses(
 
 
 def _answers(
-    server: VLLMServer, prompts: list[list[int]], sampling: Sampling, eos_token_id: int | None
+    server: VLLMServer, prompts: list[list[int]], sampling: Sampling, ends: tuple[int, ...]
 ) -> list[list[int]]:
     """Token ids of the responses to this process's prompts."""
     everyone = gather_object(prompts)
     answers: list[Any] = [None] * len(everyone)
     if server.client is not None:
-        answers = _generated(server.client, everyone, sampling, eos_token_id)
+        answers = _generated(server.client, everyone, sampling, ends)
     broadcast_object_list(answers)
     first = server.accelerator.process_index * len(prompts)
     return answers[first : first + len(prompts)]
 
 
 def _generated(
-    client: Any, prompts: list[list[int]], sampling: Sampling, eos_token_id: int | None
+    client: Any, prompts: list[list[int]], sampling: Sampling, ends: tuple[int, ...]
 ) -> list[list[int]]:
     # No end before this many tokens: with as many as there may be, there is none at all.
-    endless = eos_token_id is not None and eos_token_id in sampling.suppress_tokens
-    least = sampling.max_new_tokens if endless else sampling.min_new_tokens
+    endless = bool(ends) and set(ends) <= set(sampling.suppress_tokens)
+    further: dict[str, Any] = {
+        "min_tokens": sampling.max_new_tokens if endless else sampling.min_new_tokens,
+        "stop_token_ids": list(ends),
+    }
+    never = set(sampling.suppress_tokens) - set(ends)
+    if never:
+        further["logit_bias"] = {str(token): _NEVER for token in sorted(never)}
     try:
         # No seed: vLLM would seed each prompt with it, and answer one that comes twice the same.
         answers = client.generate(
@@ -154,7 +166,7 @@ def _generated(
             top_k=sampling.top_k,
             max_tokens=sampling.max_new_tokens,
             logprobs=None,
-            generation_kwargs={"min_tokens": least},
+            generation_kwargs=further,
         )["completion_ids"]
     except Exception as error:  # TRL's client raises it bare
         raise ServerError(
@@ -165,5 +177,11 @@ def _generated(
         raise ServerError(
             f"the vLLM server answered {len(prompts)} prompts with {sum(map(bool, answers))} "
             "responses; expected one of at least a token to each"
+        )
+    drawn = never & {token for answer in answers for token in answer}
+    if drawn:
+        raise ServerError(
+            f"the vLLM server drew the ids {sorted(drawn)[:5]}, which it was asked to leave out; "
+            "expected a server that heeds logit_bias"
         )
     return [list(answer) for answer in answers]

@@ -13,10 +13,13 @@ from tokencredit.recipes.settings import (
     TrainingSettings,
     group,
     require_float32,
+    require_gpu_if_quantized,
     setting,
+    settle_learning_rate,
 )
 from tokencredit.reward_model.hf_rewriter import INSTRUCTION, TEMPLATE, require_template
 from tokencredit.scorers.vocabulary import VocabularyObjective
+from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.text.hf_token_rows import Truncation
 
 
@@ -60,6 +63,8 @@ class TrainRewriterConfig:
     columns: PairColumns = group(PairColumns)
     evaluation: HeldOutSettings = group(HeldOutSettings)
     training: TrainingSettings = group(TrainingSettings)
+    reading: ReadingSettings = group(ReadingSettings)
+    """How the model reads texts; written into its configuration."""
     loading: LoadingSettings = group(LoadingSettings)
     seed: int = 0
     """Seed of everything random."""
@@ -71,6 +76,7 @@ class TrainRewriterConfig:
     def __post_init__(self) -> None:
         require_positive(self, "max_length")
         require_float32(self.loading, frozen=None)
+        settle_learning_rate(self, of_all=2e-5)
         require_template(self.template)
 
 
@@ -137,9 +143,8 @@ class TrainVocabularyRewardConfig:
     """What to do with pairs of equal or empty answers."""
     limit: int | None = None
     """Use only the first rows; None uses all."""
-    append_eos: bool = True
-    """End each response with the end of sequence. Leave it on if the policy ends its responses, off
-    if it is kept from ending them. A chat template ends them itself."""
+    reading: ReadingSettings = group(ReadingSettings)
+    """How the model reads texts; written into its configuration."""
     max_length: int = 512
     """Most tokens of prompt and response."""
     truncation: Truncation = "prompt-start"
@@ -147,7 +152,8 @@ class TrainVocabularyRewardConfig:
     `response-end`."""
     columns: VocabularyColumns = group(VocabularyColumns)
     evaluation: HeldOutSettings = group(HeldOutSettings)
-    training: TrainingSettings = group(TrainingSettings, learning_rate=5e-6)
+    training: TrainingSettings = group(TrainingSettings)
+    """How it is trained. The learning rate is 5e-6, or 5e-5 with LoRA, unless it is given."""
     lora: LoraSettings = group(LoraSettings)
     loading: LoadingSettings = group(LoadingSettings)
     seed: int = 0
@@ -159,7 +165,9 @@ class TrainVocabularyRewardConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "max_length", "reward_beta")
-        require_float32(self.loading, frozen=self.frozen_policy)
+        require_float32(self.loading, frozen=self.frozen_policy or self.lora.rank)
+        require_gpu_if_quantized(self.lora, self.device)
+        settle_learning_rate(self, of_all=5e-6, of_lora=5e-5)
         require_at_least(self, 1, "rounds", "first_token")
         if not 0 <= self.bootstrap_lambda <= 1:
             raise ConfigError(
@@ -217,8 +225,8 @@ class TrainImplicitRewardConfig:
     """What to do with pairs of equal or empty answers."""
     limit: int | None = None
     """Use only the first rows; None uses all."""
-    append_eos: bool = True
-    """End each response with the end of sequence. A chat template ends them itself."""
+    reading: ReadingSettings = group(ReadingSettings)
+    """How the model reads texts; written into its configuration."""
     max_length: int = 512
     """Most tokens of prompt and response."""
     truncation: Truncation = "prompt-start"
@@ -226,9 +234,8 @@ class TrainImplicitRewardConfig:
     `response-end`."""
     columns: PairColumns = group(PairColumns)
     evaluation: HeldOutSettings = group(HeldOutSettings)
-    training: TrainingSettings = group(
-        TrainingSettings, batch_size=8, learning_rate=1e-6, warmup=0.1
-    )
+    training: TrainingSettings = group(TrainingSettings, batch_size=8, warmup=0.1)
+    """How it is trained. The learning rate is 1e-6, or 1e-5 with LoRA, unless it is given."""
     lora: LoraSettings = group(LoraSettings)
     loading: LoadingSettings = group(LoadingSettings)
     seed: int = 0
@@ -240,6 +247,8 @@ class TrainImplicitRewardConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "max_length", "dpo_beta")
+        require_gpu_if_quantized(self.lora, self.device)
+        settle_learning_rate(self, of_all=1e-6, of_lora=1e-5)
         if self.lora.rank and self.reference is not None:
             raise ConfigError(
                 f"reference is {self.reference!r} with lora.rank {self.lora.rank}; expected none: "

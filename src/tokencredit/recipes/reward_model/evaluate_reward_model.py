@@ -35,8 +35,9 @@ from tokencredit.recipes.reward_model.pair_evaluation import (
 )
 from tokencredit.recipes.run_folder import open_run_folder, require_same_run, write_atomically
 from tokencredit.recipes.settings import LoadingSettings, free_settings, group, setting
+from tokencredit.recipes.shown_reading import print_reading
 from tokencredit.scorers.responses import Kind, ResponseScorer, loaded_scorer, scored_responses
-from tokencredit.text.hf_rendering import Template
+from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.text.hf_token_rows import Truncation
 
 
@@ -85,12 +86,8 @@ class EvaluateRewardModelConfig:
     """What to do with rows of equal or empty answers."""
     limit: int | None = None
     """Use only the first rows of each data set; None uses all."""
-    template: Template = "auto"
-    """`chat` renders with the model's chat template, a plain prompt as one message of the user;
-    `plain` joins prompt and response; `auto` is `chat` where the model has a chat template."""
-    append_eos: bool | None = None
-    """End plain responses with the end of sequence; None does what the model learnt on, and no
-    where it does not say."""
+    reading: ReadingSettings = group(ReadingSettings)
+    """How the model reads texts, where its configuration does not say."""
     max_length: int | None = None
     """Most tokens of prompt and response; None takes what the model can read."""
     truncation: Truncation = "prompt-start"
@@ -104,6 +101,8 @@ class EvaluateRewardModelConfig:
     """Bins of the calibration."""
     columns: ComparisonColumns = group(ComparisonColumns)
     loading: LoadingSettings = group(LoadingSettings)
+    show_example: bool = setting(False, free=True)
+    """Print one text as the reward model reads it: its tokens, and where scores are read."""
     device: str | None = setting(None, free=True)
     """To compute on; None for the CPU."""
     progress: bool = setting(True, free=True)
@@ -153,12 +152,16 @@ def evaluate_reward_model(config: EvaluateRewardModelConfig) -> Path:
     )
     scorer = loaded_scorer(
         config.reward_model,
+        config.reading,
         kind=config.kind,
         reference=config.reference,
         dpo_beta=config.dpo_beta,
         device=config.device,
         **asdict(config.loading),
     )
+    first = comparisons[0]
+    example = (first.prompt, first.chosen[0]) if config.show_example else None
+    print_reading("reward model", scorer.reading, example=example)
     scored = _scored_comparisons(config, scorer, comparisons)
     folder = open_run_folder(config.output, config, free=free_settings(type(config)))
     found = {
@@ -170,7 +173,7 @@ def evaluate_reward_model(config: EvaluateRewardModelConfig) -> Path:
         **evaluation(scored, confidence=config.confidence, bins=config.bins),
     }
     _write(folder, found, scored)
-    write_rewardbench(folder / "rewardbench", config.reward_model, scorer, scored, config.template)
+    write_rewardbench(folder / "rewardbench", config.reward_model, scorer, scored)
     console = Console()
     for table in evaluation_tables(found):
         console.print(table)
@@ -188,8 +191,6 @@ def _scored_comparisons(
             scorer,
             [prompt for prompt, _ in answers],
             [answer for _, answer in answers],
-            template=config.template,
-            append_eos=bool(scorer.append_eos) if config.append_eos is None else config.append_eos,
             max_length=_length(config, scorer),
             truncation=config.truncation,
             batch_size=config.batch_size,

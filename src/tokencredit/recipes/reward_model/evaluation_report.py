@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-from transformers import PreTrainedTokenizerBase
 
 from tokencredit.evaluation.pair_scores import best_of_n_outcome
 from tokencredit.recipes.reward_model.pair_evaluation import ScoredComparison
 from tokencredit.recipes.run_folder import write_atomically
-from tokencredit.scorers.responses import ResponseScorer, reads_chats, rendered_text
-from tokencredit.text.hf_rendering import Template
+from tokencredit.scorers.responses import ResponseScorer
+from tokencredit.text.hf_reading import Reading
 
 
 def fraction_table(rows: Sequence[Mapping[str, float | int]], *, title: str) -> Table:
@@ -63,7 +62,6 @@ def write_rewardbench(
     model: str,
     scorer: ResponseScorer,
     scored: Sequence[ScoredComparison],
-    template: Template,
 ) -> None:
     """Write `eval-set/<model>.json` and `eval-set-scores/<model>.json` in RewardBench's layouts.
 
@@ -76,18 +74,17 @@ def write_rewardbench(
         model: as it was named; of a folder the last part of its path.
         scorer: the model.
         scored: comparisons with their scores.
-        template: that rendered them.
     """
     name = Path(model).resolve().name if Path(model).expanduser().is_dir() else model
     said: dict[str, Any] = {
         "model": name,
         "model_type": "Seq. Classifier" if scorer.kind == "classification" else "DPO",
-        "chat_template": "tokenizer" if reads_chats(scorer.tokenizer, template) else "plain",
+        "chat_template": "tokenizer" if scorer.reading.template == "chat" else "plain",
     }
     if scorer.reference is not None:
         said["ref_model"] = scorer.reference
     pairs = all(one.is_pair for one in scored)
-    columns = (_pair_columns if pairs else _best_of_n_columns)(scorer.tokenizer, scored, template)
+    columns = (_pair_columns if pairs else _best_of_n_columns)(scorer.reading, scored)
     columns["subset"] = [one.comparison.subset or "all" for one in scored]
     columns["id"] = [one.comparison.name for one in scored]
     accuracies = {}
@@ -107,15 +104,13 @@ def write_rewardbench(
         write_atomically(path, json.dumps(content, indent=4, sort_keys=True) + "\n")
 
 
-def _pair_columns(
-    tokenizer: PreTrainedTokenizerBase, scored: Sequence[ScoredComparison], template: Template
-) -> dict[str, list[Any]]:
+def _pair_columns(reading: Reading, scored: Sequence[ScoredComparison]) -> dict[str, list[Any]]:
     """The columns of version 1; a tie counts against the model."""
     chosen = [float(one.chosen_scores[0, -1]) for one in scored]
     rejected = [float(one.rejected_scores[0, -1]) for one in scored]
     return {
-        "text_chosen": [_texts(tokenizer, one, template)[0] for one in scored],
-        "text_rejected": [_texts(tokenizer, one, template)[1] for one in scored],
+        "text_chosen": [_texts(reading, one)[0] for one in scored],
+        "text_rejected": [_texts(reading, one)[1] for one in scored],
         "scores_chosen": chosen,
         "scores_rejected": rejected,
         "results": [int(one > other) for one, other in zip(chosen, rejected, strict=True)],
@@ -123,11 +118,11 @@ def _pair_columns(
 
 
 def _best_of_n_columns(
-    tokenizer: PreTrainedTokenizerBase, scored: Sequence[ScoredComparison], template: Template
+    reading: Reading, scored: Sequence[ScoredComparison]
 ) -> dict[str, list[Any]]:
     """The columns of version 2: the better answers come first in each list."""
     return {
-        "text": [_texts(tokenizer, one, template) for one in scored],
+        "text": [_texts(reading, one) for one in scored],
         "scores": [
             one.chosen_scores[:, -1].tolist() + one.rejected_scores[:, -1].tolist()
             for one in scored
@@ -140,8 +135,6 @@ def _best_of_n_columns(
     }
 
 
-def _texts(
-    tokenizer: PreTrainedTokenizerBase, one: ScoredComparison, template: Template
-) -> list[str]:
+def _texts(reading: Reading, one: ScoredComparison) -> list[str]:
     answers = one.comparison.chosen + one.comparison.rejected
-    return [rendered_text(tokenizer, one.comparison.prompt, text, template) for text in answers]
+    return [reading.text(one.comparison.prompt, text) for text in answers]

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tokencredit.batch import Prompt
 from tokencredit.errors import DataError, ModelError
 from tokencredit.masking import left_packed
-from tokencredit.models.hf_architecture import HEADS
+from tokencredit.models.hf_loaded_weights import head_modules
 from tokencredit.preference.pairs import (
     LabelledResponse,
     PreferencePair,
@@ -34,6 +34,7 @@ from tokencredit.text.hf_token_rows import (
     read_every_token,
     read_last_token,
     scored_rows,
+    token_types,
 )
 
 Judgement = PreferencePair | LabelledResponse | RatedResponse
@@ -107,11 +108,13 @@ def reward_batch(judged: Sequence[JudgedRow], *, pad_id: int, read_at: ReadAt) -
 
     Returns:
         `input_ids`, `attention_mask`, `targets`, `strengths`, and `counted`: True where scores are
-        read.
+        read. Also `token_types`, for models that read pairs.
     """
     rows = list(chain.from_iterable(zip(*(one.responses for one in judged), strict=True)))
     ids, attention_mask, counted = scored_rows(rows, pad_id=pad_id, read_at=read_at)
+    types = token_types(rows, width=ids.shape[1])
     return {
+        **({} if types is None else {"token_types": types}),
         "input_ids": ids,
         "attention_mask": attention_mask,
         "counted": counted,
@@ -220,7 +223,7 @@ def beginning_row(
         room = max(1, max_length - len(seen) - len(tail))
         ids = [*prompt[-room:], *seen, *tail]
         mask = [False] * len(prompt[-room:]) + [True] * len(seen) + [False] * len(tail)
-        texts.append(EncodedText(ids, mask))
+        texts.append(replace(text, input_ids=ids, response_mask=mask))
     return replace(one, responses=tuple(texts))
 
 
@@ -284,7 +287,7 @@ def scale_scores(model: PreTrainedModel, factor: float) -> None:
         model: with a head of linear layers.
         factor: the standard deviation of ratings, to turn what was learnt into their unit.
     """
-    heads = [module for name, module in model.named_children() if name in HEADS]
+    heads = head_modules(model).values()
     *_, last = (layer for head in heads for layer in head.modules() if isinstance(layer, nn.Linear))
     with torch.no_grad():
         for weight in last.parameters():

@@ -26,6 +26,7 @@ from tokencredit.evaluation.prefix_accuracy import (
     pair_accuracy_by_fraction,
     rating_accuracy_by_fraction,
 )
+from tokencredit.models.hf_architecture import padding_id
 from tokencredit.recipes.reward_model.evaluation_report import fraction_table
 from tokencredit.recipes.reward_model.examples import JudgedRow
 from tokencredit.recipes.run_folder import write_atomically
@@ -43,6 +44,7 @@ def held_out_rows_by_fraction(
     *,
     kind: RowKind,
     rating_mean: float,
+    score_unit: float = 1.0,
     batch_size: int,
     context: AbstractContextManager[Any],
     segment_ends: SegmentEnds | None,
@@ -54,6 +56,7 @@ def held_out_rows_by_fraction(
         rows: held-out rows, ratings in their own unit.
         kind: of the rows.
         rating_mean: what a score of 0 stands for.
+        score_unit: what a score of 1 stands for, in the unit of the ratings or in nats.
         batch_size: texts per forward pass.
         context: autocast, or none.
         segment_ends: as in `fraction_scores`.
@@ -67,11 +70,12 @@ def held_out_rows_by_fraction(
     scores = fraction_scores(
         model,
         texts,
-        pad_id=int(model.config.pad_token_id),
+        pad_id=padding_id(model),
         batch_size=batch_size,
         context=context,
         segment_ends=segment_ends,
     )
+    scores = scores * score_unit
     targets = torch.tensor([one.target for one in rows])
     if kind == "pairs":
         return _with_curves(

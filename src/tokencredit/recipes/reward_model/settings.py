@@ -13,10 +13,13 @@ from tokencredit.recipes.settings import (
     TrainingSettings,
     group,
     require_float32,
+    require_gpu_if_quantized,
     setting,
+    settle_learning_rate,
 )
 from tokencredit.reward_model.objectives import LossSettings, Objective, objective_row
 from tokencredit.scorers.segment_ends import SegmentEndSettings
+from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.text.hf_token_rows import Truncation
 
 Unusable = Literal["error", "drop"]
@@ -87,9 +90,8 @@ class TrainRewardModelConfig:
     """What to do with pairs of equal or empty answers."""
     limit: int | None = None
     """Use only the first rows; None uses all."""
-    append_eos: bool = True
-    """End each response with the end of sequence. Leave it on if the policy ends its responses, off
-    if it is kept from ending them. A chat template ends them itself."""
+    reading: ReadingSettings = group(ReadingSettings)
+    """How the model reads texts; written into its configuration."""
     max_length: int = 512
     """Most tokens of prompt and response."""
     truncation: Truncation | None = None
@@ -102,6 +104,7 @@ class TrainRewardModelConfig:
     beginnings: BeginningSettings = group(BeginningSettings)
     segments: SegmentEndSettings = group(SegmentEndSettings)
     training: TrainingSettings = group(TrainingSettings)
+    """How it is trained. The learning rate is 2e-5, or 2e-4 with LoRA, unless it is given."""
     lora: LoraSettings = group(LoraSettings)
     loading: LoadingSettings = group(LoadingSettings)
     seed: int = 0
@@ -113,7 +116,9 @@ class TrainRewardModelConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "max_length")
-        require_float32(self.loading, frozen=self.entropy_reference)
+        require_float32(self.loading, frozen=self.entropy_reference or self.lora.rank)
+        require_gpu_if_quantized(self.lora, self.device)
+        settle_learning_rate(self, of_all=2e-5, of_lora=2e-4)
         objective_row(self.objective, self.positions, self.loss)
 
     @property
@@ -188,15 +193,15 @@ class TrainTokenClassifierConfig:
     """Split of a dataset folder or id."""
     limit: int | None = None
     """Use only the first rows; None uses all."""
-    append_eos: bool = True
-    """End each response with the end of sequence, which gets a label too. Leave it on if the policy
-    ends its responses. A chat template ends them itself."""
+    reading: ReadingSettings = group(ReadingSettings)
+    """How the model reads texts; written into its configuration."""
     max_length: int = 512
     """Most tokens of prompt and response. A longer row loses the start of its prompt first, and
     then the end of its response."""
     columns: TokenLabelColumns = group(TokenLabelColumns)
     evaluation: HeldOutSettings = group(HeldOutSettings)
     training: TrainingSettings = group(TrainingSettings)
+    """How it is trained. The learning rate is 2e-5, or 2e-4 with LoRA, unless it is given."""
     lora: LoraSettings = group(LoraSettings)
     loading: LoadingSettings = group(LoadingSettings)
     seed: int = 0
@@ -207,7 +212,9 @@ class TrainTokenClassifierConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        require_float32(self.loading, frozen=None)
+        require_float32(self.loading, frozen=self.lora.rank)
+        require_gpu_if_quantized(self.lora, self.device)
+        settle_learning_rate(self, of_all=2e-5, of_lora=2e-4)
         if self.max_length < 2:
             raise ConfigError(
                 f"max_length is {self.max_length}; expected at least 2, a token of the prompt and "

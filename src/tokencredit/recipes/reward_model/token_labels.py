@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from tokencredit.batch import Prompt, padded_rows
 from tokencredit.errors import DataError
@@ -24,7 +24,7 @@ from tokencredit.preference.labels import (
 from tokencredit.recipes.language_model.corpus import IGNORED
 from tokencredit.recipes.reward_model.settings import LabelSource, TrainTokenClassifierConfig
 from tokencredit.text.alignment import Span
-from tokencredit.text.hf_rendering import encoded_prompts
+from tokencredit.text.hf_reading import Reading
 from tokencredit.text.hf_token_rows import CHUNK, EncodedText, right_padded, unpadded_texts
 
 LabelledRow = EditedResponse | SpanLabelledResponse | StepLabels
@@ -65,24 +65,24 @@ def labelled_text(row: LabelledRow) -> str:
 
 def labelled_texts(
     config: TrainTokenClassifierConfig,
-    tokenizer: PreTrainedTokenizerBase,
+    reading: Reading,
     data: Sequence[LabelledRow],
 ) -> list[LabelledText]:
     """Rows of token ids with labels, cut to `max_length`; an edit makes two of them.
 
     Raises:
         DataError: labels and text do not fit each other, or `max_length` leaves no label.
-        ModelError: texts stand alone and the tokenizer has no token to begin them.
+        ModelError: as `Reading.encoded`.
     """
     prompts = [row.prompt for row in data]
     edits = [row for row in data if isinstance(row, EditedResponse)]
     if edits:
-        rejected = list(_encoded_rows(config, tokenizer, prompts, [row.rejected for row in edits]))
-        edited = list(_encoded_rows(config, tokenizer, prompts, [row.edited for row in edits]))
+        rejected = list(_encoded_rows(reading, prompts, [row.rejected for row in edits]))
+        edited = list(_encoded_rows(reading, prompts, [row.edited for row in edits]))
         numbered = _numbered_edits([row for row, _ in rejected], [row for row, _ in edited])
     else:
         responses = [_response(config, row) for row in data]
-        encoded = _encoded_rows(config, tokenizer, prompts, responses)
+        encoded = _encoded_rows(reading, prompts, responses)
         numbered = [
             (text, _label_numbers(config, row, number, response, spans))
             for number, (row, response, (text, spans)) in enumerate(
@@ -100,21 +100,13 @@ def _response(config: TrainTokenClassifierConfig, row: LabelledRow) -> str:
 
 
 def _encoded_rows(
-    config: TrainTokenClassifierConfig,
-    tokenizer: PreTrainedTokenizerBase,
+    reading: Reading,
     prompts: Sequence[Prompt],
     responses: Sequence[str],
 ) -> Iterator[tuple[EncodedText, list[Span]]]:
     """Token ids of each prompt and response, and the characters of each response token."""
-    chats = any(isinstance(prompt, list) for prompt in prompts)
     for at in range(0, len(responses), CHUNK):
-        encoded = encoded_prompts(
-            tokenizer,
-            prompts[at : at + CHUNK],
-            responses[at : at + CHUNK],
-            template="chat" if chats else "plain",
-            append_eos=config.append_eos,
-        )
+        encoded = reading.encoded(prompts[at : at + CHUNK], responses[at : at + CHUNK])
         yield from zip(unpadded_texts(encoded), encoded.response_spans, strict=True)
 
 

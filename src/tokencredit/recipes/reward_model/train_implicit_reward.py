@@ -15,6 +15,7 @@ to it: `dpo_reference`, `dpo_beta`, `dpo_direction`.
 """
 
 import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from tokencredit.errors import ConfigError
 from tokencredit.evaluation.prefix_accuracy import pair_accuracy_by_fraction
-from tokencredit.models.hf_loading import lora_config, merged_model
+from tokencredit.models.hf_adapters import lora_config
+from tokencredit.models.hf_attention import pretrained_model
 from tokencredit.preference.pairs import PreferencePair
 from tokencredit.recipes.reward_model.causal_settings import TrainImplicitRewardConfig
 from tokencredit.recipes.reward_model.pair_data import training_pairs
@@ -32,12 +34,16 @@ from tokencredit.recipes.supervised import (
     finished_run,
     language_model_to_train,
     lasting_name,
+    print_example,
+    reading_to_train,
     supervised_run,
+    without_adapters,
     write_results,
 )
-from tokencredit.recipes.trainer import train, training_arguments
+from tokencredit.recipes.trainer import TrainingRun, train, training_arguments
 from tokencredit.scorers.implicit import implicit_fraction_scores, loaded_reference
-from tokencredit.text.hf_token_rows import EncodedText, encoded_texts
+from tokencredit.text.hf_reading import Reading
+from tokencredit.text.hf_token_rows import EncodedText
 
 __all__ = ["TrainImplicitRewardConfig", "train_implicit_reward"]
 
@@ -71,15 +77,17 @@ def train_implicit_reward(config: TrainImplicitRewardConfig) -> Path:
     pairs, eval_pairs = _pairs(config)
     set_seed(config.seed)
     model, tokenizer = _model_to_train(config)
-    train_rows, eval_rows = (
-        _encoded_pairs(config, tokenizer, some) for some in (pairs, eval_pairs)
-    )
+    reading = reading_to_train(model, tokenizer, config.reading)
+    train_rows, eval_rows = (_encoded_pairs(config, reading, some) for some in (pairs, eval_pairs))
+    print_example(reading, train_rows[0][0])
     reference = None if adapter is not None else _reference(config, tokenizer)
+    judge = _Judge(config, tokenizer, eval_rows, reference)
     with supervised_run(config) as folder:
-        model, metrics = _train(config, model, reference, tokenizer, train_rows, folder, adapter)
+        model, metrics = _train(
+            config, model, reference, tokenizer, train_rows, folder, adapter, judge
+        )
         if eval_rows:
-            reference = reference or _reference(config, tokenizer).to(model.device)
-            rows = _accuracy_rows(config, model, reference, tokenizer, eval_rows)
+            rows = judge(model)
             metrics["held_out_accuracy"] = rows[-1]["accuracy"]
             write_prefix_accuracy(rows, folder)
         write_results(model, tokenizer, metrics, folder, name="implicit reward")
@@ -100,7 +108,14 @@ def _adapter(config: TrainImplicitRewardConfig) -> Any:
     """The LoRA configuration, or None."""
     if not config.lora.rank:
         return None
-    return lora_config(rank=config.lora.rank, alpha=config.lora.alpha, task_type="CAUSAL_LM")
+    lora = config.lora
+    return lora_config(
+        rank=lora.rank,
+        alpha=lora.alpha,
+        task_type="CAUSAL_LM",
+        target_modules=lora.target_modules,
+        dropout=lora.dropout,
+    )
 
 
 def _pairs(
@@ -123,12 +138,11 @@ def _model_to_train(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model to train, dropout off, and its tokenizer."""
     model, tokenizer = language_model_to_train(
-        config.model, config.loading, max_length=config.max_length
+        config.model, config.loading, max_length=config.max_length, lora=config.lora
     )
     model.config.dpo_reference = lasting_name(config.reference or config.model)
     model.config.dpo_beta = config.dpo_beta
     model.config.dpo_direction = config.direction
-    model.config.eos_appended = config.append_eos
     return model, tokenizer
 
 
@@ -140,15 +154,13 @@ def _reference(
 
 def _encoded_pairs(
     config: TrainImplicitRewardConfig,
-    tokenizer: PreTrainedTokenizerBase,
+    reading: Reading,
     pairs: list[PreferencePair],
 ) -> Rows:
     sides = [
-        encoded_texts(
-            tokenizer,
+        reading.rows(
             [pair.prompt for pair in pairs],
             responses,
-            append_eos=config.append_eos,
             max_length=config.max_length,
             truncation=config.truncation,
         )
@@ -168,11 +180,16 @@ def _train(
     rows: Rows,
     folder: Path,
     adapter: Any,
+    judge: "_Judge",
 ) -> tuple[PreTrainedModel, dict[str, float]]:
     """The trained model, adapters merged, and what it took."""
     from tokencredit.recipes.reward_model.trl_implicit_reward import implicit_reward_trainer
 
-    tokens = config.training.epochs * sum(len(row) for pair in rows for row in pair)
+    def evaluate() -> dict[str, float]:
+        rows = judge(pretrained_model(trainer.model))
+        return {"held_out_accuracy": float(rows[-1]["accuracy"])}
+
+    run = TrainingRun.of(config, folder, evaluate if judge.rows else None)
     with warnings.catch_warnings():  # TRL asks transformers for a name that it will lose
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
         trainer = implicit_reward_trainer(
@@ -182,28 +199,39 @@ def _train(
             rows,
             arguments=training_arguments(config, folder, examples=len(rows)),
             dpo_beta=config.dpo_beta,
-            log_file=folder / "metrics.jsonl",
+            run=run,
             adapter=adapter,
         )
-        metrics = train(trainer, tokens=tokens)
-    return model if adapter is None else merged_model(trainer.model), metrics
-
-
-def _accuracy_rows(
-    config: TrainImplicitRewardConfig,
-    model: PreTrainedModel,
-    reference: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Rows,
-) -> list[dict[str, float | int]]:
-    """Accuracy on held-out pairs by the fraction of the response seen."""
-    scores = implicit_fraction_scores(
-        model,
-        reference,
-        [row for side in zip(*rows, strict=True) for row in side],
-        dpo_beta=config.dpo_beta,
-        pad_id=int(tokenizer.pad_token_id),
-        batch_size=2 * config.training.batch_size,
-        context=autocast(config.training, model.device),
+        metrics = train(trainer, tokens=sum(len(row) for pair in rows for row in pair))
+    unrounded = replace(config, lora=replace(config.lora, quantization=None))
+    whole = without_adapters(
+        trainer.model, config.lora, lambda: _model_to_train(unrounded)[0], task_type="CAUSAL_LM"
     )
-    return pair_accuracy_by_fraction(*scores.chunk(2))
+    return whole, metrics
+
+
+@dataclass
+class _Judge:
+    """Accuracy on held-out pairs by the fraction of the response seen.
+
+    With adapters the reference is loaded when it is first needed.
+    """
+
+    config: TrainImplicitRewardConfig
+    tokenizer: PreTrainedTokenizerBase
+    rows: Rows
+    reference: PreTrainedModel | None
+
+    def __call__(self, model: PreTrainedModel) -> list[dict[str, float | int]]:
+        if self.reference is None:
+            self.reference = _reference(self.config, self.tokenizer).to(model.device)
+        scores = implicit_fraction_scores(
+            model,
+            self.reference,
+            [row for side in zip(*self.rows, strict=True) for row in side],
+            dpo_beta=self.config.dpo_beta,
+            pad_id=int(self.tokenizer.pad_token_id),
+            batch_size=2 * self.config.training.batch_size,
+            context=autocast(self.config.training, model.device),
+        )
+        return pair_accuracy_by_fraction(*scores.chunk(2))

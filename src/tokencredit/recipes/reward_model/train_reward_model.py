@@ -34,8 +34,8 @@ from transformers import (
 )
 
 from tokencredit.errors import ConfigError
-from tokencredit.models.hf_architecture import is_causal
-from tokencredit.models.hf_loading import lora_model, merged_model
+from tokencredit.models.hf_architecture import is_causal, padding_id
+from tokencredit.models.hf_attention import pretrained_model
 from tokencredit.preference.hf_datasets import (
     load_labelled_responses,
     load_pairs,
@@ -68,21 +68,27 @@ from tokencredit.recipes.supervised import (
     classifier_to_train,
     finished_run,
     lasting_name,
+    print_example,
+    reading_to_train,
     supervised_run,
     train_and_held_out,
+    with_adapters,
+    without_adapters,
     write_results,
 )
 from tokencredit.recipes.trainer import (
     LossTrainer,
     ModelFunction,
+    TrainingRun,
     train,
     training_arguments,
     training_device,
 )
 from tokencredit.scorers.fractions import counted_scores
 from tokencredit.scorers.segment_ends import SegmentEnds, entropy_reference, segment_end_finder
-from tokencredit.scorers.trained_reading import remember_reading
-from tokencredit.text.hf_token_rows import Truncation, encoded_texts
+from tokencredit.scorers.trained_reading import remember_score_positions
+from tokencredit.text.hf_reading import Reading
+from tokencredit.text.hf_token_rows import Truncation
 
 __all__ = ["TrainRewardModelConfig", "train_reward_model"]
 
@@ -112,12 +118,14 @@ def train_reward_model(config: TrainRewardModelConfig) -> Path:
     set_seed(config.seed)
     model, tokenizer = _model_to_train(config)
     ends = _segment_ends(config, tokenizer)
-    rows, eval_rows = (_judged_rows(config, tokenizer, some) for some in (data, eval_data))
+    reading = reading_to_train(model, tokenizer, config.reading, pairs=True)
+    rows, eval_rows = (_judged_rows(config, reading, some) for some in (data, eval_data))
+    print_example(reading, rows[0].responses[0])
     if config.row.rows == "ratings":
         rows = standardised_rows(model, rows)
         require_an_order(eval_rows)
     with supervised_run(config) as folder:
-        model, metrics = _train(config, model, tokenizer, rows, ends, folder)
+        model, metrics = _train(config, model, tokenizer, rows, eval_rows, ends, folder)
         if eval_rows:
             by_fraction = _held_out_rows(config, model, ends, eval_rows)
             metrics |= held_out_metrics(by_fraction)
@@ -161,14 +169,12 @@ def _load(config: TrainRewardModelConfig, data: str, split: str) -> Sequence[Jud
 
 
 def _judged_rows(
-    config: TrainRewardModelConfig, tokenizer: PreTrainedTokenizerBase, data: Sequence[Judgement]
+    config: TrainRewardModelConfig, reading: Reading, data: Sequence[Judgement]
 ) -> list[JudgedRow]:
     """Rows as token ids, cut as the settings say, with what was said of them."""
     default: Truncation = "prompt-start" if config.row.rows == "pairs" else "response-end"
     encode = partial(
-        encoded_texts,
-        tokenizer,
-        append_eos=config.append_eos,
+        reading.rows,
         max_length=config.max_length,
         truncation=config.truncation or default,
     )
@@ -184,7 +190,7 @@ def _model_to_train(
         config.model,
         config.loading,
         max_length=config.max_length,
-        append_eos=config.append_eos,
+        lora=config.lora,
         num_labels=1,
     )
     if config.row.reading != "last" and not is_causal(model):
@@ -198,7 +204,7 @@ def _model_to_train(
     segments = config.segments if config.row.reading == "segment-ends" else None
     if segments is not None and config.entropy_reference is not None:
         segments = replace(segments, reference=lasting_name(config.entropy_reference))
-    remember_reading(model.config, config.positions, segments)
+    remember_score_positions(model.config, config.positions, segments)
     return model, tokenizer
 
 
@@ -229,15 +235,16 @@ def _train(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: list[JudgedRow],
+    eval_rows: list[JudgedRow],
     ends: SegmentEnds | None,
     folder: Path,
 ) -> tuple[PreTrainedModel, dict[str, float]]:
     """The trained model, adapters merged, and what it took."""
-    adapted = lora_model(model, rank=config.lora.rank, alpha=config.lora.alpha)
+    adapted = with_adapters(model, config.lora)
     filler, causal = filler_id(config, tokenizer), is_causal(model)
     columns = example_columns(rows, config, filler=filler, causal=causal)
-    tokens = config.training.epochs * sum(columns.pop("tokens"))
-    pad_id, read_at = int(model.config.pad_token_id), score_reading(config.row.reading, rows, ends)
+    tokens = sum(columns.pop("tokens"))
+    pad_id, read_at = padding_id(model), score_reading(config.row.reading, rows, ends)
 
     def batch(examples: Sequence[dict[str, int]]) -> dict[str, Tensor]:
         some = [
@@ -255,6 +262,10 @@ def _train(
     def loss(scores: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         return config.row.loss(judgements_of(scores, inputs), config.loss)
 
+    def evaluate() -> dict[str, float]:
+        judge = pretrained_model(adapted)
+        return held_out_metrics(_held_out_rows(config, judge, ends, eval_rows, learning=True))
+
     count = len(columns["row"])
     trainer = LossTrainer(
         model=ModelFunction(adapted, counted_scores),
@@ -263,10 +274,13 @@ def _train(
         data_collator=batch,
         loss=loss,
         unread=SAID,
-        log_file=folder / "metrics.jsonl",
+        run=TrainingRun.of(config, folder, evaluate if eval_rows else None),
     )
     metrics = {"train_examples": float(count)} | train(trainer, tokens=tokens)
-    trained = merged_model(adapted)
+    unrounded = replace(config, lora=replace(config.lora, quantization=None))
+    trained = without_adapters(
+        adapted, config.lora, lambda: _model_to_train(unrounded)[0], task_type="SEQ_CLS"
+    )
     if config.row.rows == "ratings":
         scale_scores(trained, trained.config.rating_standard_deviation)
     return trained, metrics
@@ -277,13 +291,20 @@ def _held_out_rows(
     model: PreTrainedModel,
     ends: SegmentEnds | None,
     rows: list[JudgedRow],
+    *,
+    learning: bool = False,
 ) -> list[dict[str, Any]]:
-    """Accuracy and calibration on held-out data by the fraction of the response seen."""
+    """Accuracy and calibration on held-out data by the fraction of the response seen.
+
+    While a model is `learning`, its scores are ratings in standard deviations.
+    """
+    spread = getattr(model.config, "rating_standard_deviation", 1.0)
     return held_out_rows_by_fraction(
         model,
         rows,
         kind=config.row.rows,
         rating_mean=getattr(model.config, "rating_mean", 0.0),
+        score_unit=spread if learning else 1.0,
         batch_size=2 * config.training.batch_size,
         context=autocast(config.training, model.device),
         segment_ends=ends,

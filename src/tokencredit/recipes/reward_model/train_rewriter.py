@@ -14,7 +14,8 @@ reads as what was trained.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,12 +34,21 @@ from tokencredit.recipes.supervised import (
     autocast,
     finished_run,
     language_model_to_train,
+    print_example,
+    reading_to_train,
     supervised_run,
     write_results,
 )
-from tokencredit.recipes.trainer import SupervisedTrainer, row_numbers, train, training_arguments
+from tokencredit.recipes.trainer import (
+    SupervisedTrainer,
+    TrainingRun,
+    row_numbers,
+    train,
+    training_arguments,
+)
 from tokencredit.reward_model.hf_rewriter import rewriting_prompt
-from tokencredit.text.hf_token_rows import EncodedText, encoded_texts, response_batch
+from tokencredit.text.hf_reading import Reading
+from tokencredit.text.hf_token_rows import EncodedText, response_batch
 
 
 def train_rewriter(config: TrainRewriterConfig) -> Path:
@@ -66,12 +76,15 @@ def train_rewriter(config: TrainRewriterConfig) -> Path:
     pairs, eval_pairs = training_pairs(config)
     set_seed(config.seed)
     model, tokenizer = _model_to_train(config)
-    corrections = _rewriting_rows(config, tokenizer, pairs, read="rejected", write="chosen")
-    rows = corrections + _rewriting_rows(config, tokenizer, pairs, read="chosen", write="chosen")
+    reading = reading_to_train(model, tokenizer, config.reading)
+    corrections = _rewriting_rows(config, reading, pairs, read="rejected", write="chosen")
+    rows = corrections + _rewriting_rows(config, reading, pairs, read="chosen", write="chosen")
+    print_example(reading, rows[0])
     with supervised_run(config) as folder:
-        metrics = _train(config, model, rows, folder)
+        evaluate = partial(_held_out_metrics, config, model, reading, eval_pairs)
+        metrics = _train(config, model, rows, folder, evaluate if eval_pairs else None)
         if eval_pairs:
-            metrics |= _held_out_metrics(config, model, tokenizer, eval_pairs)
+            metrics |= evaluate()
         write_results(model, tokenizer, metrics, folder, name="rewriter")
     return folder
 
@@ -88,13 +101,12 @@ def _model_to_train(
     )
     model.config.rewriter_template = config.template
     model.config.rewriter_instruction = config.instruction
-    model.config.eos_appended = True
     return model, tokenizer
 
 
 def _rewriting_rows(
     config: TrainRewriterConfig,
-    tokenizer: PreTrainedTokenizerBase,
+    reading: Reading,
     pairs: list[PreferencePair],
     *,
     read: Side,
@@ -110,18 +122,20 @@ def _rewriting_rows(
         )
         for pair in pairs
     ]
-    return encoded_texts(
-        tokenizer,
+    return reading.rows(
         sources,
         [getattr(pair, write) for pair in pairs],
-        append_eos=True,
         max_length=config.max_length,
         truncation="prompt-start",
     )
 
 
 def _train(
-    config: TrainRewriterConfig, model: PreTrainedModel, rows: list[EncodedText], folder: Path
+    config: TrainRewriterConfig,
+    model: PreTrainedModel,
+    rows: list[EncodedText],
+    folder: Path,
+    evaluate: Callable[[], dict[str, float]] | None,
 ) -> dict[str, float]:
     """Train the model in place; what it took."""
 
@@ -136,15 +150,15 @@ def _train(
         args=training_arguments(config, folder, examples=len(rows)),
         train_dataset=row_numbers([len(row) for row in rows]),
         data_collator=batch,
-        log_file=folder / "metrics.jsonl",
+        run=TrainingRun.of(config, folder, evaluate),
     )
-    return train(trainer, tokens=config.training.epochs * sum(map(len, rows)))
+    return train(trainer, tokens=sum(map(len, rows)))
 
 
 def _held_out_metrics(
     config: TrainRewriterConfig,
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    reading: Reading,
     pairs: list[PreferencePair],
 ) -> dict[str, float]:
     """How well it corrects, how well it keeps, and which side it would rather keep."""
@@ -152,8 +166,8 @@ def _held_out_metrics(
 
     def said(read: Side, write: Side) -> tuple[torch.Tensor, float]:
         """Mean log-probability of the tokens of each answer, and perplexity of all of them."""
-        rows = _rewriting_rows(config, tokenizer, pairs, read=read, write=write)
-        batch = response_batch(rows, pad_id=int(tokenizer.pad_token_id))
+        rows = _rewriting_rows(config, reading, pairs, read=read, write=write)
+        batch = response_batch(rows, pad_id=int(reading.tokenizer.pad_token_id))
         with autocast(config.training, model.device):
             logprobs = response_logprobs(
                 model, batch, micro_batch_size=config.training.batch_size

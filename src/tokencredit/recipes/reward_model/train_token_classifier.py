@@ -16,6 +16,7 @@ like length, padded on the right. Dropout is off. How well held-out tokens are t
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import AutoModelForTokenClassification, PreTrainedModel, set_seed
+from transformers import (
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 
-from tokencredit.models.hf_loading import lora_model, merged_model
+from tokencredit.models.hf_architecture import padding_id
+from tokencredit.models.hf_attention import pretrained_model
 from tokencredit.preference.hf_labels import (
     load_edits,
     load_error_spans,
@@ -51,13 +58,18 @@ from tokencredit.recipes.supervised import (
     autocast,
     classifier_to_train,
     finished_run,
+    print_example,
+    reading_to_train,
     supervised_run,
     train_and_held_out,
+    with_adapters,
+    without_adapters,
     write_results,
 )
 from tokencredit.recipes.trainer import (
     LossTrainer,
     ModelFunction,
+    TrainingRun,
     row_numbers,
     train,
     training_arguments,
@@ -90,26 +102,35 @@ def train_token_classifier(config: TrainTokenClassifierConfig) -> Path:
         return done
     data, eval_data = train_and_held_out(config, partial(_load, config), text=labelled_text)
     set_seed(config.seed)
-    classes = dict(enumerate(config.classes))
-    model, tokenizer = classifier_to_train(
-        AutoModelForTokenClassification,
-        config.model,
-        config.loading,
-        max_length=config.max_length,
-        append_eos=config.append_eos,
-        id2label=classes,
-        label2id={name: number for number, name in classes.items()},
-    )
-    rows, eval_rows = (labelled_texts(config, tokenizer, some) for some in (data, eval_data))
+    model, tokenizer = _model_to_train(config)
+    reading = reading_to_train(model, tokenizer, config.reading)
+    rows, eval_rows = (labelled_texts(config, reading, some) for some in (data, eval_data))
+    print_example(reading, rows[0].text)
     with supervised_run(config) as folder:
-        model, metrics = _train(config, model, rows, folder)
+        model, metrics = _train(config, model, rows, eval_rows, folder)
         if eval_rows:
             report = _report(config, model, eval_rows)
-            metrics |= {f"held_out_{name}": report[name] for name in ("accuracy", "majority")}
+            metrics |= _held_out_metrics(report)
             write_atomically(folder / "token_report.json", json.dumps(report, indent=2) + "\n")
             _show(report)
         write_results(model, tokenizer, metrics, folder, name="token classifier")
     return folder
+
+
+def _model_to_train(
+    config: TrainTokenClassifierConfig,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model to train, with an output for each class and a pad token, and its tokenizer."""
+    classes = dict(enumerate(config.classes))
+    return classifier_to_train(
+        AutoModelForTokenClassification,
+        config.model,
+        config.loading,
+        max_length=config.max_length,
+        lora=config.lora,
+        id2label=classes,
+        label2id={name: number for number, name in classes.items()},
+    )
 
 
 def _load(config: TrainTokenClassifierConfig, data: str, split: str) -> Sequence[LabelledRow]:
@@ -155,11 +176,12 @@ def _train(
     config: TrainTokenClassifierConfig,
     model: PreTrainedModel,
     rows: Sequence[LabelledText],
+    eval_rows: Sequence[LabelledText],
     folder: Path,
 ) -> tuple[PreTrainedModel, dict[str, float | None]]:
     """The trained model, adapters merged, and what it took."""
-    adapted = lora_model(model, rank=config.lora.rank, alpha=config.lora.alpha)
-    pad_id = int(model.config.pad_token_id)
+    adapted = with_adapters(model, config.lora)
+    pad_id = padding_id(model)
 
     def batch(some: Sequence[dict[str, int]]) -> dict[str, Tensor]:
         return token_batch([rows[one["row"]] for one in some], pad_id=pad_id)
@@ -176,6 +198,9 @@ def _train(
             class_weights=weights.to(labels.device) if config.class_weights else None,
         )
 
+    def evaluate() -> dict[str, float | None]:
+        return _held_out_metrics(_report(config, pretrained_model(adapted), eval_rows))
+
     trainer = LossTrainer(
         model=ModelFunction(adapted, token_logits),
         args=training_arguments(config, folder, examples=len(rows)),
@@ -183,11 +208,18 @@ def _train(
         data_collator=batch,
         loss=loss,
         unread=("token_labels",),
-        log_file=folder / "metrics.jsonl",
+        run=TrainingRun.of(config, folder, evaluate if eval_rows else None),
     )
-    tokens = config.training.epochs * sum(map(len, rows))
-    metrics: dict[str, float | None] = {**train(trainer, tokens=tokens)}
-    return merged_model(adapted), metrics
+    metrics: dict[str, float | None] = {**train(trainer, tokens=sum(map(len, rows)))}
+    unrounded = replace(config, lora=replace(config.lora, quantization=None))
+    whole = without_adapters(
+        adapted, config.lora, lambda: _model_to_train(unrounded)[0], task_type="SEQ_CLS"
+    )
+    return whole, metrics
+
+
+def _held_out_metrics(report: dict[str, Any]) -> dict[str, float | None]:
+    return {f"held_out_{name}": report[name] for name in ("accuracy", "majority")}
 
 
 def _report(
@@ -197,7 +229,7 @@ def _report(
     logits, labels = labelled_logits(
         model,
         rows,
-        pad_id=int(model.config.pad_token_id),
+        pad_id=padding_id(model),
         batch_size=2 * config.training.batch_size,
         context=autocast(config.training, model.device),
     )

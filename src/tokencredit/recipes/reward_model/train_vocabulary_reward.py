@@ -17,7 +17,6 @@ each; (3) a turn of the constraint sees all prefixes of the training data, not 8
 learning rate for all turns, a cosine in each, dropout off.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -31,7 +30,7 @@ from tokencredit.evaluation.prefix_accuracy import (
     pair_accuracy_by_fraction,
     rating_accuracy_by_fraction,
 )
-from tokencredit.models.hf_loading import lora_model, merged_model
+from tokencredit.models.hf_attention import pretrained_model
 from tokencredit.preference.hf_datasets import load_pairs, load_rated_responses
 from tokencredit.recipes.reward_model.causal_settings import TrainVocabularyRewardConfig
 from tokencredit.recipes.reward_model.examples import (
@@ -43,19 +42,24 @@ from tokencredit.recipes.reward_model.examples import (
     standardised_rows,
 )
 from tokencredit.recipes.reward_model.report import write_prefix_accuracy
-from tokencredit.recipes.reward_model.vocabulary_turns import TURNS, ended_row, train_turn
+from tokencredit.recipes.reward_model.vocabulary_turns import TURNS, ended_row, train_turns
 from tokencredit.recipes.supervised import (
     autocast,
     finished_run,
     language_model_to_train,
+    print_example,
+    reading_to_train,
     supervised_run,
     train_and_held_out,
+    with_adapters,
+    without_adapters,
     write_results,
 )
 from tokencredit.recipes.trainer import training_device
 from tokencredit.scorers.implicit import loaded_reference
 from tokencredit.scorers.vocabulary import vocabulary_fraction_scores
-from tokencredit.text.hf_token_rows import EncodedText, encoded_texts
+from tokencredit.text.hf_reading import Reading
+from tokencredit.text.hf_token_rows import EncodedText
 
 __all__ = ["TrainVocabularyRewardConfig", "train_vocabulary_reward"]
 
@@ -84,16 +88,19 @@ def train_vocabulary_reward(config: TrainVocabularyRewardConfig) -> Path:
     data, eval_data = train_and_held_out(config, partial(_load, config), text=judgement_text)
     set_seed(config.seed)
     model, tokenizer = _model_to_train(config)
-    rows, eval_rows = (_judged_rows(config, tokenizer, some) for some in (data, eval_data))
+    reading = reading_to_train(model, tokenizer, config.reading)
+    rows, eval_rows = (_judged_rows(config, reading, some) for some in (data, eval_data))
+    print_example(reading, rows[0].responses[0])
     policy = _policy(config, tokenizer)
     if config.learns_outcomes:
         rows = standardised_rows(model, _separate_rows(rows))
         if config.columns.rating is not None:
             require_an_order(eval_rows)
     with supervised_run(config) as folder:
-        model, metrics = _train(config, model, policy, rows, folder, int(tokenizer.pad_token_id))
+        pad_id = int(tokenizer.pad_token_id)
+        model, metrics = _train(config, model, policy, rows, eval_rows, folder, pad_id)
         if eval_rows:
-            by_fraction = _accuracy_rows(config, model, eval_rows, int(tokenizer.pad_token_id))
+            by_fraction = _accuracy_rows(config, model, eval_rows, pad_id)
             metrics["held_out_accuracy"] = float(by_fraction[-1]["accuracy"])
             write_prefix_accuracy(by_fraction, folder)
         write_results(model, tokenizer, metrics, folder, name="reward model over the vocabulary")
@@ -128,14 +135,13 @@ def _model_to_train(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model to train, dropout off, its configuration saying what it becomes; its tokenizer."""
     model, tokenizer = language_model_to_train(
-        config.model, config.loading, max_length=config.max_length
+        config.model, config.loading, max_length=config.max_length, lora=config.lora
     )
     for name in ("rating_mean", "rating_standard_deviation", "reward_beta"):
         vars(model.config).pop(name, None)  # of the training before this one
     model.config.vocabulary_objective = config.objective
     if config.objective == "genarm":
         model.config.reward_beta = config.reward_beta
-    model.config.eos_appended = config.append_eos
     return model, tokenizer
 
 
@@ -156,21 +162,19 @@ def _policy(
 
 def _judged_rows(
     config: TrainVocabularyRewardConfig,
-    tokenizer: PreTrainedTokenizerBase,
+    reading: Reading,
     data: Sequence[Judgement],
 ) -> list[JudgedRow]:
     """Rows as token ids, with their ratings, or with the margin that all pairs have."""
 
     def encode(prompts: list[Prompt], responses: list[str]) -> list[EncodedText]:
-        rows = encoded_texts(
-            tokenizer,
+        rows = reading.rows(
             prompts,
             responses,
-            append_eos=config.append_eos,
             max_length=config.max_length,
             truncation=config.truncation,
         )
-        return [ended_row(row, tokenizer.eos_token_id) for row in rows]
+        return [ended_row(row, reading.turn_ends) for row in rows]
 
     rows = judged_rows(data, encode)
     if config.columns.rating is not None:
@@ -192,23 +196,31 @@ def _train(
     model: PreTrainedModel,
     policy: PreTrainedModel | None,
     rows: list[JudgedRow],
+    eval_rows: list[JudgedRow],
     folder: Path,
     pad_id: int,
 ) -> tuple[PreTrainedModel, dict[str, float]]:
     """The trained model, adapters merged, and what it took: the last loss of each kind."""
-    adapted = lora_model(
-        model, rank=config.lora.rank, alpha=config.lora.alpha, task_type="CAUSAL_LM"
+    adapted = with_adapters(model, config.lora, task_type="CAUSAL_LM")
+
+    def evaluate() -> dict[str, float]:
+        by_fraction = _accuracy_rows(config, pretrained_model(adapted), eval_rows, pad_id)
+        return {"held_out_accuracy": float(by_fraction[-1]["accuracy"])}
+
+    took = train_turns(
+        config,
+        adapted,
+        TURNS[config.objective](config, policy),
+        rows,
+        folder,
+        pad_id=pad_id,
+        evaluate=evaluate if eval_rows else None,
     )
-    losses: dict[str, float] = {}
-    tokens = 0.0
-    start = time.perf_counter()
-    for number, turn in enumerate(TURNS[config.objective](config, policy), start=1):
-        loss, read = train_turn(config, adapted, turn, rows, folder, number=number, pad_id=pad_id)
-        losses[f"{turn.name}_loss"] = loss
-        tokens += read
-    seconds = time.perf_counter() - start
-    took = {"train_tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
-    return merged_model(adapted), losses | took
+    unrounded = replace(config, lora=replace(config.lora, quantization=None))
+    whole = without_adapters(
+        adapted, config.lora, lambda: _model_to_train(unrounded)[0], task_type="CAUSAL_LM"
+    )
+    return whole, took
 
 
 def _accuracy_rows(

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,14 +9,23 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from trl import DPOConfig, DPOTrainer
 
-from tokencredit.recipes.trainer import SupervisedTrainer, row_numbers
+from tokencredit.recipes.trainer import SupervisedTrainer, TrainingRun, row_numbers
 from tokencredit.text.hf_token_rows import EncodedText, right_padded
 
 EncodedPair = tuple[EncodedText, EncodedText]
 
 
 class ImplicitRewardTrainer(SupervisedTrainer, DPOTrainer):  # type: ignore[misc]
-    """TRL's loss and metrics, our rows, bar and check of the loss."""
+    """TRL's loss and metrics, our rows, checkpoints, bar and check of the loss."""
+
+    def remembered(self) -> dict[str, Any]:
+        """TRL's metrics since the last row, and the tokens that it has counted."""
+        return {"metrics": self._metrics["train"], "tokens": self._total_train_tokens}
+
+    def recall(self, remembered: dict[str, Any]) -> None:
+        """Take back what `remembered` gave."""
+        self._metrics["train"].update(remembered["metrics"])
+        self._total_train_tokens = remembered["tokens"]
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         """Leave the rows alone: TRL would tokenize prompt and response in its own way."""
@@ -32,7 +40,7 @@ def implicit_reward_trainer(
     *,
     arguments: TrainingArguments,
     dpo_beta: float,
-    log_file: Path,
+    run: TrainingRun,
     adapter: Any = None,
 ) -> ImplicitRewardTrainer:
     """The trainer of one DPO run.
@@ -44,7 +52,7 @@ def implicit_reward_trainer(
         pairs: the preferred response of each pair, and the other.
         arguments: of the supervised recipes.
         dpo_beta: price of the log-ratio.
-        log_file: for the loss and TRL's metrics, as JSON lines.
+        run: what the trainer belongs to; its metrics hold the loss and TRL's.
         adapter: PEFT configuration of adapters to train; None trains all weights.
     """
     same = {field.name: getattr(arguments, field.name) for field in fields(arguments) if field.init}
@@ -55,12 +63,13 @@ def implicit_reward_trainer(
     return ImplicitRewardTrainer(
         model=model,
         ref_model=reference,
-        args=DPOConfig(**same, beta=dpo_beta, max_length=None),
+        # The model's own dropout is off already; what is left is that of the adapter.
+        args=DPOConfig(**same, beta=dpo_beta, max_length=None, disable_dropout=False),
         data_collator=batch,
         train_dataset=row_numbers([max(map(len, pair)) for pair in pairs]),
         processing_class=tokenizer,
         peft_config=adapter,
-        log_file=log_file,
+        run=run,
     )
 
 

@@ -17,7 +17,10 @@ from tokencredit.recipes.reward_model.examples import SAID, JudgedRow, judgement
 from tokencredit.recipes.trainer import (
     LossTrainer,
     ModelFunction,
+    Progress,
+    TrainingRun,
     row_numbers,
+    saved_progress,
     train,
     training_arguments,
 )
@@ -129,18 +132,23 @@ def read_response(text: EncodedText) -> list[bool]:
     return [False] * text.start + [True] * (len(text) - text.start)
 
 
-def ended_row(row: EncodedText, eos_token_id: int | None) -> EncodedText:
-    """The row without what a chat template puts after the end of sequence: generation stops there.
+def ended_row(row: EncodedText, turn_ends: Sequence[int]) -> EncodedText:
+    """The row without what a chat template puts after the end of a turn: generation stops there.
 
-    An end of sequence inside the response, or none at all, changes nothing.
+    An end of turn inside the response, or none at all, changes nothing.
+
+    Args:
+        row: prompt, response and what closes it.
+        turn_ends: ids that end a response.
     """
     last = len(row) - 1 - row.response_mask[::-1].index(True)
-    if row.input_ids[last] == eos_token_id:
+    if row.input_ids[last] in turn_ends:
         end = last + 1
     else:
         after = row.input_ids[last + 1 :]
-        end = last + 2 + after.index(eos_token_id) if eos_token_id in after else len(row)
-    return EncodedText(row.input_ids[:end], row.response_mask[:end])
+        first = next((at for at, id_ in enumerate(after) if id_ in turn_ends), None)
+        end = len(row) if first is None else last + 2 + first
+    return replace(row, input_ids=row.input_ids[:end], response_mask=row.response_mask[:end])
 
 
 def _value_and_expectation(
@@ -177,30 +185,56 @@ class TurnTrainer(LossTrainer):
         super().log({**logs, "turn": number, "trains": name}, *arguments, **keywords)
 
 
-def train_turn(
+def train_turns(
     config: TrainVocabularyRewardConfig,
     model: nn.Module,
-    turn: Turn,
+    turns: Sequence[Turn],
     rows: Sequence[JudgedRow],
     folder: Path,
     *,
-    number: int,
     pad_id: int,
-) -> tuple[float, float]:
-    """Train the model in place for one turn.
+    evaluate: Callable[[], dict[str, float]] | None,
+) -> dict[str, float]:
+    """Train the model in place, one turn after the other, from the last checkpoint if there is one.
 
     Args:
         config: the settings.
         model: a causal language model, with or without adapters.
-        turn: what is done.
+        turns: what is done.
         rows: of the data.
         folder: of the run.
-        number: of the turn, from 1.
         pad_id: fills padding.
+        evaluate: the numbers of held-out data; None where there are none.
 
     Returns:
-        The mean loss, and the tokens that were read.
+        The last loss of each kind of turn, and what all of them took.
     """
+    saved = saved_progress(folder)
+    begin = Progress() if saved is None else saved[1]
+    took: dict[str, float] = begin.earlier
+    for number, turn in enumerate(turns, start=1):
+        if number < begin.turn:
+            continue
+        steps_before = int(took.get("train_steps", 0))
+        run = TrainingRun.of(config, folder, evaluate, Progress(number, steps_before, earlier=took))
+        trainer, tokens = _turn_trainer(config, model, turn, rows, run, pad_id=pad_id)
+        found = train(trainer, tokens=tokens)
+        sums = ("train_steps", "train_tokens", "seconds")
+        took = took | {name: took.get(name, 0.0) + found[name] for name in sums}
+        took[f"{turn.name}_loss"] = found["train_loss"]
+    return took | {"tokens_per_second": took["train_tokens"] / took["seconds"]}
+
+
+def _turn_trainer(
+    config: TrainVocabularyRewardConfig,
+    model: nn.Module,
+    turn: Turn,
+    rows: Sequence[JudgedRow],
+    run: TrainingRun,
+    *,
+    pad_id: int,
+) -> tuple[TurnTrainer, int]:
+    """The Trainer of one turn, and the tokens of one pass over the data."""
     if turn.chosen_alone:
         rows = [replace(one, responses=one.responses[:1]) for one in rows]
 
@@ -211,13 +245,12 @@ def train_turn(
         model=ModelFunction(
             model, partial(trained_statistics, statistic=turn.statistic, frozen=turn.policy)
         ),
-        args=training_arguments(config, folder, examples=len(rows)),
+        args=training_arguments(config, run.folder, examples=len(rows)),
         train_dataset=row_numbers([len(one) for one in rows]),
         data_collator=batch,
         loss=lambda scores, inputs: turn.loss(judgements_of(scores, inputs)),
         unread=SAID,
-        log_file=folder / "metrics.jsonl",
-        turn=(number, turn.name),
+        run=run,
+        turn=(run.begin.turn, turn.name),
     )
-    tokens = config.training.epochs * sum(len(text) for one in rows for text in one.responses)
-    return train(trainer, tokens=tokens)["train_loss"], tokens
+    return trainer, sum(len(text) for one in rows for text in one.responses)

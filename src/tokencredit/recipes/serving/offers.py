@@ -79,16 +79,31 @@ def rewards_on_offer(
 
 
 # What a client makes credit from, by its name in requests.
-DETAILS: dict[str, Need] = {"prefix-scores": "prefix_scores", "attention": "attention"}
+DETAILS: dict[str, Need] = {
+    "prefix-scores": "prefix_scores",
+    "position-scores": "position_scores",
+    "attention": "attention",
+}
 
 
-def offered_details(credit_methods: Sequence[str]) -> tuple[str, ...]:
+def offered_details(
+    credit_methods: Sequence[str], *, reads_segments: bool = False
+) -> tuple[str, ...]:
     """Names of what is told besides token scores: what the methods on offer are made from.
+
+    Args:
+        credit_methods: on offer.
+        reads_segments: whether the model is read at the ends of segments; the numbers at each
+            position are its prefix scores if not.
 
     >>> offered_details(("terminal", "attention"))
     ('attention',)
     """
     needs = {need for name in credit_methods for need in credit_method(name).needs}
+    if needs & {"prefix_scores", "position_scores"}:
+        needs |= {"prefix_scores", "position_scores"}
+    if not reads_segments:
+        needs.discard("position_scores")
     return tuple(name for name, need in DETAILS.items() if need in needs)
 
 
@@ -110,9 +125,11 @@ def row_details(rows: Sequence[TokenRow], scores: ResponseScores) -> list[dict[s
 
 def _numbers(row: TokenRow, index: int, scores: ResponseScores, name: str) -> list[float]:
     length = len(row.response_ids)
-    if name == "prefix-scores":
-        assert scores.prefix_scores is not None
-        return scores.prefix_scores[index, : length + 1].tolist()
+    if name != "attention":
+        found = scores.position_scores if name == "position-scores" else scores.prefix_scores
+        found = scores.prefix_scores if found is None else found
+        assert found is not None
+        return found[index, : length + 1].tolist()
     assert scores.attention is not None
     attention = scores.attention[index, :length]
     if not bool(attention.isfinite().all()):

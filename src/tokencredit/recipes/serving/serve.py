@@ -5,10 +5,7 @@
 Any engine that can post JSON gets sequence scores and token credit from it.
 """
 
-import signal
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Any
@@ -19,13 +16,12 @@ from tokencredit.errors import ConfigError, TokenCreditWarning
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.ranges import require_at_least
 from tokencredit.recipes.settings import LoadingSettings, group, setting
+from tokencredit.recipes.shown_reading import print_reading
 from tokencredit.scorers.sources import RewardSource, required_sources
 from tokencredit.scorers.text_rewards import loaded_text_rewards, reader_of
 from tokencredit.server.exchange import token_in
-from tokencredit.text.hf_rendering import Template
+from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.text.segments import SegmentSettings
-
-_IDLE_SECONDS = 75
 
 
 @dataclass(frozen=True)
@@ -38,19 +34,66 @@ class LimitSettings:
     """Milliseconds that a text waits for others to be scored with."""
     queue_size: int = 1024
     """Texts that may wait; beyond them a request is answered 429."""
+    queue_tokens: int = 2**20
+    """Tokens of the texts that wait; where there are as many, further requests are answered 429."""
+    max_request_tokens: int = 2**18
+    """Most tokens of all texts of a request; beyond it is answered 413."""
     max_body_bytes: int = 4 * 2**20
     """Longest body of a request; beyond it is answered 413."""
+    queue_bytes: int = 128 * 2**20
+    """Bytes of the bodies of all requests that are not answered yet; beyond them a request is
+    answered 429."""
+    body_timeout: float = 20.0
+    """Seconds for the body of a request to come; beyond it is answered 408."""
+    encoding_timeout: float = 10.0
+    """Seconds for rendering one text and cutting it into tokens, or a few short ones; beyond it is
+    answered 422. A chat template that does not end is ended by it."""
     request_timeout: float = 60.0
-    """Seconds from request to answer; beyond it is answered 504."""
+    """Seconds from a body to its answer; beyond it is answered 504."""
 
     def __post_init__(self) -> None:
-        require_at_least(self, 1, "max_batch_tokens", "queue_size", "max_body_bytes")
+        whole = ("max_batch_tokens", "queue_size", "queue_tokens", "max_request_tokens")
+        require_at_least(self, 1, *whole, "max_body_bytes", "queue_bytes")
         if not 0 <= self.max_wait_ms < float("inf"):
             raise ConfigError(f"max_wait_ms is {self.max_wait_ms}; expected 0 or more")
-        if not 0 < self.request_timeout < float("inf"):
-            raise ConfigError(
-                f"request_timeout is {self.request_timeout}; expected a number of seconds above 0"
-            )
+        _require_seconds(self, "body_timeout", "encoding_timeout", "request_timeout")
+
+
+@dataclass(frozen=True)
+class ConnectionSettings:
+    """What connections may take, and whom they may ask for."""
+
+    max_connections: int = 512
+    """Connections at a time; beyond them the one that is quiet for the longest time is closed, and
+    where none is, a request is answered 503. Fewer where fewer files may be open."""
+    header_timeout: float = 20.0
+    """Seconds for the headers of a request to come, from its first byte or that of a connection."""
+    idle_timeout: int = 75
+    """Seconds that a connection is kept after an answer; more than those of the clients or of the
+    proxy before it."""
+    answer_timeout: float = 60.0
+    """Seconds for a client to read an answer."""
+    unread_bytes: int = 128 * 2**20
+    """Bytes of answers that wait for their readers, together; beyond them the connection with the
+    most is closed."""
+    stop_timeout: float = 25.0
+    """Seconds for what was accepted once the process is told to stop; five later it ends in any
+    case."""
+    hosts: tuple[str, ...] = ()
+    """Names of this machine that requests may be for, besides `localhost` and `host`, where the
+    server listens at loopback and asks for no token."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "max_connections", "idle_timeout", "unread_bytes")
+        _require_seconds(self, "header_timeout", "answer_timeout", "stop_timeout")
+
+
+def _require_seconds(settings: Any, *names: str) -> None:
+    """Raise ConfigError for a setting that is no number of seconds."""
+    for name in names:
+        seconds = getattr(settings, name)
+        if not 0 < seconds < float("inf"):
+            raise ConfigError(f"{name} is {seconds}; expected a number of seconds above 0")
 
 
 @dataclass(frozen=True)
@@ -71,10 +114,8 @@ class ServeConfig:
     """Options of the methods; `credit.method` is not read."""
     segments: SegmentSettings = group(SegmentSettings)
     """How responses are cut, for methods that need segments."""
-    template: Template = "auto"
-    """`chat` renders with the reward model's chat template, a plain prompt as one message of the
-    user; `plain` joins prompt and response; `auto` is `chat` where the reward model has a chat
-    template. A text without a prompt stands alone in any case."""
+    reading: ReadingSettings = group(ReadingSettings)
+    """How the reward model reads texts, where its configuration does not say."""
     host: str = "127.0.0.1"
     """Address to listen at; the default is reached from this machine alone."""
     port: int = 8000
@@ -84,10 +125,14 @@ class ServeConfig:
     lets everyone ask who reaches the port."""
     limits: LimitSettings = group(LimitSettings)
     """What a request may ask, and how long it may take."""
+    connections: ConnectionSettings = group(ConnectionSettings)
+    """What connections may take."""
     access_log: bool = False
     """Log every request: its address, path and status."""
     loading: LoadingSettings = group(LoadingSettings)
     """How models are loaded."""
+    show_example: bool = False
+    """Print one text as the reward model reads it: its tokens, and where scores are read."""
     device: str | None = None
     """To compute on; None for the CPU."""
 
@@ -119,33 +164,28 @@ def serve(config: ServeConfig) -> None:
     """
     token = bearer_token(config)
     application = application_of(config, token=token)
-    import uvicorn
+    from tokencredit.server.listening import ConnectionLimits, listen
 
-    settings = uvicorn.Config(
+    named = ", ".join(one.model for one in _sources(config))
+    taken = config.connections
+    whole = listen(
         application,
-        host=config.host,
-        port=config.port,
-        log_level="info" if config.access_log else "warning",
+        config.host,
+        config.port,
+        limits=ConnectionLimits(
+            most=taken.max_connections,
+            header_seconds=taken.header_timeout,
+            idle_seconds=taken.idle_timeout,
+            answer_seconds=taken.answer_timeout,
+            unread_bytes=taken.unread_bytes,
+            stop_seconds=taken.stop_timeout,
+        ),
+        announce=lambda host, port: print(f"serving {named} at http://{host}:{port}", flush=True),
         access_log=config.access_log,
-        server_header=False,
-        # A connection that is closed while its client sends again loses the request.
-        timeout_keep_alive=_IDLE_SECONDS,
-        timeout_graceful_shutdown=int(config.limits.request_timeout) + 5,
     )
-    with _signals_that_only_stop():
-        server = uvicorn.Server(settings)
-        try:
-            listening = settings.bind_socket()
-        except SystemExit as error:
-            raise ConfigError(
-                f"nothing can listen at {config.host}, port {config.port}; expected a free port of "
-                "an address of this machine: choose another `port`, or 0 for any"
-            ) from error
-        host, port = listening.getsockname()[:2]
-        named = ", ".join(one.model for one in _sources(config))
-        print(f"serving {named} at http://{host}:{port}", flush=True)
-        server.run(sockets=[listening])
-    print("stopped", flush=True)
+    print("stopped" if whole else "stopped before everything was finished", flush=True)
+    if not whole:
+        raise SystemExit(1)
 
 
 def _sources(config: ServeConfig) -> tuple[RewardSource, ...]:
@@ -182,24 +222,27 @@ def application_of(config: ServeConfig, *, token: str | None = None) -> Any:
         with_method(config.credit, "terminal"),
         config.segments,
         combine=config.combine,
-        template=config.template,
+        reading=config.reading,
         loading=loading,
     )
     reader = reader_of(rewards)
+    example = ("(prompt)", " (response)") if config.show_example else None
+    print_reading("reward model", reader.reading, example=example)
     rewards = replace(rewards, credited=replace(rewards.credited, credit=config.credit))
     served = ServedModel(
         reader.model,
-        reader.tokenizer,
+        reader.reading,
         rewards_on_offer(rewards, config.methods, loading=loading),
         layer=config.credit.layer,
-        template=config.template,
         max_tokens=config.limits.max_batch_tokens,
     )
     # What is wrong with the model shows now and not with the first request.
     trial = [PromptAndResponse(prompt="a", response=" a")]
     served.scores(served.text_rows(trial, served.credit_methods))
     limits = Limits(**vars(config.limits))
-    return reward_app(served, limits, token=token)
+    names = ("localhost", config.host, *config.connections.hosts)
+    hosts = names if _is_loopback(config.host) else None
+    return reward_app(served, limits, token=token, hosts=hosts)
 
 
 def bearer_token(config: ServeConfig) -> str | None:
@@ -225,18 +268,3 @@ def _is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-@contextmanager
-def _signals_that_only_stop() -> Iterator[None]:
-    """SIGINT and SIGTERM end in a normal exit: uvicorn raises them again once it has stopped."""
-    kept = {number: signal.signal(number, _nothing) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
-
-
-def _nothing(*_: object) -> None:
-    pass

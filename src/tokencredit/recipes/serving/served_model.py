@@ -3,11 +3,13 @@
 A client that has the prefix scores or the attention of a text makes every credit from them itself.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -17,8 +19,9 @@ from tokencredit.credit.methods import (
     credit_method,
 )
 from tokencredit.errors import DataError, ModelError, NumericError
+from tokencredit.models.fingerprint import weights_fingerprint
 from tokencredit.models.hf_loading import context_length, pad_token_id
-from tokencredit.models.hf_vocabularies import vocabulary_fingerprint
+from tokencredit.models.hf_vocabularies import tokenizer_fingerprint, vocabulary_fingerprint
 from tokencredit.recipes.serving.offers import offered_details, row_details
 from tokencredit.scorers.evidence import Responses, response_scores
 from tokencredit.scorers.local import own_scores
@@ -26,11 +29,12 @@ from tokencredit.scorers.policy_tokens import ended_scores
 from tokencredit.scorers.rewards import CombinedScorer, LoadedSource, Rewards
 from tokencredit.scorers.text_rewards import with_segments
 from tokencredit.scorers.trained_reading import trained_segments
-from tokencredit.server.messages import PromptAndResponse, PromptAndResponseIds, Served
+from tokencredit.server.messages import Message, PromptAndResponse, PromptAndResponseIds, Served
 from tokencredit.server.rows import RowScores, TokenRow
 from tokencredit.text.hf_decoding import decoded_response
 from tokencredit.text.hf_encoding import EncodedResponses, closed_batch
-from tokencredit.text.hf_rendering import Template, encoded_prompts, reads_eos, token_texts
+from tokencredit.text.hf_reading import Reading
+from tokencredit.text.hf_token_rows import token_texts
 
 
 @dataclass(frozen=True)
@@ -39,20 +43,23 @@ class ServedModel:
 
     Attributes:
         model: a sequence-classification model.
-        tokenizer: its tokenizer.
+        reading: how it reads texts.
         credits: the credit methods on offer, each over the same sources of reward; the model is
             the first of them.
         layer: whose attention is recorded.
-        template: as in `encoded_prompts`; a text without a prompt stands alone.
         max_tokens: of one row, if that is less than the model can read.
     """
 
     model: nn.Module
-    tokenizer: PreTrainedTokenizerBase
+    reading: Reading
     credits: Mapping[str, Rewards]
     layer: int = -1
-    template: Template = "auto"
     max_tokens: int = 16384
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Of the model."""
+        return self.reading.tokenizer
 
     @property
     def credit_methods(self) -> tuple[str, ...]:
@@ -74,20 +81,34 @@ class ServedModel:
     @cached_property
     def about(self) -> Served:
         """What a client needs to know about the model."""
-        chats = self.template == "chat" or (
-            self.template == "auto" and self.tokenizer.chat_template is not None
-        )
+        segments = trained_segments(self.model.config) is not None
+        read: dict[str, Any] = {
+            "attention_layer": self.layer,
+            "template": self.reading.template,
+            "renders_chats": self.reading.template == "chat",
+            "reads_eos": self.reading.append_eos,
+            "reads_segments": segments or None,
+            "vocabulary": vocabulary_fingerprint(self.tokenizer),
+            "max_tokens": self.row_tokens,
+        }
         return Served(
             credit=list(self.credit_methods),
-            details=list(offered_details(self.credit_methods)),
-            attention_layer=self.layer,
-            template=self.template,
-            renders_chats=chats,
-            reads_eos=reads_eos(self.model),
-            reads_segments=trained_segments(self.model.config) is not None or None,
-            vocabulary=vocabulary_fingerprint(self.tokenizer),
-            max_tokens=self.row_tokens,
+            details=list(offered_details(self.credit_methods, reads_segments=segments)),
+            fingerprint=self._fingerprint(read),
+            **read,
         )
+
+    def _fingerprint(self, read: Mapping[str, Any]) -> str:
+        """Of all that scores depend on; the settings of credit, which a client makes, are not."""
+        weights = [
+            (one.name, one.weight, one.score, weights_fingerprint(model))
+            if isinstance(model := getattr(one.scorer, "model", None), nn.Module)
+            else (one.name, one.weight, one.score)
+            for one in self._sources
+        ]
+        combine = next(iter(self.credits.values())).combine
+        rest = (tokenizer_fingerprint(self.tokenizer), sorted(read.items()), combine)
+        return hashlib.sha256(repr((weights, rest)).encode()).hexdigest()
 
     def text_rows(
         self,
@@ -102,15 +123,7 @@ class ServedModel:
                 refused by the chat template.
             ModelError: messages, and there is no chat template; or it rewrites the response.
         """
-        rows: dict[int, TokenRow] = {}
-        for alone in (True, False):
-            numbers = [n for n, text in enumerate(texts) if (not text.prompt) == alone]
-            if numbers:
-                encoded = self._encoded(
-                    [texts[n] for n in numbers], credit, details, numbers, alone
-                )
-                rows |= dict(zip(numbers, encoded, strict=True))
-        return [rows[number] for number in range(len(texts))]
+        return self._encoded(texts, credit, details, range(len(texts)))
 
     def id_rows(
         self,
@@ -118,31 +131,35 @@ class ServedModel:
         credit: tuple[str, ...],
         details: tuple[str, ...] = (),
     ) -> list[TokenRow]:
-        """Token ids of the reward model's own vocabulary, as they are.
+        """Token ids of the reward model's own vocabulary.
 
         Raises:
             DataError: an id is not in the vocabulary, the prompt has none, or a row is too long.
         """
+        rows = []
         for number, text in enumerate(texts):
-            ids = [*text.prompt_ids, *text.response_ids]
-            self._require_length(number, len(ids))
+            ids = [*(text.prompt_ids or ()), *text.response_ids]
             outside = [id_ for id_ in ids if not 0 <= id_ < self.vocabulary]
             if outside:
                 raise DataError(
                     f"text {number} has the id {outside[0]}; expected ids from 0 to "
                     f"{self.vocabulary - 1}, those of the reward model's own tokenizer"
                 )
-            if not text.prompt_ids:
+            if text.prompt_ids == []:
                 raise DataError(
                     f"text {number} has no prompt_ids; expected at least one, such as the token "
                     "that begins a sequence: the score of the prompt alone is read there"
                 )
-        return [self._id_row(text.prompt_ids, text.response_ids, credit, details) for text in texts]
+            row = self._id_row(text, credit, details)
+            self._require_length(number, row.length)
+            rows.append(row)
+        return rows
 
     def verbatim_rows(self, texts: Sequence[str]) -> list[TokenRow]:
         """Whole texts, special tokens written out in them, without any credit.
 
-        Nothing is added but the end of sequence, where the model learnt with it and it is missing.
+        Nothing is added but what closes a response, where the model learnt with it and it is
+        missing.
 
         Raises:
             DataError: a text is empty or too long.
@@ -154,18 +171,23 @@ class ServedModel:
                 "text does not say where its response begins; expected prompts and responses: "
                 "ask /score"
             )
-        ends = bool(reads_eos(self.model))
-        rows = []
-        for number, ids in enumerate(
-            self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        ):
-            if not ids:
-                raise DataError(f"text {number} is empty; expected a prompt and its response")
-            if ends and ids[-1] != self.tokenizer.eos_token_id:
-                ids = [*ids, self.tokenizer.eos_token_id]
-            self._require_length(number, len(ids))
-            rows.append(TokenRow(ids[:1], ids[1:], [], [], [], ()))
+        rows = [self._verbatim_row(text, number) for number, text in enumerate(texts)]
+        for number, row in enumerate(rows):
+            self._require_length(number, row.length)
         return rows
+
+    def _verbatim_row(self, text: str, number: int) -> TokenRow:
+        parts = self.reading.split(text)
+        if parts is not None:
+            prompt, answer = parts
+            encoded = self.reading.encoded([prompt], [answer], empty="keep")
+            return _token_rows(encoded, [[]], (), ())[0]
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if not ids:
+            raise DataError(f"text {number} is empty; expected a prompt and its response")
+        if self.reading.append_eos and ids[-1] != self.tokenizer.eos_token_id:
+            ids = [*ids, self.tokenizer.eos_token_id]
+        return TokenRow(ids[:1], ids[1:], [], [], [], ())
 
     def scores(self, rows: Sequence[TokenRow]) -> list[RowScores]:
         """Scores of all rows in one forward pass.
@@ -209,7 +231,7 @@ class ServedModel:
         """What the model says, and after it the other sources, in the model's tokens."""
         own = own_scores(
             self.model,
-            self.tokenizer,
+            self.reading,
             batch,
             attention_mask=attention_mask,
             attention_layer=self.layer if attends else None,
@@ -258,17 +280,14 @@ class ServedModel:
         credit: tuple[str, ...],
         details: tuple[str, ...],
         numbers: Sequence[int],
-        alone: bool,
     ) -> list[TokenRow]:
         """Rows of texts; one by one where that fails, to name the text that is to blame."""
         responses = [text.response for text in texts]
         try:
-            encoded = encoded_prompts(
-                self.tokenizer,
-                [_prompt(text) for text in texts],
+            encoded = self.reading.encoded(
+                [_prompt(text.prompt) for text in texts],
                 responses,
-                template="plain" if alone else self.template,
-                append_eos=[bool(reads_eos(self.model)) and text.ended for text in texts],
+                ended=[text.ended for text in texts],
                 max_length=self.row_tokens,
                 empty="keep",
             )
@@ -276,28 +295,48 @@ class ServedModel:
             if len(texts) == 1:
                 raise DataError(f"text {numbers[0]}: {error}") from error
             for text, number in zip(texts, numbers, strict=True):
-                self._encoded([text], credit, details, [number], alone)
+                self._encoded([text], credit, details, [number])
             raise
         names = token_texts(self.tokenizer, encoded, responses)
         found = _token_rows(encoded, names, credit, details)
-        return [replace(row, prompt=_prompt(text)) for row, text in zip(found, texts, strict=True)]
+        return [
+            replace(row, prompt=_prompt(text.prompt))
+            for row, text in zip(found, texts, strict=True)
+        ]
 
     def _id_row(
-        self,
-        prompt_ids: list[int],
-        response_ids: list[int],
-        credit: tuple[str, ...],
-        details: tuple[str, ...],
+        self, text: PromptAndResponseIds, credit: tuple[str, ...], details: tuple[str, ...]
     ) -> TokenRow:
+        row = TokenRow(text.prompt_ids or [], text.response_ids, [], [], [], (), details)
+        if text.ended is not None:
+            row = self._closed(text, row)
         if not credit:
-            return TokenRow(prompt_ids, response_ids, [], [], [], (), details)
-        decoded = decoded_response(self.tokenizer, prompt_ids, response_ids)
-        names = self.tokenizer.convert_ids_to_tokens(response_ids)
+            return row
+        decoded = decoded_response(self.tokenizer, row.prompt_ids, row.response_ids)
+        names = self.tokenizer.convert_ids_to_tokens(row.response_ids)
         tokens = [
             decoded.response[a:b] if b > a else str(name)
             for (a, b), name in zip(decoded.spans, names, strict=True)
         ]
-        return TokenRow(prompt_ids, response_ids, [], tokens, decoded.spans, credit, details)
+        return replace(row, tokens=tokens, spans=decoded.spans, credit=credit)
+
+    def _closed(self, text: PromptAndResponseIds, row: TokenRow) -> TokenRow:
+        """The row in the prompt of the model's reading, closed where the response ended."""
+        end = [pad_token_id(self.tokenizer)] if text.ended else []  # its closing takes this place
+        batch = ResponseBatch.of_rows([row.prompt_ids], [[*row.response_ids, *end]], pad_token_id=0)
+        prompts = None if text.prompt is None else [_prompt(text.prompt)]
+        found = self.reading.written_rows(batch, prompts, torch.tensor([bool(text.ended)]))
+        start = found.batch.prompt_ids.shape[1]
+        real = found.attention_mask[0, start:]
+        counts = found.batch.response_mask[0] & real
+        ids = found.batch.response_ids[0]
+        return replace(
+            row,
+            prompt_ids=found.batch.prompt_ids[0].tolist(),
+            response_ids=ids[counts].tolist(),
+            closing_ids=ids[real & ~counts].tolist(),
+            prompt=None if prompts is None else prompts[0],
+        )
 
     def _require_length(self, number: int, length: int) -> None:
         if length > self.row_tokens:
@@ -317,10 +356,10 @@ class ServedModel:
         return batch.to(device), real.bool().to(device)
 
 
-def _prompt(text: PromptAndResponse) -> Prompt:
-    if isinstance(text.prompt, str):
-        return text.prompt
-    return [message.model_dump() for message in text.prompt]
+def _prompt(prompt: str | list[Message]) -> Prompt:
+    if isinstance(prompt, str):
+        return prompt
+    return [message.model_dump() for message in prompt]
 
 
 def _token_rows(

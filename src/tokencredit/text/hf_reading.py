@@ -1,0 +1,674 @@
+"""How a model reads a prompt and its response: the one place that decides it.
+
+A reading says how texts are rendered (joined, by a chat template, as a pair), with what they are
+closed where the response ended and where it was cut off, and which tokens end a turn. Training
+writes it into the configuration of the model; for other models it is found out, or set.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from tokencredit.batch import Message, Prompt, ResponseBatch
+from tokencredit.errors import ConfigError, DataError
+from tokencredit.masking import last_true_index
+from tokencredit.models.hf_architecture import is_causal
+from tokencredit.models.hf_ends import turn_end_ids
+from tokencredit.models.hf_loading import pad_token_id
+from tokencredit.text.hf_encoding import (
+    CutText,
+    EncodedResponses,
+    cut_pairs,
+    cut_rendered,
+    cut_texts,
+    padded_texts,
+    require_texts,
+    with_end,
+)
+from tokencredit.text.hf_rendering import (
+    RenderedText,
+    TurnMarks,
+    rendered_chat,
+    rendered_prompt,
+    turn_marks,
+)
+from tokencredit.text.hf_token_rows import (
+    CHUNK,
+    EncodedText,
+    Truncation,
+    sequence_start,
+    shortened_text,
+    unpadded_texts,
+)
+
+Template = Literal["auto", "plain", "chat", "pair"]
+
+_KNOWN = ("plain", "chat", "pair")
+
+
+@dataclass(frozen=True)
+class ReadingSettings:
+    """How a model reads texts, where its configuration does not say or shall not decide."""
+
+    template: Template = "auto"
+    """`chat` renders with the chat template, a text as one message of the user; `plain` joins
+    prompt and response; `pair` gives an encoder both as a pair of sentences. `auto` is as the
+    model was trained; for models of others `chat` where the tokenizer has a chat template, `pair`
+    for encoders with one output that are given pairs, `plain` elsewhere."""
+    append_eos: bool | None = None
+    """End plain responses that ended with the end of sequence. None is as the model was trained; in
+    training it is yes for causal models, and for models of others, which do not say, no."""
+    turn_ends: list[str] = field(default_factory=list)
+    """Tokens that end a response, besides those that tokenizer and model declare."""
+    chat_template: str | None = None
+    """A chat template, or a file with one, in the place of that of the tokenizer."""
+
+
+@dataclass(frozen=True)
+class WrittenRows:
+    """Responses with the token ids of their writer, as another model of this vocabulary reads them.
+
+    Attributes:
+        batch: response columns are those of the writer, and more where closing tokens follow.
+        attention_mask: True on every token that is read.
+    """
+
+    batch: ResponseBatch
+    attention_mask: Bool[Tensor, "batch sequence"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How one model reads prompts and responses.
+
+    A prompt is a text or a conversation. A text in the chat template's own marks, up to where the
+    answer begins, is taken as rendered already. A response to an empty prompt stands alone and is
+    read as plain text by every model.
+
+    Attributes:
+        tokenizer: of the model, a fast one.
+        template: how prompt and response are rendered.
+        append_eos: whether plain responses that ended are closed by the end of sequence.
+        turn_ends: ids that end a response.
+        origin: who decided, for people.
+
+    >>> from tokencredit.toy.hf_tokenizer import toy_tokenizer
+    >>> reading = Reading(toy_tokenizer(), append_eos=True)
+    >>> encoded = reading.encoded(["the"], [" plot", ], ended=False)
+    >>> encoded.batch.response_mask.sum().item()
+    1
+    >>> reading.encoded(["the"], [" plot"]).batch.response_mask.sum().item()
+    2
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    template: Literal["plain", "chat", "pair"] = "plain"
+    append_eos: bool = False
+    turn_ends: tuple[int, ...] = ()
+    origin: str = "as set"
+
+    @cached_property
+    def marks(self) -> TurnMarks:
+        """What the chat template writes around turns."""
+        return turn_marks(self.tokenizer)
+
+    @property
+    def two_segments(self) -> bool:
+        """Whether the model is told which tokens are the response's."""
+        return self.template == "pair" and "token_type_ids" in self.tokenizer.model_input_names
+
+    def encoded(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[str],
+        *,
+        ended: bool | Sequence[bool] = True,
+        max_length: int | None = None,
+        empty: Literal["error", "keep"] = "error",
+        device: torch.device | str | None = None,
+    ) -> EncodedResponses:
+        """Prompts and responses as the model reads them.
+
+        Args:
+            prompts: texts or conversations, one per response.
+            responses: what is answered.
+            ended: whether the responses ended, or which of them; the others were cut off and are
+                read as they stand, without what closes a response.
+            max_length: of a row, in tokens.
+            empty: whether a response without characters is an error or a row without response
+                tokens.
+            device: to put the tensors on.
+
+        Raises:
+            DataError: prompts and responses differ in number; a response is empty; nothing
+                precedes a response; a text is longer than `max_length`; a conversation where plain
+                texts are to be joined, or one that the template refuses.
+            ModelError: the tokenizer gives no offsets, or lacks a token or template that it needs.
+        """
+        require_texts(self.tokenizer, prompts, responses, empty=empty)
+        rows = self._cut(prompts, responses, _each(ended, len(responses)))
+        return padded_texts(self.tokenizer, rows, max_length=max_length, empty=empty, device=device)
+
+    def rows(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[str],
+        *,
+        ended: bool | Sequence[bool] = True,
+        max_length: int | None = None,
+        truncation: Truncation = "response-end",
+    ) -> list[EncodedText]:
+        """Every prompt and response as one row of token ids, cut to `max_length`.
+
+        Args:
+            prompts: as in `encoded`.
+            responses: as in `encoded`.
+            ended: as in `encoded`.
+            max_length: in tokens; None cuts nothing.
+            truncation: what goes first: the end of the response, or the start of the prompt (and
+                then, with one token of it left, the end of the response). A token that begins the
+                sequence stays.
+
+        Raises:
+            DataError: nothing of a response is left, or as in `encoded`.
+            ModelError: as in `encoded`.
+        """
+        whole: list[EncodedText] = []
+        is_ended = _each(ended, len(responses))
+        for at in range(0, len(responses), CHUNK):
+            part = slice(at, at + CHUNK)
+            encoded = self.encoded(prompts[part], responses[part], ended=is_ended[part])
+            whole += unpadded_texts(encoded, two_segments=self.two_segments)
+        if max_length is None:
+            return whole
+        first = {self.tokenizer.bos_token_id, self.tokenizer.cls_token_id} - {None}
+        return [
+            shortened_text(row, number, max_length, truncation, stays=first)
+            for number, row in enumerate(whole)
+        ]
+
+    def ids_of(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], ended: Sequence[bool]
+    ) -> list[list[int]]:
+        """Token ids of whole texts, from the beginning of the prompt to what closes the response.
+
+        Args:
+            prompts: as in `encoded`.
+            responses: as in `encoded`; empty ones leave the prompt alone.
+            ended: as in `encoded`.
+
+        Raises:
+            DataError, ModelError: as `encoded`.
+        """
+        require_texts(self.tokenizer, prompts, responses, empty="keep")
+        rows = self._cut(prompts, responses, ended)
+        return [[*row.prompt, *row.response, *row.tail] for row in rows]
+
+    def prompt_rows(self, prompts: Sequence[Prompt], *, where: str) -> list[list[int]]:
+        """Prompts as the token ids that a model goes on from.
+
+        Args:
+            prompts: texts or conversations; a conversation that ends with a turn of the assistant
+                is gone on with.
+            where: the prompts come from, for messages.
+
+        Raises:
+            DataError: a prompt has no tokens, or the chat template refuses it.
+        """
+        rows = [self._prompt_row(prompt) for prompt in prompts]
+        eos = self.tokenizer.eos_token_id
+        if eos is not None and all(row and row[-1] == eos for row in rows):
+            rows = [row[:-1] for row in rows]  # what some tokenizers close every text with
+        if any(not row for row in rows):
+            raise DataError(
+                f"a prompt of {where} has no tokens; expected text, or a tokenizer that begins "
+                "with a BOS token"
+            )
+        return rows
+
+    def written_rows(
+        self,
+        batch: ResponseBatch,
+        prompts: Sequence[Prompt] | None,
+        ended: Bool[Tensor, "batch"],
+    ) -> WrittenRows:
+        """Responses with the ids that were drawn, in the prompt and closing of this reading.
+
+        Args:
+            batch: in the tokens of this very vocabulary.
+            prompts: what was asked; None takes the ids of the prompts, as text or as they are.
+            ended: True for responses whose last token ended them: this reading's own closing takes
+                the place of that token, which counts as before, read or not.
+        """
+        ends = ended.tolist()
+        asked = self.prompts_of(batch, self.tokenizer) if prompts is None else list(prompts)
+        kept = [
+            prompts is None and isinstance(prompt, str) and not self._wraps(prompt)
+            for prompt in asked
+        ]
+        frames = [
+            self._frame(prompt, end, as_it_is=keep)
+            for prompt, end, keep in zip(asked, ends, kept, strict=True)
+        ]
+        reads = batch.attention_mask[:, batch.prompt_ids.shape[1] :].bool()
+        lengths = (last_true_index(reads) + 1).tolist()
+        heads, texts, masks, read = [], [], [], []
+        for row, (frame, length, keep) in enumerate(zip(frames, lengths, kept, strict=True)):
+            own = batch.prompt_ids[row][batch.prompt_mask[row]].tolist()
+            heads.append(own if keep else frame.prompt)
+            written = length - ends[row]
+            closing = [*frame.response, *frame.tail]
+            unread = ends[row] and not closing
+            ids = batch.response_ids[row, :written].tolist()
+            counts = batch.response_mask[row, :written].tolist()
+            filler = [pad_token_id(self.tokenizer)] if unread else []
+            texts.append([*ids, *closing, *filler])
+            after = [ends[row], *[False] * len(closing)][: len(closing) + len(filler)]
+            masks.append([*counts, *after])
+            read.append(
+                [*reads[row, :written].tolist(), *[True] * len(closing), *[False] * len(filler)]
+            )
+        return _written(self.tokenizer, heads, texts, masks, read, batch)
+
+    def prompts_of(self, batch: ResponseBatch, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+        """The texts of prompts that are there as token ids alone.
+
+        Special tokens are left out, but for prompts in the marks of this reading's chat template.
+
+        Args:
+            batch: whose prompts.
+            tokenizer: of their ids.
+        """
+        found: list[Prompt] = []
+        for ids, real in zip(batch.prompt_ids, batch.prompt_mask, strict=True):
+            row = ids[real].tolist()
+            marked = tokenizer.decode(row, clean_up_tokenization_spaces=False)
+            if self.template == "chat" and self._is_rendered(marked):
+                found.append(marked)
+            else:
+                found.append(
+                    tokenizer.decode(
+                        row, skip_special_tokens=True, clean_up_tokenization_spaces=False
+                    )
+                )
+        return found
+
+    def text(self, prompt: Prompt, response: str) -> str:
+        """Prompt and response as one text, for files that show them."""
+        if self._in_chat(prompt):
+            return self._rendered(prompt, response, ended=True).text
+        return _text_of(prompt) + response
+
+    def split(self, text: str) -> tuple[str, str] | None:
+        """A whole text in the marks of the chat template, as its prompt and its last answer.
+
+        None where it has no such marks. What closes the answer in the text is cut off: `encoded`
+        closes it.
+
+        Args:
+            text: with the special tokens written out.
+        """
+        marks = self.marks.openings if self.template == "chat" else ()
+        borders = [text.rfind(mark) + len(mark) for mark in marks if mark in text]
+        if not borders:
+            return None
+        # Spaces after the mark are the template's, not the answer's.
+        answer = text[max(borders) :].lstrip("\n ")
+        return text[: len(text) - len(answer)], self._opened(answer)
+
+    @property
+    def line(self) -> str:
+        """One line that says how texts are read, and who decided."""
+        closing = (
+            f"and closed by {self.tokenizer.eos_token!r}" if self.append_eos else "and not closed"
+        )
+        how = {
+            "plain": f"prompt and response are joined {closing}",
+            "pair": f"prompt and response are a pair of sentences {closing}",
+        }
+        if self.template == "chat":
+            how["chat"] = (
+                "by the chat template, a text as one message of the user; an answer that ended is "
+                f"closed by {self.marks.closing!r}, one that was cut off is left open"
+            )
+        return f"reads texts as {self.template!r} ({self.origin}): {how[self.template]}"
+
+    def _cut(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], ended: Sequence[bool]
+    ) -> list[CutText]:
+        """The ids of each text cut in three: before the answer, the answer, after it."""
+        self._require_renderable(prompts)
+        rows: list[CutText | None] = [None] * len(prompts)
+        in_chat = [row for row, prompt in enumerate(prompts) if self._in_chat(prompt)]
+        in_pair = [row for row in range(len(prompts)) if self.template == "pair" and prompts[row]]
+        others = sorted({*range(len(prompts))} - {*in_chat, *in_pair})
+        if in_chat:
+            texts = [self._rendered(prompts[i], responses[i], ended[i]) for i in in_chat]
+            for i, row in zip(in_chat, cut_rendered(self.tokenizer, texts), strict=True):
+                rows[i] = row
+        if in_pair:
+            asked = [_text_of(prompts[i]) for i in in_pair]
+            cut = cut_pairs(self.tokenizer, asked, [responses[i] for i in in_pair])
+            for i, row in zip(in_pair, cut, strict=True):
+                rows[i] = row
+        if others:
+            heads = [str(prompts[i]) or sequence_start(self.tokenizer) for i in others]
+            both = [head + responses[i] for head, i in zip(heads, others, strict=True)]
+            borders = [(len(h), len(b)) for h, b in zip(heads, both, strict=True)]
+            for i, row in zip(
+                others, cut_texts(self.tokenizer, both, borders, special=True), strict=True
+            ):
+                rows[i] = row
+        closes = {*others, *in_pair} if self.append_eos else set()
+        return [
+            with_end(self.tokenizer, row, len(responses[i])) if i in closes and ended[i] else row
+            for i, row in enumerate(rows)
+            if row is not None
+        ]
+
+    def _frame(self, prompt: Prompt, ended: bool, *, as_it_is: bool) -> CutText:
+        """What stands before and after an answer, whatever it says."""
+        if not as_it_is:
+            return self._cut([prompt], [""], [ended])[0]
+        # The ids of the prompt are there already, and what closes an answer hangs on no prompt.
+        reading = self if prompt else replace(self, template="plain")
+        return reading._cut(["x"], [""], [ended])[0]
+
+    def _in_chat(self, prompt: Prompt) -> bool:
+        """Whether a prompt stands in the marks of the chat template, or is to be put there."""
+        return self.template == "chat" and prompt != ""
+
+    def _wraps(self, prompt: str) -> bool:
+        """Whether a text is put into the chat template as a message."""
+        return self._in_chat(prompt) and not self._is_rendered(prompt)
+
+    def _is_rendered(self, text: str) -> bool:
+        """Whether a prompt stands in the template's marks, up to where the answer begins."""
+        return text.rstrip().endswith(self.marks.openings)
+
+    def _rendered(self, prompt: Prompt, response: str, ended: bool) -> RenderedText:
+        if isinstance(prompt, str) and self._is_rendered(prompt):
+            bos = self.tokenizer.bos_token
+            if bos and self.marks.beginning.startswith(bos) and not prompt.startswith(bos):
+                prompt = f"{bos}{prompt}"
+            answer = self._opened(response)
+            closing = self.marks.closing if ended or answer != response else ""
+            start, stop = len(prompt), len(prompt) + len(answer)
+            return RenderedText(f"{prompt}{answer}{closing}", start, stop)
+        conversation = _conversation(prompt)
+        return rendered_chat(self.tokenizer, conversation, response, ended=ended)
+
+    def _opened(self, answer: str) -> str:
+        """An answer without the mark that closes it, where it was written out."""
+        mark = self.marks.closing.strip()
+        return (
+            answer.rstrip().removesuffix(mark)
+            if mark and answer.rstrip().endswith(mark)
+            else answer
+        )
+
+    def _prompt_row(self, prompt: Prompt) -> list[int]:
+        if not self._in_chat(prompt):
+            self._require_renderable([prompt])
+            ids: list[int] = self.tokenizer(_text_of(prompt), add_special_tokens=True)["input_ids"]
+            return ids
+        if isinstance(prompt, str) and self._is_rendered(prompt):
+            frame = self._cut([prompt], [""], [False])[0]
+            return frame.prompt
+        text = rendered_prompt(self.tokenizer, _conversation(prompt))
+        found: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return found
+
+    def _require_renderable(self, prompts: Sequence[Prompt]) -> None:
+        """Conversations need a template that renders them."""
+        if self.template != "plain":
+            return
+        conversations = sum(not isinstance(prompt, str) for prompt in prompts)
+        if conversations:
+            there = "no" if self.tokenizer.chat_template is None else "a"
+            raise DataError(
+                f"{conversations} prompts are conversations, and the model reads texts as 'plain' "
+                f"({self.origin}; the tokenizer {self.tokenizer.name_or_path!r} has {there} chat "
+                "template); expected texts, or reading.template 'chat' and a tokenizer with a chat "
+                "template: reading.chat_template names one"
+            )
+
+
+def reading_of(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: ReadingSettings | None = None,
+    *,
+    training: bool = False,
+) -> Reading:
+    """How a model reads texts: as set, as it was trained, or as its kind usually does.
+
+    Args:
+        model: of transformers, also in a wrapper that hands its configuration through.
+        tokenizer: its own; a chat template of the settings is put into it.
+        settings: what is set; None leaves all to the model.
+        training: whether the model is about to be trained.
+
+    Raises:
+        ConfigError: a tokenizer without chat template or pairs for a template that needs it, or a
+            turn end that is no token.
+
+    >>> from types import SimpleNamespace
+    >>> from tokencredit.toy.hf_tokenizer import toy_tokenizer
+    >>> model = SimpleNamespace(config=SimpleNamespace(reading={"template": "plain"}))
+    >>> reading_of(model, toy_tokenizer()).origin
+    'as trained'
+    """
+    asked = settings or ReadingSettings()
+    if asked.chat_template is not None:
+        tokenizer.chat_template = _chat_template(asked.chat_template)
+    stored = stored_reading(model.config)
+    template: str = asked.template
+    origin = "as set"
+    if template == "auto":
+        if "template" in stored:
+            template, origin = stored["template"], "as trained"
+        else:
+            template, origin = _usual_template(model, tokenizer)
+    elif stored.get("template", template) != template and not training:
+        origin = f"as set; trained as {stored['template']!r}"
+    _require_template(template, tokenizer, origin)
+    append_eos = asked.append_eos
+    if append_eos is None:
+        append_eos = stored.get("append_eos")
+    if append_eos is None:
+        append_eos = training and tokenizer.eos_token_id is not None and _reads_forward(model)
+    extra = [*stored.get("turn_ends", ()), *asked.turn_ends]
+    return Reading(
+        tokenizer,
+        template,  # type: ignore[arg-type]
+        bool(append_eos),
+        turn_end_ids(tokenizer, model, extra=extra),
+        origin,
+    )
+
+
+def written_by(tokenizer: PreTrainedTokenizerBase, *, extra: Sequence[str] = ()) -> Reading:
+    """The reading of a model that only writes: its tokenizer, and what ends its turns.
+
+    Args:
+        tokenizer: of the ids that it writes.
+        extra: tokens that end a turn, besides those that the tokenizer declares.
+
+    Raises:
+        ConfigError: one of `extra` is no token.
+    """
+    template: Literal["plain", "chat"] = "plain" if tokenizer.chat_template is None else "chat"
+    return Reading(tokenizer, template, turn_ends=turn_end_ids(tokenizer, extra=extra))
+
+
+def remember_reading(
+    reading: Reading, config: Any, settings: ReadingSettings | None = None
+) -> None:
+    """Write into the configuration of a model how it was trained to read.
+
+    Args:
+        reading: of the training.
+        config: of the model.
+        settings: whose turn ends are kept.
+    """
+    vars(config).pop("eos_appended", None)
+    config.reading = {"template": reading.template, "append_eos": reading.append_eos}
+    if settings is not None and settings.turn_ends:
+        config.reading["turn_ends"] = list(settings.turn_ends)
+
+
+def stored_reading(config: Any) -> dict[str, Any]:
+    """What training left in the configuration of a model; empty for models of others.
+
+    >>> from types import SimpleNamespace
+    >>> stored_reading(SimpleNamespace(eos_appended=True))  # as version 0.1.0 wrote it
+    {'append_eos': True}
+    """
+    found = getattr(config, "reading", None)
+    if isinstance(found, dict):
+        return found
+    before = getattr(config, "eos_appended", None)
+    return {} if before is None else {"append_eos": before}
+
+
+def ended_responses(batch: ResponseBatch, turn_ends: Sequence[int]) -> Bool[Tensor, "batch time"]:
+    """True on the last token of each response that ended itself.
+
+    Args:
+        batch: responses in the tokens of their writer.
+        turn_ends: ids that end one.
+
+    >>> batch = ResponseBatch.of_rows([[5], [5]], [[6, 2], [6, 7]], pad_token_id=0)
+    >>> ended_responses(batch, [2]).tolist()
+    [[False, True], [False, False]]
+    """
+    last = last_true_index(batch.response_mask)[:, None]
+    is_last = torch.arange(batch.response_ids.shape[1], device=last.device) == last
+    ends = batch.response_ids.new_tensor(list(turn_ends), dtype=torch.long)
+    return is_last & (last >= 0) & torch.isin(batch.response_ids, ends)
+
+
+def _usual_template(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """How models of this kind usually read, and why."""
+    if tokenizer.chat_template is not None:
+        return "chat", "the tokenizer has a chat template"
+    if (
+        _separates_pairs(tokenizer)
+        and getattr(model.config, "num_labels", 0) == 1
+        and not _reads_forward(model)
+    ):
+        return "pair", "an encoder with one output"
+    return "plain", "the tokenizer has no chat template"
+
+
+def _separates_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer writes something between the two sentences of a pair."""
+    if tokenizer.sep_token_id is None:
+        return False
+    return tokenizer.sep_token_id in tokenizer("a", "a")["input_ids"][1:-1]
+
+
+def _reads_forward(model: Any) -> bool:
+    """Whether the model is a decoder, which is usually trained on texts with their end."""
+    if getattr(model.config, "is_encoder_decoder", False):
+        return False
+    if not isinstance(model, torch.nn.Module):
+        return True
+    return is_causal(model) or hasattr(model, "lm_head")
+
+
+def _require_template(template: str, tokenizer: PreTrainedTokenizerBase, origin: str) -> None:
+    if template not in _KNOWN:
+        raise ConfigError(
+            f"the reading template is {template!r} ({origin}); expected one of "
+            f"{', '.join(map(repr, _KNOWN))}"
+        )
+    if template == "chat" and tokenizer.chat_template is None:
+        raise ConfigError(
+            f"reading.template is 'chat' ({origin}) and the tokenizer {tokenizer.name_or_path!r} "
+            "has no chat template; expected one: name it by the setting reading.chat_template, or "
+            "read texts as 'plain'"
+        )
+    if template == "pair" and tokenizer.sep_token_id is None:
+        raise ConfigError(
+            f"reading.template is 'pair' ({origin}) and the tokenizer {tokenizer.name_or_path!r} "
+            "has no token between sentences; expected an encoder, or 'plain' or 'chat'"
+        )
+
+
+def _chat_template(text_or_file: str) -> str:
+    """A chat template as text, read from a file where there is one."""
+    if "{" in text_or_file:
+        return text_or_file
+    try:
+        return Path(text_or_file).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"reading.chat_template is {text_or_file!r} and cannot be read ({error}); expected a "
+            "file with a chat template, or the template itself"
+        ) from error
+
+
+def _conversation(prompt: Prompt) -> list[Message]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def _text_of(prompt: Prompt) -> str:
+    """A prompt as one text: the contents of a conversation, a line each."""
+    return prompt if isinstance(prompt, str) else "\n".join(str(m["content"]) for m in prompt)
+
+
+def _each(ended: bool | Sequence[bool], number: int) -> list[bool]:
+    return [ended] * number if isinstance(ended, bool) else list(ended)
+
+
+def _written(
+    tokenizer: PreTrainedTokenizerBase,
+    heads: list[list[int]],
+    texts: list[list[int]],
+    masks: list[list[bool]],
+    read: list[list[bool]],
+    batch: ResponseBatch,
+) -> WrittenRows:
+    """Rows as a batch that is at least as wide as the writer's."""
+    width = max(batch.response_ids.shape[1], *map(len, texts))
+    pad = pad_token_id(tokenizer)
+
+    def wide(rows: list[list[Any]], fill: Any) -> list[list[Any]]:
+        return [[*row, *[fill] * (width - len(row))] for row in rows]
+
+    made = ResponseBatch.of_rows(
+        heads, wide(texts, pad), masks=wide(masks, False), pad_token_id=pad
+    )
+    real = torch.cat([made.prompt_mask, torch.tensor(wide(read, False))], dim=-1)
+    device = batch.response_ids.device
+    return WrittenRows(made.to(device), real.to(device))
+
+
+def shown_example(reading: Reading, row: EncodedText) -> str:
+    """One row as the model reads it, for people: its text, its tokens, and where scores are read.
+
+    Args:
+        reading: of the model.
+        row: prompt, response, and what closes it.
+    """
+    tokenizer = reading.tokenizer
+    names = [repr(tokenizer.decode([id_])) for id_ in row.input_ids]
+    marked = [
+        f"[{name}]" if counts else name
+        for name, counts in zip(names, row.response_mask, strict=True)
+    ]
+    return (
+        f"text:   {tokenizer.decode(row.input_ids)!r}\n"
+        f"tokens: {' '.join(marked)}\n"
+        f"        {len(row)} tokens; those of the response in brackets ({sum(row.response_mask)}); "
+        f"the score of the whole is read at the last one, {names[-1]}"
+    )
