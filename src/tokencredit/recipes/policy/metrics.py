@@ -15,6 +15,7 @@ from tokencredit.errors import NumericError
 from tokencredit.evaluation.credit_shape import credit_entropy, last_token_share
 from tokencredit.masking import masked_mean, masked_sum, masked_var
 from tokencredit.recipes.policy.experience import Experience
+from tokencredit.text.hf_decoding import decoded_response
 
 
 @contextmanager
@@ -102,16 +103,18 @@ def _numbers(values: Tensor) -> Tensor:
 def sample_rows(
     step: int, experience: Experience, tokenizer: Any, *, count: int
 ) -> list[dict[str, Any]]:
-    """The first responses of a batch with what each token earned."""
+    """The first responses of a batch with what each token earned; texts without special tokens."""
     batch, rows = experience.batch, []
     for index in range(min(count, len(batch))):
         mask = batch.response_mask[index]
         ids = batch.response_ids[index][mask].tolist()
+        prompt_ids = batch.prompt_ids[index][batch.prompt_mask[index]].tolist()
+        texts = decoded_response(tokenizer, prompt_ids, ids)
         rows.append(
             {
                 "step": step,
-                "prompt": tokenizer.decode(batch.prompt_ids[index][batch.prompt_mask[index]]),
-                "response": tokenizer.decode(ids),
+                "prompt": texts.prompt,
+                "response": texts.response,
                 "score": _score(experience, index),
                 **_source_scores(experience, index),
                 "tokens": [tokenizer.decode([token]) for token in ids],
