@@ -87,7 +87,11 @@ def test_a_scorer_that_pays_the_word_good_pays_exactly_those_tokens(monkeypatch,
     model, batch = model_for(scorer), generated(policy)
     for credit in ("prefix-difference", "attention"):
         token_scores, sequence_scores = score_for_policy(
-            model, scorer, policy, batch, credit=CreditSettings(credit, beta=1.0)
+            model,
+            scorer,
+            policy,
+            batch,
+            credit=CreditSettings(credit, beta=1.0, prefixes="one-pass"),
         )
         assert sequence_scores.tolist() == [2.0, 0.0]
         assert token_scores.sum(-1).tolist() == pytest.approx([2.0, 0.0], abs=1e-5)

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +18,13 @@ from tiny_server import break_model, listening, posted, served_model, tiny_app
 
 from tokencredit.batch import ResponseBatch, TokenScorer
 from tokencredit.credit.methods import CreditSettings
-from tokencredit.errors import ConfigError, DataError, NumericError, ServerError
+from tokencredit.errors import (
+    ConfigError,
+    DataError,
+    NumericError,
+    ServerError,
+    TokenCreditWarning,
+)
 from tokencredit.models.hf_vocabularies import shares_vocabulary, vocabulary_fingerprint
 from tokencredit.scorers.segment_ends import SegmentEndSettings
 from tokencredit.scorers.served import served_reward_model
@@ -106,16 +113,27 @@ def test_the_end_of_a_response_is_seen():
 @pytest.mark.parametrize("credit", ["terminal", "uniform", "attention", "prefix-difference"])
 def test_the_callable_pays_as_the_model_in_this_process(credit):
     served, batch = served_by(TOKENIZERS["unigram"], eos_appended=True), generated()
+    settings = CreditSettings(credit, beta=0.7, prefixes="one-pass")
     with at_address(served, queue_size=2) as server:
-        scorer = served_token_scorer(server, POLICY, credit=CreditSettings(credit, beta=0.7))
+        scorer = served_token_scorer(server, POLICY, credit=settings)
         assert isinstance(scorer, TokenScorer)
         found = scorer(batch)
-    expected, _ = score_for_policy(
-        served.model, served.tokenizer, POLICY, batch, credit=CreditSettings(credit, beta=0.7)
-    )
+    expected, _ = score_for_policy(served.model, served.tokenizer, POLICY, batch, credit=settings)
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
     assert found.dtype == torch.float32
     assert not bool(found[~batch.response_mask].any())
+
+
+def test_a_served_model_scores_prefixes_in_one_pass_and_says_so():
+    served = served_by(TOKENIZERS["unigram"])
+    with at_address(served) as server:
+        with pytest.warns(TokenCreditWarning, match="is served and reads other tokens"):
+            served_reward_model(
+                server, written_by(POLICY), credit=CreditSettings("prefix-difference")
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            served_reward_model(server, written_by(POLICY), credit=CreditSettings("terminal"))
 
 
 def test_a_response_to_a_prompt_without_text_stands_alone():

@@ -133,6 +133,10 @@ class CreditSettings:
     """What `contrastive-prompts` writes before the prompt for good answers."""
     worse_prompt: str = "Write a bad answer.\n\n"
     """What `contrastive-prompts` writes before the prompt for bad answers."""
+    prefixes: Literal["own-text", "one-pass"] = "own-text"
+    """Scores of prefixes by a reward model that reads other tokens than the policy: `own-text`
+    tokenizes the text up to each token by itself, so that later text moves no earlier credit,
+    `one-pass` reads them off one pass over the whole response, which is cheaper."""
     fitted: str | None = None
     """File of mean scores by length and by location, which `tokencredit fit-credit` writes."""
     terminal_share: float = field(default=0.0, metadata={"was": "terminal_share"})

@@ -26,7 +26,9 @@ from tokencredit.scorers.policy_tokens import (
     ended_scores,
     projected_scores,
 )
+from tokencredit.scorers.prefix_texts import PrefixReading, with_own_prefixes
 from tokencredit.scorers.trained_reading import scores_as_trained, trained_segment_ends
+from tokencredit.text.hf_encoding import EncodedResponses
 from tokencredit.text.hf_reading import Reading, WrittenRows, ended_responses
 
 
@@ -40,6 +42,8 @@ class LocalScorer:
         writer: how the model reads that wrote the responses; their ids are of its tokenizer.
         attention_layer: whose attention is recorded where it is asked for; -1 is the last.
         micro_batch_size: responses per forward pass; None for all at once.
+        prefixes: how prefixes are scored where the model reads other tokens than the policy:
+            "own-text" for credit that is made of them, as of `prefix_reading`.
     """
 
     model: nn.Module
@@ -47,6 +51,7 @@ class LocalScorer:
     writer: Reading
     attention_layer: int = -1
     micro_batch_size: int | None = None
+    prefixes: PrefixReading = "one-pass"
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -135,12 +140,28 @@ class LocalScorer:
             device=batch.prompt_ids.device,
         )
         scores = self._scored(encoded.batch, encoded.attention_mask, layer)
-        return projected_scores(
+        projected = projected_scores(
             scores,
             encoded.batch.response_mask,
             encoded.response_spans,
             decoded,
             batch.response_mask.shape[1],
+        )
+        if self.prefixes == "one-pass":
+            return projected
+
+        def beginnings(row: int, texts: Sequence[str]) -> EncodedResponses:
+            again = [asked[row]] * len(texts)
+            return self.reading.encoded(again, texts, ended=False, empty="keep")
+
+        return with_own_prefixes(
+            projected,
+            scores,
+            self.model,
+            encoded,
+            decoded,
+            beginnings,
+            micro_batch_size=self.micro_batch_size,
         )
 
     def _scored(

@@ -23,6 +23,7 @@ from tokencredit.scorers.policy_tokens import (
     ended_scores,
     projected_scores,
 )
+from tokencredit.scorers.prefix_texts import warn_of_served_prefixes
 from tokencredit.server.answers import About, ScoredResponse
 from tokencredit.server.client import RewardServer, about, scored
 from tokencredit.text.hf_reading import Reading, ended_responses
@@ -114,6 +115,7 @@ def served_reward_model(
     model = ServedRewardModel(server, said, writer, same)
     if credit is not None:
         _require_offer(model, credit)
+        warn_of_served_prefixes(credit, server.address, reads_ids=same and said.template != "pair")
     return model
 
 

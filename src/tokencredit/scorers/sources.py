@@ -22,6 +22,7 @@ from tokencredit.scorers.evidence import OF_SCORERS, require_evidence
 from tokencredit.scorers.functions import named_function, names_function
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.policy_tokens import decoded_responses
+from tokencredit.scorers.prefix_texts import prefix_reading
 from tokencredit.scorers.rewards import (
     CombinedScorer,
     LoadedSource,
@@ -322,4 +323,5 @@ def _loaded(
     asked = source.reading or reading
     model, own = known.get(source.model) or loaded_reward_model(source.model, asked, **loading)
     model.requires_grad_(False)
-    return LocalScorer(model, own, writer, credit.layer, micro_batch_size)
+    size, prefixes = micro_batch_size, prefix_reading(credit)
+    return LocalScorer(model, own, writer, credit.layer, size, prefixes)

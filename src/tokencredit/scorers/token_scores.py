@@ -18,6 +18,7 @@ from tokencredit.scorers.credit_models import CreditModels, loaded_credit_models
 from tokencredit.scorers.evidence import AskPolicy, Responses, gathered_evidence, response_scores
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.policy_tokens import decoded_responses, projected_rows
+from tokencredit.scorers.prefix_texts import prefix_reading
 from tokencredit.scorers.segmentation import response_segments
 from tokencredit.scorers.served import served_reward_model
 from tokencredit.server.client import RewardServer
@@ -217,7 +218,14 @@ def score_for_policy(
     settings = CreditSettings(credit) if isinstance(credit, str) else credit
     writer = written_by(policy_tokenizer)
     read = reading_of(reward_model, rm_tokenizer, reading)
-    scorer = LocalScorer(reward_model, read, writer, settings.layer, micro_batch_size)
+    scorer = LocalScorer(
+        reward_model,
+        read,
+        writer,
+        settings.layer,
+        micro_batch_size,
+        prefix_reading(settings),
+    )
     credited = CreditedScorer(
         scorer,
         writer,
