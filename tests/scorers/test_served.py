@@ -245,7 +245,7 @@ def test_a_model_that_is_read_at_the_ends_of_segments(tokenizer):
         assert "position-scores" in about(server).details
         found = served_reward_model(server, POLICY, credit=credit)(batch)
         paid = served_token_scorer(server, POLICY, credit=credit, segments=segments)(batch)
-    expected = LocalScorer(served.model, served.tokenizer, POLICY)(batch)
+    expected = local_scorer(served.model, served.tokenizer, POLICY)(batch)
     assert_same(found, expected)
     torch.testing.assert_close(found.position_scores, expected.position_scores)
     assert not torch.allclose(found.position_scores, found.prefix_scores, atol=1e-3)
