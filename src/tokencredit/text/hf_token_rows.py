@@ -117,6 +117,45 @@ def encoded_texts(
     return [_shortened(row, number, max_length, truncation) for number, row in enumerate(rows)]
 
 
+def encoded_pairs(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    chosen: Sequence[str],
+    rejected: Sequence[str],
+    *,
+    append_eos: bool,
+    max_length: int,
+    truncation: Truncation,
+) -> list[tuple[EncodedText, EncodedText]]:
+    """Every prompt with each of its two answers as token ids, both cut to the same prompt.
+
+    Args:
+        tokenizer: as of `encoded_texts`.
+        prompts: as of `encoded_texts`.
+        chosen: one answer per prompt.
+        rejected: the other.
+        append_eos: as of `encoded_texts`.
+        max_length: in tokens.
+        truncation: as of `encoded_texts`; of the start of the prompt both sides lose what the
+            longer one has too much, so that they differ in their answers alone.
+
+    Raises:
+        DataError, ModelError: as `encoded_texts`.
+    """
+    sides = [
+        encoded_texts(tokenizer, prompts, answers, append_eos=append_eos)
+        for answers in (chosen, rejected)
+    ]
+    pairs = []
+    for number, (one, other) in enumerate(zip(*sides, strict=True)):
+        longest = max(len(one), len(other))
+        better, worse = (
+            _shortened(row, number, max_length, truncation, longest=longest) for row in (one, other)
+        )
+        pairs.append((better, worse))
+    return pairs
+
+
 def unpadded_texts(encoded: EncodedResponses) -> list[EncodedText]:
     """The rows of a padded batch without their padding."""
     no_prompt = torch.zeros_like(encoded.batch.prompt_mask)
@@ -147,10 +186,18 @@ def sequence_start(tokenizer: PreTrainedTokenizerBase) -> str:
     return str(tokenizer.bos_token)
 
 
-def _shortened(row: EncodedText, number: int, length: int, truncation: Truncation) -> EncodedText:
+def _shortened(
+    row: EncodedText,
+    number: int,
+    length: int,
+    truncation: Truncation,
+    *,
+    longest: int | None = None,
+) -> EncodedText:
+    """The row cut to a length; its prompt to what leaves room for a row of `longest` tokens."""
     ids, mask = row.input_ids, row.response_mask
     if truncation == "prompt-start":
-        cut = max(0, min(len(ids) - length, row.start - 1))
+        cut = max(0, min((longest or len(ids)) - length, row.start - 1))
         ids, mask = ids[cut:], mask[cut:]
     if True not in mask[:length]:
         raise DataError(

@@ -27,7 +27,7 @@ from tokencredit.models.hf_adapters import lora_config
 from tokencredit.models.hf_attention import pretrained_model
 from tokencredit.preference.pairs import PreferencePair
 from tokencredit.recipes.reward_model.causal_settings import TrainImplicitRewardConfig
-from tokencredit.recipes.reward_model.pair_data import training_pairs
+from tokencredit.recipes.reward_model.pair_data import different_pairs, training_pairs
 from tokencredit.recipes.reward_model.report import write_prefix_accuracy
 from tokencredit.recipes.supervised import (
     autocast,
@@ -40,7 +40,7 @@ from tokencredit.recipes.supervised import (
 )
 from tokencredit.recipes.trainer import TrainingRun, train, training_arguments
 from tokencredit.scorers.implicit import implicit_fraction_scores, loaded_reference
-from tokencredit.text.hf_token_rows import EncodedText, encoded_texts
+from tokencredit.text.hf_token_rows import EncodedText, encoded_pairs
 
 __all__ = ["TrainImplicitRewardConfig", "train_implicit_reward"]
 
@@ -74,15 +74,16 @@ def train_implicit_reward(config: TrainImplicitRewardConfig) -> Path:
     pairs, eval_pairs = _pairs(config)
     set_seed(config.seed)
     model, tokenizer = _model_to_train(config)
-    train_rows, eval_rows = (
-        _encoded_pairs(config, tokenizer, some) for some in (pairs, eval_pairs)
-    )
+    encoded, eval_rows = (_encoded_pairs(config, tokenizer, some) for some in (pairs, eval_pairs))
+    train_rows = different_pairs(encoded, tuple)
+    eval_rows = different_pairs(eval_rows, tuple, held_out=True)
     reference = None if adapter is not None else _reference(config, tokenizer)
     judge = _Judge(config, tokenizer, eval_rows, reference)
     with supervised_run(config) as folder:
         model, metrics = _train(
             config, model, reference, tokenizer, train_rows, folder, adapter, judge
         )
+        metrics["equal_pairs"] = float(len(encoded) - len(train_rows))
         if eval_rows:
             rows = judge(model)
             metrics["held_out_accuracy"] = rows[-1]["accuracy"]
@@ -155,21 +156,15 @@ def _encoded_pairs(
     tokenizer: PreTrainedTokenizerBase,
     pairs: list[PreferencePair],
 ) -> Rows:
-    sides = [
-        encoded_texts(
-            tokenizer,
-            [pair.prompt for pair in pairs],
-            responses,
-            append_eos=config.append_eos,
-            max_length=config.max_length,
-            truncation=config.truncation,
-        )
-        for responses in (
-            [pair.chosen for pair in pairs],
-            [pair.rejected for pair in pairs],
-        )
-    ]
-    return list(zip(*sides, strict=True))
+    return encoded_pairs(
+        tokenizer,
+        [pair.prompt for pair in pairs],
+        [pair.chosen for pair in pairs],
+        [pair.rejected for pair in pairs],
+        append_eos=config.append_eos,
+        max_length=config.max_length,
+        truncation=config.truncation,
+    )
 
 
 def _train(
