@@ -188,11 +188,50 @@ class Reading:
             whole += unpadded_texts(encoded, two_segments=self.two_segments)
         if max_length is None:
             return whole
-        first = {self.tokenizer.bos_token_id, self.tokenizer.cls_token_id} - {None}
         return [
-            shortened_text(row, number, max_length, truncation, stays=first)
+            shortened_text(row, number, max_length, truncation, stays=self._beginnings)
             for number, row in enumerate(whole)
         ]
+
+    def pairs(
+        self,
+        prompts: Sequence[Prompt],
+        chosen: Sequence[str],
+        rejected: Sequence[str],
+        *,
+        max_length: int,
+        truncation: Truncation,
+    ) -> list[tuple[EncodedText, EncodedText]]:
+        """Every prompt with each of its two answers as token ids, both cut to the same prompt.
+
+        Args:
+            prompts: as in `encoded`.
+            chosen: one answer per prompt.
+            rejected: the other.
+            max_length: in tokens.
+            truncation: as in `rows`; of the start of the prompt both sides lose what the longer
+                one has too much, so that they differ in their answers alone.
+
+        Raises:
+            DataError, ModelError: as in `rows`.
+        """
+        sides = [self.rows(prompts, answers) for answers in (chosen, rejected)]
+        pairs = []
+        for number, (one, other) in enumerate(zip(*sides, strict=True)):
+            longest = max(len(one), len(other))
+            better, worse = (
+                shortened_text(
+                    row, number, max_length, truncation, stays=self._beginnings, longest=longest
+                )
+                for row in (one, other)
+            )
+            pairs.append((better, worse))
+        return pairs
+
+    @property
+    def _beginnings(self) -> set[int | None]:
+        """Ids that stay where one of them begins a row that is cut."""
+        return {self.tokenizer.bos_token_id, self.tokenizer.cls_token_id} - {None}
 
     def ids_of(
         self, prompts: Sequence[Prompt], responses: Sequence[str], ended: Sequence[bool]

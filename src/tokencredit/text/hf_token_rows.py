@@ -113,7 +113,13 @@ def sequence_start(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def shortened_text(
-    row: EncodedText, number: int, length: int, truncation: Truncation, *, stays: Collection[int]
+    row: EncodedText,
+    number: int,
+    length: int,
+    truncation: Truncation,
+    *,
+    stays: Collection[int | None],
+    longest: int | None = None,
 ) -> EncodedText:
     """A row cut to a length.
 
@@ -124,6 +130,8 @@ def shortened_text(
         truncation: what goes first: the end of the response, or the start of the prompt (and then,
             with one token of it left, the end of the response).
         stays: ids that stay where one of them begins the row.
+        longest: of rows that shall keep the same part of their prompt, the tokens of the longest;
+            None for this row alone.
 
     Raises:
         DataError: nothing of the response is left.
@@ -135,7 +143,7 @@ def shortened_text(
     ids, mask = row.input_ids, row.response_mask
     if truncation == "prompt-start":
         first = 1 if row.start > 1 and ids[0] in stays else 0
-        cut = max(0, min(len(ids) - length, row.start - 1 - first))
+        cut = max(0, min((longest or len(ids)) - length, row.start - 1 - first))
         ids = [*ids[:first], *ids[first + cut :]]
         mask = [*mask[:first], *mask[first + cut :]]
     if True not in mask[:length]:

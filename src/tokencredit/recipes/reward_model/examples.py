@@ -59,22 +59,29 @@ class JudgedRow:
 
 
 def judged_rows(
-    data: Sequence[Judgement], encode: Callable[[list[Prompt], list[str]], list[EncodedText]]
+    data: Sequence[Judgement],
+    encode: Callable[[list[Prompt], list[str]], list[EncodedText]],
+    encode_pairs: Callable[
+        [list[Prompt], list[str], list[str]], list[tuple[EncodedText, EncodedText]]
+    ],
 ) -> list[JudgedRow]:
     """Rows as token ids, with their margins, labels or ratings.
 
     Args:
         data: all pairs, or none.
         encode: from prompts and as many responses to token ids.
+        encode_pairs: from prompts and two responses to each to token ids.
     """
     pairs = [row for row in data if isinstance(row, PreferencePair)]
     if pairs:
-        prompts = [pair.prompt for pair in pairs]
-        chosen = encode(prompts, [pair.chosen for pair in pairs])
-        rejected = encode(prompts, [pair.rejected for pair in pairs])
+        encoded = encode_pairs(
+            [pair.prompt for pair in pairs],
+            [pair.chosen for pair in pairs],
+            [pair.rejected for pair in pairs],
+        )
         return [
             JudgedRow(both, pair.margin, pair.strength)
-            for both, pair in zip(zip(chosen, rejected, strict=True), pairs, strict=True)
+            for both, pair in zip(encoded, pairs, strict=True)
         ]
     alone = [row for row in data if not isinstance(row, PreferencePair)]
     rows = encode([row.prompt for row in alone], [row.response for row in alone])
@@ -118,19 +125,26 @@ def reward_batch(judged: Sequence[JudgedRow], *, pad_id: int, read_at: ReadAt) -
         "input_ids": ids,
         "attention_mask": attention_mask,
         "counted": counted,
+        **judgement_batch(judged),
+    }
+
+
+SAID = ("targets", "strengths")
+"""Columns of a batch that are not for the model."""
+
+
+def judgement_batch(judged: Sequence[JudgedRow]) -> dict[str, Tensor]:
+    """What was said of the rows: `targets` and `strengths`."""
+    return {
         "targets": torch.tensor([one.target for one in judged]),
         "strengths": torch.tensor([one.strength for one in judged]),
     }
 
 
-SAID = ("targets", "strengths")
-"""Columns of `reward_batch` that are not for the model."""
-
-
 def judgements_of(
     scores: Float[Tensor, "batch time *numbers"], inputs: dict[str, Tensor]
 ) -> Judgements:
-    """Scores of a `reward_batch` with what was said of its rows."""
+    """Scores of a batch of rows with what was said of them."""
     mask, _ = left_packed(inputs["counted"], inputs["counted"])
     return Judgements(scores, mask, inputs["targets"], inputs["strengths"])
 
@@ -210,19 +224,23 @@ def beginning_row(
         one: of whole responses.
         prefix: tokens to keep of each; 0 keeps the row as it is.
         filler: as in `prefix_pairs`.
-        max_length: of a text, in tokens; a longer one loses the start of its prompt.
+        max_length: of a text, in tokens; if one is longer, both lose as much of the start of their
+            prompts.
         causal: whether the model reads prefixes as they are. If so, what stands after a response
             (the end of a chat turn) is read as its last tokens; if not, after every beginning.
     """
     if not prefix:
         return one
-    texts = []
+    parts = []
     for text in one.responses:
         prompt, response, tail = _parts(text, causal=causal)
-        seen = beginning(response, prefix, filler=filler)
-        room = max(1, max_length - len(seen) - len(tail))
-        ids = [*prompt[-room:], *seen, *tail]
-        mask = [False] * len(prompt[-room:]) + [True] * len(seen) + [False] * len(tail)
+        parts.append((prompt, beginning(response, prefix, filler=filler), tail))
+    longest = max(len(prompt) + len(seen) + len(tail) for prompt, seen, tail in parts)
+    texts = []
+    for text, (prompt, seen, tail) in zip(one.responses, parts, strict=True):
+        kept = prompt[max(0, min(longest - max_length, len(prompt) - 1)) :]
+        ids = [*kept, *seen, *tail]
+        mask = [False] * len(kept) + [True] * len(seen) + [False] * len(tail)
         texts.append(replace(text, input_ids=ids, response_mask=mask))
     return replace(one, responses=tuple(texts))
 

@@ -1,5 +1,10 @@
-"""The pairs of recipes that learn from nothing else."""
+"""Pairs to learn from, and those among them that say nothing."""
 
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from tokencredit.errors import DataError, TokenCreditWarning
 from tokencredit.preference.hf_datasets import load_pairs
 from tokencredit.preference.pairs import PreferencePair
 from tokencredit.recipes.reward_model.causal_settings import (
@@ -7,6 +12,9 @@ from tokencredit.recipes.reward_model.causal_settings import (
     TrainRewriterConfig,
 )
 from tokencredit.recipes.supervised import train_and_held_out
+from tokencredit.text.hf_token_rows import EncodedText
+
+Row = TypeVar("Row")
 
 
 def training_pairs(
@@ -30,3 +38,40 @@ def training_pairs(
         )
 
     return train_and_held_out(config, load, text=lambda pair: pair.chosen)
+
+
+def different_pairs(
+    rows: Sequence[Row], texts: Callable[[Row], Sequence[EncodedText]], *, held_out: bool = False
+) -> list[Row]:
+    """The rows whose sides are different tokens: of the others a model can learn nothing.
+
+    Two answers become equal where they differ in what a template takes off, or after the tokens
+    that the model reads.
+
+    Args:
+        rows: pairs, or rows of one text, which all stay.
+        texts: the sides of a row.
+        held_out: whether they are to be judged by, and not to be learnt from.
+
+    Raises:
+        DataError: there are pairs to learn from, and none of them stays.
+    """
+    kept = [
+        row
+        for row in rows
+        if len(texts(row)) < 2 or texts(row)[0].input_ids != texts(row)[1].input_ids
+    ]
+    count = len(rows) - len(kept)
+    what = f"{count} of {len(rows)} {'held-out ' if held_out else ''}pairs have equal sides"
+    if count and not kept and not held_out:
+        raise DataError(
+            f"{what} once they are cut and rendered; expected answers that differ in what the "
+            "model reads: raise max_length, or choose another truncation"
+        )
+    if count:
+        warnings.warn(
+            f"{what} once they are cut and rendered, and are left out: they say nothing",
+            TokenCreditWarning,
+            stacklevel=2,
+        )
+    return kept

@@ -27,7 +27,7 @@ from tokencredit.models.hf_adapters import lora_config
 from tokencredit.models.hf_attention import pretrained_model
 from tokencredit.preference.pairs import PreferencePair
 from tokencredit.recipes.reward_model.causal_settings import TrainImplicitRewardConfig
-from tokencredit.recipes.reward_model.pair_data import training_pairs
+from tokencredit.recipes.reward_model.pair_data import different_pairs, training_pairs
 from tokencredit.recipes.reward_model.report import write_prefix_accuracy
 from tokencredit.recipes.supervised import (
     autocast,
@@ -78,7 +78,9 @@ def train_implicit_reward(config: TrainImplicitRewardConfig) -> Path:
     set_seed(config.seed)
     model, tokenizer = _model_to_train(config)
     reading = reading_to_train(model, tokenizer, config.reading)
-    train_rows, eval_rows = (_encoded_pairs(config, reading, some) for some in (pairs, eval_pairs))
+    encoded, eval_rows = (_encoded_pairs(config, reading, some) for some in (pairs, eval_pairs))
+    train_rows = different_pairs(encoded, tuple)
+    eval_rows = different_pairs(eval_rows, tuple, held_out=True)
     print_example(reading, train_rows[0][0])
     reference = None if adapter is not None else _reference(config, tokenizer)
     judge = _Judge(config, tokenizer, eval_rows, reference)
@@ -86,6 +88,7 @@ def train_implicit_reward(config: TrainImplicitRewardConfig) -> Path:
         model, metrics = _train(
             config, model, reference, tokenizer, train_rows, folder, adapter, judge
         )
+        metrics["equal_pairs"] = float(len(encoded) - len(train_rows))
         if eval_rows:
             rows = judge(model)
             metrics["held_out_accuracy"] = rows[-1]["accuracy"]
@@ -157,19 +160,13 @@ def _encoded_pairs(
     reading: Reading,
     pairs: list[PreferencePair],
 ) -> Rows:
-    sides = [
-        reading.rows(
-            [pair.prompt for pair in pairs],
-            responses,
-            max_length=config.max_length,
-            truncation=config.truncation,
-        )
-        for responses in (
-            [pair.chosen for pair in pairs],
-            [pair.rejected for pair in pairs],
-        )
-    ]
-    return list(zip(*sides, strict=True))
+    return reading.pairs(
+        [pair.prompt for pair in pairs],
+        [pair.chosen for pair in pairs],
+        [pair.rejected for pair in pairs],
+        max_length=config.max_length,
+        truncation=config.truncation,
+    )
 
 
 def _train(

@@ -13,14 +13,16 @@ bootstrapped` CD-Q of Mudgal et al. 2023 (arXiv 2310.17022), with eligibility tr
 `loss.bootstrap_lambda` is 0.
 
 The Trainer of transformers does the training, batches hold rows of like length, padded on the
-right. Dropout is off. The accuracy on held-out data by the fraction of the response that has been
-seen stands in `prefix_accuracy.json` and `prefix_accuracy.png`, and how far probabilities or
-ratings can be taken at their word in `calibration.json` and `calibration.png`.
+right. Where attention takes a mask of our own, both answers of a pair stand in one row and their
+prompt is read once. Dropout is off. The accuracy on held-out data by the fraction of the response
+that has been seen stands in `prefix_accuracy.json` and `prefix_accuracy.png`, and how far
+probabilities or ratings can be taken at their word in `calibration.json` and `calibration.png`.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +59,19 @@ from tokencredit.recipes.reward_model.examples import (
     score_reading,
     standardised_rows,
 )
+from tokencredit.recipes.reward_model.pair_data import different_pairs
 from tokencredit.recipes.reward_model.report import (
     held_out_metrics,
     held_out_rows_by_fraction,
     write_report,
 )
 from tokencredit.recipes.reward_model.settings import TrainRewardModelConfig
+from tokencredit.recipes.reward_model.shared_prefixes import (
+    shared_batch,
+    shared_length,
+    shared_scores,
+    shares_prefixes,
+)
 from tokencredit.recipes.supervised import (
     autocast,
     classifier_to_train,
@@ -119,13 +128,17 @@ def train_reward_model(config: TrainRewardModelConfig) -> Path:
     model, tokenizer = _model_to_train(config)
     ends = _segment_ends(config, tokenizer)
     reading = reading_to_train(model, tokenizer, config.reading, pairs=True)
-    rows, eval_rows = (_judged_rows(config, reading, some) for some in (data, eval_data))
+    encoded, eval_rows = (_judged_rows(config, reading, some) for some in (data, eval_data))
+    rows = different_pairs(encoded, attrgetter("responses"))
+    eval_rows = different_pairs(eval_rows, attrgetter("responses"), held_out=True)
     print_example(reading, rows[0].responses[0])
     if config.row.rows == "ratings":
         rows = standardised_rows(model, rows)
         require_an_order(eval_rows)
     with supervised_run(config) as folder:
         model, metrics = _train(config, model, tokenizer, rows, eval_rows, ends, folder)
+        if config.row.rows == "pairs":
+            metrics["equal_pairs"] = float(len(encoded) - len(rows))
         if eval_rows:
             by_fraction = _held_out_rows(config, model, ends, eval_rows)
             metrics |= held_out_metrics(by_fraction)
@@ -173,12 +186,11 @@ def _judged_rows(
 ) -> list[JudgedRow]:
     """Rows as token ids, cut as the settings say, with what was said of them."""
     default: Truncation = "prompt-start" if config.row.rows == "pairs" else "response-end"
-    encode = partial(
-        reading.rows,
-        max_length=config.max_length,
-        truncation=config.truncation or default,
-    )
-    return judged_rows(data, encode)
+    how: dict[str, Any] = {
+        "max_length": config.max_length,
+        "truncation": config.truncation or default,
+    }
+    return judged_rows(data, partial(reading.rows, **how), partial(reading.pairs, **how))
 
 
 def _model_to_train(
@@ -243,8 +255,15 @@ def _train(
     adapted = with_adapters(model, config.lora)
     filler, causal = filler_id(config, tokenizer), is_causal(model)
     columns = example_columns(rows, config, filler=filler, causal=causal)
-    tokens = sum(columns.pop("tokens"))
+    lengths = columns.pop("tokens")
+    tokens = sum(lengths)
     pad_id, read_at = padding_id(model), score_reading(config.row.reading, rows, ends)
+
+    shares = shares_prefixes(adapted, rows[0], pad_id=pad_id, read_at=read_at)
+    if shares:
+        once = [shared_length(*rows[row].responses) for row in columns["row"]]
+        columns["length"] = [n - min(part, n // 2) for n, part in zip(lengths, once, strict=True)]
+    collate, scores_of = (shared_batch, shared_scores) if shares else (reward_batch, counted_scores)
 
     def batch(examples: Sequence[dict[str, int]]) -> dict[str, Tensor]:
         some = [
@@ -257,7 +276,7 @@ def _train(
             )
             for example in examples
         ]
-        return reward_batch(some, pad_id=pad_id, read_at=read_at)
+        return collate(some, pad_id=pad_id, read_at=read_at)
 
     def loss(scores: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         return config.row.loss(judgements_of(scores, inputs), config.loss)
@@ -268,7 +287,7 @@ def _train(
 
     count = len(columns["row"])
     trainer = LossTrainer(
-        model=ModelFunction(adapted, counted_scores),
+        model=ModelFunction(adapted, scores_of),
         args=training_arguments(config, folder, examples=count),
         train_dataset=Dataset.from_dict(columns),
         data_collator=batch,

@@ -29,7 +29,7 @@ from tokencredit.models.hf_logprobs import response_logprobs
 from tokencredit.preference.pairs import PreferencePair
 from tokencredit.recipes.language_model.corpus import causal_batch, causal_example
 from tokencredit.recipes.reward_model.causal_settings import TrainRewriterConfig
-from tokencredit.recipes.reward_model.pair_data import training_pairs
+from tokencredit.recipes.reward_model.pair_data import different_pairs, training_pairs
 from tokencredit.recipes.supervised import (
     autocast,
     finished_run,
@@ -77,12 +77,16 @@ def train_rewriter(config: TrainRewriterConfig) -> Path:
     set_seed(config.seed)
     model, tokenizer = _model_to_train(config)
     reading = reading_to_train(model, tokenizer, config.reading)
-    corrections = _rewriting_rows(config, reading, pairs, read="rejected", write="chosen")
-    rows = corrections + _rewriting_rows(config, reading, pairs, read="chosen", write="chosen")
+    corrections, kept = (
+        _rewriting_rows(config, reading, pairs, read=side, write="chosen") for side in SIDES
+    )
+    both = different_pairs(list(zip(corrections, kept, strict=True)), tuple)
+    rows = [pair[0] for pair in both] + [pair[1] for pair in both]
     print_example(reading, rows[0])
     with supervised_run(config) as folder:
         evaluate = partial(_held_out_metrics, config, model, reading, eval_pairs)
         metrics = _train(config, model, rows, folder, evaluate if eval_pairs else None)
+        metrics["equal_pairs"] = float(len(pairs) - len(both))
         if eval_pairs:
             metrics |= evaluate()
         write_results(model, tokenizer, metrics, folder, name="rewriter")
@@ -90,6 +94,7 @@ def train_rewriter(config: TrainRewriterConfig) -> Path:
 
 
 Side = Literal["chosen", "rejected"]
+SIDES: tuple[Side, Side] = ("rejected", "chosen")
 
 
 def _model_to_train(

@@ -20,7 +20,9 @@ learning rate for all turns, a cosine in each, dropout off.
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
@@ -41,6 +43,7 @@ from tokencredit.recipes.reward_model.examples import (
     require_an_order,
     standardised_rows,
 )
+from tokencredit.recipes.reward_model.pair_data import different_pairs
 from tokencredit.recipes.reward_model.report import write_prefix_accuracy
 from tokencredit.recipes.reward_model.vocabulary_turns import TURNS, ended_row, train_turns
 from tokencredit.recipes.supervised import (
@@ -89,7 +92,10 @@ def train_vocabulary_reward(config: TrainVocabularyRewardConfig) -> Path:
     set_seed(config.seed)
     model, tokenizer = _model_to_train(config)
     reading = reading_to_train(model, tokenizer, config.reading)
-    rows, eval_rows = (_judged_rows(config, reading, some) for some in (data, eval_data))
+    encoded, eval_rows = (_judged_rows(config, reading, some) for some in (data, eval_data))
+    rows = different_pairs(encoded, attrgetter("responses"))
+    eval_rows = different_pairs(eval_rows, attrgetter("responses"), held_out=True)
+    equal = float(len(encoded) - len(rows))
     print_example(reading, rows[0].responses[0])
     policy = _policy(config, tokenizer)
     if config.learns_outcomes:
@@ -99,6 +105,8 @@ def train_vocabulary_reward(config: TrainVocabularyRewardConfig) -> Path:
     with supervised_run(config) as folder:
         pad_id = int(tokenizer.pad_token_id)
         model, metrics = _train(config, model, policy, rows, eval_rows, folder, pad_id)
+        if config.columns.rating is None:
+            metrics["equal_pairs"] = equal
         if eval_rows:
             by_fraction = _accuracy_rows(config, model, eval_rows, pad_id)
             metrics["held_out_accuracy"] = float(by_fraction[-1]["accuracy"])
@@ -166,17 +174,22 @@ def _judged_rows(
     data: Sequence[Judgement],
 ) -> list[JudgedRow]:
     """Rows as token ids, with their ratings, or with the margin that all pairs have."""
+    how: dict[str, Any] = {
+        "max_length": config.max_length,
+        "truncation": config.truncation,
+    }
+    ended = partial(ended_row, turn_ends=reading.turn_ends)
 
     def encode(prompts: list[Prompt], responses: list[str]) -> list[EncodedText]:
-        rows = reading.rows(
-            prompts,
-            responses,
-            max_length=config.max_length,
-            truncation=config.truncation,
-        )
-        return [ended_row(row, reading.turn_ends) for row in rows]
+        return [ended(row) for row in reading.rows(prompts, responses, **how)]
 
-    rows = judged_rows(data, encode)
+    def encode_pairs(
+        prompts: list[Prompt], chosen: list[str], rejected: list[str]
+    ) -> list[tuple[EncodedText, EncodedText]]:
+        pairs = reading.pairs(prompts, chosen, rejected, **how)
+        return [(ended(one), ended(other)) for one, other in pairs]
+
+    rows = judged_rows(data, encode, encode_pairs)
     if config.columns.rating is not None:
         return rows
     return [replace(one, target=config.margin) for one in rows]

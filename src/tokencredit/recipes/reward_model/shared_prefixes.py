@@ -1,0 +1,178 @@
+"""Both answers of a pair in one row, behind the beginning that they share.
+
+A pair is most often one prompt and two answers. Its row holds what both begin with, then the rest
+of the one and the rest of the other, each at its own positions; neither rest sees the other. A
+causal model then gives every token the state that it has in a row of its own, and the prompt is
+read once.
+"""
+
+import warnings
+from collections.abc import Sequence
+from itertools import chain, takewhile
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tokencredit.batch import padded_rows
+from tokencredit.decoding.candidates.hf_reward_model import attention_windows, rescales_positions
+from tokencredit.errors import TokenCreditWarning
+from tokencredit.models.heads import scalar_scores
+from tokencredit.models.hf_architecture import is_causal, sequence_classifier
+from tokencredit.recipes.reward_model.examples import JudgedRow, judgement_batch, reward_batch
+from tokencredit.scorers.fractions import counted_scores
+from tokencredit.text.hf_token_rows import EncodedText, ReadAt
+
+_PADDING, _SHARED, _CHOSEN, _REJECTED = range(4)
+_TOLERANCES = {torch.float32: 1e-4}
+_COARSE_TOLERANCE = 5e-2
+
+
+def shared_length(one: EncodedText, other: EncodedText) -> int:
+    """How many tokens both texts begin with.
+
+    >>> one, other = (EncodedText(ids, [False, True, True]) for ids in ([5, 6, 7], [5, 6, 8]))
+    >>> shared_length(one, other)
+    2
+    """
+    both = zip(one.input_ids, other.input_ids, strict=False)
+    return sum(1 for _ in takewhile(lambda ids: ids[0] == ids[1], both))
+
+
+def shared_batch(
+    judged: Sequence[JudgedRow], *, pad_id: int, read_at: ReadAt
+) -> dict[str, Int[Tensor, "..."] | Bool[Tensor, "..."] | Float[Tensor, "..."]]:
+    """Pairs, a row each, and where their scores are read.
+
+    Args:
+        judged: pairs.
+        pad_id: fills padding.
+        read_at: which tokens of a text have their score read.
+
+    Returns:
+        `input_ids`, `position_ids` and `branches` (pairs, sequence): of padding, of what both begin
+        with, of the chosen side and of the rejected one. `columns` (texts, reads): where in its row
+        a score stands, all chosen sides first, and `counted`, True on columns that are there.
+        `targets` and `strengths` as of `reward_batch`.
+    """
+    ids, positions, branches = [], [], []
+    columns: tuple[list[list[int]], list[list[int]]] = ([], [])
+    for one in judged:
+        chosen, rejected = one.responses
+        shared = shared_length(chosen, rejected)
+        rest = len(chosen) - shared
+        ids.append(chosen.input_ids + rejected.input_ids[shared:])
+        positions.append([*range(len(chosen)), *range(shared, len(rejected))])
+        others = len(rejected) - shared
+        branches.append([_SHARED] * shared + [_CHOSEN] * rest + [_REJECTED] * others)
+        for side, text, shift in zip(columns, one.responses, (0, rest), strict=True):
+            read = [at for at, reads in enumerate(read_at(text)) if reads]
+            side.append([at if at < shared else at + shift for at in read])
+    found, counted = padded_rows(list(chain(*columns)), fill=0, side="right")
+    return {
+        "input_ids": padded_rows(ids, fill=pad_id, side="right")[0],
+        "position_ids": padded_rows(positions, fill=0, side="right")[0],
+        "branches": padded_rows(branches, fill=_PADDING, side="right")[0],
+        "columns": found,
+        "counted": counted,
+        **judgement_batch(judged),
+    }
+
+
+def shared_scores(
+    model: nn.Module,
+    input_ids: Int[Tensor, "pairs sequence"],
+    position_ids: Int[Tensor, "pairs sequence"],
+    branches: Int[Tensor, "pairs sequence"],
+    columns: Int[Tensor, "texts reads"],
+    counted: Bool[Tensor, "texts reads"],
+) -> Float[Tensor, "texts reads"]:
+    """Scores where they are read, with gradient; zeros where nothing is.
+
+    Only the states that are read go through the head, in float32.
+
+    Args:
+        model: that `shares_prefixes` allows.
+        input_ids: as `shared_batch` gives them.
+        position_ids: likewise.
+        branches: likewise.
+        columns: likewise.
+        counted: likewise.
+    """
+    pretrained = sequence_classifier(model)
+    windows = attention_windows(pretrained)
+    assert windows is not None
+    seen, by = branches[:, None, :], branches[:, :, None]
+    visible = ((seen == _SHARED) | (seen == by)).tril()
+    distances = position_ids[:, :, None] - position_ids[:, None, :]
+    masks = {
+        kind: _mask(visible if window is None else visible & (distances < window), pretrained)
+        for kind, window in windows.items()
+    }
+    hidden = pretrained.base_model(
+        input_ids,
+        attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
+        position_ids=position_ids,
+        use_cache=False,
+    ).last_hidden_state
+    rows = torch.arange(len(input_ids), device=input_ids.device).repeat(2)[:, None]
+    read = hidden[rows.expand_as(columns)[counted], columns[counted]]
+    with torch.autocast(hidden.device.type, enabled=False):
+        found = scalar_scores(pretrained.score(read.float()))
+    scores = found.new_zeros(columns.shape)
+    scores[counted] = found
+    return scores
+
+
+def _mask(visible: Bool[Tensor, "pairs sequence sequence"], model: PreTrainedModel) -> Tensor:
+    """What attention takes: eager attention adds its mask to the logits."""
+    if model.config.get_text_config()._attn_implementation == "sdpa":
+        return visible[:, None]
+    mask = torch.zeros(visible.shape, dtype=model.dtype, device=visible.device)
+    return mask.masked_fill(~visible, torch.finfo(model.dtype).min)[:, None]
+
+
+def shares_prefixes(model: nn.Module, row: JudgedRow, *, pad_id: int, read_at: ReadAt) -> bool:
+    """Whether one row for both sides of a pair gives the scores of two rows, as a pair shows.
+
+    Warns where the model takes such rows and gives other scores.
+
+    Args:
+        model: a sequence-classification model, also inside a PEFT wrapper.
+        row: a pair to compare both ways with; anything else shares nothing.
+        pad_id: fills padding.
+        read_at: which tokens of a text have their score read.
+    """
+    if len(row.responses) != 2 or not is_causal(model):
+        return False
+    pretrained: Any = sequence_classifier(model)
+    if attention_windows(pretrained) is None or rescales_positions(pretrained):
+        return False
+    together = shared_batch([row], pad_id=pad_id, read_at=read_at)
+    apart = reward_batch([row], pad_id=pad_id, read_at=read_at)
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        inputs = [
+            {name: tensor.to(pretrained.device) for name, tensor in batch.items() if name in names}
+            for batch, names in (
+                (together, ("input_ids", "position_ids", "branches", "columns", "counted")),
+                (apart, ("input_ids", "attention_mask", "counted")),
+            )
+        ]
+        difference = (shared_scores(model, **inputs[0]) - counted_scores(model, **inputs[1])).abs()
+        scale = float(counted_scores(model, **inputs[1]).abs().max())
+    model.train(training)
+    allowed = _TOLERANCES.get(pretrained.dtype, _COARSE_TOLERANCE) * max(scale, 1.0)
+    if float(difference.max()) <= allowed:
+        return True
+    warnings.warn(
+        f"{type(pretrained).__name__} gives a pair in one row other scores than in two (by "
+        f"{float(difference.max()):.3g}): each answer is read with its own prompt, which takes "
+        "longer",
+        TokenCreditWarning,
+        stacklevel=2,
+    )
+    return False
