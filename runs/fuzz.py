@@ -118,7 +118,7 @@ LOADERS: dict[str, Callable[[Path], Any]] = {
     "prompts": hf_datasets.load_prompts,
     "completions": hf_datasets.load_prompted_responses,
     "pairs": lambda path: hf_datasets.load_pairs(path, margin_column="margin"),
-    "prompted pairs": lambda path: hf_datasets.load_pairs(path, unusable="drop"),
+    "prompted pairs": lambda path: hf_datasets.load_pairs(path, left_out=[]),
     "comparisons": hf_comparisons.load_comparisons,
     "edits": hf_labels.load_edits,
     "spans": hf_labels.load_labelled_spans,

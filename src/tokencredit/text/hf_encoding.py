@@ -17,6 +17,7 @@ from tokencredit.batch import Message, ResponseBatch
 from tokencredit.errors import DataError, ModelError
 from tokencredit.models.hf_loading import pad_token_id
 from tokencredit.text.alignment import Span
+from tokencredit.text.hf_tool_turns import require_tools_rendered
 
 # Stands for the response while a chat template is rendered: private-use characters, which no
 # template looks for.
@@ -130,6 +131,7 @@ def encode_chats(
         )
     texts, borders, shifts = [], [], []
     for conversation, response in zip(conversations, responses, strict=True):
+        require_tools_rendered(tokenizer, conversation)
         text, start, stop = _rendered(tokenizer, conversation, response)
         texts.append(text)
         borders.append((start, stop))

@@ -11,6 +11,7 @@ from tokencredit.batch import Prompt
 from tokencredit.errors import DataError
 from tokencredit.text.hf_encoding import EncodedResponses, encode_chats, encode_responses
 from tokencredit.text.hf_token_rows import sequence_start
+from tokencredit.text.hf_tool_turns import require_tools_rendered
 
 
 def prompt_rows(prompts: list[Any], tokenizer: Any, *, where: str) -> list[list[int]]:
@@ -35,6 +36,7 @@ def prompt_rows(prompts: list[Any], tokenizer: Any, *, where: str) -> list[list[
 
 
 def _chat_row(chat: Any, tokenizer: Any, *, where: str) -> list[int]:
+    require_tools_rendered(tokenizer, chat)
     try:
         return tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
     except Exception as error:  # templates raise what they like

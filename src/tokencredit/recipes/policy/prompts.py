@@ -8,16 +8,25 @@ import torch
 from tokencredit.batch import Prompt
 from tokencredit.errors import ConfigError
 from tokencredit.preference.hf_datasets import load_prompts
+from tokencredit.preference.hf_rows import LeftOut
+from tokencredit.recipes.left_out import encodable
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.text.hf_rendering import prompt_rows
 
 
 @dataclass(frozen=True)
 class PolicyPrompts:
-    """Token ids of every prompt, and the chats they were rendered from if they were."""
+    """Token ids of every prompt, and the chats they were rendered from if they were.
+
+    Attributes:
+        rows: ids of each prompt.
+        chats: the conversations; None where prompts are texts.
+        left_out: rows of the data that hold no prompt.
+    """
 
     rows: list[list[int]]
     chats: list[Prompt] | None
+    left_out: list[LeftOut]
 
 
 def tokenized_prompts(config: TrainPolicyConfig, tokenizer: Any) -> PolicyPrompts:
@@ -27,14 +36,29 @@ def tokenized_prompts(config: TrainPolicyConfig, tokenizer: Any) -> PolicyPrompt
         DataError: there are no prompts, or one is empty.
         ConfigError: chats are to be cut to their first tokens.
     """
-    prompts = load_prompts(config.prompts, column=config.data.column, limit=config.data.limit)
+    left_out = config.dataset.collecting()
+    prompts = load_prompts(
+        config.prompts,
+        split=config.data.split,
+        column=config.data.column,
+        limit=config.data.limit,
+        dataset=config.dataset,
+        left_out=left_out,
+    )
     chats = None if isinstance(prompts[0], str) else prompts
     if chats is not None and config.data.tokens is not None:
         raise ConfigError(
             f"data.tokens is {config.data.tokens} and {config.prompts} holds chats; "
             "expected whole chats: leave data.tokens out"
         )
-    return PolicyPrompts(prompt_rows(prompts, tokenizer, where=config.prompts), chats)
+
+    def with_ids(some: list[Prompt]) -> list[tuple[Prompt, list[int]]]:
+        ids = prompt_rows(some, tokenizer, where=config.prompts)
+        return list(zip(some, ids, strict=True))
+
+    encoded = encodable(with_ids, prompts, left_out)
+    rows = [ids for _, ids in encoded]
+    return PolicyPrompts(rows, chats and [prompt for prompt, _ in encoded], left_out or [])
 
 
 def prompts_of_step(count: int, batch_size: int, seed: int, step: int) -> list[int]:

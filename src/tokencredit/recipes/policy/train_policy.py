@@ -27,6 +27,7 @@ from tokencredit.aggregation.transforms import RunningMoments
 from tokencredit.batch import TokenScorer
 from tokencredit.errors import ConfigError, TokenCreditWarning
 from tokencredit.models.hf_loading import quiet_transformers
+from tokencredit.recipes.left_out import tell_left_out
 from tokencredit.recipes.policy.checkpoints import (
     checkpoint_path,
     export_policy,
@@ -185,6 +186,7 @@ def open_run(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:  # only now, so that a model that is not there leaves no folder
         open_run_folder(folder, config, free=_FREE_SETTINGS)
+        tell_left_out(prompts.left_out, folder / "skipped.jsonl")
         for left_over in (folder / "checkpoints").glob(".writing-*"):
             shutil.rmtree(left_over)
     model, optimizer = _prepared_model(config.optimizer, checkpoint, models, accelerator)

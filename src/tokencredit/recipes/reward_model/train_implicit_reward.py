@@ -15,6 +15,7 @@ to it: `dpo_reference`, `dpo_beta`, `dpo_direction`.
 """
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from tokencredit.errors import ConfigError
 from tokencredit.evaluation.prefix_accuracy import pair_accuracy_by_fraction
 from tokencredit.models.hf_loading import lora_config, merged_model
+from tokencredit.preference.hf_rows import LeftOut
 from tokencredit.preference.pairs import PreferencePair
+from tokencredit.recipes.left_out import encodable, tell_left_out
 from tokencredit.recipes.reward_model.causal_settings import TrainImplicitRewardConfig
 from tokencredit.recipes.reward_model.pair_data import training_pairs
 from tokencredit.recipes.reward_model.report import write_prefix_accuracy
@@ -68,14 +71,16 @@ def train_implicit_reward(config: TrainImplicitRewardConfig) -> Path:
         return done
     _require_trl()
     adapter = _adapter(config)
-    pairs, eval_pairs = _pairs(config)
+    pairs, eval_pairs, left_out = _pairs(config)
     set_seed(config.seed)
     model, tokenizer = _model_to_train(config)
     train_rows, eval_rows = (
-        _encoded_pairs(config, tokenizer, some) for some in (pairs, eval_pairs)
+        encodable(partial(_encoded_pairs, config, tokenizer), some, left_out)
+        for some in (pairs, eval_pairs)
     )
     reference = None if adapter is not None else _reference(config, tokenizer)
     with supervised_run(config) as folder:
+        tell_left_out(left_out, folder / "skipped.jsonl")
         model, metrics = _train(config, model, reference, tokenizer, train_rows, folder, adapter)
         if eval_rows:
             reference = reference or _reference(config, tokenizer).to(model.device)
@@ -105,13 +110,12 @@ def _adapter(config: TrainImplicitRewardConfig) -> Any:
 
 def _pairs(
     config: TrainImplicitRewardConfig,
-) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """What to train on and what is held out, the side that shall win first."""
-    both = training_pairs(config)
-    if config.direction == "chosen":
-        return both
-    rows, held_out = ([_swapped_pair(pair) for pair in pairs] for pairs in both)
-    return rows, held_out
+) -> tuple[list[PreferencePair], list[PreferencePair], list[LeftOut] | None]:
+    """What to train on and what is held out, the side that shall win first; rows left out."""
+    *both, left_out = training_pairs(config)
+    if config.direction == "reversed":
+        both = [[_swapped_pair(pair) for pair in pairs] for pairs in both]
+    return both[0], both[1], left_out
 
 
 def _swapped_pair(pair: PreferencePair) -> PreferencePair:

@@ -27,6 +27,7 @@ from tokencredit.masking import masked_row_mean, masked_sum
 from tokencredit.models.hf_logprobs import response_logprobs
 from tokencredit.preference.pairs import PreferencePair
 from tokencredit.recipes.language_model.corpus import causal_batch, causal_example
+from tokencredit.recipes.left_out import encodable, tell_left_out
 from tokencredit.recipes.reward_model.causal_settings import TrainRewriterConfig
 from tokencredit.recipes.reward_model.pair_data import training_pairs
 from tokencredit.recipes.supervised import (
@@ -63,12 +64,21 @@ def train_rewriter(config: TrainRewriterConfig) -> Path:
     done = finished_run(config)
     if done is not None:
         return done
-    pairs, eval_pairs = training_pairs(config)
+    pairs, eval_pairs, left_out = training_pairs(config)
     set_seed(config.seed)
     model, tokenizer = _model_to_train(config)
-    corrections = _rewriting_rows(config, tokenizer, pairs, read="rejected", write="chosen")
-    rows = corrections + _rewriting_rows(config, tokenizer, pairs, read="chosen", write="chosen")
+
+    def both_rows(some: list[PreferencePair]) -> list[tuple[PreferencePair, list[EncodedText]]]:
+        mended = _rewriting_rows(config, tokenizer, some, read="rejected", write="chosen")
+        kept = _rewriting_rows(config, tokenizer, some, read="chosen", write="chosen")
+        return [(pair, [*two]) for pair, *two in zip(some, mended, kept, strict=True)]
+
+    encoded = encodable(both_rows, pairs, left_out)
+    corrections, kept = ([rows[at] for _, rows in encoded] for at in (0, 1))
+    rows = corrections + kept
+    eval_pairs = [pair for pair, _ in encodable(both_rows, eval_pairs, left_out)]
     with supervised_run(config) as folder:
+        tell_left_out(left_out, folder / "skipped.jsonl")
         metrics = _train(config, model, rows, folder)
         if eval_pairs:
             metrics |= _held_out_metrics(config, model, tokenizer, eval_pairs)
