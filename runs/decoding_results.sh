@@ -120,9 +120,9 @@ hh() {
   betas=(0 1 2 4) few=(1) wide=() chunks=(4)
   runs/hh_models.sh
   for objective in cd-fudge farma genarm; do
-    vocabulary_model hh $objective pairs-first.jsonl --unusable drop --max_length 256
+    vocabulary_model hh $objective pairs-first.jsonl --max_length 256
   done
-  trained output/hh/dpo train-implicit-reward --data output/hh/pairs-first.jsonl --unusable drop \
+  trained output/hh/dpo train-implicit-reward --data output/hh/pairs-first.jsonl \
     --model output/hh/language-model --max_length 256 --training.epochs 1 \
     --training.learning_rate 3e-4 --seed 0
   ppo hh --max_new_tokens 64 --learning_rate 1e-4 --steps 60

@@ -4,7 +4,9 @@ Every input is made from bytes, so that hypothesis, which makes bytes smaller, m
 smaller: 0 is the first, the shortest or the plainest choice, and behind the last byte all are 0.
 """
 
+import csv
 import gzip
+import io
 import json
 import lzma
 from collections.abc import Callable, Sequence
@@ -199,6 +201,25 @@ def answer(draws: Draws) -> Any:
     return [*conversation(draws), {"role": "assistant", "content": filled(draws)}]
 
 
+def parts(draws: Draws) -> list[dict[str, Any]]:
+    """A conversation whose content stands in parts."""
+    content = [{"type": draws.one(("text", "text", "image")), "text": text(draws)}]
+    return [{"role": "user", "content": content}]
+
+
+def sharegpt(draws: Draws) -> list[dict[str, Any]]:
+    """A conversation as ShareGPT writes it, which mostly ends with the answer."""
+    speakers = ("human", "gpt", "system", "tool", "function_call", "x")
+    turns = draws.some(lambda draws: {"from": draws.one(speakers), "value": text(draws)}, 3)
+    return [*turns, {"from": draws.one(("gpt", "gpt", "human")), "value": filled(draws)}]
+
+
+def called(draws: Draws) -> list[dict[str, Any]]:
+    """A conversation with a call of a tool."""
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
+    return [*conversation(draws), call, {"role": "tool", "name": "f", "content": text(draws)}]
+
+
 def ends(draws: Draws) -> list[list[int]]:
     """Spans of the first characters of a text."""
 
@@ -243,6 +264,22 @@ ROWS: dict[str, dict[str, Callable[[Draws], Any]]] = {
     "pairs": {"chosen": answer, "rejected": answer, "margin": _RATED},
     "prompted pairs": {"prompt": prompt, "chosen": filled, "rejected": filled},
     "comparisons": {"prompt": prompt, "chosen": several(filled, 3), "rejected": several(filled, 3)},
+    "parts": {"prompt": parts},
+    "sharegpt": {"conversations": sharegpt},
+    "tools": {"prompt": called, "completion": answer},
+    "asked elsewhere": {
+        "instruction": filled,
+        "input": text,
+        "system": text,
+        "chosen": answer,
+        "rejected": answer,
+    },
+    "transcripts": {
+        "prompt": prompt,
+        "response_0": answer,
+        "response_1": answer,
+        "better_response_id": one_of(0, 1, "1", 2),
+    },
     "edits": {"rejected": filled, "edited": filled},
     "spans": {"text": review, "spans": labelled},
     "error spans": {"src": review, "mt": review, "errors": errors},
@@ -253,7 +290,9 @@ ROWS: dict[str, dict[str, Callable[[Draws], Any]]] = {
     "marked": {"text": review, "spans": ends, "label": one_of(None, 0, 1)},
     "annotated": {"prompt": prompt, "response": review, "annotators": several(ends, 2)},
 }
-SUFFIXES = (".jsonl", ".jsonl", ".jsonl", ".json", ".txt", ".jsonl.gz", ".json.xz", "")
+SUFFIXES = (
+    ".jsonl", ".jsonl", ".jsonl", ".json", ".txt", ".jsonl.gz", ".json.xz", "", ".csv", ".csv.gz",
+)  # fmt: skip
 
 
 def data_file(draws: Draws) -> tuple[str, str, bytes]:
@@ -264,12 +303,27 @@ def data_file(draws: Draws) -> tuple[str, str, bytes]:
     rows = rows if isinstance(rows, list) else [rows]
     content = b"\n".join(map(as_json, rows))
     content = as_json(rows) if suffix.startswith(".json") and "l" not in suffix else content
+    content = as_table(rows) if suffix.startswith(".csv") else content
+    content = b"\xef\xbb\xbf" + content if draws.rarely(5) else content
     content = damaged(draws, content) if draws.rarely(5) else content
     if suffix.endswith(".gz"):
         content = gzip.compress(content, 1)
     elif suffix.endswith(".xz"):
         content = lzma.compress(content, preset=0)
     return kind, suffix, damaged(draws, content) if draws.rarely(12) else content
+
+
+def as_table(rows: list[Any]) -> bytes:
+    """Rows as CSV, lists and objects as JSON in their cells."""
+    objects = [row for row in rows if isinstance(row, dict)]
+    names = list(dict.fromkeys(str(name) for row in objects for name in row))
+    file = io.StringIO()
+    table = csv.writer(file)
+    table.writerow(names)
+    for row in objects:
+        cells = [row.get(name) for name in names]
+        table.writerow([one if isinstance(one, str) else json.dumps(one) for one in cells])
+    return file.getvalue().encode(errors="surrogatepass")
 
 
 # Chat templates

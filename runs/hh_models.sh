@@ -21,7 +21,7 @@ models=output/hh
 reward_model() { # half of the pairs, positions, folder, seed
   [ -f "$models/$3/config.json" ] || "$tokencredit" train-reward-model --device cpu \
     --progress false --data "$models/pairs-$1.jsonl" --evaluation.data "$models/pairs-test.jsonl" \
-    --unusable drop --positions "$2" --model "$models/language-model" --output "$models/$3" \
+    --positions "$2" --model "$models/language-model" --output "$models/$3" \
     --max_length 256 --training.epochs 1 --training.learning_rate 3e-4 --seed "$4"
 }
 reward_model first every reward-model 0

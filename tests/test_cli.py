@@ -1,11 +1,20 @@
 import json
+import os
 import subprocess
 import sys
+from dataclasses import MISSING
 
 import pytest
+from saved_models import save_reward_model
 from tiny_policy import write_models
+from tiny_tokenizers import byte_level
 
-from tokencredit.cli import COMMANDS, main
+from tokencredit.cli import COMMANDS, main, recipe_of
+from tokencredit.recipes.settings import all_settings
+
+
+def settings_of(name):
+    return {one.rpartition(".")[2] for one, _ in all_settings(recipe_of(name)[1])}
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +107,30 @@ def test_a_file_of_settings_that_cannot_be_read(tmp_path, capsys, content):
     path.write_bytes(content)
     assert main(["score-tokens", "--config", str(path)]) == 1
     assert "ConfigError: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_what_the_console_cannot_show_is_written_by_its_numbers(tmp_path, encoding):
+    tokenizer = byte_level()
+    save_reward_model(tmp_path / "model", tokenizer)
+    arguments = ["--reward_model", str(tmp_path / "model"), "--response", "good \u65e5\u672c"]
+    finished = subprocess.run(
+        [sys.executable, "-m", "tokencredit.cli", "explain", *arguments],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+    )
+    assert finished.returncode == 0
+    assert rb"\u65e5" in finished.stdout
+    assert b"Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if "limit" in settings_of(name)])
+@pytest.mark.parametrize("limit", ["-1", "0"])
+def test_a_limit_below_one_row_is_refused_before_anything_is_read(tmp_path, capsys, name, limit):
+    known = dict(all_settings(recipe_of(name)[1]))
+    needed = [one for one, field in known.items() if field.default is MISSING]
+    given = [word for one in needed for word in (f"--{one}", str(tmp_path / "none"))]
+    given += ["--reward_model", "x"] if "reward_model" in known else []
+    flag = "--limit" if "limit" in known else "--data.limit"
+    assert main([name, *given, flag, limit]) == 1
+    assert f"limit is {limit}" in capsys.readouterr().err

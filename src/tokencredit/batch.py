@@ -6,7 +6,7 @@ sequence is response token 0 in every row. Padding is known by mask alone, never
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -252,8 +252,10 @@ class ResponseScores:
     position_scores: Float[Tensor, "batch time_plus_1"] | None = None
 
 
-Message = dict[str, str]
-"""One turn of a conversation: who speaks, under "role", and what is said, under "content"."""
+Message = dict[str, Any]
+"""One turn of a conversation: who speaks, under "role", and what is said, under "content", both
+texts. What else a chat template may render stands beside them: calls of tools, under
+"tool_calls"."""
 
 Prompt = str | list[Message]
 """What a response answers: a text that it goes on from, or a conversation up to its turn."""

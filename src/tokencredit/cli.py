@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Any
 
 from tokencredit.names import nearest
@@ -90,6 +91,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit status."""
+    _show_what_can_be_shown()
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
@@ -111,6 +113,13 @@ def recipe_of(name: str) -> tuple[Callable[[Any], Any], type]:
     module = import_module(f"tokencredit.recipes.{COMMANDS[name][0]}")
     settings = "".join(map(str.capitalize, name.split("-"))) + "Config"
     return getattr(module, name.replace("-", "_")), getattr(module, settings)
+
+
+def _show_what_can_be_shown() -> None:
+    """Characters that the console lacks are shown by their numbers, in all that is printed."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _overview() -> str:
@@ -171,7 +180,16 @@ def _parsed(name: str, config_class: type, arguments: list[str]) -> Any:
     from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
     from tokencredit.errors import ConfigError, TokenCreditError
+    from tokencredit.recipes.settings import require_known
+    from tokencredit.recipes.settings_files import require_few_aliases, require_small_file
 
+    names = [word[2:].partition("=")[0] for word in arguments if word.startswith("--")]
+    require_known(config_class, [name.removesuffix("+") for name in names])
+    for word, after in pairwise([*arguments, ""]):
+        if word == "--config" or word.startswith("--config="):
+            require_small_file(after if word == "--config" else word.removeprefix("--config="))
+        else:
+            require_few_aliases(word, "an argument")
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog=f"tokencredit {name}", exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the settings")

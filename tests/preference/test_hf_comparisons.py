@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tokencredit.errors import DataError
+from tokencredit.errors import ConfigError, DataError
 from tokencredit.preference.hf_comparisons import Comparison, load_comparisons
 from tokencredit.preference.hf_rows import dataset_rows
 
@@ -33,8 +33,9 @@ def test_pairs_are_read_as_they_are(tmp_path):
 
 @pytest.mark.parametrize(("label", "chosen"), [(1, "A"), (2, "B"), ("1", "A"), ("second", "B")])
 def test_a_label_says_which_of_two_columns_is_better(tmp_path, label, chosen):
-    path = lines(tmp_path / "p.jsonl", {"input": "Q", "first": "A", "second": "B", "label": label})
-    (one,) = load_comparisons(
+    row = {"input": "Q", "first": "A", "second": "B"}
+    path = lines(tmp_path / "p.jsonl", row | {"label": label}, row | {"label": 2})
+    one, _ = load_comparisons(
         path,
         prompt_column="input",
         chosen_column="first",
@@ -45,11 +46,27 @@ def test_a_label_says_which_of_two_columns_is_better(tmp_path, label, chosen):
     assert set(one.chosen + one.rejected) == {"A", "B"}
 
 
-@pytest.mark.parametrize("label", [0, 3, None, "tie"])
+@pytest.mark.parametrize("label", [3, None, "tie"])
 def test_another_label_is_an_error(tmp_path, label):
     path = lines(tmp_path / "p.jsonl", {**PAIR, "label": label})
-    with pytest.raises(DataError, match=r"column 'label'.*expected 1 or 'chosen'"):
+    with pytest.raises(DataError, match=r"column 'label'.*expected 'chosen' where the answer of"):
         load_comparisons(path, label_column="label")
+
+
+@pytest.mark.parametrize("labels", [(0, 1), (1, 1), (1, 0, 2)])
+def test_numbers_that_may_mean_either_answer_are_asked_about(tmp_path, labels):
+    path = lines(tmp_path / "p.jsonl", *({**PAIR, "label": label} for label in labels))
+    with pytest.raises(ConfigError, match=r"set columns\.label_values"):
+        load_comparisons(path, label_column="label")
+
+
+@pytest.mark.parametrize(("values", "better"), [((0, 1), "bad"), ((1, 0), "good")])
+def test_what_a_label_means_can_be_said(tmp_path, values, better):
+    path = lines(tmp_path / "p.jsonl", {**PAIR, "label": 1})
+    (one,) = load_comparisons(path, label_column="label", label_values=values)
+    assert one.chosen == (better,)
+    with pytest.raises(DataError, match="drop ties"):
+        load_comparisons(path, label_column="label", label_values=("a", "b"))
 
 
 def test_lists_of_texts_are_answers_each(tmp_path):
@@ -95,7 +112,7 @@ def test_a_json_file_may_be_lines_too(tmp_path):
         ({**PAIR, "rejected": "good"}, "both answers are the same"),
         ({**PAIR, "chosen": ["good", " "]}, "an answer is empty"),
         ({**PAIR, "rejected": []}, "expected an answer in each"),
-        ({"chosen": ["an apple", "a pear"], "rejected": ["a plum"]}, "name it in prompt_column"),
+        ({"chosen": ["an apple", "a pear"], "rejected": ["a plum"]}, r"name it in columns\.prompt"),
         ({"prompt": "Q", "chosen": "good"}, "no column 'rejected'"),
         ({**PAIR, "chosen": 3}, "expected two texts"),
     ],
@@ -108,9 +125,11 @@ def test_rows_that_say_nothing(tmp_path, row, message):
 def test_unusable_rows_can_be_dropped(tmp_path):
     same = {**PAIR, "rejected": "good"}
     path = lines(tmp_path / "p.jsonl", same, PAIR)
-    assert [one.name for one in load_comparisons(path, unusable="drop")] == [1]
-    with pytest.raises(DataError, match="no usable row"):
-        load_comparisons(lines(tmp_path / "q.jsonl", same), unusable="drop")
+    left_out = []
+    assert [one.name for one in load_comparisons(path, left_out=left_out)] == [1]
+    assert [one.row for one in left_out] == [1]
+    with pytest.raises(DataError, match=r"no row of .* can be used; the first"):
+        load_comparisons(lines(tmp_path / "q.jsonl", same), left_out=[])
 
 
 def test_llmbar_is_read_as_it_is(shared_data):

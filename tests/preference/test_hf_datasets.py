@@ -122,8 +122,8 @@ def test_pairs_with_and_without_a_prompt(tmp_path):
 
 
 def test_prompts(tmp_path):
-    path = jsonl(tmp_path, {"prompt": "Hi"}, {"prompt": [USER]})
-    assert load_prompts(path) == ["Hi", [USER]]
+    assert load_prompts(jsonl(tmp_path, {"prompt": "Hi"})) == ["Hi"]
+    assert load_prompts(jsonl(tmp_path, {"prompt": [USER]})) == [[USER]]
 
 
 def test_empty_fields_of_message_tables_go(tmp_path):
@@ -142,11 +142,13 @@ def test_empty_fields_of_message_tables_go(tmp_path):
 def test_unusable_pairs(tmp_path, row, fault):
     usable = {"prompt": "Hi", "chosen": " Ho", "rejected": " Ha"}
     path = jsonl(tmp_path, usable, {"prompt": "Hi"} | row)
-    with pytest.raises(DataError, match=rf"row 2: {fault}.*unusable='drop'"):
+    with pytest.raises(DataError, match=rf"row 2: {fault}.*drop the row"):
         load_pairs(path)
-    assert len(load_pairs(path, unusable="drop")) == 1
-    with pytest.raises(DataError, match="no usable pair"):
-        load_pairs(jsonl(tmp_path, {"prompt": "Hi"} | row), unusable="drop")
+    left_out = []
+    assert len(load_pairs(path, left_out=left_out)) == 1
+    assert [(one.row, fault in one.reason) for one in left_out] == [(2, True)]
+    with pytest.raises(DataError, match=r"no row of .* can be used; the first"):
+        load_pairs(jsonl(tmp_path, {"prompt": "Hi"} | row), left_out=[])
 
 
 @pytest.mark.parametrize(
@@ -299,7 +301,7 @@ def test_hh_rlhf_has_the_faults_it_is_known_for(shared_data):
     """36 pairs of equal answers and 11 with an empty last turn among 8,552."""
     found, rows = [], 0
     for path in sorted((shared_data / "hh_rlhf").glob("*.jsonl.gz")):
-        found += load_pairs(path, unusable="drop")
+        found += load_pairs(path, left_out=[])
         with gzip.open(path, "rt", encoding="utf-8") as file:
             rows += sum(1 for _ in file)
     assert rows - len(found) == 36 + 11

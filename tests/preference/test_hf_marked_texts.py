@@ -50,10 +50,10 @@ def test_a_dataset_folder_fills_missing_columns_with_none(tmp_path):
         ({"text": "a", "spans": [[0, 2]]}, "row 1: the span"),
         ({"text": "a", "spans": 3}, "the spans are 3; expected a list"),
         ({"text": "a", "annotators": [3]}, "in 'annotators' a list of such lists"),
-        ({"prompt": 3, "response": "a", "spans": []}, "prompt is 3; expected text"),
+        ({"prompt": 3, "response": "a", "spans": []}, "column 'prompt': 3; expected text"),
         ({"text": "\ud800", "spans": []}, "lone surrogate"),
         ({"text": "a", "annotators": []}, "without annotators"),
-        ({"text": "a", "spans": [], "label": "good"}, "label is 'good'"),
+        ({"text": "a", "spans": [], "label": "good"}, "'good'; expected a label"),
         ({"prompt": [{"role": "user"}], "response": "a", "spans": []}, "messages with 'role'"),
     ],
 )

@@ -4,13 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tokencredit.batch import Prompt
-from tokencredit.errors import DataError
-from tokencredit.preference.hf_datasets import fault_of_pair, pair_of_row
-from tokencredit.preference.hf_rows import Row, dataset_rows
+from tokencredit.errors import ConfigError, DataError
+from tokencredit.preference.cells import Row
+from tokencredit.preference.hf_datasets import require_two_answers
+from tokencredit.preference.hf_rows import DatasetSettings, LeftOut, dataset_rows, made_rows
+from tokencredit.preference.layouts import PAIR_LAYOUTS, as_label, pair_columns, pair_of_row
 from tokencredit.preference.pairs import PreferencePair
+
+_WHOLE = DatasetSettings()
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,12 @@ def load_comparisons(
     chosen_column: str = "chosen",
     rejected_column: str = "rejected",
     label_column: str | None = None,
+    label_values: tuple[str | int, str | int] | None = None,
     subset_column: str | None = None,
     name_column: str | None = None,
-    unusable: Literal["error", "drop"] = "error",
     limit: int | None = None,
+    dataset: DatasetSettings = _WHOLE,
+    left_out: list[LeftOut] | None = None,
 ) -> list[Comparison]:
     """Comparisons from the shapes that `load_pairs` reads, and two more.
 
@@ -54,54 +60,88 @@ def load_comparisons(
         path_or_id: as in `load_pairs`; or several of them, whose subsets are then their own names
             where no column says otherwise.
         split: of a folder or Hub id.
-        prompt_column: of texts or lists of chat messages; None takes `prompt` where it is there.
+        prompt_column: as in `load_pairs`.
         chosen_column: of preferred answers; with `label_column` of the first answers.
         rejected_column: of the other answers; with `label_column` of the second ones.
-        label_column: of 1 or 2, or the name of a column: the better answer. None where
-            `chosen_column` always holds it.
+        label_column: says which answer is better: the name of its column, or one of
+            `label_values`. None where `chosen_column` always holds the better one.
+        label_values: what the label holds where the first answer is better, and where the second
+            is. None takes 1 and 2 where the data have a 2 and no 0, and what `PAIR_LAYOUTS` says of
+            a label of this name.
         subset_column: of the parts of the data; None takes `subset` where it is there.
         name_column: of what rows are called; None takes `id` where it is there.
-        unusable: what to do with a row that holds an empty answer, or the same as chosen and
-            rejected.
         limit: read only this many first rows of each; None reads all.
+        dataset: as in `load_pairs`.
+        left_out: as there.
 
     Raises:
         DataError: as in `load_pairs`, or a label is something else.
+        ConfigError: as in `load_pairs`, or numbers 0 or 1 leave open which answer they mean.
     """
     several = not isinstance(path_or_id, str | Path)
     sources: Sequence[Any] = path_or_id if several else [path_or_id]  # type: ignore[assignment]
-    comparisons = []
+    comparisons: list[Comparison] = []
     for source in sources:
-        for number, row in enumerate(dataset_rows(source, split=split, limit=limit)):
-            better, worse = _sides(row, chosen_column, rejected_column, label_column)
+        rows = dataset_rows(source, split=split, limit=limit, dataset=dataset)
+        values: Sequence[Any] | None = label_values
+        if label_column is not None and label_values is None:
+            rows = iter(kept := list(rows))
+            values = _label_values(kept, chosen_column, rejected_column, label_column)
+
+        def comparison(row: Row, source: Any = source, values: Any = values) -> Comparison:
+            better, worse = _sides(row, chosen_column, rejected_column, label_column, values)
             pairs = _pairs(row, prompt_column, better, worse)
-            fault = next(filter(None, map(fault_of_pair, pairs)), None)
-            if fault is not None and unusable == "error":
-                raise DataError(
-                    f"{row.place}: {fault}; expected two different answers: mend the row, or drop "
-                    "such rows (unusable='drop')"
-                )
-            if fault is None:
-                subset = _optional(row, subset_column, "subset", _stem(source) if several else "")
-                name = _optional(row, name_column, "id", number)
-                comparisons.append(_comparison(pairs, str(subset), name))
-    if not comparisons:
-        raise DataError(f"{path_or_id}: no usable row; expected two different answers in each")
+            for pair in pairs:
+                require_two_answers(row, pair)
+            subset = _optional(row, subset_column, "subset", _stem(source) if several else "")
+            name = _optional(row, name_column, "id", row.number - 1)
+            return _comparison(pairs, str(subset), name)
+
+        comparisons += made_rows(comparison, rows, name=str(source), left_out=left_out)
     return comparisons
 
 
-def _sides(row: Row, first: str, second: str, label_column: str | None) -> tuple[str, str]:
+def _label_values(
+    rows: Sequence[Row], first: str, second: str, label: str
+) -> tuple[str, str] | None:
+    """What a label holds for the first answer and for the second, where the data say it.
+
+    Raises:
+        ConfigError: the numbers may count from 0 or from 1, or be a yes and a no.
+    """
+    for layout in PAIR_LAYOUTS:
+        if (layout.first, layout.second, layout.label) == (first, second, label):
+            return layout.better
+    found = {as_label(row.values.get(label)) for row in rows} - {as_label(first), as_label(second)}
+    numbers = found & {"0", "1", "2"}
+    if "2" in numbers and "0" not in numbers:
+        return "1", "2"
+    if numbers:
+        raise ConfigError(
+            f"the labels in {label!r} are {', '.join(sorted(numbers))}; expected to know which "
+            "answer they mean: set columns.label_values (label_values) to what stands for the "
+            f"first, {first!r}, and for the second, {second!r}: [0, 1] where 1 is the second "
+            "(PKU-SafeRLHF), [1, 0] where 1 means that the first is better, [1, 2] where they are "
+            "counted from 1"
+        )
+    return None
+
+
+def _sides(
+    row: Row, first: str, second: str, label: str | None, values: Sequence[Any] | None
+) -> tuple[str, str]:
     """The column of the better answer and that of the other."""
-    if label_column is None:
+    if label is None:
+        return pair_columns(row, first, second)
+    said = as_label(row.value(label))
+    one, other = ("", "") if values is None else map(as_label, values)
+    if said and said in (one, as_label(first)):
         return first, second
-    label = row.value(label_column)
-    if label in (1, "1", first):
-        return first, second
-    if label in (2, "2", second):
+    if said and said in (other, as_label(second)):
         return second, first
     raise DataError(
-        f"{row.place}, column {label_column!r}: {label!r}; expected 1 or {first!r} where the "
-        f"answer of that column is better, 2 or {second!r} where the other one is: drop ties"
+        f"{row.place}, column {label!r}: {row.value(label)!r}; expected {one or first!r} where the "
+        f"answer of {first!r} is better, {other or second!r} where that of {second!r} is: drop ties"
     )
 
 
@@ -125,7 +165,7 @@ def _pairs(row: Row, prompt_at: str | None, better: str, worse: str) -> list[Pre
     if any(pair.prompt != pairs[0].prompt for pair in pairs):
         raise DataError(
             f"{row.place}: several answers and no prompt; expected a column of prompts: name it "
-            "in prompt_column"
+            "in columns.prompt (prompt_column)"
         )
     return pairs
 

@@ -2,45 +2,54 @@
 
 The shapes are TRL's: a text; a text and a label; prompt and completion; prompt, chosen and
 rejected, or chosen and rejected alone; a prompt. Prompts may be texts or lists of chat messages.
+Names that columns have elsewhere are known (`layouts`).
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from tokencredit.batch import Prompt
 from tokencredit.errors import DataError
-from tokencredit.preference.hf_rows import (
-    Row,
-    dataset_rows,
-    label_cell,
-    messages_cell,
-    number_cell,
-    prompt_cell,
-    strength_cell,
-    text_cell,
+from tokencredit.preference.cells import Row, label_cell, number_cell, strength_cell, text_cell
+from tokencredit.preference.hf_rows import DatasetSettings, LeftOut, dataset_rows, made_rows
+from tokencredit.preference.layouts import (
+    CONVERSATIONS,
+    judged_answer,
+    pair_of_row,
+    row_answer,
+    row_prompt,
 )
 from tokencredit.preference.pairs import (
     LabelledResponse,
     PreferencePair,
     PromptedResponse,
     RatedResponse,
-    conversation_and_answer,
-    without_common_prompt,
 )
+
+_WHOLE = DatasetSettings()
 
 
 def load_texts(
-    path_or_id: str | Path, *, split: str = "train", column: str = "text", limit: int | None = None
+    path_or_id: str | Path,
+    *,
+    split: str = "train",
+    column: str = "text",
+    limit: int | None = None,
+    dataset: DatasetSettings = _WHOLE,
+    left_out: list[LeftOut] | None = None,
 ) -> list[str]:
     """Plain texts.
 
     Args:
-        path_or_id: a file (`.jsonl` or `.txt` with one text a line, also `.gz` or `.xz`; `.csv`,
-            `.parquet`), a dataset folder, or a Hub id.
-        split: of a folder or Hub id; a file has none.
+        path_or_id: a file (`.jsonl`, `.json`, `.txt` or `.csv`, also `.gz` or `.xz`; `.parquet`,
+            `.arrow`), a dataset folder, or a Hub id.
+        split: of a folder or Hub id, or a slice such as `train[:1000]`; a file has none.
         column: that holds the texts.
         limit: read only this many first rows; None reads all.
+        dataset: which configuration and revision is read, and whether it is streamed.
+        left_out: takes rows that cannot be used, with the reason; None makes the first of them an
+            error.
 
     Returns:
         Texts as they were, none of them blank.
@@ -48,8 +57,14 @@ def load_texts(
     Raises:
         DataError: nothing is there, it cannot be read, it has no rows or not that column, or a text
             is empty.
+        ConfigError: a setting names a part that such data do not have.
     """
-    return [text_cell(row, column) for row in dataset_rows(path_or_id, split=split, limit=limit)]
+
+    def text(row: Row) -> str:
+        return text_cell(row, column)
+
+    rows = dataset_rows(path_or_id, split=split, limit=limit, dataset=dataset)
+    return list(made_rows(text, rows, name=path_or_id, left_out=left_out))
 
 
 def load_labelled_responses(
@@ -60,28 +75,33 @@ def load_labelled_responses(
     label_column: str = "label",
     prompt_column: str | None = None,
     limit: int | None = None,
+    dataset: DatasetSettings = _WHOLE,
+    left_out: list[LeftOut] | None = None,
 ) -> list[LabelledResponse]:
     """Texts called good (1) or bad (0).
 
     Args:
         path_or_id: as in `load_texts`.
-        split: of a folder or Hub id.
-        text_column: that holds the judged texts.
+        split: as there.
+        text_column: that holds the judged texts; `text` also finds the usual names of answers.
         label_column: that holds 0, 1, false or true.
-        prompt_column: of what the text answers; None where it stands alone.
-        limit: read only this many first rows; None reads all.
+        prompt_column: of what the text answers; None takes `prompt` or another usual name where
+            one is there; an empty name where texts stand alone.
+        limit: as there.
+        dataset: as there.
+        left_out: as there.
 
     Raises:
         DataError: as in `load_texts`, or a label is something else.
+        ConfigError: as in `load_texts`, or several columns could be the prompt.
     """
-    return [
-        LabelledResponse(
-            "" if prompt_column is None else prompt_cell(row, prompt_column),
-            text_cell(row, text_column),
-            label_cell(row, label_column),
-        )
-        for row in dataset_rows(path_or_id, split=split, limit=limit)
-    ]
+
+    def labelled(row: Row) -> LabelledResponse:
+        prompt, text = judged_answer(row, prompt_column, text_column)
+        return LabelledResponse(prompt, text, label_cell(row, label_column))
+
+    rows = dataset_rows(path_or_id, split=split, limit=limit, dataset=dataset)
+    return list(made_rows(labelled, rows, name=path_or_id, left_out=left_out))
 
 
 def load_rated_responses(
@@ -92,28 +112,32 @@ def load_rated_responses(
     rating_column: str = "rating",
     prompt_column: str | None = None,
     limit: int | None = None,
+    dataset: DatasetSettings = _WHOLE,
+    left_out: list[LeftOut] | None = None,
 ) -> list[RatedResponse]:
     """Texts with a number each, more for better ones.
 
     Args:
         path_or_id: as in `load_texts`.
-        split: of a folder or Hub id.
-        text_column: that holds the rated texts.
+        split: as there.
+        text_column: that holds the rated texts; `text` also finds the usual names of answers.
         rating_column: that holds the numbers.
-        prompt_column: of what the text answers; None where it stands alone.
-        limit: read only this many first rows; None reads all.
+        prompt_column: as in `load_labelled_responses`.
+        limit: as there.
+        dataset: as there.
+        left_out: as there.
 
     Raises:
         DataError: as in `load_texts`, or a rating is no finite number.
+        ConfigError: as in `load_labelled_responses`.
     """
-    return [
-        RatedResponse(
-            "" if prompt_column is None else prompt_cell(row, prompt_column),
-            text_cell(row, text_column),
-            number_cell(row, rating_column),
-        )
-        for row in dataset_rows(path_or_id, split=split, limit=limit)
-    ]
+
+    def rated(row: Row) -> RatedResponse:
+        prompt, text = judged_answer(row, prompt_column, text_column)
+        return RatedResponse(prompt, text, number_cell(row, rating_column))
+
+    rows = dataset_rows(path_or_id, split=split, limit=limit, dataset=dataset)
+    return list(made_rows(rated, rows, name=path_or_id, left_out=left_out))
 
 
 def load_prompted_responses(
@@ -123,31 +147,78 @@ def load_prompted_responses(
     prompt_column: str = "prompt",
     response_column: str = "completion",
     limit: int | None = None,
+    dataset: DatasetSettings = _WHOLE,
+    left_out: list[LeftOut] | None = None,
 ) -> list[PromptedResponse]:
     """Prompts with their answers; a column `ended` says which of these were not cut off.
 
     Args:
         path_or_id: as in `load_texts`.
-        split: of a folder or Hub id.
-        prompt_column: of texts or lists of chat messages.
-        response_column: of texts, or of lists of messages that end with the assistant's.
-        limit: read only this many first rows; None reads all.
+        split: as there.
+        prompt_column: of texts or lists of chat messages; `prompt` also finds other usual names.
+        response_column: of texts, or of lists of messages that end with the assistant's;
+            `completion` and `response` also find other usual names, and whole conversations.
+        limit: as there.
+        dataset: as there.
+        left_out: as there.
 
     Raises:
         DataError: as in `load_texts`, messages do not end with the assistant's, or `ended` is
             neither true nor false.
+        ConfigError: as in `load_labelled_responses`.
     """
-    return [
-        PromptedResponse(
-            *_answered(row, prompt_cell(row, prompt_column), response_column),
-            ended=_ended(row),
+    return list(
+        prompted_responses(
+            path_or_id,
+            prompt_column=prompt_column,
+            response_column=response_column,
+            split=split,
+            limit=limit,
+            dataset=dataset,
+            left_out=left_out,
         )
-        for row in dataset_rows(path_or_id, split=split, limit=limit)
-    ]
+    )
 
 
-def _ended(row: Row) -> bool:
-    """Whether the answer of a row ended, as its column `ended` says."""
+def prompted_responses(
+    path_or_id: str | Path,
+    *,
+    split: str = "train",
+    prompt_column: str = "prompt",
+    response_column: str = "completion",
+    limit: int | None = None,
+    dataset: DatasetSettings = _WHOLE,
+    left_out: list[LeftOut] | None = None,
+) -> Iterator[PromptedResponse]:
+    """What `load_prompted_responses` loads, one row after another as they are asked for.
+
+    Args:
+        path_or_id: as in `load_texts`.
+        split: as there.
+        prompt_column: as in `load_prompted_responses`.
+        response_column: as there.
+        limit: as in `load_texts`.
+        dataset: as there.
+        left_out: as there.
+
+    Raises:
+        DataError, ConfigError: as in `load_prompted_responses`.
+    """
+
+    def answered(row: Row) -> PromptedResponse:
+        answer = row_answer(row, prompt_column, response_column)
+        return PromptedResponse(*answer, ended=has_ended(row))
+
+    rows = dataset_rows(path_or_id, split=split, limit=limit, dataset=dataset)
+    return made_rows(answered, rows, name=path_or_id, left_out=left_out)
+
+
+def has_ended(row: Row) -> bool:
+    """Whether the answer of a row ended, as its column `ended` says.
+
+    Raises:
+        DataError: it is neither true nor false.
+    """
     ended = row.values.get("ended", True)
     if ended not in (True, False):
         raise DataError(
@@ -166,44 +237,53 @@ def load_pairs(
     rejected_column: str = "rejected",
     margin_column: str | None = None,
     strength_column: str | None = None,
-    unusable: Literal["error", "drop"] = "error",
     limit: int | None = None,
+    dataset: DatasetSettings = _WHOLE,
+    left_out: list[LeftOut] | None = None,
 ) -> list[PreferencePair]:
     """Pairs of responses, the first of each preferred.
 
     Where there is no prompt column, the prompt is what both texts or conversations begin with, up
-    to the last turn that they share.
+    to the last turn that they share. A prompt that both answers repeat is taken off them.
 
     Args:
         path_or_id: as in `load_texts`.
-        split: of a folder or Hub id.
-        prompt_column: of texts or lists of chat messages; None takes `prompt` where it is there.
+        split: as there.
+        prompt_column: of texts or lists of chat messages; None takes `prompt` or another usual name
+            where one is there; an empty name for answers that stand alone.
         chosen_column: of preferred answers: texts, or messages that end with the assistant's.
+            Where there is no `chosen`, the columns of `PAIR_LAYOUTS` are known.
         rejected_column: of the other answers.
-        margin_column: of numbers, in nats, by how much the chosen one is better; None for none.
+        margin_column: of numbers, in nats, by how much the chosen one is better; None takes
+            `margin` where it is there; an empty name for none.
         strength_column: of numbers above 0, how strong each preference is; None for 1.
-        unusable: what to do with a pair that holds an empty answer or the same answer twice.
-        limit: read only this many first rows; None reads all.
+        limit: as there.
+        dataset: as there.
+        left_out: as there.
 
     Raises:
-        DataError: as in `load_texts`; an unusable pair; two conversations that differ before their
-            last answer; a margin that is no number; a strength that is not above 0.
+        DataError: as in `load_texts`; an answer is empty, or both are the same; two conversations
+            that differ before their last answer; a margin that is no number; a strength that is not
+            above 0.
+        ConfigError: as in `load_texts`, or the prompt may stand in several columns, or in one of
+            another name.
     """
-    pairs = []
-    for row in dataset_rows(path_or_id, split=split, limit=limit):
-        pair = pair_of_row(row, prompt_column, chosen_column, rejected_column, margin_column)
-        pair = replace(pair, strength=strength_cell(row, strength_column))
-        fault = fault_of_pair(pair)
-        if fault is None:
-            pairs.append(pair)
-        elif unusable == "error":
-            raise DataError(
-                f"{row.place}: {fault}; expected two different answers: mend the row, or drop "
-                "such pairs (unusable='drop')"
-            )
-    if not pairs:
-        raise DataError(f"{path_or_id}: no usable pair; expected two different answers in each")
-    return pairs
+
+    def pair(row: Row) -> PreferencePair:
+        made = pair_of_row(row, prompt_column, chosen_column, rejected_column, margin_column)
+        require_two_answers(row, made)
+        return replace(made, strength=strength_cell(row, strength_column))
+
+    rows = dataset_rows(path_or_id, split=split, limit=limit, dataset=dataset)
+    return list(made_rows(pair, rows, name=path_or_id, left_out=left_out))
+
+
+def require_two_answers(row: Row, pair: PreferencePair) -> None:
+    """Raise DataError if nothing can be learnt from a pair."""
+    empty = not pair.chosen.strip() or not pair.rejected.strip()
+    if empty or pair.chosen == pair.rejected:
+        fault = "an answer is empty" if empty else "both answers are the same"
+        raise DataError(f"{row.place}: {fault}; expected two different answers: drop the row")
 
 
 def load_prompts(
@@ -212,61 +292,49 @@ def load_prompts(
     split: str = "train",
     column: str = "prompt",
     limit: int | None = None,
+    dataset: DatasetSettings = _WHOLE,
+    left_out: list[LeftOut] | None = None,
 ) -> list[Prompt]:
-    """Prompts to answer: texts, or lists of chat messages.
+    """Prompts to answer: all of them texts, or all of them lists of chat messages.
 
     Args:
         path_or_id: as in `load_texts`.
-        split: of a folder or Hub id.
-        column: that holds the prompts.
-        limit: read only this many first rows; None reads all.
+        split: as there.
+        column: that holds the prompts; `prompt` also finds other usual names, and conversations,
+            whose last answer is left out.
+        limit: as there.
+        dataset: as there.
+        left_out: as there.
 
     Raises:
-        DataError: as in `load_texts`.
+        DataError: as in `load_texts`, or some prompts are texts and some are messages.
+        ConfigError: as in `load_labelled_responses`.
     """
-    return [prompt_cell(row, column) for row in dataset_rows(path_or_id, split=split, limit=limit)]
 
+    def numbered(row: Row) -> tuple[Row, Prompt]:
+        return row, _prompt(row, column)
 
-def _answered(row: Row, prompt: Prompt, column: str) -> tuple[Prompt, str]:
-    """Prompt and answer; an answer in messages makes the prompt a list of messages too."""
-    if isinstance(row.value(column), list):
-        try:
-            return conversation_and_answer(prompt, messages_cell(row, column))
-        except DataError as error:
-            raise DataError(f"{row.place}, column {column!r}: {error}") from error
-    return prompt, text_cell(row, column)
-
-
-def pair_of_row(
-    row: Row, prompt_at: str | None, chosen_at: str, rejected_at: str, margin_at: str | None
-) -> PreferencePair:
-    """The pair of a row, texts or messages, as `load_pairs` says."""
-    chosen, rejected = row.value(chosen_at), row.value(rejected_at)
-    margin = 0.0 if margin_at is None else number_cell(row, margin_at)
-    if prompt_at is None and "prompt" in row.values:
-        prompt_at = "prompt"
-    given = None if prompt_at is None else prompt_cell(row, prompt_at)
-    if isinstance(chosen, list) and isinstance(rejected, list):
-        prompt, chosen_text = _answered(row, given or "", chosen_at)
-        other_prompt, rejected_text = _answered(row, given or "", rejected_at)
-        if prompt != other_prompt:
+    rows = dataset_rows(path_or_id, split=split, limit=limit, dataset=dataset)
+    found = list(made_rows(numbered, rows, name=path_or_id, left_out=left_out))
+    kind = type(found[0][1])
+    for row, prompt in found:
+        if type(prompt) is not kind:
+            names = {str: "a text", list: "a conversation"}
             raise DataError(
-                f"{row.place}: the conversations differ before their last answer; expected the "
-                "same messages up to there"
+                f"{row.place} is {names[type(prompt)]}, and row {found[0][0].number} "
+                f"{names[kind]}; expected one kind only: make each text a message of the user"
             )
-        return PreferencePair(prompt, chosen_text, rejected_text, margin)
-    if not isinstance(chosen, str) or not isinstance(rejected, str):
-        raise DataError(
-            f"{row.place}: {chosen_at!r} and {rejected_at!r} hold {type(chosen).__name__} and "
-            f"{type(rejected).__name__}; expected two texts or two lists of messages"
-        )
-    if given is not None:
-        return PreferencePair(given, chosen, rejected, margin)
-    return PreferencePair(*without_common_prompt(chosen, rejected), margin)
+    return [prompt for _, prompt in found]
 
 
-def fault_of_pair(pair: PreferencePair) -> str | None:
-    """Why nothing can be learnt from a pair."""
-    if not pair.chosen.strip() or not pair.rejected.strip():
-        return "an answer is empty"
-    return "both answers are the same" if pair.chosen == pair.rejected else None
+def _prompt(row: Row, column: str) -> Prompt:
+    if column in row.values or column != "prompt":
+        found = row_prompt(row, column)
+    else:
+        found = row_prompt(row, None)
+        whole = next((name for name in CONVERSATIONS if row.values.get(name)), None)
+        if found is None and whole is not None:
+            found = row_answer(row, "prompt", whole)[0]
+    if found is None:
+        row.value(column)  # is not there, which the error says with the columns that are
+    return found or text_cell(row, column)

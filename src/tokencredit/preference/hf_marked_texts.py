@@ -4,15 +4,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokencredit.batch import Prompt
 from tokencredit.errors import DataError
-from tokencredit.preference.hf_rows import Row, dataset_rows
+from tokencredit.preference.cells import Row, label_cell, text_cell
+from tokencredit.preference.hf_rows import DatasetSettings, LeftOut, dataset_rows, made_rows
+from tokencredit.preference.layouts import row_prompt
 from tokencredit.preference.marked_texts import MarkedText
 from tokencredit.text.alignment import Span
 
+_WHOLE = DatasetSettings()
+
 
 def load_marked_texts(
-    path_or_id: str | Path, *, split: str = "train", limit: int | None = None
+    path_or_id: str | Path,
+    *,
+    split: str = "train",
+    limit: int | None = None,
+    dataset: DatasetSettings = _WHOLE,
+    left_out: list[LeftOut] | None = None,
 ) -> list[MarkedText]:
     """Texts with the character spans that people marked.
 
@@ -23,49 +31,28 @@ def load_marked_texts(
     Args:
         path_or_id: a JSON-lines file (also `.gz` or `.xz`), a dataset folder, or a Hub id.
         split: of a folder or Hub id; a file has none.
-        limit: read only this many first rows; None reads all.
+        limit: as in `load_texts`.
+        dataset: as there.
+        left_out: as there.
 
     Raises:
         DataError: nothing is there, it cannot be read, or a row has no text or no marks, or marks
             or a label that cannot be.
     """
-    return [_marked(row) for row in dataset_rows(path_or_id, split=split, limit=limit)]
+    rows = dataset_rows(path_or_id, split=split, limit=limit, dataset=dataset)
+    return list(made_rows(_marked, rows, name=path_or_id, left_out=left_out))
 
 
 def _marked(row: Row) -> MarkedText:
     values = row.values
-    prompt = (row.value("prompt") if "prompt" in values else None) or ""
-    response = row.value("text" if values.get("response") is None else "response")
-    if not isinstance(response, str) or not response.strip():
-        raise DataError(f"{row.place}: the text is {response!r}; expected text that is not empty")
+    response = text_cell(row, "text" if values.get("response") is None else "response")
+    alone = "prompt" in values and not values["prompt"]
+    prompt = None if alone else row_prompt(row, None, apart=("text", "response"))
+    label = None if values.get("label") in (None, "") else label_cell(row, "label")
     try:
-        return MarkedText(_prompt(prompt), response, _annotators(values), _label(values))
+        return MarkedText(prompt or "", response, _annotators(values), label)
     except DataError as error:
         raise DataError(f"{row.place}: {error}") from error
-
-
-def _label(values: Mapping[str, Any]) -> int | None:
-    label = values.get("label")
-    if label not in (None, 0, 1):
-        raise DataError(f"label is {label!r}; expected 0 (bad), 1 (good) or none")
-    return None if label is None else int(label)
-
-
-def _prompt(value: Any) -> Prompt:
-    if isinstance(value, str):
-        return value
-    messages = [
-        {"role": message["role"], "content": message["content"]}
-        for message in (value if isinstance(value, list) else ())
-        if isinstance(message, Mapping)
-        and isinstance(message.get("role"), str)
-        and isinstance(message.get("content"), str)
-    ]
-    if not isinstance(value, list) or len(messages) < len(value):
-        raise DataError(
-            f"prompt is {value!r}; expected text, or messages with 'role' and 'content'"
-        )
-    return messages
 
 
 def _annotators(values: Mapping[str, Any]) -> tuple[tuple[Span, ...], ...]:

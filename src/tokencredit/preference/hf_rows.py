@@ -1,95 +1,125 @@
-"""Rows of a JSON-lines file, a table, a dataset folder or a Hub dataset, one after another.
+"""Rows of a file, a dataset folder or a Hub dataset, one after another, and those left out."""
 
-Cells are read as what they should be, or an error names the place.
-"""
-
-import gzip
-import json
-import lzma
-import math
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Literal, TypeVar
 
-from tokencredit.batch import Prompt
-from tokencredit.errors import DataError
+from tokencredit.errors import ConfigError, DataError
+from tokencredit.preference.cells import Row
+from tokencredit.preference.files import OPENERS, file_rows, kind_of_file
 
-_OPENERS: dict[str, Callable[..., IO[str]]] = {".gz": gzip.open, ".xz": lzma.open}
-
-
-# Of lists and objects inside each other; what is deeper cannot even be printed.
-_MOST_LEVELS = 100
-
-
-_TABLES = {".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of a dataset.
+class DatasetSettings:
+    """Which part of a dataset is read, and what becomes of rows that cannot be used."""
+
+    config: str | None = None
+    """Configuration of a dataset folder or id that has several; None for its only or default
+    one."""
+    revision: str | None = None
+    """Branch, tag or commit of a dataset id; None for the newest."""
+    streaming: bool = False
+    """Take the rows of a folder or id as they come, without a copy of all on the disk: for large
+    datasets with `limit`."""
+    bad_rows: Literal["skip", "error"] = field(default="skip", metadata={"was": "unusable"})
+    """What a row that cannot be used does: `skip` leaves it out, counts it and writes the reason
+    beside the output; `error` ends the job."""
+
+    def collecting(self) -> "list[LeftOut] | None":
+        """Where rows are put that are left out; None where a bad row is an error."""
+        return [] if self.bad_rows == "skip" else None
+
+
+_WHOLE = DatasetSettings()
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A row that could not be used.
 
     Attributes:
-        place: where it stands, for messages.
-        values: by column.
+        row: its number, from 1; None where it was read and could not be encoded.
+        reason: why, with the place or the beginning of the row.
     """
 
-    place: str
-    values: Mapping[str, Any]
-
-    def value(self, column: str) -> Any:
-        """What stands in a column.
-
-        Raises:
-            DataError: there is no such column, or a text in it has half a character, which no
-                tokenizer reads.
-        """
-        if column not in self.values:
-            raise DataError(
-                f"{self.place} has no column {column!r}; expected it among {list(self.values)}: "
-                "name the right one"
-            )
-        value = self.values[column]
-        if _has_half_characters(value):
-            raise DataError(
-                f"{self.place}, column {column!r}: {value!r:.200} holds a lone surrogate, half of "
-                "a character; expected Unicode text: mend or drop the row"
-            )
-        return value
+    row: int | None
+    reason: str
 
 
-def _has_half_characters(value: Any) -> bool:
-    """Whether a text, or one inside lists and objects, cannot be written as UTF-8."""
-    if isinstance(value, str):
+def made_rows(
+    make: Callable[[Row], Made],
+    rows: Iterable[Row],
+    *,
+    name: str | Path,
+    left_out: list[LeftOut] | None = None,
+) -> Iterator[Made]:
+    """What is made of each row.
+
+    Args:
+        make: from a row to what is wanted; raises `DataError` for a bad row.
+        rows: as `dataset_rows` yields them.
+        name: of the data, for messages.
+        left_out: takes the bad rows; None makes the first of them an error.
+
+    Raises:
+        DataError: of a bad row, where all are bad or `left_out` is None.
+    """
+    first: DataError | None = None
+    good = False
+    for row in rows:
         try:
-            return not (value.isascii() or value.encode())
-        except UnicodeEncodeError:
-            return True
-    parts = list(value.values()) if isinstance(value, Mapping) else value
-    return isinstance(parts, list) and any(map(_has_half_characters, parts))
+            if row.fault is not None:
+                raise row.fault
+            made = make(row)
+        except DataError as error:
+            if left_out is None:
+                raise
+            first = first or error
+            left_out.append(LeftOut(row.number, str(error)))
+            continue
+        good = True
+        yield made
+    if not good and first is not None:
+        raise DataError(f"no row of {name} can be used; the first: {first}") from first
 
 
-def dataset_rows(path_or_id: str | Path, *, split: str, limit: int | None) -> Iterator[Row]:
-    """Rows of a dataset, read as they are asked for where it is a file.
+def dataset_rows(
+    path_or_id: str | Path, *, split: str, limit: int | None, dataset: DatasetSettings = _WHOLE
+) -> Iterator[Row]:
+    """Rows of a dataset, read as they are asked for where it is a file or streamed.
 
     Args:
         path_or_id: a file (`.jsonl` or `.txt` with one text a line, `.json` with one list, or with
-            one indented object that holds nothing but lists, these also `.gz` or `.xz`; `.csv`,
+            one indented object that holds nothing but lists, `.csv`, these also `.gz` or `.xz`;
             `.parquet`, `.arrow`), a dataset folder, or a Hub id.
-        split: of a folder or Hub id; a file has none.
+        split: of a folder or Hub id, or a slice of one such as `train[:1000]`; a file has none.
         limit: read only this many first rows; None reads all.
+        dataset: which configuration and revision, and whether rows are streamed.
+
+    Yields:
+        Rows; one that cannot be read or is no JSON object has its fault instead of values.
 
     Raises:
-        DataError: nothing is there, it cannot be read, has no such split or no rows, or a row is no
-            JSON object.
+        DataError: nothing is there, it cannot be read, has no such split or configuration, or no
+            rows.
+        ConfigError: `limit` is below 1, or a file is given with a slice, a configuration or a
+            revision.
     """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit is {limit}; expected at least 1 row, or None for all")
     path = Path(path_or_id).expanduser()
     if path.is_file():
-        rows = _file_rows(path)
+        part = split if "[" in split or "+" in split else None
+        parts = {"dataset_config": dataset.config, "dataset_revision": dataset.revision}
+        _refuse(str(path), "a file", split=part, **parts)
+        rows = _file_rows(path, dataset)
     elif path.is_dir() or not _looks_like_a_path(str(path_or_id)):
-        rows = iter(_dataset(str(path if path.is_dir() else path_or_id), split))
+        rows = iter(_dataset(str(path if path.is_dir() else path_or_id), split, dataset))
     else:
         raise DataError(
             f"there is no file or folder {str(path_or_id)!r}; expected a .jsonl file (also .gz or "
@@ -97,166 +127,122 @@ def dataset_rows(path_or_id: str | Path, *, split: str, limit: int | None) -> It
         )
     number = 0
     for number, row in enumerate(islice(rows, limit), start=1):
-        if not isinstance(row, Mapping):
-            raise DataError(f"{path_or_id}, row {number}: {row!r}; expected a JSON object")
-        yield Row(f"{path_or_id}, row {number}", row)
+        place = f"{path_or_id}, row {number}"
+        if isinstance(row, Mapping):
+            yield Row(place, row, number)
+        elif isinstance(row, DataError):
+            yield Row(place, {}, number, row)
+        else:
+            fault = DataError(f"{place}: {row!r:.500}; expected a JSON object")
+            yield Row(place, {}, number, fault)
     if number == 0:
         raise DataError(f"{path_or_id} has no rows; expected at least one")
 
 
+_TABLES = {".parquet": "parquet", ".arrow": "arrow"}
+
+
 def _looks_like_a_path(name: str) -> bool:
-    suffixes = {".jsonl", ".json", ".txt", *_OPENERS, *_TABLES}
+    suffixes = {".jsonl", ".json", ".txt", ".csv", *OPENERS, *_TABLES}
     return name.startswith(("/", ".", "~")) or name.count("/") > 1 or Path(name).suffix in suffixes
 
 
-def _file_rows(path: Path) -> Iterator[Any]:
-    """Rows of one file, read line by line as the file has them.
-
-    Never `str.splitlines`, which also breaks at characters that occur inside texts (U+0085,
-    U+2028).
-    """
-    suffixes = [suffix for suffix in path.suffixes[-2:] if suffix not in _OPENERS]
-    kind = suffixes[-1] if suffixes else ""
-    if kind in _TABLES:
-        yield from _read_by_datasets(str(path), _TABLES[kind], data_files=str(path), split="train")
-        return
-    opener = _OPENERS.get(path.suffix, open)
-    try:
-        with opener(path, "rt", encoding="utf-8", newline="\n") as file:
-            first = file.readline() if kind == ".json" else ""
-            file.seek(0)
-            if first.startswith("[") or first.strip() == "{":
-                yield from _joined_lists(_parsed(file.read(), path, 1), path)
-                return
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield {"text": line.strip()} if kind == ".txt" else _parsed(line, path, number)
-    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}; expected UTF-8 text lines") from error
+def _refuse(name: str, what: str, **settings: str | None) -> None:
+    """A setting that names a part which this kind of data does not have is a mistake."""
+    for setting, value in settings.items():
+        if value is not None:
+            raise ConfigError(
+                f"{setting.replace('_', '.')} is {value!r}, and {name} is {what}, which has no "
+                "such part; expected data that have it, or no such setting (limit takes first rows)"
+            )
 
 
-def _joined_lists(value: Any, path: Path) -> list[Any]:
-    """A list, or the lists that an object holds, one after another."""
-    if isinstance(value, list):
-        return value
-    if not all(isinstance(part, list) for part in value.values()):
-        raise DataError(
-            f"{path} holds one object, and not all in it are lists; expected a list of rows, an "
-            "object with nothing but lists of rows, or one object a line"
-        )
-    return [row for part in value.values() for row in part]
+def _file_rows(path: Path, dataset: DatasetSettings) -> Iterator[Any]:
+    kind = kind_of_file(path)
+    if kind not in _TABLES:
+        return file_rows(path)
+    files = {"data_files": str(path), "split": "train", "streaming": dataset.streaming}
+    return _read(str(path), _TABLES[kind], **files)
 
 
-def _parsed(line: str, path: Path, number: int) -> Any:
-    try:
-        value = json.loads(line)
-        if line.count("[") + line.count("{") > _MOST_LEVELS:
-            _require_few_levels([value])
-        return value
-    except (ValueError, RecursionError) as error:  # also too many digits, too many brackets
-        raise DataError(
-            f"{path}, line {number} is not JSON that can be read: {error}; expected one object a "
-            "line"
-        ) from error
-
-
-def _require_few_levels(value: Any) -> None:
-    level = [value]
-    for _ in range(_MOST_LEVELS):
-        parts = (one.values() if isinstance(one, dict) else one for one in level)
-        level = [part for inner in parts for part in inner if isinstance(part, dict | list)]
-    if level:
-        raise ValueError(f"more than {_MOST_LEVELS} lists and objects inside each other")
-
-
-def _dataset(path_or_id: str, split: str) -> Any:
+def _dataset(name: str, split: str, dataset: DatasetSettings) -> Iterator[Any]:
     """A split of a folder written by `save_to_disk`, of a folder of data files, or of the Hub."""
-    saved = [Path(path_or_id) / name for name in ("state.json", "dataset_dict.json")]
-    if not any(file.is_file() for file in saved):
-        return _read_by_datasets(path_or_id, path_or_id, split=split)
-    from datasets import DatasetDict, load_from_disk
+    if Path(name).is_dir():
+        _refuse(name, "a folder", dataset_revision=dataset.revision)
+    saved = [Path(name) / file for file in ("state.json", "dataset_dict.json")]
+    if any(file.is_file() for file in saved):
+        _refuse(name, "a folder of `save_to_disk`", dataset_config=dataset.config)
+        return _saved_rows(name, split)
+    if dataset.streaming and "[" in split:
+        raise ConfigError(
+            f"split is {split!r} and dataset.streaming true; expected the name of a split, whose "
+            "first rows limit takes, or dataset.streaming false"
+        )
+    texts = _csv_files(name, split, dataset)
+    if texts:
+        return chain.from_iterable(map(file_rows, texts))
+    parts = {"revision": dataset.revision, "streaming": dataset.streaming}
+    return _read(name, name, name=dataset.config, split=split, **parts)
 
-    found = load_from_disk(path_or_id)
-    if isinstance(found, DatasetDict) and split not in found:
-        raise DataError(f"{path_or_id} has the splits {list(found)}; expected {split!r} among them")
-    return found[split] if isinstance(found, DatasetDict) else found
+
+def _csv_files(name: str, split: str, dataset: DatasetSettings) -> list[Path]:
+    """The CSV files of a folder's split, whose cells `datasets` would turn into numbers and None.
+
+    None where the split is none of whole files.
+    """
+    if not Path(name).is_dir() or not next(Path(name).rglob("*.csv*"), None):
+        return []
+    from datasets import load_dataset_builder
+
+    with _explained(name):
+        found = load_dataset_builder(name, name=dataset.config).config.data_files or {}
+    files = [Path(str(file)) for file in found.get(split, ())]
+    whole = all(kind_of_file(file) == ".csv" and file.is_file() for file in files)
+    return files if whole else []
 
 
-def _read_by_datasets(name: str, builder: str, **arguments: Any) -> Any:
+def _saved_rows(folder: str, split: str) -> Iterator[Any]:
+    """Rows of a folder that `save_to_disk` wrote."""
+    from datasets import DatasetDict, ReadInstruction, load_from_disk
+
+    with _explained(folder):
+        found = load_from_disk(folder)
+    if not isinstance(found, DatasetDict):
+        found = DatasetDict({split.partition("[")[0]: found})
+    try:
+        parts = ReadInstruction.from_spec(split).to_absolute({n: len(d) for n, d in found.items()})
+    except (ValueError, AssertionError) as error:
+        raise DataError(
+            f"{folder} has the splits {list(found)}; expected {split!r} among them, or a slice of "
+            f"one such as train[:100] ({error})"
+        ) from error
+    for part in parts:
+        rows = found[part.splitname]
+        yield from rows.select(range(part.from_ or 0, len(rows) if part.to is None else part.to))
+
+
+def _read(of: str, builder: str, /, **arguments: Any) -> Iterator[Any]:
+    """Rows that `load_dataset` finds."""
     from datasets import load_dataset
 
+    with _explained(of):
+        rows = iter(load_dataset(builder, **arguments))
+    while True:
+        with _explained(of):  # a stream reads here
+            row = next(rows, None)
+        if row is None:
+            return
+        yield row
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Errors of `datasets` as one of this package: its readers raise what they like."""
     try:
-        return load_dataset(builder, **arguments)
-    except Exception as error:  # its readers raise what they like
+        yield
+    except Exception as error:
         raise DataError(
             f"cannot load a dataset from {name!r}: {type(error).__name__}: {error} (expected a "
             ".jsonl file, a dataset folder, or a Hub id that is in the local cache or can be "
-            "reached, and one of its splits)"
+            "reached; its configuration is dataset.config, its part is split)"
         ) from error
-
-
-def text_cell(row: Row, column: str) -> str:
-    """Text of a column, not blank."""
-    value = row.value(column)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(
-            f"{row.place}, column {column!r}: {value!r}; expected text that is not empty: drop the "
-            "row"
-        )
-    return value
-
-
-def messages_cell(row: Row, column: str) -> list[dict[str, str]]:
-    """Messages of a column, without the empty fields that tables of messages carry."""
-    value = row.value(column)
-    good = all(
-        isinstance(message, Mapping)
-        and isinstance(message.get("role"), str)
-        and isinstance(message.get("content"), str)
-        for message in value
-    )
-    if not value or not good:
-        raise DataError(
-            f"{row.place}, column {column!r}: {value!r}; expected messages with 'role' and "
-            "'content'"
-        )
-    return [{"role": message["role"], "content": message["content"]} for message in value]
-
-
-def prompt_cell(row: Row, column: str) -> Prompt:
-    """A prompt: a text, or a list of messages."""
-    value = row.value(column)
-    return messages_cell(row, column) if isinstance(value, list) else text_cell(row, column)
-
-
-def label_cell(row: Row, column: str) -> int:
-    """A label 0 or 1."""
-    value = row.value(column)
-    if value not in (0, 1):
-        raise DataError(
-            f"{row.place}, column {column!r}: {value!r}; expected a label 0 (bad) or 1 (good)"
-        )
-    return int(value)
-
-
-def number_cell(row: Row, column: str) -> float:
-    """A finite number."""
-    value = row.value(column)
-    try:
-        number = float(value) if isinstance(value, int | float) else math.nan
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise DataError(f"{row.place}, column {column!r}: {value!r}; expected a finite number")
-    return number
-
-
-def strength_cell(row: Row, column: str | None) -> float:
-    """How much a preference counts; 1 where there is no column."""
-    strength = 1.0 if column is None else number_cell(row, column)
-    if strength <= 0:
-        raise DataError(
-            f"{row.place}, column {column!r}: {strength}; expected a strength above 0: exchange "
-            "the answers of a preference the other way round, drop a pair without one"
-        )
-    return strength

@@ -76,8 +76,12 @@ class PreferencePair:
     strength: float = 1.0
 
 
+TURN_MARKER = "\n\nAssistant:"
+"""What stands before every answer in transcripts such as those of HH."""
+
+
 def without_common_prompt(
-    chosen: str, rejected: str, *, turn_marker: str = "\n\nAssistant:"
+    chosen: str, rejected: str, *, turn_marker: str = TURN_MARKER
 ) -> tuple[str, str, str]:
     """Prompt, chosen and rejected response of two texts that begin with the same prompt.
 
@@ -110,12 +114,14 @@ def conversation_and_answer(prompt: Prompt, messages: list[Message]) -> tuple[li
     """The messages before the last answer, and the text of that answer.
 
     Args:
-        prompt: what came before `messages`; a text counts as one message of the user. Ignored where
-            `messages` already begin with it.
+        prompt: what came before `messages`; a text counts as one message of the user. What both
+            hold stands once in the result, and the system's turn comes first.
         messages: the answer alone or the whole conversation, the last of them by the assistant.
 
     Raises:
-        DataError: the last message is not the assistant's, or there is none.
+        DataError: the last message is not the assistant's or calls a tool, there is none, or
+            prompt and messages do not belong together: two different turns of the system, or one
+            of the user behind another.
 
     >>> conversation_and_answer("Hi", [{"role": "assistant", "content": "Ho"}])
     ([{'role': 'user', 'content': 'Hi'}], 'Ho')
@@ -126,10 +132,46 @@ def conversation_and_answer(prompt: Prompt, messages: list[Message]) -> tuple[li
             f"messages with the roles {roles}; expected the last one to be the assistant's, with "
             "'role' and 'content' in each"
         )
-    before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    if before == [{"role": "user", "content": ""}] or messages[: len(before)] == before:
-        before = []
-    return [*before, *messages[:-1]], messages[-1]["content"]
+    *turns, answer = messages
+    for field in ("tool_calls", "function_call", "reasoning_content"):
+        if field in answer:
+            raise DataError(
+                f"the last answer has {field!r}, which is no text; expected an answer in "
+                "'content': write it there as your template does, or drop the row"
+            )
+    return _joined_turns(prompt, turns), answer["content"]
+
+
+def _joined_turns(prompt: Prompt, turns: list[Message]) -> list[Message]:
+    """What came before and what came then, each turn once."""
+    if isinstance(prompt, str):
+        asked = prompt.strip()
+        in_turns = any(one["role"] == "user" and one["content"].strip() == asked for one in turns)
+        before = [] if not asked or in_turns else [{"role": "user", "content": prompt}]
+    else:
+        before = list(prompt)
+    (first_system, before), (system, turns) = _system_apart(before), _system_apart(turns)
+    if first_system and system and first_system != system:
+        raise DataError(
+            f"the prompt begins with {first_system} and the conversation with {system}; expected "
+            "one turn of the system: leave one out"
+        )
+    lengths = range(min(len(before), len(turns)), 0, -1)
+    shared = next((length for length in lengths if before[-length:] == turns[:length]), 0)
+    rest = turns[shared:]
+    if before and rest and before[-1]["role"] == rest[0]["role"] == "user":
+        raise DataError(
+            f"the prompt ends with {before[-1]} and the conversation goes on with {rest[0]}; "
+            "expected a prompt that the conversation begins with, or that it answers: name the "
+            "right column of prompts"
+        )
+    return [*(first_system or system), *before, *rest]
+
+
+def _system_apart(turns: list[Message]) -> tuple[list[Message], list[Message]]:
+    """The turns of the system at the beginning, and the others."""
+    rest = next((at for at, one in enumerate(turns) if one["role"] != "system"), len(turns))
+    return turns[:rest], turns[rest:]
 
 
 def prefix_pairs(

@@ -5,7 +5,7 @@ stand below its field, from where the command line takes them. On the command li
 setting of a group is `group.setting`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_type_hints
@@ -13,6 +13,7 @@ from typing import Any, Literal, get_type_hints
 from tokencredit.errors import ConfigError
 from tokencredit.names import nearest
 from tokencredit.ranges import require_at_least, require_positive, require_share
+from tokencredit.recipes.elsewhere import known_elsewhere
 
 
 def setting(default: Any = MISSING, *, was: str = "", free: bool = False) -> Any:
@@ -107,17 +108,42 @@ def setting_meant_by(settings_class: type, word: str) -> str:
 
     Args:
         settings_class: whose settings there are.
-        word: a name of the flat layout of version 0.1.0, or a misspelt one.
+        word: a name of the flat layout of version 0.1.0 or of another project, or a misspelt one.
     """
+    names = [name for name, _ in all_settings(settings_class)]
+    here = known_elsewhere(word, names)
+    if here:
+        return f". In TRL or OpenRLHF it is {word!r}, here it is {here!r}"
     moved = moved_settings(settings_class)
     if word in moved:
         return f". The setting {word!r} is now {moved[word]!r}"
-    names = [name for name, _ in all_settings(settings_class)]
+    if here == "":
+        return f". {word!r} is a setting of TRL or OpenRLHF; this command has nothing like it"
     last = {name.rpartition(".")[2]: name for name in reversed(names)}
     near = nearest(word, [*names, *last], cutoff=0.75)
     if near is None or word in names:
         return ""
     return f". Did you mean {last.get(near, near)!r}?"
+
+
+def require_known(settings_class: type, names: Iterable[str]) -> None:
+    """Raise ConfigError at the first name that is no setting, with the one that was meant.
+
+    Args:
+        settings_class: whose settings there are.
+        names: as they stand on the command line; what lies inside a setting, such as
+            `architecture.hidden_size`, is left to its parser.
+    """
+    known = {name for name, _ in all_settings(settings_class)}
+    groups = {name.rpartition(".")[0] for name in known} | {"config", "print_config", "help"}
+    groups |= {name.partition(".")[0] for name in known}
+    for name in names:
+        inside = {name[:at] for at, letter in enumerate(name) if letter == "."}
+        if name and name not in known | groups and not known & inside:
+            raise ConfigError(
+                f"there is no setting {name!r}; expected one that --help lists"
+                f"{setting_meant_by(settings_class, name)}"
+            )
 
 
 def _built(settings_class: type, given: Mapping[str, Any]) -> Any:

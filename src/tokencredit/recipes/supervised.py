@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -30,6 +31,7 @@ from tokencredit.models.hf_loading import (
     quiet_transformers,
     require_pad_token,
 )
+from tokencredit.preference.hf_rows import DatasetSettings, LeftOut
 from tokencredit.recipes.policy.checkpoints import checkpoints_in
 from tokencredit.recipes.run_folder import held, open_run_folder, write_atomically
 from tokencredit.recipes.settings import (
@@ -60,6 +62,10 @@ class SupervisedConfig(Protocol):
     @property
     def split(self) -> str:
         """Which part of the data is read."""
+
+    @property
+    def dataset(self) -> DatasetSettings:
+        """Which part of a dataset is read, and what becomes of bad rows."""
 
     @property
     def output(self) -> str:
@@ -94,6 +100,23 @@ class SupervisedConfig(Protocol):
         """Whether a bar is shown."""
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where rows are read from, with the names that loaders give to it.
+
+    Attributes:
+        path_or_id: of the data.
+        split: of them.
+        dataset: which part of them.
+        left_out: takes the bad rows; None makes one an error.
+    """
+
+    path_or_id: str
+    split: str
+    dataset: DatasetSettings
+    left_out: list[LeftOut] | None
+
+
 @runtime_checkable
 class PromptedRow(Protocol):
     """A row of data that answers a prompt."""
@@ -108,32 +131,51 @@ Row = TypeVar("Row", bound=PromptedRow)
 
 def train_and_held_out(
     config: SupervisedConfig,
-    load: Callable[[str, str], Sequence[Row]],
+    load: Callable[[Source], Sequence[Row]],
     *,
     text: Callable[[Row], str],
-) -> tuple[list[Row], list[Row]]:
+) -> tuple[list[Row], list[Row], list[LeftOut] | None]:
     """Rows to train on and rows that are held out; no prompt stands on both sides.
 
     Args:
         config: says where both come from.
-        load: from a data set and its split to its rows.
+        load: from a source to its rows.
         text: what tells two rows apart that have the same prompt.
+
+    Returns:
+        Both, and the rows that cannot be used; None where one is an error.
 
     Raises:
         DataError: the data are not there, are empty, a row does not fit, or none is left to train
             on.
     """
-    rows = list(load(config.data, config.split))
+    left_out = config.dataset.collecting()
+    rows = list(load(Source(config.data, config.split, config.dataset, left_out)))
     apart = config.evaluation
     if apart.data is not None:
-        return rows, list(load(apart.data, apart.split or config.split))
+        parts = replace(config.dataset, config=None, revision=None)  # these are of `data`
+        dataset = config.dataset if apart.data == config.data else parts
+        held = load(Source(apart.data, apart.split or config.split, dataset, left_out))
+        require_one_kind([row.prompt for row in (*rows, *held)])
+        return rows, list(held), left_out
+    require_one_kind([row.prompt for row in rows])
     train, held_out = held_out_rows(
         [row.prompt for row in rows],
         [text(row) for row in rows],
         fraction=apart.share,
         seed=config.seed,
     )
-    return [rows[i] for i in train], [rows[i] for i in held_out]
+    return [rows[i] for i in train], [rows[i] for i in held_out], left_out
+
+
+def require_one_kind(prompts: Sequence[Prompt]) -> None:
+    """Raise DataError if some prompts are texts and some are conversations."""
+    kinds = {type(prompt): prompt for prompt in prompts if prompt}
+    if len(kinds) > 1:
+        raise DataError(
+            f"some prompts are texts and some are conversations, such as {kinds[str]!r:.80} and "
+            f"{kinds[list]!r:.80}; expected one kind only: make each text a message of the user"
+        )
 
 
 def held_out_rows(

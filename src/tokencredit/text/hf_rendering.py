@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tokencredit.batch import Message
 from tokencredit.errors import DataError, ModelError
+from tokencredit.text.hf_tool_turns import require_tools_rendered
 
 # Stand for what is said while a template is rendered: private-use characters, which no template
 # looks for and no filter changes.
@@ -117,6 +118,7 @@ def rendered_chat(
         ModelError: there is no template, or it leaves the answer out.
     """
     require_chat_template(tokenizer)
+    require_tools_rendered(tokenizer, conversation)
     before, said = _turn_to_go_on(conversation)
 
     def render(content: str) -> str:
@@ -148,6 +150,7 @@ def rendered_prompt(tokenizer: PreTrainedTokenizerBase, conversation: Sequence[M
         DataError, ModelError: as `rendered_chat`.
     """
     require_chat_template(tokenizer)
+    require_tools_rendered(tokenizer, conversation)
     if conversation and conversation[-1].get("role") == "assistant":
         return rendered_chat(tokenizer, conversation, "", ended=False).text
     return _render(tokenizer, conversation, add_generation_prompt=True)

@@ -12,6 +12,7 @@ from tiny_tokenizers import CHAT_TEMPLATE, SlowTokenizer, byte_level
 from tokencredit.cli import main
 from tokencredit.credit.methods import CreditSettings
 from tokencredit.errors import ConfigError, DataError, ModelError, NumericError, RunFolderError
+from tokencredit.preference.hf_rows import DatasetSettings
 from tokencredit.recipes.credit.score_tokens import (
     ResponseColumns,
     ScoreTokensConfig,
@@ -99,11 +100,14 @@ def test_a_limit_takes_the_first_rows(settings):
 
 
 def test_other_columns(settings, tmp_path):
-    rows = [{"question": row["prompt"], "answer": row["response"]} for row in ROWS]
+    rows = [{"ask": row["prompt"], "say": row["response"]} for row in ROWS]
     settings["data"] = save_rows(tmp_path / "other.jsonl", rows)
-    with pytest.raises(DataError, match=r"no column 'prompt'.*\['question', 'answer'\]"):
+    with pytest.raises(DataError, match=r"no column 'prompt'.*\['ask', 'say'\]"):
         score_tokens(ScoreTokensConfig(**settings))
-    assert scored(**settings, columns=ResponseColumns("question", "answer"))
+    found = scored(**settings, columns=ResponseColumns("ask", "say"))
+    usual = [{"question": row["prompt"], "answer": row["response"]} for row in ROWS]
+    settings["data"] = save_rows(tmp_path / "usual.jsonl", usual)
+    assert scored(**settings) == found
 
 
 def test_texts_without_prompts_stand_behind_the_first_token(settings, tmp_path):
@@ -195,14 +199,79 @@ def test_settings_of_the_old_layout_are_told_where_they_are_now(
         ([], "no rows|empty"),
         ([{"prompt": "a", "response": ""}], "not empty"),
         ([{"prompt": "", "response": "a"}], "not empty"),
-        ([*ROWS, {"prompt": "good " * 200, "response": "a"}], "rows 0 to 3.*row 3 has .* at most"),
+        ([*ROWS, {"prompt": "good " * 200, "response": "a"}], "rows 1 to 4.*row 3 has .* at most"),
     ],
 )
 def test_rows_that_cannot_be_scored(settings, tmp_path, rows, message):
     settings["data"] = save_rows(tmp_path / "bad.jsonl", rows)
     with pytest.raises(DataError, match=message):
+        score_tokens(ScoreTokensConfig(**settings, dataset=DatasetSettings(bad_rows="error")))
+    assert list((tmp_path / "out").glob("*")) == []
+
+
+LONG = {"prompt": "good " * 200, "response": " a bad film"}
+
+
+def test_rows_that_cannot_be_scored_are_left_out_with_the_reason(settings, tmp_path, capsys):
+    good = scored(**settings)
+    rows = [ROWS[0], LONG, {"prompt": "a"}, *ROWS[1:]]
+    settings["data"] = save_rows(tmp_path / "some.jsonl", rows)
+    for found, alone in zip(scored(**settings), good, strict=True):
+        assert found["response"] == alone["response"]
+        assert found["token_scores"] == pytest.approx(alone["token_scores"], abs=1e-4)
+    reasons = [json.loads(line) for line in (tmp_path / "out/scores.skipped.jsonl").open()]
+    assert sorted((one["row"], "at most" in one["reason"]) for one in reasons) == [
+        (2, True),
+        (3, False),
+    ]
+    assert "left out 2 rows" in capsys.readouterr().err
+    settings["data"] = save_rows(tmp_path / "data.jsonl", ROWS)
+    scored(**settings)
+    assert not (tmp_path / "out/scores.skipped.jsonl").exists()
+
+
+def test_a_job_of_bad_rows_alone_is_an_error(settings, tmp_path):
+    settings["data"] = save_rows(tmp_path / "long.jsonl", [LONG])
+    with pytest.raises(DataError, match=r"no row of .* can be scored; the first: .*at most"):
         score_tokens(ScoreTokensConfig(**settings))
     assert list((tmp_path / "out").glob("*")) == []
+
+
+@pytest.mark.parametrize("truncation", ["prompt-start", "response-end"])
+@pytest.mark.parametrize("chat", [False, True])
+def test_long_rows_are_cut_where_asked(settings, tmp_path, truncation, chat):
+    if chat:
+        save_reward_model(tmp_path / "model", byte_level(bos=False, chat_template=CHAT_TEMPLATE))
+    prompt = "the slow film and the bad plot"
+    row = {"prompt": prompt, "response": " a very good film and a bad one"}
+    if chat:
+        turns = [{"role": "system", "content": "be kind"}, {"role": "user", "content": prompt}]
+        row["prompt"] = turns
+    settings["data"] = save_rows(tmp_path / "one.jsonl", [row])
+    tokenizer = byte_level(bos=not chat, chat_template=CHAT_TEMPLATE if chat else None)
+    whole = encoded_prompts(tokenizer, [row["prompt"]], [row["response"]])
+    length = int(whole.attention_mask.sum()) - 4
+    (found,) = scored(**settings, max_length=length, truncation=truncation)
+    if truncation == "response-end":
+        assert found["prompt"] == row["prompt"]
+        assert row["response"].startswith(found["response"])
+        assert found["response"] != row["response"]
+    else:
+        assert found["response"] == row["response"]
+        content = found["prompt"][-1]["content"] if chat else found["prompt"]
+        assert prompt.endswith(content)
+        assert content != prompt
+        assert not chat or found["prompt"][0] == turns[0]
+    settings["data"] = save_rows(tmp_path / "cut.jsonl", [found])
+    assert scored(**settings) == [found]  # what is shown is what was scored
+    settings["data"] = save_rows(tmp_path / "one.jsonl", [row])
+    with pytest.raises(DataError, match=f"longer than {length} tokens"):
+        score_tokens(ScoreTokensConfig(**settings, max_length=length))
+
+
+def test_rows_may_be_streamed(settings, tmp_path):
+    streamed = DatasetSettings(streaming=True)
+    assert scored(**settings, dataset=streamed, batch_size=1) == scored(**settings, batch_size=1)
 
 
 def test_more_than_two_outputs(settings, tmp_path):

@@ -13,6 +13,7 @@ import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from transformers import PreTrainedTokenizerBase
 from tokencredit.batch import TokenScorer
 from tokencredit.errors import DataError
 from tokencredit.evaluation.baselines import lexicon_weights, naive_bayes_weights
+from tokencredit.preference.cells import Row as DataRow
+from tokencredit.preference.cells import label_cell, text_cell
 from tokencredit.preference.hf_marked_texts import load_marked_texts
-from tokencredit.preference.hf_rows import dataset_rows
+from tokencredit.preference.hf_rows import dataset_rows, made_rows
 from tokencredit.preference.marked_texts import MarkedText
 from tokencredit.recipes.credit.agreement import (
     Row,
@@ -40,6 +43,7 @@ from tokencredit.recipes.credit.faithfulness import AskedTexts, asked_texts, fai
 from tokencredit.recipes.credit.passes import Pass, other_passes, reward_model_passes
 from tokencredit.recipes.credit.report import Comparison, write_comparison
 from tokencredit.recipes.credit.words import WordScores, as_scorer, encoded_words, scores_of_words
+from tokencredit.recipes.left_out import tell_left_out
 from tokencredit.recipes.run_folder import (
     open_run_folder,
     require_same_run,
@@ -69,7 +73,14 @@ def compare_credit(config: CompareCreditConfig) -> Path:
         NumericError: a score is NaN or infinite.
         RunFolderError: the folder holds another run, or cannot be written.
     """
-    texts = load_marked_texts(config.marked, split=config.split, limit=config.limit)
+    left_out = config.dataset.collecting()
+    texts = load_marked_texts(
+        config.marked,
+        split=config.split,
+        limit=config.limit,
+        dataset=config.dataset,
+        left_out=left_out,
+    )
     require_labels(texts, config.direction)
     weights = _weights(config)
     require_same_run(config.output, config, free=_FREE_SETTINGS)
@@ -83,6 +94,7 @@ def compare_credit(config: CompareCreditConfig) -> Path:
         *other_passes(config, model, reading),
     ]
     folder = open_run_folder(config.output, config, free=_FREE_SETTINGS)
+    tell_left_out(left_out, folder / "skipped.jsonl")
     credit: dict[str, WordScores] = {}
     with _progress(config) as progress:
         for scored in passes:
@@ -281,17 +293,15 @@ def _weights(config: CompareCreditConfig) -> dict[str, dict[str, float]]:
 
 def _labelled_texts(path: str) -> tuple[list[str], list[int]]:
     """Texts and labels; of pairs, the chosen ones are good and the rejected ones bad."""
-    found: list[tuple[object, int]] = []
-    for row in dataset_rows(path, split="train", limit=None):
-        chosen, rejected = row.values.get("chosen"), row.values.get("rejected")
-        if chosen is None or rejected is None:
-            found.append((row.value("text"), row.value("label")))
-        else:
-            found += [(chosen, 1), (rejected, 0)]
-    texts = [text for text, _ in found if isinstance(text, str)]
-    if len(texts) < len(found):
-        raise DataError(f"{path} holds chats; expected plain texts to count words in")
-    return texts, [label for _, label in found]
+
+    def judged(row: DataRow) -> list[tuple[str, int]]:
+        if row.values.get("chosen") is None or row.values.get("rejected") is None:
+            return [(text_cell(row, "text"), label_cell(row, "label"))]
+        return [(text_cell(row, "chosen"), 1), (text_cell(row, "rejected"), 0)]
+
+    rows = dataset_rows(path, split="train", limit=None)
+    found = list(chain.from_iterable(made_rows(judged, rows, name=path)))
+    return [text for text, _ in found], [label for _, label in found]
 
 
 @contextmanager

@@ -5,7 +5,8 @@ from typing import Literal
 
 from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError
-from tokencredit.ranges import require_at_least
+from tokencredit.preference.hf_rows import DatasetSettings
+from tokencredit.ranges import require_at_least, require_positive
 from tokencredit.recipes.settings import LoadingSettings, group, setting
 from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.text.segments import SegmentSettings
@@ -36,6 +37,8 @@ class CompareCreditConfig:
     """Run folder; holds the table, the report and the scores of every method."""
     split: str = "train"
     """Split of a dataset id or folder."""
+    dataset: DatasetSettings = group(DatasetSettings)
+    """Which part of a dataset is read, and what becomes of rows that cannot be used."""
     limit: int | None = None
     """Use only this many first rows; None uses all."""
     direction: MarkDirection = setting("label", free=True)
@@ -92,6 +95,7 @@ class CompareCreditConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
+        require_positive(self, "limit")
         for name in self.methods:
             if credit_method(name).model_kind:
                 raise ConfigError(

@@ -6,18 +6,23 @@ One forward pass serves every credit method but those that ask the reward model 
 gradients, leave-one-out and Shapley values.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from tokencredit.aggregation.methods import CombinationSettings
+from tokencredit.batch import Prompt
 from tokencredit.credit.methods import CreditSettings, credit_method, with_method
-from tokencredit.errors import ConfigError
+from tokencredit.errors import ConfigError, DataError
 from tokencredit.evaluation.heatmap import heatmap_html, heatmap_png, heatmap_terminal
 from tokencredit.evaluation.report import report_html
 from tokencredit.evaluation.token_display import text_pieces, visible
 from tokencredit.models.hf_loading import quiet_transformers
+from tokencredit.preference.cells import read_messages
+from tokencredit.preference.pairs import conversation_and_answer
 from tokencredit.recipes.run_folder import write_atomically, writing
 from tokencredit.recipes.settings import LoadingSettings, group, setting
 from tokencredit.recipes.shown_reading import print_reading
@@ -38,8 +43,9 @@ from tokencredit.text.segments import SegmentSettings
 class ExplainConfig:
     """Settings of one explanation."""
 
-    response: str
-    """The text to explain, with its leading space if it has one."""
+    response: str = ""
+    """The text to explain, with its leading space if it has one; none where `messages` end with
+    it."""
     reward_model: str | None = None
     """Hub id or folder of a sequence-classification model with one or two outputs."""
     rewards: tuple[RewardSource, ...] = ()
@@ -51,6 +57,10 @@ class ExplainConfig:
     """The text that it answers; none for a text that stands alone."""
     ended: bool = True
     """Whether the response ended; one that was cut off is read without what closes a response."""
+    messages: str | None = None
+    """The conversation that it answers, in the place of `prompt`: a JSON file or JSON itself, a
+    list of messages with `role` and `content`. Where there is no `response`, the last message is
+    explained."""
     methods: tuple[str, ...] = setting(("attention", "prefix-difference"), was="credit_methods")
     """Credit methods, one row of the heat map each. Models that read in both directions, such as
     BERT, score no prefixes: leave `prefix-difference` out for them."""
@@ -71,6 +81,12 @@ class ExplainConfig:
 
     def __post_init__(self) -> None:
         required_sources(self.reward_model, self.rewards, combine=self.combine)
+        if self.messages is not None and self.prompt:
+            raise ConfigError("prompt and messages are both given; expected one of them")
+        if not self.response and self.messages is None:
+            raise ConfigError(
+                "there is no response; expected one, or messages that end with the assistant's"
+            )
         for name in self.methods:
             credit_method(name)
         if not self.methods:
@@ -102,15 +118,18 @@ def explain(config: ExplainConfig) -> Path | None:
         The file that was written; None where the heat map was printed.
 
     Raises:
-        DataError: the response is empty or longer than the reward model can read.
+        DataError: the messages cannot be read; the response is empty or longer than the reward
+            model can read.
         ModelError: the reward model or its tokenizer is not there or lacks what is needed.
         NumericError: a score is NaN or infinite.
         RunFolderError: the output cannot be written.
     """
-    explanation = _explained(config)
+    prompt, response = _asked(config)
+    explanation = _explained(config, prompt, response)
     caption = f"score {explanation.sequence_score:+.3f} nats"
-    if config.prompt:
-        caption += f", prompt: {config.prompt}"
+    if prompt:
+        said = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        caption += f", prompt: {said}"
     if config.output is None:
         _print(explanation, caption)
         return None
@@ -130,12 +149,37 @@ def explain(config: ExplainConfig) -> Path | None:
     return path
 
 
-def _explained(config: ExplainConfig) -> _Explanation:
-    rewards = _rewards(config)
-    found = paid_texts(rewards, [config.prompt], [config.response], ended=config.ended)
+def _asked(config: ExplainConfig) -> tuple[Prompt, str]:
+    """The prompt, a text or a conversation, and the response."""
+    if config.messages is None:
+        return config.prompt, config.response
+    messages = read_messages(_json(config.messages))
+    if config.response:
+        return messages, config.response
+    return conversation_and_answer("", messages)
+
+
+def _json(text_or_file: str) -> Any:
+    """JSON, or what a file holds of it: a list, or an object with the list under `messages`."""
+    is_json = text_or_file.lstrip().startswith(("[", "{"))
+    try:
+        text = text_or_file if is_json else Path(text_or_file).read_text(encoding="utf-8-sig")
+        value = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"messages are {text_or_file!r:.200}, which cannot be read: {error}; expected JSON or "
+            "the name of a file that holds it: a list of messages with 'role' and 'content'"
+        ) from error
+    inside = value.get("messages") if isinstance(value, dict) else None
+    return value if inside is None else inside
+
+
+def _explained(config: ExplainConfig, prompt: Prompt, response: str) -> _Explanation:
+    rewards = _rewards(config, prompt, response)
+    found = paid_texts(rewards, [prompt], [response], ended=config.ended)
     (spans,) = found.encoded.response_spans
-    (names,) = token_texts(rewards[0].credited.tokenizer, found.encoded, [config.response])
-    pieces, groups = text_pieces(config.response, spans, names)
+    (names,) = token_texts(rewards[0].credited.tokenizer, found.encoded, [response])
+    pieces, groups = text_pieces(response, spans, names)
     paid = {
         name: scores[0].tolist()
         for name, scores in zip(config.methods, found.token_scores, strict=True)
@@ -147,7 +191,7 @@ def _explained(config: ExplainConfig) -> _Explanation:
     )
 
 
-def _rewards(config: ExplainConfig) -> list[Rewards]:
+def _rewards(config: ExplainConfig, prompt: Prompt, response: str) -> list[Rewards]:
     """The sources of reward, loaded once, with the credit of each method."""
     loading = {**vars(config.loading), "device": config.device}
     first, *others = [with_method(config.credit, name) for name in config.methods]
@@ -160,7 +204,7 @@ def _rewards(config: ExplainConfig) -> list[Rewards]:
         micro_batch_size=32,
         loading=loading,
     )
-    example = (config.prompt, config.response) if config.show_example else None
+    example = (prompt, response) if config.show_example else None
     print_reading("reward model", reader_of(loaded).reading, example=example)
     return [loaded, *(other_credit(loaded, credit, loading=loading) for credit in others)]
 

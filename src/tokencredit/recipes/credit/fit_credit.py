@@ -19,8 +19,10 @@ from tokencredit.credit.prefixes import prefix_length_means
 from tokencredit.errors import ConfigError, ModelError
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.preference.hf_datasets import load_prompted_responses
-from tokencredit.ranges import require_at_least
+from tokencredit.preference.hf_rows import DatasetSettings
+from tokencredit.ranges import require_at_least, require_positive
 from tokencredit.recipes.credit.score_tokens import ResponseColumns
+from tokencredit.recipes.left_out import beside, tell_left_out
 from tokencredit.recipes.run_folder import write_atomically, writing
 from tokencredit.recipes.settings import LoadingSettings, group
 from tokencredit.recipes.shown_reading import print_reading
@@ -45,6 +47,8 @@ class FitCreditConfig:
     """JSON file to write, for `credit.fitted`."""
     split: str = "train"
     """Split of a dataset id or folder."""
+    dataset: DatasetSettings = group(DatasetSettings)
+    """Which part of a dataset is read, and what becomes of rows that cannot be used."""
     limit: int | None = None
     """Use only this many first rows; None uses all."""
     columns: ResponseColumns = group(ResponseColumns)
@@ -63,6 +67,7 @@ class FitCreditConfig:
     """To compute on; None for the CPU."""
 
     def __post_init__(self) -> None:
+        require_positive(self, "limit")
         require_at_least(self, 1, "batch_size")
         if self.columns.text is not None:
             raise ConfigError(
@@ -85,12 +90,15 @@ def fit_credit(config: FitCreditConfig) -> Path:
         ModelError: the reward model is not there, or scores no prefixes.
         RunFolderError: the file cannot be written.
     """
+    left_out = config.dataset.collecting()
     rows = load_prompted_responses(
         config.data,
         split=config.split,
         prompt_column=config.columns.prompt,
         response_column=config.columns.response,
         limit=config.limit,
+        dataset=config.dataset,
+        left_out=left_out,
     )
     loading = {**vars(config.loading), "device": config.device}
     model, reading = loaded_reward_model(config.reward_model, config.reading, **loading)
@@ -131,6 +139,7 @@ def fit_credit(config: FitCreditConfig) -> Path:
     path = Path(config.output)
     with writing(path):
         write_atomically(path, fitted.written())
+    tell_left_out(left_out, beside(path))
     print(f"fitted on {len(rows)} responses: {path}")
     return path
 

@@ -7,8 +7,9 @@ forward pass per response.
 """
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,23 @@ from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.batch import Prompt
 from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError, DataError
-from tokencredit.models.hf_loading import quiet_transformers
-from tokencredit.preference.hf_datasets import load_prompted_responses, load_texts
-from tokencredit.preference.pairs import PromptedResponse
-from tokencredit.ranges import require_at_least
+from tokencredit.models.hf_loading import context_length, quiet_transformers
+from tokencredit.preference.cells import Row, text_cell
+from tokencredit.preference.hf_datasets import has_ended
+from tokencredit.preference.hf_rows import DatasetSettings, LeftOut, dataset_rows, made_rows
+from tokencredit.preference.layouts import row_answer
+from tokencredit.ranges import require_at_least, require_positive
+from tokencredit.recipes.left_out import beside, tell_left_out
 from tokencredit.recipes.run_folder import whole_file, writing
 from tokencredit.recipes.settings import LoadingSettings, group, setting
 from tokencredit.recipes.shown_reading import print_reading
+from tokencredit.scorers.cutting import cut_to_fit
 from tokencredit.scorers.rewards import Rewards
 from tokencredit.scorers.sources import RewardSource, required_sources
 from tokencredit.scorers.text_rewards import loaded_text_rewards, paid_texts, reader_of
 from tokencredit.text.alignment import Span
 from tokencredit.text.hf_reading import ReadingSettings
-from tokencredit.text.hf_token_rows import token_texts
+from tokencredit.text.hf_token_rows import Truncation, token_texts
 from tokencredit.text.segments import SegmentSettings
 
 # Forward passes per chunk of data: within a chunk, responses of like length go together. What asks
@@ -70,8 +75,16 @@ class ScoreTokensConfig:
     """JSON-lines file to write; None prints a table."""
     split: str = "train"
     """Split of a dataset id or folder."""
+    dataset: DatasetSettings = group(DatasetSettings)
+    """Which part of a dataset is read, and what becomes of rows that cannot be used."""
     limit: int | None = None
     """Use only this many first rows; None uses all."""
+    max_length: int | None = None
+    """Most tokens of prompt and response; None takes what the reward model can read."""
+    truncation: Truncation | None = None
+    """What a longer row loses: `prompt-start` the start of its prompt, and where that is not enough
+    the end of its response, or `response-end`. The row then shows what was scored. None cuts
+    nothing: the row cannot be used."""
     columns: ResponseColumns = group(ResponseColumns)
     """Where prompts and responses stand."""
     credit: CreditSettings = group(CreditSettings)
@@ -92,6 +105,7 @@ class ScoreTokensConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
+        require_positive(self, "limit", "max_length")
         require_at_least(self, 1, "batch_size")
         required_sources(self.reward_model, self.rewards, combine=self.combine)
         if self.output is not None and Path(self.output).suffix != ".jsonl":
@@ -147,7 +161,8 @@ def score_tokens(config: ScoreTokensConfig) -> Path | None:
         NumericError: a score is NaN or infinite.
         RunFolderError: the output cannot be written.
     """
-    rows = _rows(config)
+    left_out = config.dataset.collecting()
+    rows = _rows(config, left_out)
     rewards = loaded_text_rewards(
         required_sources(config.reward_model, config.rewards, combine=config.combine),
         config.credit,
@@ -157,65 +172,112 @@ def score_tokens(config: ScoreTokensConfig) -> Path | None:
         micro_batch_size=config.batch_size,
         loading={**vars(config.loading), "device": config.device},
     )
-    example = (rows[0].prompt, rows[0].response) if config.show_example else None
+    first, rows = _first(rows)
+    example = (first.prompt, first.response) if config.show_example and first else None
     print_reading("reward model", reader_of(rewards).reading, example=example)
     scored = track(
-        _scored(config, rewards, rows),
+        _scored(config, rewards, rows, left_out),
         description="scoring",
-        total=len(rows),
+        total=len(rows) if isinstance(rows, list) else None,
         console=Console(stderr=True),
         disable=not config.progress,
     )
     if config.output is None:
-        _print_table(list(scored))
+        found = list(scored)
+        _require_some(config, len(found), left_out)
+        _print_table(found)
+        tell_left_out(left_out, None)
         return None
+    count = 0
     path = Path(config.output)
     with writing(path), whole_file(path) as file:
         for response in scored:
             file.write(json.dumps(response.as_row(), ensure_ascii=False) + "\n")
-    print(f"token scores of {len(rows)} responses: {path}")
+            count += 1
+        _require_some(config, count, left_out)
+    tell_left_out(left_out, beside(path))
+    print(f"token scores of {count} responses: {path}")
     return path
 
 
-def _rows(config: ScoreTokensConfig) -> list[PromptedResponse]:
+@dataclass(frozen=True)
+class _Asked:
+    """One row of the data: its number from 1, its prompt, its response and whether that ended."""
+
+    number: int
+    prompt: Prompt
+    response: str
+    ended: bool = True
+
+
+def _rows(config: ScoreTokensConfig, left_out: list[LeftOut] | None) -> Iterable[_Asked]:
+    """The rows of the data: all of them, or as they come where they are streamed."""
     columns = config.columns
-    if columns.text is not None:
-        texts = load_texts(config.data, split=config.split, column=columns.text, limit=config.limit)
-        return [PromptedResponse("", text) for text in texts]
-    return load_prompted_responses(
-        config.data,
-        split=config.split,
-        prompt_column=columns.prompt,
-        response_column=columns.response,
-        limit=config.limit,
-    )
+
+    def asked(row: Row) -> _Asked:
+        if columns.text is not None:
+            return _Asked(row.number, "", text_cell(row, columns.text))
+        answer = row_answer(row, columns.prompt, columns.response)
+        return _Asked(row.number, *answer, ended=has_ended(row))
+
+    rows = dataset_rows(config.data, split=config.split, limit=config.limit, dataset=config.dataset)
+    made = made_rows(asked, rows, name=config.data, left_out=left_out)
+    return made if config.dataset.streaming else list(made)
+
+
+def _first(rows: Iterable[_Asked]) -> tuple[_Asked | None, Iterable[_Asked]]:
+    """The first row, and all of them, in a list as before or as they come."""
+    if isinstance(rows, list):
+        return next(iter(rows), None), rows
+    coming = iter(rows)
+    first = next(coming, None)
+    return first, coming if first is None else chain([first], coming)
 
 
 def _scored(
-    config: ScoreTokensConfig, rewards: Rewards, rows: list[PromptedResponse]
+    config: ScoreTokensConfig,
+    rewards: Rewards,
+    rows: Iterable[_Asked],
+    left_out: list[LeftOut] | None,
 ) -> Iterator[ScoredResponse]:
     one_pass = credit_method(config.credit.method).one_pass
     size = config.batch_size * (_PASSES_PER_CHUNK if one_pass else 1)
-    for first in range(0, len(rows), size):
-        chunk = rows[first : first + size]
+    waiting = iter(rows)
+    while chunk := list(islice(waiting, size)):
         try:
-            yield from _scored_chunk(rewards, chunk)
+            yield from _scored_chunk(config, rewards, chunk)
         except DataError as error:
-            raise DataError(
-                f"{config.data}, rows {first} to {first + len(chunk) - 1}, counted from the first "
-                f"of them: {error}"
-            ) from error
+            if left_out is None:
+                raise DataError(
+                    f"{config.data}, one of the rows {chunk[0].number} to {chunk[-1].number}: "
+                    f"{error}"
+                ) from error
+            yield from _scored_apart(config, rewards, chunk, left_out)
 
 
-def _scored_chunk(rewards: Rewards, rows: list[PromptedResponse]) -> Iterator[ScoredResponse]:
-    responses = [row.response for row in rows]
-    ended = [row.ended for row in rows]
-    found = paid_texts([rewards], [row.prompt for row in rows], responses, ended=ended)
+def _scored_apart(
+    config: ScoreTokensConfig, rewards: Rewards, rows: Iterable[_Asked], left_out: list[LeftOut]
+) -> Iterator[ScoredResponse]:
+    """Rows one by one, so that one which cannot be scored takes no other with it."""
+    for row in rows:
+        try:
+            yield from _scored_chunk(config, rewards, [row])
+        except DataError as error:
+            left_out.append(LeftOut(row.number, f"{config.data}, row {row.number}: {error}"))
+
+
+def _scored_chunk(
+    config: ScoreTokensConfig, rewards: Rewards, rows: Iterable[_Asked]
+) -> list[ScoredResponse]:
+    kept = [_fitted(config, rewards, row) for row in rows]
+    responses, ended = [row.response for row in kept], [row.ended for row in kept]
+    found = paid_texts([rewards], [row.prompt for row in kept], responses, ended=ended)
     tokens = token_texts(rewards.credited.tokenizer, found.encoded, responses)
     several = len(found.source_scores) > 1
-    for at, (row, spans) in enumerate(zip(rows, found.encoded.response_spans, strict=True)):
+    scored = []
+    for at, (row, spans) in enumerate(zip(kept, found.encoded.response_spans, strict=True)):
         sources = {name: float(scores[at]) for name, scores in found.source_scores.items()}
-        yield ScoredResponse(
+        one = ScoredResponse(
             row.prompt,
             row.response,
             float(found.sequence_scores[at]),
@@ -224,6 +286,30 @@ def _scored_chunk(rewards: Rewards, rows: list[PromptedResponse]) -> Iterator[Sc
             found.token_scores[0][at, : len(spans)].tolist(),
             sources if several else None,
         )
+        scored.append(one)
+    return scored
+
+
+def _fitted(config: ScoreTokensConfig, rewards: Rewards, row: _Asked) -> _Asked:
+    """The row, cut as the settings say."""
+    if config.max_length is None and config.truncation is None:
+        return row
+    reader = reader_of(rewards)
+    lengths = (config.max_length, context_length(reader.model, reader.tokenizer))
+    prompt, response = cut_to_fit(
+        reader.reading,
+        row.prompt,
+        row.response,
+        max_length=min((length for length in lengths if length is not None), default=None),
+        truncation=config.truncation,
+    )
+    return replace(row, prompt=prompt, response=response)
+
+
+def _require_some(config: ScoreTokensConfig, count: int, left_out: list[LeftOut] | None) -> None:
+    """Raise DataError if all rows were left out."""
+    if not count and left_out:
+        raise DataError(f"no row of {config.data} can be scored; the first: {left_out[0].reason}")
 
 
 def _print_table(rows: list[ScoredResponse]) -> None:

@@ -18,12 +18,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from tokencredit.batch import Prompt
 from tokencredit.decoding.search.hf_methods import Search
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.preference.hf_datasets import load_prompts
 from tokencredit.recipes.decoding.methods import loaded_models, method_responses, response_scores
 from tokencredit.recipes.decoding.rows import response_metrics, response_rows
 from tokencredit.recipes.decoding.settings import GenerateConfig
+from tokencredit.recipes.left_out import encodable, tell_left_out
 from tokencredit.recipes.run_folder import open_run_folder, write_atomically
 from tokencredit.recipes.settings import free_settings
 from tokencredit.recipes.shown_reading import print_reading
@@ -44,13 +46,28 @@ def generate(config: GenerateConfig) -> Path:
         RunFolderError: the folder holds something else, or cannot be written.
     """
     models = loaded_models(config)
-    prompts = load_prompts(config.prompts, column=config.data.column, limit=config.data.limit)
+    left_out = config.dataset.collecting()
+    prompts = load_prompts(
+        config.prompts,
+        split=config.data.split,
+        column=config.data.column,
+        limit=config.data.limit,
+        dataset=config.dataset,
+        left_out=left_out,
+    )
     print_reading("policy", models.reading)
     example = (prompts[0], "") if config.show_example else None
     print_reading("reward model", models.reward_reading, example=example)
-    rows = models.reading.prompt_rows(prompts, where=config.prompts)
-    rows = [row[: config.data.tokens] for row in rows]
+
+    def with_ids(some: list[Prompt]) -> list[tuple[Prompt, list[int]]]:
+        ids = models.reading.prompt_rows(some, where=config.prompts)
+        return list(zip(some, ids, strict=True))
+
+    encoded = encodable(with_ids, prompts, left_out)
+    prompts = [prompt for prompt, _ in encoded]
+    rows = [row[: config.data.tokens] for _, row in encoded]
     folder = open_run_folder(config.output, config, free=free_settings(GenerateConfig))
+    tell_left_out(left_out, folder / "skipped.jsonl")
     torch.manual_seed(config.seed)
     found: list[dict[str, Any]] = []
     seconds = 0.0

@@ -17,6 +17,7 @@ from tokencredit.decoding.search.hf_methods import (
 )
 from tokencredit.errors import ConfigError
 from tokencredit.names import named
+from tokencredit.preference.hf_rows import DatasetSettings
 from tokencredit.ranges import require_at_least
 from tokencredit.recipes.settings import LoadingSettings, group, setting
 from tokencredit.sampling import Sampling
@@ -28,7 +29,10 @@ class PromptSettings:
     """Which prompts are answered."""
 
     column: str = setting("prompt", was="prompt_column")
-    """Column of the prompts, texts or lists of chat messages."""
+    """Column of the prompts, texts or lists of chat messages; `prompt` also finds other usual
+    names."""
+    split: str = "train"
+    """Split of a dataset folder or id, or a slice of one."""
     limit: int | None = setting(None, was="max_prompts")
     """Use only the first prompts; None uses all."""
     tokens: int | None = setting(None, was="prompt_tokens")
@@ -149,6 +153,8 @@ class GenerateConfig:
     """A second reward model, which only judges."""
     data: PromptSettings = group(PromptSettings)
     """Which prompts are answered."""
+    dataset: DatasetSettings = group(DatasetSettings)
+    """Which part of a dataset is read, and what becomes of prompts that cannot be used."""
     guidance: GuidanceSettings = group(GuidanceSettings)
     """Settings of methods that choose token by token."""
     sampling: SamplingSettings = group(SamplingSettings)

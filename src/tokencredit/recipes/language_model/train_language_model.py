@@ -30,7 +30,9 @@ from transformers import (
 from tokencredit.errors import ConfigError
 from tokencredit.models.hf_loading import load_model, load_tokenizer
 from tokencredit.preference.hf_datasets import load_prompted_responses, load_texts
+from tokencredit.preference.hf_rows import DatasetSettings
 from tokencredit.preference.pairs import PromptedResponse
+from tokencredit.ranges import require_positive
 from tokencredit.recipes.language_model.corpus import (
     IGNORED,
     byte_level_tokenizer,
@@ -38,6 +40,7 @@ from tokencredit.recipes.language_model.corpus import (
     causal_example,
     token_blocks,
 )
+from tokencredit.recipes.left_out import encodable, tell_left_out
 from tokencredit.recipes.settings import (
     HeldOutSettings,
     LoadingSettings,
@@ -48,6 +51,7 @@ from tokencredit.recipes.settings import (
     settle_learning_rate,
 )
 from tokencredit.recipes.supervised import (
+    Source,
     autocast,
     finished_run,
     reading_to_train,
@@ -110,6 +114,8 @@ class TrainLanguageModelConfig:
     """Size of a learnt tokenizer, in tokens."""
     split: str = "train"
     """Split of a dataset folder or id."""
+    dataset: DatasetSettings = group(DatasetSettings)
+    """Which part of a dataset is read, and what becomes of rows that cannot be used."""
     limit: int | None = None
     """Use only the first rows; None uses all."""
     max_length: int = 256
@@ -133,6 +139,7 @@ class TrainLanguageModelConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
+        require_positive(self, "limit")
         require_float32(self.loading, frozen=None)
         settle_learning_rate(self, of_all=1e-3 if self.model is None else 2e-5)
         if self.max_length < 2:
@@ -167,7 +174,7 @@ def train_language_model(config: TrainLanguageModelConfig) -> Path:
     done = finished_run(config)
     if done is not None:
         return done
-    texts, eval_texts = train_and_held_out(
+    texts, eval_texts, left_out = train_and_held_out(
         config, partial(_load, config), text=lambda row: row.response
     )
     set_seed(config.seed)
@@ -175,9 +182,10 @@ def train_language_model(config: TrainLanguageModelConfig) -> Path:
     model = _model(config, tokenizer)
     require_context(model, tokenizer, config.max_length)
     reading = reading_to_train(model, tokenizer, config.reading)
-    rows = _causal_examples(config, reading, texts)
-    eval_rows = _causal_examples(config, reading, eval_texts) if eval_texts else []
+    encode = partial(_causal_examples, config, reading)
+    rows, eval_rows = (encodable(encode, some, left_out) for some in (texts, eval_texts))
     with supervised_run(config) as folder:
+        tell_left_out(left_out, folder / "skipped.jsonl")
         metrics = _train(config, model, rows, eval_rows, folder)
         if eval_rows:
             metrics |= _perplexity(config, model, eval_rows)
@@ -188,15 +196,14 @@ def train_language_model(config: TrainLanguageModelConfig) -> Path:
 Texts = list[PromptedResponse]
 
 
-def _load(config: TrainLanguageModelConfig, data: str, split: str) -> Texts:
+def _load(config: TrainLanguageModelConfig, source: Source) -> Texts:
     """The rows of a data set; plain texts are answers without a prompt."""
     columns = config.columns
     if config.objective == "texts":
-        texts = load_texts(data, split=split, column=columns.text, limit=config.limit)
+        texts = load_texts(**vars(source), column=columns.text, limit=config.limit)
         return [PromptedResponse("", text) for text in texts]
     return load_prompted_responses(
-        data,
-        split=split,
+        **vars(source),
         prompt_column=columns.prompt,
         response_column=columns.completion,
         limit=config.limit,

@@ -32,6 +32,7 @@ from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_pol
 from tokencredit.recipes.quickstart_report import true_rewards_by_step
 from tokencredit.recipes.run_folder import open_run_folder, read_jsonl, write_atomically
 from tokencredit.recipes.settings import flat_settings, free_settings, setting, settings_from
+from tokencredit.recipes.settings_files import require_small_file
 
 Judge = Literal["score", "held_out_score", "true_reward"]
 REWARD_MODEL_ALONE = {
@@ -173,6 +174,7 @@ def _shared_settings(config: CompareLearningConfig) -> dict[str, Any]:
         raise DataError(
             f"there is no file {config.settings!r}; expected YAML with settings of train-policy"
         )
+    require_small_file(path)
     shared = flat_settings(TrainPolicyConfig, yaml.safe_load(path.read_text()) or {})
     tuned = set(_CHOSEN) & set(shared)
     if tuned:

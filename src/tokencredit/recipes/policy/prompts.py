@@ -7,6 +7,8 @@ import torch
 from tokencredit.batch import Prompt
 from tokencredit.errors import ConfigError
 from tokencredit.preference.hf_datasets import load_prompts
+from tokencredit.preference.hf_rows import LeftOut
+from tokencredit.recipes.left_out import encodable
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.text.hf_reading import Reading
 
@@ -19,10 +21,12 @@ class PolicyPrompts:
         rows: as the policy reads them.
         asked: the prompts themselves, for models that read them in another way; None where only
             their first tokens are kept, so that they say more than was asked.
+        left_out: rows of the data that hold no prompt.
     """
 
     rows: list[list[int]]
     asked: list[Prompt] | None
+    left_out: list[LeftOut]
 
 
 def tokenized_prompts(config: TrainPolicyConfig, reading: Reading) -> PolicyPrompts:
@@ -32,7 +36,15 @@ def tokenized_prompts(config: TrainPolicyConfig, reading: Reading) -> PolicyProm
         DataError: there are no prompts, or one is empty.
         ConfigError: what a chat template renders is to be cut to its first tokens.
     """
-    prompts = load_prompts(config.prompts, column=config.data.column, limit=config.data.limit)
+    left_out = config.dataset.collecting()
+    prompts = load_prompts(
+        config.prompts,
+        split=config.data.split,
+        column=config.data.column,
+        limit=config.data.limit,
+        dataset=config.dataset,
+        left_out=left_out,
+    )
     cut = config.data.tokens is not None
     if cut and reading.template == "chat":
         raise ConfigError(
@@ -40,8 +52,14 @@ def tokenized_prompts(config: TrainPolicyConfig, reading: Reading) -> PolicyProm
             f"template ({reading.origin}); expected whole prompts: leave data.tokens out, or set "
             "policy_reading.template to 'plain'"
         )
-    rows = reading.prompt_rows(prompts, where=config.prompts)
-    return PolicyPrompts(rows, None if cut else prompts)
+
+    def with_ids(some: list[Prompt]) -> list[tuple[Prompt, list[int]]]:
+        ids = reading.prompt_rows(some, where=config.prompts)
+        return list(zip(some, ids, strict=True))
+
+    encoded = encodable(with_ids, prompts, left_out)
+    asked = None if cut else [prompt for prompt, _ in encoded]
+    return PolicyPrompts([ids for _, ids in encoded], asked, left_out or [])
 
 
 def prompts_of_step(count: int, batch_size: int, seed: int, step: int) -> list[int]:

@@ -12,7 +12,7 @@ from tokencredit.policy.methods import (
     algorithm,
     require_discount,
 )
-from tokencredit.ranges import require_at_least
+from tokencredit.ranges import require_at_least, require_positive
 from tokencredit.recipes.settings import setting
 from tokencredit.sampling import Sampling
 
@@ -22,7 +22,10 @@ class PromptSettings:
     """Which prompts are read, and how much of each."""
 
     column: str = setting("prompt", was="prompt_column")
-    """Column of the prompts: texts, or lists of chat messages."""
+    """Column of the prompts: texts, or lists of chat messages; `prompt` also finds other usual
+    names."""
+    split: str = "train"
+    """Split of a dataset folder or id, or a slice of one."""
     tokens: list[int] | None = setting(None, was="prompt_tokens")
     """Keep this many first tokens of each prompt, drawn evenly between the two numbers; None keeps
     whole prompts."""
@@ -30,6 +33,7 @@ class PromptSettings:
     """Use only the first prompts of the dataset; None uses all."""
 
     def __post_init__(self) -> None:
+        require_positive(self, "limit", room="data.")
         kept = self.tokens
         if kept is not None and not (len(kept) == 2 and 1 <= kept[0] <= kept[1]):
             raise ConfigError(f"data.tokens is {kept}; expected two numbers, 1 <= least <= most")

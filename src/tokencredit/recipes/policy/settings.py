@@ -8,6 +8,7 @@ from tokencredit.aggregation.transforms import ScoreSettings
 from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError, TokenCreditWarning
 from tokencredit.policy.methods import ALGORITHMS
+from tokencredit.preference.hf_rows import DatasetSettings
 from tokencredit.ranges import require_at_least
 from tokencredit.recipes.policy.setting_groups import (
     AlgorithmSettings,
@@ -62,6 +63,8 @@ class TrainPolicyConfig:
     """Seed of everything random."""
     data: PromptSettings = group(PromptSettings)
     """Which prompts are read, and how much of each."""
+    dataset: DatasetSettings = group(DatasetSettings)
+    """Which part of a dataset is read, and what becomes of prompts that cannot be used."""
     server: ServerSettings = group(ServerSettings, free=True)
     """How a served reward model is asked."""
     credit: CreditSettings = group(CreditSettings)

@@ -29,6 +29,7 @@ from tokencredit.batch import TokenScorer
 from tokencredit.errors import ConfigError, NumericError, RunFolderError, TokenCreditWarning
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.recipes.checksums import digest
+from tokencredit.recipes.left_out import tell_left_out
 from tokencredit.recipes.policy.checkpoints import (
     checkpoint_path,
     export_policy,
@@ -232,7 +233,7 @@ def open_run(
     accelerator.wait_for_everyone()
     state = RunState.read(checkpoint, kl_coef=config.kl.coef)
     # Only now, so that a model that is not there leaves no folder.
-    by_the_first(accelerator, lambda: _open_folder(config, folder, state.step))
+    by_the_first(accelerator, lambda: _open_folder(config, folder, state.step, prompts))
     model, optimizer = _prepared_model(config.optimizer, checkpoint, models, accelerator)
     if config.record.trackers:
         settings = flat_settings(TrainPolicyConfig, asdict(config))
@@ -276,9 +277,12 @@ def _require_same_prompts(config: TrainPolicyConfig, checkpoint: Path, prompts_d
         )
 
 
-def _open_folder(config: TrainPolicyConfig, folder: Path, step: int) -> None:
+def _open_folder(
+    config: TrainPolicyConfig, folder: Path, step: int, prompts: PolicyPrompts
+) -> None:
     """Write what was asked, and clear away what an interrupted run left behind."""
     open_run_folder(folder, config, free=_FREE_SETTINGS)
+    tell_left_out(prompts.left_out, folder / "skipped.jsonl")
     for left_over in (folder / "checkpoints").glob(".writing-*"):
         shutil.rmtree(left_over)
     keep_rows_before(folder / "metrics.jsonl", step)

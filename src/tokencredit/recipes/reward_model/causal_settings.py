@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tokencredit.errors import ConfigError
+from tokencredit.preference.hf_rows import DatasetSettings
 from tokencredit.ranges import require_at_least, require_positive
-from tokencredit.recipes.reward_model.settings import Unusable
 from tokencredit.recipes.settings import (
     HeldOutSettings,
     LoadingSettings,
@@ -28,8 +28,8 @@ class PairColumns:
     """Names of the columns of pairs."""
 
     prompt: str | None = setting(None, was="prompt_column")
-    """Prompts, texts or lists of chat messages; None takes `prompt` where it is there, or else what
-    both texts begin with."""
+    """Prompts, texts or lists of chat messages; None takes `prompt` or another usual name where one
+    is there, or else what both texts begin with; an empty name for answers that stand alone."""
     chosen: str = setting("chosen", was="chosen_column")
     """The preferred responses."""
     rejected: str = setting("rejected", was="rejected_column")
@@ -53,8 +53,8 @@ class TrainRewriterConfig:
     """Instruction after prompts that are messages: what the user says after the answer."""
     split: str = "train"
     """Split of a dataset folder or id."""
-    unusable: Unusable = "error"
-    """What to do with pairs of equal or empty answers."""
+    dataset: DatasetSettings = group(DatasetSettings)
+    """Which part of a dataset is read, and what becomes of rows that cannot be used."""
     limit: int | None = None
     """Use only the first rows; None uses all."""
     max_length: int = 1024
@@ -74,7 +74,7 @@ class TrainRewriterConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "max_length")
+        require_positive(self, "limit", "max_length")
         require_float32(self.loading, frozen=None)
         settle_learning_rate(self, of_all=2e-5)
         require_template(self.template)
@@ -85,8 +85,9 @@ class VocabularyColumns:
     """Names of the columns of pairs or of rated texts."""
 
     prompt: str | None = setting(None, was="prompt_column")
-    """Prompts, texts or lists of chat messages; None takes `prompt` of pairs where it is there, or
-    else what both texts begin with, and no prompt of rated texts."""
+    """Prompts, texts or lists of chat messages; None takes `prompt` or another usual name where one
+    is there, or else what both texts of a pair begin with, and no prompt of rated texts; an empty
+    name for answers that stand alone."""
     chosen: str = setting("chosen", was="chosen_column")
     """The preferred responses."""
     rejected: str = setting("rejected", was="rejected_column")
@@ -139,8 +140,8 @@ class TrainVocabularyRewardConfig:
     """Margin of pairs: by how much the better response should win, in nats."""
     split: str = "train"
     """Split of a dataset folder or id."""
-    unusable: Unusable = "error"
-    """What to do with pairs of equal or empty answers."""
+    dataset: DatasetSettings = group(DatasetSettings)
+    """Which part of a dataset is read, and what becomes of rows that cannot be used."""
     limit: int | None = None
     """Use only the first rows; None uses all."""
     reading: ReadingSettings = group(ReadingSettings)
@@ -164,7 +165,7 @@ class TrainVocabularyRewardConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "max_length", "reward_beta")
+        require_positive(self, "limit", "max_length", "reward_beta")
         require_float32(self.loading, frozen=self.frozen_policy or self.lora.rank)
         require_gpu_if_quantized(self.lora, self.device)
         settle_learning_rate(self, of_all=5e-6, of_lora=5e-5)
@@ -221,8 +222,8 @@ class TrainImplicitRewardConfig:
     """Hub id or folder of the frozen model; None for `model`."""
     split: str = "train"
     """Split of a dataset folder or id."""
-    unusable: Unusable = "error"
-    """What to do with pairs of equal or empty answers."""
+    dataset: DatasetSettings = group(DatasetSettings)
+    """Which part of a dataset is read, and what becomes of rows that cannot be used."""
     limit: int | None = None
     """Use only the first rows; None uses all."""
     reading: ReadingSettings = group(ReadingSettings)
@@ -246,7 +247,7 @@ class TrainImplicitRewardConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "max_length", "dpo_beta")
+        require_positive(self, "limit", "max_length", "dpo_beta")
         require_gpu_if_quantized(self.lora, self.device)
         settle_learning_rate(self, of_all=1e-6, of_lora=1e-5)
         if self.lora.rank and self.reference is not None:

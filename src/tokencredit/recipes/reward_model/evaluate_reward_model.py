@@ -14,7 +14,7 @@ There a tie counts as RewardBench counts it: against the model among two, 1 / k 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,7 +26,9 @@ from tokencredit.errors import ConfigError
 from tokencredit.evaluation.plots import plot_calibration, plot_prefix_accuracy
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.preference.hf_comparisons import Comparison, load_comparisons
+from tokencredit.preference.hf_rows import DatasetSettings
 from tokencredit.ranges import require_positive
+from tokencredit.recipes.left_out import tell_left_out
 from tokencredit.recipes.reward_model.evaluation_report import evaluation_tables, write_rewardbench
 from tokencredit.recipes.reward_model.pair_evaluation import (
     ScoredComparison,
@@ -46,14 +48,17 @@ class ComparisonColumns:
     """Names of the columns of judged answers."""
 
     prompt: str | None = setting(None, was="prompt_column")
-    """Prompts, texts or lists of chat messages; None takes `prompt` where it is there, or else what
-    both texts begin with."""
+    """Prompts, texts or lists of chat messages; None takes `prompt` or another usual name where one
+    is there, or else what both texts begin with; an empty name for answers that stand alone."""
     chosen: str = setting("chosen", was="chosen_column")
     """The preferred answers, texts or lists of texts; with `label` the first ones."""
     rejected: str = setting("rejected", was="rejected_column")
     """The others; with `label` the second ones."""
     label: str | None = setting(None, was="label_column")
-    """1 or 2, or the name of a column: the better answer."""
+    """Says which answer is better: the name of its column, or one of `label_values`."""
+    label_values: tuple[int | str, int | str] | None = None
+    """What `label` holds where the first answer is better, and where the second is: `[0, 1]` for
+    PKU-SafeRLHF. None takes 1 and 2, and refuses data whose numbers may mean something else."""
     subset: str | None = setting(None, was="subset_column")
     """Parts of the data; None takes `subset` where it is there, and with several data sets their
     names."""
@@ -82,8 +87,8 @@ class EvaluateRewardModelConfig:
     """Price of an implicit reward; None takes what the model's configuration says."""
     split: str = "train"
     """Split of a dataset folder or id."""
-    unusable: Literal["error", "drop"] = "error"
-    """What to do with rows of equal or empty answers."""
+    dataset: DatasetSettings = group(DatasetSettings)
+    """Which part of a dataset is read, and what becomes of rows that cannot be used."""
     limit: int | None = None
     """Use only the first rows of each data set; None uses all."""
     reading: ReadingSettings = group(ReadingSettings)
@@ -109,7 +114,7 @@ class EvaluateRewardModelConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "batch_size", "bins", "max_length", "dpo_beta")
+        require_positive(self, "limit", "batch_size", "bins", "max_length", "dpo_beta")
         if not 0 < self.confidence < 1:
             raise ConfigError(f"confidence is {self.confidence}; expected a share between 0 and 1")
         if self.kind == "classification" and (self.reference or self.dpo_beta):
@@ -138,6 +143,7 @@ def evaluate_reward_model(config: EvaluateRewardModelConfig) -> Path:
         RunFolderError: the folder holds something else, or cannot be written.
     """
     require_same_run(config.output, config, free=free_settings(type(config)))
+    left_out = config.dataset.collecting()
     comparisons = load_comparisons(
         config.data,
         split=config.split,
@@ -145,10 +151,12 @@ def evaluate_reward_model(config: EvaluateRewardModelConfig) -> Path:
         chosen_column=config.columns.chosen,
         rejected_column=config.columns.rejected,
         label_column=config.columns.label,
+        label_values=config.columns.label_values,
         subset_column=config.columns.subset,
         name_column=config.columns.name,
-        unusable=config.unusable,
         limit=config.limit,
+        dataset=config.dataset,
+        left_out=left_out,
     )
     scorer = loaded_scorer(
         config.reward_model,
@@ -164,6 +172,7 @@ def evaluate_reward_model(config: EvaluateRewardModelConfig) -> Path:
     print_reading("reward model", scorer.reading, example=example)
     scored = _scored_comparisons(config, scorer, comparisons)
     folder = open_run_folder(config.output, config, free=free_settings(type(config)))
+    tell_left_out(left_out, folder / "skipped.jsonl")
     found = {
         "reward_model": config.reward_model,
         "kind": scorer.kind,

@@ -6,12 +6,13 @@ from typing import TypeVar
 
 from tokencredit.errors import DataError, TokenCreditWarning
 from tokencredit.preference.hf_datasets import load_pairs
+from tokencredit.preference.hf_rows import LeftOut
 from tokencredit.preference.pairs import PreferencePair
 from tokencredit.recipes.reward_model.causal_settings import (
     TrainImplicitRewardConfig,
     TrainRewriterConfig,
 )
-from tokencredit.recipes.supervised import train_and_held_out
+from tokencredit.recipes.supervised import Source, train_and_held_out
 from tokencredit.text.hf_token_rows import EncodedText
 
 Row = TypeVar("Row")
@@ -19,21 +20,21 @@ Row = TypeVar("Row")
 
 def training_pairs(
     config: TrainImplicitRewardConfig | TrainRewriterConfig,
-) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """Pairs to train on and pairs that are held out; no prompt stands on both sides.
+) -> tuple[list[PreferencePair], list[PreferencePair], list[LeftOut] | None]:
+    """Pairs to train on, pairs that are held out, and rows that cannot be used.
+
+    No prompt stands on both sides.
 
     Raises:
         DataError: the data are not there, are empty, or a row does not fit.
     """
 
-    def load(data: str, split: str) -> list[PreferencePair]:
+    def load(source: Source) -> list[PreferencePair]:
         return load_pairs(
-            data,
-            split=split,
+            **vars(source),
             prompt_column=config.columns.prompt,
             chosen_column=config.columns.chosen,
             rejected_column=config.columns.rejected,
-            unusable=config.unusable,
             limit=config.limit,
         )
 

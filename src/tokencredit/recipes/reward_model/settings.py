@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tokencredit.errors import ConfigError
+from tokencredit.preference.hf_rows import DatasetSettings
 from tokencredit.preference.labels import Overlapping
 from tokencredit.ranges import require_at_least, require_positive
 from tokencredit.recipes.settings import (
@@ -22,22 +23,21 @@ from tokencredit.scorers.segment_ends import SegmentEndSettings
 from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.text.hf_token_rows import Truncation
 
-Unusable = Literal["error", "drop"]
-
 
 @dataclass(frozen=True)
 class JudgementColumns:
     """Names of the columns of pairs, labels or ratings."""
 
     prompt: str | None = setting(None, was="prompt_column")
-    """Prompts, texts or lists of chat messages. Pairs may lack it; then the prompt is what both
-    texts begin with. With labels and ratings None stands for texts without a prompt."""
+    """Prompts, texts or lists of chat messages; None takes `prompt` or another usual name where one
+    is there. Pairs may lack it; then the prompt is what both texts begin with. Labelled and rated
+    texts then stand alone. An empty name for answers that stand alone."""
     chosen: str = setting("chosen", was="chosen_column")
     """The preferred responses of pairs."""
     rejected: str = setting("rejected", was="rejected_column")
     """The others."""
     margin: str | None = setting(None, was="margin_column")
-    """Margins of pairs in nats; None for none."""
+    """Margins of pairs in nats; None takes `margin` where it is there, an empty name none."""
     strength: str | None = setting(None, was="strength_column")
     """Strengths of preferences, such as 1, 2 and 3, by which their losses are multiplied; None
     for 1."""
@@ -86,8 +86,8 @@ class TrainRewardModelConfig:
     the next one. All but `last` and `pairs` need a causal model."""
     split: str = "train"
     """Split of a dataset folder or id."""
-    unusable: Unusable = "error"
-    """What to do with pairs of equal or empty answers."""
+    dataset: DatasetSettings = group(DatasetSettings)
+    """Which part of a dataset is read, and what becomes of rows that cannot be used."""
     limit: int | None = None
     """Use only the first rows; None uses all."""
     reading: ReadingSettings = group(ReadingSettings)
@@ -115,7 +115,7 @@ class TrainRewardModelConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "max_length")
+        require_positive(self, "limit", "max_length")
         require_float32(self.loading, frozen=self.entropy_reference or self.lora.rank)
         require_gpu_if_quantized(self.lora, self.device)
         settle_learning_rate(self, of_all=2e-5, of_lora=2e-4)
@@ -191,6 +191,8 @@ class TrainTokenClassifierConfig:
     """Weight of each class in the loss, in the order of the classes; empty for 1."""
     split: str = "train"
     """Split of a dataset folder or id."""
+    dataset: DatasetSettings = group(DatasetSettings)
+    """Which part of a dataset is read, and what becomes of rows that cannot be used."""
     limit: int | None = None
     """Use only the first rows; None uses all."""
     reading: ReadingSettings = group(ReadingSettings)
@@ -212,6 +214,7 @@ class TrainTokenClassifierConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
+        require_positive(self, "limit")
         require_float32(self.loading, frozen=self.lora.rank)
         require_gpu_if_quantized(self.lora, self.device)
         settle_learning_rate(self, of_all=2e-5, of_lora=2e-4)

@@ -16,6 +16,7 @@ to it: `dpo_reference`, `dpo_beta`, `dpo_direction`.
 
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from tokencredit.errors import ConfigError
 from tokencredit.evaluation.prefix_accuracy import pair_accuracy_by_fraction
 from tokencredit.models.hf_adapters import lora_config
 from tokencredit.models.hf_attention import pretrained_model
+from tokencredit.preference.hf_rows import LeftOut
 from tokencredit.preference.pairs import PreferencePair
+from tokencredit.recipes.left_out import encodable, tell_left_out
 from tokencredit.recipes.reward_model.causal_settings import TrainImplicitRewardConfig
 from tokencredit.recipes.reward_model.pair_data import different_pairs, training_pairs
 from tokencredit.recipes.reward_model.report import write_prefix_accuracy
@@ -74,17 +77,21 @@ def train_implicit_reward(config: TrainImplicitRewardConfig) -> Path:
         return done
     _require_trl()
     adapter = _adapter(config)
-    pairs, eval_pairs = _pairs(config)
+    pairs, eval_pairs, left_out = _pairs(config)
     set_seed(config.seed)
     model, tokenizer = _model_to_train(config)
     reading = reading_to_train(model, tokenizer, config.reading)
-    encoded, eval_rows = (_encoded_pairs(config, reading, some) for some in (pairs, eval_pairs))
+    encoded, eval_rows = (
+        encodable(partial(_encoded_pairs, config, reading), some, left_out)
+        for some in (pairs, eval_pairs)
+    )
     train_rows = different_pairs(encoded, tuple)
     eval_rows = different_pairs(eval_rows, tuple, held_out=True)
     print_example(reading, train_rows[0][0])
     reference = None if adapter is not None else _reference(config, tokenizer)
     judge = _Judge(config, tokenizer, eval_rows, reference)
     with supervised_run(config) as folder:
+        tell_left_out(left_out, folder / "skipped.jsonl")
         model, metrics = _train(
             config, model, reference, tokenizer, train_rows, folder, adapter, judge
         )
@@ -123,13 +130,12 @@ def _adapter(config: TrainImplicitRewardConfig) -> Any:
 
 def _pairs(
     config: TrainImplicitRewardConfig,
-) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """What to train on and what is held out, the side that shall win first."""
-    both = training_pairs(config)
-    if config.direction == "chosen":
-        return both
-    rows, held_out = ([_swapped_pair(pair) for pair in pairs] for pairs in both)
-    return rows, held_out
+) -> tuple[list[PreferencePair], list[PreferencePair], list[LeftOut] | None]:
+    """What to train on and what is held out, the side that shall win first; rows left out."""
+    *both, left_out = training_pairs(config)
+    if config.direction == "reversed":
+        both = [[_swapped_pair(pair) for pair in pairs] for pairs in both]
+    return both[0], both[1], left_out
 
 
 def _swapped_pair(pair: PreferencePair) -> PreferencePair:

@@ -43,6 +43,7 @@ from tokencredit.preference.hf_datasets import (
     load_pairs,
     load_rated_responses,
 )
+from tokencredit.recipes.left_out import encodable, tell_left_out
 from tokencredit.recipes.reward_model.examples import (
     SAID,
     JudgedRow,
@@ -73,6 +74,7 @@ from tokencredit.recipes.reward_model.shared_prefixes import (
     shares_prefixes,
 )
 from tokencredit.recipes.supervised import (
+    Source,
     autocast,
     classifier_to_train,
     finished_run,
@@ -123,12 +125,17 @@ def train_reward_model(config: TrainRewardModelConfig) -> Path:
     done = finished_run(config)
     if done is not None:
         return done
-    data, eval_data = train_and_held_out(config, partial(_load, config), text=judgement_text)
+    data, eval_data, left_out = train_and_held_out(
+        config, partial(_load, config), text=judgement_text
+    )
     set_seed(config.seed)
     model, tokenizer = _model_to_train(config)
     ends = _segment_ends(config, tokenizer)
     reading = reading_to_train(model, tokenizer, config.reading, pairs=True)
-    encoded, eval_rows = (_judged_rows(config, reading, some) for some in (data, eval_data))
+    encoded, eval_rows = (
+        encodable(partial(_judged_rows, config, reading), some, left_out)
+        for some in (data, eval_data)
+    )
     rows = different_pairs(encoded, attrgetter("responses"))
     eval_rows = different_pairs(eval_rows, attrgetter("responses"), held_out=True)
     print_example(reading, rows[0].responses[0])
@@ -136,6 +143,7 @@ def train_reward_model(config: TrainRewardModelConfig) -> Path:
         rows = standardised_rows(model, rows)
         require_an_order(eval_rows)
     with supervised_run(config) as folder:
+        tell_left_out(left_out, folder / "skipped.jsonl")
         model, metrics = _train(config, model, tokenizer, rows, eval_rows, ends, folder)
         if config.row.rows == "pairs":
             metrics["equal_pairs"] = float(len(encoded) - len(rows))
@@ -147,13 +155,12 @@ def train_reward_model(config: TrainRewardModelConfig) -> Path:
     return folder
 
 
-def _load(config: TrainRewardModelConfig, data: str, split: str) -> Sequence[Judgement]:
+def _load(config: TrainRewardModelConfig, source: Source) -> Sequence[Judgement]:
     """The rows of a data set that the objective learns from."""
     columns = config.columns
     if config.row.rows == "labels":
         return load_labelled_responses(
-            data,
-            split=split,
+            **vars(source),
             text_column=columns.text,
             label_column=columns.label,
             prompt_column=columns.prompt,
@@ -161,22 +168,19 @@ def _load(config: TrainRewardModelConfig, data: str, split: str) -> Sequence[Jud
         )
     if config.row.rows == "ratings":
         return load_rated_responses(
-            data,
-            split=split,
+            **vars(source),
             text_column=columns.text,
             rating_column=columns.rating,
             prompt_column=columns.prompt,
             limit=config.limit,
         )
     return load_pairs(
-        data,
-        split=split,
+        **vars(source),
         prompt_column=columns.prompt,
         chosen_column=columns.chosen,
         rejected_column=columns.rejected,
         margin_column=columns.margin,
         strength_column=columns.strength,
-        unusable=config.unusable,
         limit=config.limit,
     )
 

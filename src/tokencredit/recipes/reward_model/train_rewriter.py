@@ -28,6 +28,7 @@ from tokencredit.masking import masked_row_mean, masked_sum
 from tokencredit.models.hf_logprobs import response_logprobs
 from tokencredit.preference.pairs import PreferencePair
 from tokencredit.recipes.language_model.corpus import causal_batch, causal_example
+from tokencredit.recipes.left_out import encodable, tell_left_out
 from tokencredit.recipes.reward_model.causal_settings import TrainRewriterConfig
 from tokencredit.recipes.reward_model.pair_data import different_pairs, training_pairs
 from tokencredit.recipes.supervised import (
@@ -73,20 +74,27 @@ def train_rewriter(config: TrainRewriterConfig) -> Path:
     done = finished_run(config)
     if done is not None:
         return done
-    pairs, eval_pairs = training_pairs(config)
+    pairs, eval_pairs, left_out = training_pairs(config)
     set_seed(config.seed)
     model, tokenizer = _model_to_train(config)
     reading = reading_to_train(model, tokenizer, config.reading)
-    corrections, kept = (
-        _rewriting_rows(config, reading, pairs, read=side, write="chosen") for side in SIDES
-    )
-    both = different_pairs(list(zip(corrections, kept, strict=True)), tuple)
+
+    def both_rows(some: list[PreferencePair]) -> list[tuple[PreferencePair, list[EncodedText]]]:
+        sides = [
+            _rewriting_rows(config, reading, some, read=side, write="chosen") for side in SIDES
+        ]
+        return [(pair, [*two]) for pair, *two in zip(some, *sides, strict=True)]
+
+    encoded = encodable(both_rows, pairs, left_out)
+    both = different_pairs([rows for _, rows in encoded], tuple)
     rows = [pair[0] for pair in both] + [pair[1] for pair in both]
+    eval_pairs = [pair for pair, _ in encodable(both_rows, eval_pairs, left_out)]
     print_example(reading, rows[0])
     with supervised_run(config) as folder:
+        tell_left_out(left_out, folder / "skipped.jsonl")
         evaluate = partial(_held_out_metrics, config, model, reading, eval_pairs)
         metrics = _train(config, model, rows, folder, evaluate if eval_pairs else None)
-        metrics["equal_pairs"] = float(len(pairs) - len(both))
+        metrics["equal_pairs"] = float(len(encoded) - len(both))
         if eval_pairs:
             metrics |= evaluate()
         write_results(model, tokenizer, metrics, folder, name="rewriter")

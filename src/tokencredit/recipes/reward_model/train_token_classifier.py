@@ -41,6 +41,7 @@ from tokencredit.preference.hf_labels import (
     load_step_labels,
 )
 from tokencredit.recipes.language_model.corpus import IGNORED
+from tokencredit.recipes.left_out import encodable, tell_left_out
 from tokencredit.recipes.reward_model.settings import TrainTokenClassifierConfig
 from tokencredit.recipes.reward_model.token_labels import (
     LabelledRow,
@@ -55,6 +56,7 @@ from tokencredit.recipes.reward_model.token_labels import (
 )
 from tokencredit.recipes.run_folder import write_atomically
 from tokencredit.recipes.supervised import (
+    Source,
     autocast,
     classifier_to_train,
     finished_run,
@@ -100,13 +102,19 @@ def train_token_classifier(config: TrainTokenClassifierConfig) -> Path:
     done = finished_run(config)
     if done is not None:
         return done
-    data, eval_data = train_and_held_out(config, partial(_load, config), text=labelled_text)
+    data, eval_data, left_out = train_and_held_out(
+        config, partial(_load, config), text=labelled_text
+    )
     set_seed(config.seed)
     model, tokenizer = _model_to_train(config)
     reading = reading_to_train(model, tokenizer, config.reading)
-    rows, eval_rows = (labelled_texts(config, reading, some) for some in (data, eval_data))
+    rows, eval_rows = (
+        encodable(partial(labelled_texts, config, reading), some, left_out)
+        for some in (data, eval_data)
+    )
     print_example(reading, rows[0].text)
     with supervised_run(config) as folder:
+        tell_left_out(left_out, folder / "skipped.jsonl")
         model, metrics = _train(config, model, rows, eval_rows, folder)
         if eval_rows:
             report = _report(config, model, eval_rows)
@@ -133,13 +141,12 @@ def _model_to_train(
     )
 
 
-def _load(config: TrainTokenClassifierConfig, data: str, split: str) -> Sequence[LabelledRow]:
+def _load(config: TrainTokenClassifierConfig, source: Source) -> Sequence[LabelledRow]:
     """The rows of a data set; both sides of an edit stay together."""
     columns = config.columns
     if config.labels == "edits":
         return load_edits(
-            data,
-            split=split,
+            **vars(source),
             prompt_column=columns.prompt,
             rejected_column=columns.rejected,
             edited_column=columns.edited,
@@ -147,24 +154,21 @@ def _load(config: TrainTokenClassifierConfig, data: str, split: str) -> Sequence
         )
     if config.span_layout == "xcomet":
         return load_error_spans(
-            data,
-            split=split,
+            **vars(source),
             prompt_column=columns.prompt,
             least_confidence=config.least_confidence,
             limit=config.limit,
         )
     if config.labels == "spans":
         return load_labelled_spans(
-            data,
-            split=split,
+            **vars(source),
             prompt_column=columns.prompt,
             text_column=columns.text,
             spans_column=columns.spans,
             limit=config.limit,
         )
     return load_step_labels(
-        data,
-        split=split,
+        **vars(source),
         prompt_column=columns.prompt,
         completions_column=columns.completions,
         labels_column=columns.labels,

@@ -34,6 +34,7 @@ from tokencredit.evaluation.prefix_accuracy import (
 )
 from tokencredit.models.hf_attention import pretrained_model
 from tokencredit.preference.hf_datasets import load_pairs, load_rated_responses
+from tokencredit.recipes.left_out import encodable, tell_left_out
 from tokencredit.recipes.reward_model.causal_settings import TrainVocabularyRewardConfig
 from tokencredit.recipes.reward_model.examples import (
     JudgedRow,
@@ -47,6 +48,7 @@ from tokencredit.recipes.reward_model.pair_data import different_pairs
 from tokencredit.recipes.reward_model.report import write_prefix_accuracy
 from tokencredit.recipes.reward_model.vocabulary_turns import TURNS, ended_row, train_turns
 from tokencredit.recipes.supervised import (
+    Source,
     autocast,
     finished_run,
     language_model_to_train,
@@ -88,11 +90,16 @@ def train_vocabulary_reward(config: TrainVocabularyRewardConfig) -> Path:
     done = finished_run(config)
     if done is not None:
         return done
-    data, eval_data = train_and_held_out(config, partial(_load, config), text=judgement_text)
+    data, eval_data, left_out = train_and_held_out(
+        config, partial(_load, config), text=judgement_text
+    )
     set_seed(config.seed)
     model, tokenizer = _model_to_train(config)
     reading = reading_to_train(model, tokenizer, config.reading)
-    encoded, eval_rows = (_judged_rows(config, reading, some) for some in (data, eval_data))
+    encoded, eval_rows = (
+        encodable(partial(_judged_rows, config, reading), some, left_out)
+        for some in (data, eval_data)
+    )
     rows = different_pairs(encoded, attrgetter("responses"))
     eval_rows = different_pairs(eval_rows, attrgetter("responses"), held_out=True)
     equal = float(len(encoded) - len(rows))
@@ -103,6 +110,7 @@ def train_vocabulary_reward(config: TrainVocabularyRewardConfig) -> Path:
         if config.columns.rating is not None:
             require_an_order(eval_rows)
     with supervised_run(config) as folder:
+        tell_left_out(left_out, folder / "skipped.jsonl")
         pad_id = int(tokenizer.pad_token_id)
         model, metrics = _train(config, model, policy, rows, eval_rows, folder, pad_id)
         if config.columns.rating is None:
@@ -115,25 +123,22 @@ def train_vocabulary_reward(config: TrainVocabularyRewardConfig) -> Path:
     return folder
 
 
-def _load(config: TrainVocabularyRewardConfig, data: str, split: str) -> Sequence[Judgement]:
+def _load(config: TrainVocabularyRewardConfig, source: Source) -> Sequence[Judgement]:
     """Pairs, or with a column of ratings rated texts."""
     columns = config.columns
     if columns.rating is not None:
         return load_rated_responses(
-            data,
-            split=split,
+            **vars(source),
             text_column=columns.text,
             rating_column=columns.rating,
             prompt_column=columns.prompt,
             limit=config.limit,
         )
     return load_pairs(
-        data,
-        split=split,
+        **vars(source),
         prompt_column=columns.prompt,
         chosen_column=columns.chosen,
         rejected_column=columns.rejected,
-        unusable=config.unusable,
         limit=config.limit,
     )
 

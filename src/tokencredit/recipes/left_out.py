@@ -1,0 +1,88 @@
+"""Rows that could not be used: said at once, and written beside what the others became."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TypeVar
+
+from tokencredit.errors import DataError
+from tokencredit.preference.hf_rows import LeftOut
+from tokencredit.recipes.run_folder import write_atomically, writing
+
+Row = TypeVar("Row")
+Encoded = TypeVar("Encoded")
+
+
+def tell_left_out(left_out: Sequence[LeftOut] | None, path: Path | None) -> None:
+    """Print how many rows were left out and why the first was; write all reasons to a file.
+
+    Args:
+        left_out: rows and reasons; None where a bad row would have ended the job.
+        path: JSON-lines file of a `row` and a `reason` each; one from an earlier call goes where
+            nothing was left out. None writes none, and prints every reason.
+
+    Raises:
+        RunFolderError: the file cannot be written.
+    """
+    rows = list(left_out or ())
+    with nullcontext() if path is None else writing(path):
+        if path is not None and rows:
+            write_atomically(path, "".join(json.dumps(asdict(one)) + "\n" for one in rows))
+        elif path is not None:
+            path.unlink(missing_ok=True)
+    if rows:
+        shown = rows if path is None else rows[:1]
+        reasons = "".join(f"\n  {one.reason:.500}" for one in shown)
+        where = "" if path is None else f"\n  all reasons: {path}"
+        print(f"left out {len(rows)} rows that cannot be used:{reasons}{where}", file=sys.stderr)
+
+
+def beside(output: Path) -> Path:
+    """Where the rows are listed that an output file lacks.
+
+    >>> beside(Path("scores.jsonl")).name
+    'scores.skipped.jsonl'
+    """
+    return output.with_name(f"{output.stem}.skipped.jsonl")
+
+
+def encodable(
+    encode: Callable[[list[Row]], list[Encoded]],
+    rows: list[Row],
+    left_out: list[LeftOut] | None,
+) -> list[Encoded]:
+    """What rows become, without those that cannot be encoded: a template may refuse a single one.
+
+    Args:
+        encode: from rows to as many of something; raises `DataError` where one of them is bad.
+        rows: of the data.
+        left_out: takes the bad ones; None makes one an error.
+
+    Raises:
+        DataError: as `encode`, where `left_out` is None or no row is good.
+    """
+    try:
+        return encode(rows) if rows else []
+    except DataError:
+        if left_out is None:
+            raise
+    found: list[Encoded] = []
+    faults = []
+    waiting = [rows]
+    while waiting:  # halves, so that one bad row among many costs little
+        some = waiting.pop()
+        try:
+            found += encode(some)
+        except DataError as error:
+            middle = len(some) // 2
+            if middle:
+                waiting += [some[middle:], some[:middle]]
+            else:
+                faults.append(LeftOut(None, f"{error} (the row: {some[0]!r:.200})"))
+                if len(faults) == len(rows):
+                    raise
+    left_out += faults
+    return found
