@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from tokencredit.errors import ConfigError, DataError
@@ -69,6 +70,27 @@ def test_generation_defaults_of_the_model_do_not_leak(model):
     frequencies = first_token_frequencies(model, [2, 4], Sampling(max_new_tokens=1), draws=500)
     assert (frequencies[2:] > 0).sum() >= 3
     assert model.generation_config.top_k == 1
+
+
+def test_generation_defaults_come_back_behind_adapters_too(model):
+    own = GenerationConfig(suppress_tokens=[2, 3, 4, 5, 6], eos_token_id=[1, 5], top_k=1)
+    model.generation_config = own
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2))
+    frequencies = first_token_frequencies(adapted, [2, 4], Sampling(max_new_tokens=1), draws=200)
+    assert (frequencies[2:] > 0).sum() >= 3
+    assert adapted.generation_config is model.generation_config is own
+
+
+def test_each_of_several_ends_ends_a_response(model):
+    batch, truncated = drawn(
+        model, [[2, 4]] * 200, Sampling(max_new_tokens=4), eos_token_id=(EOS, 5, 6)
+    )
+    ended = [not cut for cut in truncated.tolist()]
+    masked = zip(batch.response_ids, batch.response_mask, strict=True)
+    rows = [ids[mask].tolist() for ids, mask in masked]
+    assert {row[-1] for row, over in zip(rows, ended, strict=True) if over} == {EOS, 5, 6}
+    assert all({EOS, 5, 6}.isdisjoint(row[:-1]) for row in rows)
+    assert [row[-1] in (EOS, 5, 6) for row in rows] == ended
 
 
 def test_left_padding_changes_no_logprob(model):

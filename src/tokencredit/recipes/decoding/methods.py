@@ -238,8 +238,8 @@ def _candidate_scorer(
     model, reading, ends = models.reward_model, models.reward_reading, models.reading.turn_ends
     prompts = (prompt_ids, prompt_mask, asked)
     if method.needs == "vocabulary":
-        over_all = VocabScorer(model, scores=method.vocabulary_scores)
-        return FramedScorer(over_all, reading, *prompts)
+        whole = VocabScorer(model, scores=method.vocabulary_scores)
+        return FramedScorer(whole, reading, *prompts)
     trained = trained_segments(model.config)
     in_pairs, at_segments = reading.template == "pair", trained is not None
     shared = shares_vocabulary(models.reward_tokenizer, models.tokenizer)
