@@ -213,7 +213,8 @@ def test_another_model_at_the_address_stops_the_run():
 @pytest.mark.parametrize("tokenizer", ["its own ids", "unigram"])
 def test_a_model_that_is_read_at_the_ends_of_segments(tokenizer):
     """Its numbers at each position are not its prefix scores, and both come."""
-    served, batch = served_by(TOKENIZERS[tokenizer]), generated()
+    served = served_by(TOKENIZERS[tokenizer])
+    batch = encode_responses(POLICY, PROMPTS, RESPONSES, append_eos=[True, False, True]).batch
     remember_reading(served.model.config, "segments", SegmentEndSettings("ngram", length=2))
     served = served_model(served.model, served.tokenizer)
     segments = SegmentSettings("ngram", length=2)
@@ -222,6 +223,8 @@ def test_a_model_that_is_read_at_the_ends_of_segments(tokenizer):
         assert "position-scores" in about(server).details
         found = served_reward_model(server, POLICY, credit=credit)(batch)
         paid = served_token_scorer(server, POLICY, credit=credit, segments=segments)(batch)
+        with pytest.raises(DataError, match="tokens inside them that do not count"):
+            served_reward_model(server, POLICY, credit=credit)(generated())
     expected = LocalScorer(served.model, served.tokenizer, POLICY)(batch)
     assert_same(found, expected)
     torch.testing.assert_close(found.position_scores, expected.position_scores)
