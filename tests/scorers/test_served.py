@@ -219,7 +219,7 @@ def test_another_model_at_the_address_stops_the_run():
     first, other = served_by(POLICY), served_by(byte_level(merges=20))
     batch = generated()
     with at_address(first) as server:
-        model = served_reward_model(server, POLICY, credit=CreditSettings("terminal"))
+        model = served_reward_model(server, written_by(POLICY), credit=CreditSettings("terminal"))
         expected = model(batch)
     port = int(server.address.rpartition(":")[2])
     with listening(tiny_app(first), port):
@@ -236,15 +236,18 @@ def test_another_model_at_the_address_stops_the_run():
 @pytest.mark.parametrize("tokenizer", ["its own ids", "unigram"])
 def test_a_model_that_is_read_at_the_ends_of_segments(tokenizer):
     """Its numbers at each position are not its prefix scores, and both come."""
-    served, batch = served_by(TOKENIZERS[tokenizer]), generated()
+    served = served_by(TOKENIZERS[tokenizer])
+    batch = encode_responses(POLICY, PROMPTS, RESPONSES, append_eos=[True, False, True]).batch
     remember_score_positions(served.model.config, "segments", SegmentEndSettings("ngram", length=2))
     served = served_model(served.model, served.tokenizer)
     segments = SegmentSettings("ngram", length=2)
     credit = CreditSettings("segment")
     with at_address(served) as server:
         assert "position-scores" in about(server).details
-        found = served_reward_model(server, POLICY, credit=credit)(batch)
+        found = served_reward_model(server, written_by(POLICY), credit=credit)(batch)
         paid = served_token_scorer(server, POLICY, credit=credit, segments=segments)(batch)
+        with pytest.raises(DataError, match="tokens inside them that do not count"):
+            served_reward_model(server, written_by(POLICY), credit=credit)(generated())
     expected = local_scorer(served.model, served.tokenizer, POLICY)(batch)
     assert_same(found, expected)
     torch.testing.assert_close(found.position_scores, expected.position_scores)

@@ -14,7 +14,7 @@ from torch import Tensor
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores
 from tokencredit.credit.evidence import Need
 from tokencredit.credit.methods import CreditSettings, credit_method
-from tokencredit.errors import ConfigError
+from tokencredit.errors import ConfigError, DataError
 from tokencredit.models.hf_vocabularies import vocabulary_fingerprint
 from tokencredit.scorers.evidence import OF_SCORERS
 from tokencredit.scorers.policy_tokens import (
@@ -74,9 +74,19 @@ class ServedRewardModel:
 
         Raises:
             ServerError: no answer in time, so often; or it is not what was asked for.
-            DataError: a text is longer than the reward model can read, or has no prompt.
+            DataError: a text is longer than the reward model can read, has no prompt, or has tokens
+                inside it that do not count where the model is read at the ends of segments.
             NumericError: a score is NaN or infinite.
         """
+        if self.about.reads_segments and bool(
+            (attended_tokens(batch) & ~batch.response_mask).any()
+        ):
+            raise DataError(
+                "responses have tokens inside them that do not count, and the reward model at "
+                f"{self.server.address} is read at the ends of segments of tokens that do, which a "
+                "request does not say; expected responses without such tokens: load the reward "
+                "model in this process"
+            )
         details = [name for name in self.about.details if attention or name != "attention"]
         if self.shares_vocabulary and self.about.template != "pair":
             scores = _scores_of_ids(self, batch, details, conversations)

@@ -95,33 +95,38 @@ def _text_ends(
 ) -> list[tuple[int, bool]]:
     """Whole characters up to each position, and whether its token begins another one.
 
-    Where a window holds nothing but bytes of no character, what they count is known after the last
-    of them alone, from a window that holds all of them; the next such window begins there, so that
-    each token is decoded a few times at most.
+    Each token is decoded with a few before it, the first of them one that begins a character:
+    bytes are text in whole runs alone. Where no character has ended for long, what the bytes count
+    is known after the last of them, from all of them.
     """
     special = set(tokenizer.all_special_ids)
     plain = [id_ for id_ in ids if id_ not in special]
     at = sum(id_ not in special for id_ in ids[: positions.start])
-    ends, total = [], 0
-    first = anchor = max(0, at - _DECODING_WINDOW)
+    first, ends, total = max(0, at - _DECODING_WINDOW), [], 0
+    begins: deque[int] = deque(maxlen=2 * _DECODING_WINDOW)
     before = _decoded(tokenizer, plain[first:at])
     for position in positions:
         if ids[position] in special:
             ends.append((total, False))
             continue
-        if at - first >= 2 * _DECODING_WINDOW:
-            first = at - _DECODING_WINDOW
+        if at - first >= 2 * _DECODING_WINDOW and not before.endswith("\ufffd"):
+            far = at - _DECODING_WINDOW
+            first = next((begin for begin in reversed(begins) if begin <= far), far)
             before = _decoded(tokenizer, plain[first:at])
-        now = _decoded(tokenizer, plain[first : at + 1])
-        start, end = before, now
-        if first == 0 or not before or _whole_characters(before):
-            anchor = first
-        elif _whole_characters(now):
-            start, end = (_decoded(tokenizer, plain[anchor:stop]) for stop in (at, at + 1))
-            anchor = at + 1
-        total += len(_whole_characters(end)) - len(_whole_characters(start))
-        ends.append((total, end.endswith("\ufffd")))
-        before, at = now, at + 1
+        at += 1
+        is_long = at - first > 4 * _DECODING_WINDOW
+        if is_long and _decoded(tokenizer, plain[at - _DECODING_WINDOW : at]).endswith("\ufffd"):
+            ends.append((total, True))
+            continue
+        now = _decoded(tokenizer, plain[first:at])
+        total += len(_whole_characters(now)) - len(_whole_characters(before))
+        before, has_begun = now, now.endswith("\ufffd")
+        ends.append((total, has_begun))
+        if not has_begun:
+            begins.append(at)
+        elif is_long:
+            # Bytes before have spoilt the run; those that follow are read without them.
+            first, before = at, ""
     return ends
 
 

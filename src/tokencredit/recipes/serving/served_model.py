@@ -89,21 +89,21 @@ class ServedModel:
             "reads_eos": self.reading.append_eos,
             "reads_segments": segments or None,
             "vocabulary": vocabulary_fingerprint(self.tokenizer),
-            "max_tokens": self.row_tokens,
         }
         return Served(
             credit=list(self.credit_methods),
             details=list(offered_details(self.credit_methods, reads_segments=segments)),
             fingerprint=self._fingerprint(read),
+            max_tokens=self.row_tokens,
             **read,
         )
 
     def _fingerprint(self, read: Mapping[str, Any]) -> str:
         """Of all that scores depend on; the settings of credit, which a client makes, are not."""
         weights = [
-            (one.name, one.weight, one.score, weights_fingerprint(model))
+            (one.weight, one.score, weights_fingerprint(model))
             if isinstance(model := getattr(one.scorer, "model", None), nn.Module)
-            else (one.name, one.weight, one.score)
+            else (one.weight, one.score, one.name)
             for one in self._sources
         ]
         combine = next(iter(self.credits.values())).combine
