@@ -23,11 +23,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 python=.venv/bin/python
 tokencredit=.venv/bin/tokencredit
-out=output/real docs=docs/results scale=1 steps=30
+out=output/real docs=docs/results scale=1 smaller=()
 stages=(models data trl hh_reward_models accuracy imdb_models imdb_policies hh_policies)
 
 if [ "${1:-}" = smoke ]; then
-  out=output/real-smoke docs=output/real-smoke scale=0.003 steps=2
+  out=output/real-smoke docs=output/real-smoke scale=0.003
+  smaller=(-e 's/^steps: .*/steps: 2/; s/^batch_size: .*/batch_size: 4/; s/minibatch_size: [0-9]*/minibatch_size: 4/')
+  smaller+=(-e 's/^learning_rates: .*/learning_rates: [0.0003]/; s/^seeds: .*/seeds: 1/')
   shift
 fi
 [ $# -gt 0 ] && stages=("$@") || stages+=(report)
@@ -91,8 +93,8 @@ imdb_models() {
 policies() { # task
   local file
   for file in "$1" "$1-ppo"; do
-    sed "s#output/real#$out#; s#runs/real/#$runs/#; s/^steps: .*/steps: $steps/" \
-      "runs/real/$file.yaml" > "$runs/$file.yaml"
+    sed -e "s#output/real#$out#; s#runs/real/#$runs/#" "${smaller[@]}" "runs/real/$file.yaml" \
+      > "$runs/$file.yaml"
   done
   costed "$1-learning" "$tokencredit" compare-learning --config "$runs/$1.yaml"
 }
