@@ -241,7 +241,7 @@ def test_a_model_that_is_read_at_the_ends_of_segments(tokenizer):
     remember_score_positions(served.model.config, "segments", SegmentEndSettings("ngram", length=2))
     served = served_model(served.model, served.tokenizer)
     segments = SegmentSettings("ngram", length=2)
-    credit = CreditSettings("segment")
+    credit = CreditSettings("segment", prefixes="one-pass")  # as all that are served are scored
     with at_address(served) as server:
         assert "position-scores" in about(server).details
         found = served_reward_model(server, written_by(POLICY), credit=credit)(batch)

@@ -173,6 +173,11 @@ def _scores_of_ids(
     scores = _as_tensors(rows, columns, reads.shape[1])
     if scores.attention is not None:
         scores.attention.masked_fill_(~batch.response_mask.cpu(), 0.0)
+    if scores.position_scores is not None:
+        for row, (places, end) in enumerate(zip(columns, ends, strict=True)):
+            if end and len(places) < int(reads[row].sum()):  # an end that the model does not read
+                last = len(places)
+                scores.position_scores[row, last + 1] = scores.position_scores[row, last]
     return scores
 
 

@@ -16,7 +16,7 @@ from http.client import HTTPException, IncompleteRead
 from ssl import SSLCertVerificationError
 from typing import Any
 
-from tokencredit.errors import ConfigError, ServerError
+from tokencredit.errors import ConfigError, DataError, ServerError
 from tokencredit.server.answers import (
     About,
     ScoredResponse,
@@ -154,7 +154,14 @@ def scored(
         asked = {kind: list(part), "credit": list(credit)}
         if details:
             asked["details"] = list(details)
-        answer = _asked(server, "POST", "/score", json.dumps(asked).encode())
+        try:
+            answer = _asked(server, "POST", "/score", json.dumps(asked).encode())
+        except DataError:
+            # Another model may refuse what this one took: then that is what is wrong.
+            now = None if about is None else _asked(server, "GET", "/about")
+            if about is not None:
+                require_same_model(now, fingerprint=about.fingerprint, address=server.address)
+            raise
         if about is not None:
             require_same_model(answer, fingerprint=about.fingerprint, address=server.address)
         found += scored_responses(answer, part, credit, details)
