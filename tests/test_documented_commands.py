@@ -43,6 +43,7 @@ LEFT_OUT = {
 }
 """Parts of the commands that are not run here, and why."""
 INSTEAD = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": "my/policy",
     "lvwerra/gpt2-imdb": "my/policy",
     "XanderJC/gpt2-rm-imdb": "my/reward",
     "prompts: prompts.jsonl": "prompts: my/prompts.jsonl",
