@@ -150,19 +150,20 @@ def _loading_told() -> Iterator[None]:
     told: set[str] = set()
 
     def is_new(record: logging.LogRecord) -> bool:
-        line = record.getMessage()
-        return not (line in told or told.add(line))
+        before = len(told)
+        told.add(record.getMessage())
+        return len(told) > before
 
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(is_new)
-    before = log.level
+    level_before = log.level
     log.addHandler(handler)
     log.setLevel(level)
     try:
         yield
     finally:
         log.removeHandler(handler)
-        log.setLevel(before)
+        log.setLevel(level_before)
 
 
 def _parsed(name: str, config_class: type, arguments: list[str]) -> Any:
