@@ -134,3 +134,13 @@ def test_a_limit_below_one_row_is_refused_before_anything_is_read(tmp_path, caps
     flag = "--limit" if "limit" in known else "--data.limit"
     assert main([name, *given, flag, limit]) == 1
     assert f"limit is {limit}" in capsys.readouterr().err
+
+
+def test_what_is_loaded_is_said_in_one_line_each(models, tmp_path, capsys):
+    policy, reward = str(models / "policy"), str(models / "reward")
+    short = ["--steps", "1", "--batch_size", "2", "--sampling.max_new_tokens", "2"]
+    assert main([*policy_arguments(models, tmp_path / "run"), *short]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "parameters" in line]
+    assert len(said) == len(set(said)) == 2
+    assert any(line.startswith(policy) and "CausalLM" in line for line in said)
+    assert any(line.startswith(reward) and line.endswith("float32, head trained") for line in said)

@@ -120,3 +120,29 @@ def padding_mask(
     columns = torch.arange(width or max(lengths))
     mask = columns < torch.tensor(lengths)[:, None]
     return mask if side == "right" else mask.flip(-1)
+
+
+def tiny_gemma3(auto_class: Any = AutoModelForSequenceClassification, **text: Any) -> Any:
+    """A Gemma 3 that reads images too, so that its configuration has several parts."""
+    shape = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    settings = shape | {"vocab_size": VOCAB_SIZE, "hidden_size": WIDTH, "pad_token_id": PAD_ID}
+    settings |= {"max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 1}
+    settings |= DECODERS["gemma3_text"] | text
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = AutoConfig.for_model(
+        "gemma3",
+        text_config=settings,
+        vision_config=vision | {"num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        image_token_index=5,
+        boi_token_index=6,
+        eoi_token_index=7,
+    )
+    config.num_labels = 1
+    model = auto_class.from_config(config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0.0, 0.3, generator=generator)
+    return model.eval()

@@ -166,14 +166,14 @@ def _loading_told() -> Iterator[None]:
 
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(is_new)
-    before = log.level
+    level_before = log.level
     log.addHandler(handler)
     log.setLevel(level)
     try:
         yield
     finally:
         log.removeHandler(handler)
-        log.setLevel(before)
+        log.setLevel(level_before)
 
 
 def _parsed(name: str, config_class: type, arguments: list[str]) -> Any:

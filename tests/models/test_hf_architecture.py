@@ -2,14 +2,16 @@
 
 import pytest
 import torch
-from tiny_models import DECODERS, ENCODERS, tiny_model
+from tiny_models import DECODERS, ENCODERS, PAD_ID, tiny_gemma3, tiny_model
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, LlamaForSequenceClassification
 
 from tokencredit.errors import DataError, ModelError
 from tokencredit.models.hf_architecture import (
+    config_value,
     context_limit,
     is_causal,
+    padding_id,
     require_prefix_scores,
     require_room,
     sequence_classifier,
@@ -107,3 +109,11 @@ def test_positions_count_real_tokens_and_stay_at_the_limit(dtype):
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 0]]).to(dtype)
     assert text_positions(mask).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 3]]
     assert text_positions(mask, limit=3).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 2, 2]]
+
+
+def test_of_a_configuration_of_several_parts_the_text_counts():
+    model = tiny_gemma3()
+    assert is_causal(model)
+    assert any(vars(module).get("is_causal") is False for module in model.modules())
+    assert (padding_id(model), config_value(model, "vocab_size")) == (PAD_ID, 41)
+    assert context_limit(model) == 64

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import tiny_model
 from tiny_tokenizers import byte_level
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from tokencredit.errors import ConfigError, ModelError, TokenCreditWarning
 from tokencredit.models.hf_loading import (
@@ -118,6 +118,53 @@ def test_context_length_of_a_model_that_knows_none():
     model = tiny_model("t5")
     del model.config.max_position_embeddings
     assert context_length(model, byte_level()) is None
+
+
+DROPOUT = {
+    "gpt2": {},
+    "llama": {},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "layerdrop": 0.5},
+    "gpt_neox": {},
+    "bloom": {},
+    "falcon": {},
+    "gpt_bigcode": {},
+    "starcoder2": {"num_key_value_heads": 2},
+    "persimmon": {},
+    "phi": {},
+    "biogpt": {"layerdrop": 0.5},
+    "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4},
+    "codegen": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4},
+    "xglm": {"d_model": 32, "ffn_dim": 48, "attention_heads": 4, "num_layers": 2},
+    "stablelm": {"num_key_value_heads": 4},
+    "bert-generation": {"is_decoder": True},
+}
+
+
+@pytest.mark.parametrize("architecture", DROPOUT)
+def test_dropout_is_off_in_every_causal_architecture(architecture):
+    config = AutoConfig.for_model(
+        architecture,
+        vocab_size=41,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        pad_token_id=40,
+        **{"bos_token_id": 0, "eos_token_id": 1} | DROPOUT[architecture],
+    )
+    for name, value in list(vars(config).items()):
+        if isinstance(value, float) and "drop" in name:
+            setattr(config, name, 0.5)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").train()
+    ids = torch.arange(2, 14)[None]
+    with torch.no_grad():
+        noisy = [model(input_ids=ids).logits for _ in range(2)]
+        disable_dropout(model)
+        quiet = [model(input_ids=ids).logits for _ in range(3)]
+    assert not torch.equal(*noisy)
+    assert torch.equal(quiet[0], quiet[1])
+    assert torch.equal(quiet[0], quiet[2])
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "opt", "bert", "gpt_neox"])

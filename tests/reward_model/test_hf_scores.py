@@ -1,4 +1,5 @@
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from tiny_models import (
     PAD_ID,
     VOCAB_SIZE,
     padding_mask,
+    tiny_gemma3,
     tiny_ids,
     tiny_model,
 )
@@ -435,3 +437,59 @@ def test_load_warns_of_a_bias_that_is_dropped(tokenizer, tmp_path):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.warns(TokenCreditWarning, match=r"hold score\.bias"):
         load_reward_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("labels", "warned"), [(("POSITIVE", "NEGATIVE"), True), (("negative", "positive"), False)]
+)
+def test_two_outputs_of_which_the_first_is_the_better(tokenizer, tmp_path, labels, warned):
+    model = scorer("llama", num_labels=2)
+    model.config.id2label = dict(enumerate(labels))
+    folder = saved(model, tokenizer, tmp_path)
+    if warned:
+        with pytest.warns(TokenCreditWarning, match="'POSITIVE', 'NEGATIVE'.*the wrong sign"):
+            load_reward_model(folder)
+    else:
+        load_reward_model(folder)
+
+
+def test_tokens_that_the_model_has_no_embedding_for(tokenizer, tmp_path):
+    tokenizer.add_tokens(["<more>"])
+    with pytest.warns(TokenCreditWarning, match="1 tokens .* no embedding for, such as '<more>'"):
+        load_reward_model(saved(scorer("llama"), tokenizer, tmp_path))
+
+
+def test_an_id_that_the_model_lacks_is_an_error_and_under_the_mask_is_not():
+    model = scorer("llama")
+    ids, mask = padded()
+    unknown = ids.masked_fill(~mask, 41)
+    expected = scores_of(model, ids, mask).sequence_scores
+    assert torch.equal(scores_of(model, unknown, mask).sequence_scores, expected)
+    unknown = ids.masked_fill(mask, 41)
+    with pytest.raises(ModelError, match=r"knows 0 to 40.*no token stands behind"):
+        scores_of(model, unknown, mask)
+
+
+def test_a_model_that_reads_images_too_scores_texts():
+    model = tiny_gemma3()
+    ids = tiny_ids(2, 9)
+    out = reward_model_output(model, ids, torch.ones_like(ids).bool(), attention_layer=-1)
+    torch.testing.assert_close(out.sequence_scores, model(input_ids=ids).logits[:, 0])
+    shorter = model(input_ids=ids[:, :4]).logits[:, 0]
+    torch.testing.assert_close(out.position_scores[:, 3], shorter)
+    torch.testing.assert_close(out.attention.sum(-1), torch.ones(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_head_computes_in_float32_under_a_trunk_of_less(dtype):
+    model = scorer("llama").to(dtype)
+    ids = tiny_ids(2, 9)
+    mask = torch.ones_like(ids).bool()
+    hidden = model.model(ids, use_cache=False).last_hidden_state
+    exact = hidden.double() @ model.score.weight[0].double()
+    for context in (nullcontext(), torch.autocast("cpu", torch.bfloat16)):
+        with context:
+            found = reward_model_output(model, ids, mask).position_scores
+        if isinstance(context, nullcontext):
+            torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+        assert not torch.equal(found.to(dtype).float(), found)

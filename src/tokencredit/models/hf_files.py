@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
-from huggingface_hub.utils._validators import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
@@ -75,7 +74,7 @@ def _means_a_folder(name: str, path: Path) -> bool:
     if path.is_absolute() or name.startswith((".", "~")) or "\\" in name or name.count("/") > 1:
         return True
     try:
-        validate_repo_id(name)
+        hf_hub_url(name, "config.json")
     except HFValidationError:
         return True
     return "/" in name and Path(path.parts[0]).is_dir()
@@ -93,8 +92,7 @@ def _near_folder(path: Path) -> str:
 def _hub_is_silent(name: str, what: str) -> bool:
     """Ask the Hub for the model a single time; True where the cache has to do."""
     try:
-        url = hf_hub_url(name, "config.json")
-        get_hf_file_metadata(url, timeout=SECONDS_FOR_THE_HUB, retry_on_errors=False)
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=SECONDS_FOR_THE_HUB)
     except EntryNotFoundError:  # a tokenizer or an adapter alone
         return False
     except Exception as error:
