@@ -180,3 +180,20 @@ def test_max_steps_take_the_place_of_epochs(folder, tmp_path):
     numbers = json.loads((run / "metrics.json").read_text())
     assert numbers["train_steps"] == 3
     assert numbers["train_loss"] == pytest.approx(sum(row["loss"] for row in rows) / 3)
+
+
+def test_a_tracker_is_told_what_metrics_are_told(folder, tmp_path):
+    pytest.importorskip("tensorboard", reason="trackers are no dependencies")
+    changes = {"report_to": ("tensorboard",), "max_steps": 2}
+    run = train_reward_model(config(folder, tmp_path / "rm", **changes))
+    assert list((run / "tensorboard").rglob("events.out.tfevents.*"))
+
+
+def test_recomputed_activations_change_no_number(folder, tmp_path):
+    runs = [
+        train_reward_model(
+            config(folder, tmp_path / str(again), max_steps=3, gradient_checkpointing=again)
+        )
+        for again in (False, True)
+    ]
+    assert_same(*runs)

@@ -1,12 +1,17 @@
 from dataclasses import dataclass
 
 import pytest
+import yaml
 
+from tokencredit.cli import recipe_of
 from tokencredit.errors import ConfigError
 from tokencredit.ranges import require_positive
+from tokencredit.recipes.policy.settings import TrainPolicyConfig
+from tokencredit.recipes.run_folder import resolved_yaml
 from tokencredit.recipes.settings import (
     HeldOutSettings,
     LoadingSettings,
+    LoraSettings,
     TrainingSettings,
     free_settings,
     group,
@@ -14,6 +19,7 @@ from tokencredit.recipes.settings import (
     require_float32,
     setting,
 )
+from tokencredit.recipes.trainer import require_trackers
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,11 @@ def test_free_settings_and_old_names_are_read_off_the_fields():
         (lambda: TrainingSettings(epochs=0.0), "training.epochs is 0.0; expected more than 0"),
         (lambda: TrainingSettings(batch_size=-1), "training.batch_size is -1"),
         (lambda: TrainingSettings(gradient_accumulation=0), "training.gradient_accumulation is 0"),
+        (lambda: TrainingSettings(max_steps=0), "training.max_steps is 0; expected at least 1"),
+        (lambda: TrainingSettings(keep=0), "training.keep is 0; expected at least 1"),
+        (lambda: LoraSettings(dropout=0.1), r"lora.dropout is 0.1 with lora.rank 0"),
+        (lambda: LoraSettings(rank=2, target_modules=()), "lora.target_modules is empty"),
+        (lambda: LoraSettings(rank=2, dropout=1.0), r"lora.dropout is 1.0; .* share in \[0, 1\)"),
         (lambda: TrainingSettings(warmup=1.0), r"training.warmup is 1.0; .* share in \[0, 1\)"),
         (lambda: HeldOutSettings(share=-0.1), r"evaluation.share is -0.1"),
         (lambda: require_positive(HeldOutSettings(share=0.0), "share"), "^share is 0.0; expected"),
@@ -63,3 +74,42 @@ def test_numbers_that_make_no_sense(wrong, message):
 def test_what_is_not_asked_for_is_not_refused():
     require_positive(HeldOutSettings(data=None), "data")
     require_float32(LoadingSettings(dtype="bfloat16"), frozen="a reference")
+
+
+@pytest.mark.parametrize(
+    ("command", "of_all", "of_lora"),
+    [
+        ("train-reward-model", 2e-5, 2e-4),
+        ("train-token-classifier", 2e-5, 2e-4),
+        ("train-vocabulary-reward", 5e-6, 5e-5),
+        ("train-implicit-reward", 1e-6, 1e-5),
+    ],
+)
+def test_adapters_have_a_learning_rate_of_their_own_that_is_printed(command, of_all, of_lora):
+    kind = recipe_of(command)[1]
+    needed = {"data": "d", "model": "m", "output": "o"}
+    if command == "train-token-classifier":
+        needed["labels"] = "edits"
+    assert kind(**needed).training.learning_rate == of_all
+    adapted = kind(**needed, lora=LoraSettings(rank=4))
+    assert adapted.training.learning_rate == of_lora
+    assert yaml.safe_load(resolved_yaml(adapted))["training"]["learning_rate"] == of_lora
+    named = TrainingSettings(learning_rate=1.0)
+    assert kind(**needed, lora=LoraSettings(rank=4), training=named).training.learning_rate == 1.0
+    with pytest.raises(ConfigError, match=r"lora.quantization is '4bit' with device"):
+        kind(**needed, lora=LoraSettings(rank=4, quantization="4bit"), device="cpu")
+    half = LoadingSettings(dtype="bfloat16")
+    assert kind(**needed, lora=LoraSettings(rank=4), loading=half).loading == half
+
+
+def test_policies_have_the_same_rule_and_no_dropout():
+    needed = {"policy": "p", "prompts": "q", "output": "o", "reward_model": "r"}
+    assert TrainPolicyConfig(**needed).optimizer.rate == 1e-5
+    assert TrainPolicyConfig(**needed, lora=LoraSettings(rank=4)).optimizer.rate == 1e-4
+    with pytest.raises(ConfigError, match=r"lora.dropout is 0.1; expected 0"):
+        TrainPolicyConfig(**needed, lora=LoraSettings(rank=4, dropout=0.1))
+
+
+def test_trackers_that_are_not_there_are_refused():
+    with pytest.raises(ConfigError, match=r"'wandbx', which is not installed; .*wandbx\)"):
+        require_trackers(("wandbx",))

@@ -257,13 +257,46 @@ def _train(
 ) -> tuple[PreTrainedModel, dict[str, float]]:
     """The trained model, adapters merged, and what it took."""
     adapted = with_adapters(model, config.lora)
+
+    def evaluate() -> dict[str, float]:
+        judge = pretrained_model(adapted)
+        return held_out_metrics(_held_out_rows(config, judge, ends, eval_rows, learning=True))
+
+    run = TrainingRun.of(config, folder, evaluate if eval_rows else None)
+    trainer, tokens = reward_trainer(config, adapted, tokenizer, rows, ends, run)
+    metrics = {"train_examples": float(len(trainer.train_dataset))} | train(trainer, tokens=tokens)
+    unrounded = replace(config, lora=replace(config.lora, quantization=None))
+    trained = without_adapters(
+        adapted, config.lora, lambda: _model_to_train(unrounded)[0], task_type="SEQ_CLS"
+    )
+    if config.row.rows == "ratings":
+        scale_scores(trained, trained.config.rating_standard_deviation)
+    return trained, metrics
+
+
+def reward_trainer(
+    config: TrainRewardModelConfig,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[JudgedRow],
+    ends: SegmentEnds | None,
+    run: TrainingRun,
+) -> tuple[LossTrainer, int]:
+    """The Trainer of a reward model, and the tokens of one pass over the data.
+
+    Args:
+        config: the settings.
+        model: with or without adapters.
+        tokenizer: of the model.
+        rows: to learn from.
+        ends: finds the ends of segments, where scores are read there; else None.
+        run: what the trainer belongs to.
+    """
     filler, causal = filler_id(config, tokenizer), is_causal(model)
     columns = example_columns(rows, config, filler=filler, causal=causal)
     lengths = columns.pop("tokens")
-    tokens = sum(lengths)
     pad_id, read_at = padding_id(model), score_reading(config.row.reading, rows, ends)
-
-    shares = shares_prefixes(adapted, rows[0], pad_id=pad_id, read_at=read_at)
+    shares = shares_prefixes(model, rows[0], pad_id=pad_id, read_at=read_at)
     if shares:
         once = [shared_length(*rows[row].responses) for row in columns["row"]]
         columns["length"] = [n - min(part, n // 2) for n, part in zip(lengths, once, strict=True)]
@@ -285,28 +318,16 @@ def _train(
     def loss(scores: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         return config.row.loss(judgements_of(scores, inputs), config.loss)
 
-    def evaluate() -> dict[str, float]:
-        judge = pretrained_model(adapted)
-        return held_out_metrics(_held_out_rows(config, judge, ends, eval_rows, learning=True))
-
-    count = len(columns["row"])
     trainer = LossTrainer(
-        model=ModelFunction(adapted, scores_of),
-        args=training_arguments(config, folder, examples=count),
+        model=ModelFunction(model, scores_of),
+        args=training_arguments(config, run.folder, examples=len(columns["row"])),
         train_dataset=Dataset.from_dict(columns),
         data_collator=batch,
         loss=loss,
         unread=SAID,
-        run=TrainingRun.of(config, folder, evaluate if eval_rows else None),
+        run=run,
     )
-    metrics = {"train_examples": float(count)} | train(trainer, tokens=tokens)
-    unrounded = replace(config, lora=replace(config.lora, quantization=None))
-    trained = without_adapters(
-        adapted, config.lora, lambda: _model_to_train(unrounded)[0], task_type="SEQ_CLS"
-    )
-    if config.row.rows == "ratings":
-        scale_scores(trained, trained.config.rating_standard_deviation)
-    return trained, metrics
+    return trainer, sum(lengths)
 
 
 def _held_out_rows(
@@ -328,7 +349,7 @@ def _held_out_rows(
         kind=config.row.rows,
         rating_mean=getattr(model.config, "rating_mean", 0.0),
         score_unit=spread if learning else 1.0,
-        batch_size=2 * config.training.batch_size,
+        batch_size=config.training.batch_size,  # half the texts of a pass in training
         context=autocast(config.training, model.device),
         segment_ends=ends,
     )
