@@ -15,6 +15,7 @@ from tokencredit.text.hf_reading import (
     ended_responses,
     reading_of,
     remember_reading,
+    require_writer,
     shown_example,
     stored_reading,
     written_by,
@@ -181,7 +182,7 @@ def test_a_trained_model_remembers_and_settings_come_first():
     remember_reading(
         reading_of(model, tokenizer, ReadingSettings("plain"), training=True),
         model.config,
-        ReadingSettings(turn_ends=["<pad>"]),
+        ReadingSettings(turn_ends=("<pad>",)),
     )
     json.dumps(model.config.reading)  # stands in config.json
     found = reading_of(model, tokenizer)
@@ -207,7 +208,7 @@ def test_a_chat_template_can_be_named(tmp_path):
     [
         (ReadingSettings("chat"), "has no chat template"),
         (ReadingSettings("pair"), "no token between sentences"),
-        (ReadingSettings(turn_ends=["two words"]), "shall end a turn"),
+        (ReadingSettings(turn_ends=("two words",)), "shall end a turn"),
     ],
 )
 def test_settings_that_cannot_be(settings, message):
@@ -277,3 +278,9 @@ def test_places_of_a_rewritten_answer_are_found():
 def test_conversations_where_texts_are_joined():
     with pytest.raises(DataError, match="reads texts as 'plain'"):
         Reading(byte_level()).prompt_rows([ASK], where="the prompts")
+
+
+def test_what_a_policy_is_not_asked():
+    require_writer(ReadingSettings("chat"), name="policy_reading")
+    with pytest.raises(ConfigError, match=r"policy_reading.append_eos is True"):
+        require_writer(ReadingSettings(append_eos=True), name="policy_reading")

@@ -6,7 +6,7 @@ writes it into the configuration of the model; for other models it is found out,
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -65,10 +65,27 @@ class ReadingSettings:
     append_eos: bool | None = None
     """End plain responses that ended with the end of sequence. None is as the model was trained; in
     training it is yes for causal models, and for models of others, which do not say, no."""
-    turn_ends: list[str] = field(default_factory=list)
+    turn_ends: tuple[str, ...] = ()
     """Tokens that end a response, besides those that tokenizer and model declare."""
     chat_template: str | None = None
     """A chat template, or a file with one, in the place of that of the tokenizer."""
+
+
+def require_writer(settings: ReadingSettings, *, name: str) -> None:
+    """Refuse what says nothing of a model that writes.
+
+    Args:
+        settings: of the model.
+        name: of the settings, for the message.
+
+    Raises:
+        ConfigError: an end of sequence is to be appended.
+    """
+    if settings.append_eos is not None:
+        raise ConfigError(
+            f"{name}.append_eos is {settings.append_eos}; expected none: a policy ends its "
+            "responses itself. How a reward model is shown them is reading.append_eos"
+        )
 
 
 @dataclass(frozen=True)

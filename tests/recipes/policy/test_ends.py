@@ -108,7 +108,7 @@ def test_a_run_counts_what_was_cut_off(folder, tmp_path):
 
 def test_further_ends_are_a_setting(folder, tmp_path):
     space = tokenizer_of().convert_tokens_to_ids("Ġ")
-    _, models, _ = rolled_out(folder, tmp_path, policy_reading__turn_ends=["Ġ"])
+    _, models, _ = rolled_out(folder, tmp_path, policy_reading__turn_ends=("Ġ",))
     assert models.reading.turn_ends[-1] == space
 
 

@@ -21,7 +21,7 @@ from tokencredit.preference.hf_rows import DatasetSettings
 from tokencredit.ranges import require_at_least
 from tokencredit.recipes.settings import LoadingSettings, group, setting
 from tokencredit.sampling import Sampling
-from tokencredit.text.hf_reading import ReadingSettings
+from tokencredit.text.hf_reading import ReadingSettings, require_writer
 
 
 @dataclass(frozen=True)
@@ -190,6 +190,7 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "batch_size", "n")
+        require_writer(self.policy_reading, name="policy_reading")
         row = self.row
         if isinstance(row, Search):
             row.require(self.settings_of(row), self.sampling.of_search(), self.n)

@@ -30,7 +30,7 @@ from tokencredit.recipes.settings import (
 from tokencredit.scorers.sources import RewardSource, required_sources
 from tokencredit.server.client import RewardServer
 from tokencredit.server.exchange import is_address
-from tokencredit.text.hf_reading import ReadingSettings
+from tokencredit.text.hf_reading import ReadingSettings, require_writer
 from tokencredit.text.segments import SHOWN_LATER, SegmentSettings
 
 
@@ -96,6 +96,7 @@ class TrainPolicyConfig:
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "steps", "batch_size")
+        require_writer(self.policy_reading, name="policy_reading")
         _settle_learning_rate(self)
         require_gpu_if_quantized(self.lora, self.machine.device)
         if self.lora.dropout:
