@@ -1,7 +1,7 @@
 """Settings by the names that TRL, transformers and OpenRLHF give them.
 
-One table: the command line answers a name of theirs with the one here, and docs/coming-from.md
-shows it.
+One table: the command line answers a name of theirs with the one here, and
+docs/coming-from.md shows it.
 """
 
 from collections.abc import Iterable

@@ -1,3 +1,4 @@
+import json
 import math
 from itertools import pairwise
 
@@ -157,3 +158,50 @@ def test_several_rewards_are_one_heat_map(settings, tmp_path, capsys):
         assert sum(scores) == pytest.approx(explanation.sequence_score, abs=1e-4)
     with pytest.raises(ModelError, match="needs the attention"):
         explain(ExplainConfig(**{**settings, "methods": ("attention",)}, rewards=rewards))
+
+
+CHAT = [
+    {"role": "system", "content": "be kind"},
+    {"role": "user", "content": [{"type": "text", "text": "rate this film"}]},
+]
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_a_conversation_is_explained(settings, tmp_path, in_file):
+    tokenizer = byte_level(bos=False, chat_template=CHAT_TEMPLATE)
+    model = save_reward_model(tmp_path / "model", tokenizer)
+    whole = json.dumps([*CHAT, {"role": "assistant", "content": "a good film"}])
+    (tmp_path / "chat.json").write_text(whole, encoding="utf-8-sig")
+    given = str(tmp_path / "chat.json") if in_file else whole
+    settings |= {"prompt": "", "response": "", "messages": given, "methods": ("terminal",)}
+    explanation = _explained(ExplainConfig(**settings))
+    turns = [CHAT[0], {"role": "user", "content": "rate this film"}]
+    turns.append({"role": "assistant", "content": "a good film"})
+    ids = tokenizer.apply_chat_template(turns, return_dict=False, return_tensors="pt")
+    with torch.no_grad():
+        right = model(input_ids=ids).logits.item()
+    assert explanation.sequence_score == pytest.approx(right, abs=1e-4)
+    assert "".join(explanation.pieces) == "a good film"
+    settings |= {"response": "a good film", "messages": json.dumps(CHAT)}
+    again = _explained(ExplainConfig(**settings))
+    assert again.sequence_score == pytest.approx(right, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"messages": "[", "prompt": ""}, DataError, "cannot be read"),
+        ({"messages": "absent.json", "prompt": ""}, DataError, "cannot be read"),
+        ({"messages": "[3]", "prompt": ""}, DataError, "expected messages with 'role'"),
+        (
+            {"messages": json.dumps(CHAT), "prompt": "", "response": ""},
+            DataError,
+            "the assistant's",
+        ),
+        ({"messages": "[]"}, ConfigError, "both given"),
+        ({"response": ""}, ConfigError, "there is no response"),
+    ],
+)
+def test_conversations_that_cannot_be_explained(settings, given, error, message):
+    with pytest.raises(error, match=message):
+        explain(ExplainConfig(**settings | given))

@@ -124,8 +124,8 @@ def explain(config: ExplainConfig) -> Path | None:
         NumericError: a score is NaN or infinite.
         RunFolderError: the output cannot be written.
     """
-    prompt, response = _asked(config)
-    explanation = _explained(config, prompt, response)
+    explanation = _explained(config)
+    prompt, _ = _asked(config)
     caption = f"score {explanation.sequence_score:+.3f} nats"
     if prompt:
         said = prompt if isinstance(prompt, str) else prompt[-1]["content"]
@@ -174,7 +174,8 @@ def _json(text_or_file: str) -> Any:
     return value if inside is None else inside
 
 
-def _explained(config: ExplainConfig, prompt: Prompt, response: str) -> _Explanation:
+def _explained(config: ExplainConfig) -> _Explanation:
+    prompt, response = _asked(config)
     rewards = _rewards(config, prompt, response)
     found = paid_texts(rewards, [prompt], [response], ended=config.ended)
     (spans,) = found.encoded.response_spans
