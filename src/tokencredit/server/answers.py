@@ -19,6 +19,9 @@ from tokencredit.server.exchange import Answer
 _LARGEST_FLOAT32 = 3.4028234663852886e38
 _SHOWN_CHARACTERS, _READ_OF_AN_ERROR = 400, 2**16
 Span = tuple[int, int]
+MODEL_HEADER = "X-Reward-Model"
+"""Header of every answer of a reward server, errors too: the fingerprint of its model."""
+
 _OUR_ERRORS: dict[str, type[TokenCreditError]] = {
     error.__name__: error
     for error in (ConfigError, DataError, ModelError, NumericError, ShapeError)
@@ -128,6 +131,15 @@ def about_of(answer: Any) -> About:
     return About(**{key: answer[key] for key in kinds}, reads_eos=eos, reads_segments=segments)
 
 
+def fingerprint_of(answer: Any) -> Any:
+    """That of an answer of `POST /score`.
+
+    Raises:
+        ServerError: it has none.
+    """
+    return _of(answer, "fingerprint")
+
+
 def scored_responses(
     answer: Any, texts: Sequence[Mapping[str, Any]], credit: Sequence[str], details: Sequence[str]
 ) -> list[ScoredResponse]:
@@ -151,18 +163,17 @@ def scored_responses(
     ]
 
 
-def require_same_model(answer: Any, *, fingerprint: str, address: str) -> None:
-    """Refuse scores of another model than the one that was asked first.
+def require_same_model(found: Any, *, fingerprint: str, address: str) -> None:
+    """Refuse answers of another model than the one that was asked first.
 
     Args:
-        answer: as JSON.
-        fingerprint: that the server had then.
+        found: the fingerprint of an answer.
+        fingerprint: that the server had at first.
         address: of the server.
 
     Raises:
         ServerError: another model answers, or texts are read in another way.
     """
-    found = _of(answer, "fingerprint")
     if found != fingerprint:
         raise ServerError(
             f"the reward server at {address} answers as {str(found)[:64]!a} and was "

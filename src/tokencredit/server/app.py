@@ -12,6 +12,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from tokencredit.server.answers import MODEL_HEADER
 from tokencredit.server.batching import QueueClosedError
 from tokencredit.server.encoding import characters, longest_text
 from tokencredit.server.intake import Intake, Limits
@@ -124,6 +125,7 @@ class _Service:
             except asyncio.CancelledError:
                 # The server stops, and this was not done in the time that is left.
                 response = told(refusal_of(QueueClosedError()))
+            response.headers[MODEL_HEADER] = self.scorer.about.fingerprint
             self.metrics.answered(name, response.status_code, time.monotonic() - started)
             return response
 

@@ -16,11 +16,13 @@ from http.client import HTTPException, IncompleteRead
 from ssl import SSLCertVerificationError
 from typing import Any
 
-from tokencredit.errors import ConfigError, DataError, ServerError
+from tokencredit.errors import ConfigError, ServerError
 from tokencredit.server.answers import (
+    MODEL_HEADER,
     About,
     ScoredResponse,
     about_of,
+    fingerprint_of,
     refusal_of,
     require_same_model,
     scored_responses,
@@ -154,16 +156,11 @@ def scored(
         asked = {kind: list(part), "credit": list(credit)}
         if details:
             asked["details"] = list(details)
-        try:
-            answer = _asked(server, "POST", "/score", json.dumps(asked).encode())
-        except DataError:
-            # Another model may refuse what this one took: then that is what is wrong.
-            now = None if about is None else _asked(server, "GET", "/about")
-            if about is not None:
-                require_same_model(now, fingerprint=about.fingerprint, address=server.address)
-            raise
-        if about is not None:
-            require_same_model(answer, fingerprint=about.fingerprint, address=server.address)
+        known = None if about is None else about.fingerprint
+        answer = _asked(server, "POST", "/score", json.dumps(asked).encode(), known)
+        if known is not None:
+            found_as = fingerprint_of(answer)
+            require_same_model(found_as, fingerprint=known, address=server.address)
         found += scored_responses(answer, part, credit, details)
     return found
 
@@ -216,11 +213,13 @@ class _Passing:
     error: Exception | None = None
 
 
-def _asked(server: RewardServer, method: str, path: str, body: bytes = b"") -> Any:
-    """The JSON that the server answers, sooner or later."""
+def _asked(
+    server: RewardServer, method: str, path: str, body: bytes = b"", known: str | None = None
+) -> Any:
+    """The JSON that the server answers, sooner or later; of the model that is known, if one is."""
     started, passing = server.clock(), _Passing("")
     for attempt in range(server.retries + 1):
-        outcome = _asked_once(server, method, path, body)
+        outcome = _asked_once(server, method, path, body, known)
         if isinstance(outcome, Answer):
             return _json(server, outcome)
         passing = outcome
@@ -235,7 +234,9 @@ def _asked(server: RewardServer, method: str, path: str, body: bytes = b"") -> A
     ) from passing.error
 
 
-def _asked_once(server: RewardServer, method: str, path: str, body: bytes) -> Answer | _Passing:
+def _asked_once(
+    server: RewardServer, method: str, path: str, body: bytes, known: str | None
+) -> Answer | _Passing:
     headers = _headers(server, body)
     try:
         answer = exchanged(server.address, method, path, headers, body, timeout=server.timeout)
@@ -254,6 +255,10 @@ def _asked_once(server: RewardServer, method: str, path: str, body: bytes) -> An
             f"what listens at {server.address} does not speak HTTP ({type(error).__name__}); "
             "expected a `tokencredit serve`"
         ) from error
+    if known is not None:
+        # Another model may refuse what the first one took: that is what has happened then.
+        found = answer.headers.get(MODEL_HEADER.lower(), known)
+        require_same_model(found, fingerprint=known, address=server.address)
     if answer.status == 200:
         return answer
     if answer.status in _STATUSES_THAT_PASS:
