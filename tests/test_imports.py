@@ -29,11 +29,14 @@ ALSO = {
     "evaluation/report.py": {"jinja2", "markupsafe"},
     "preference/labels.py": {"rapidfuzz"},
     "server/app.py": {"fastapi", "pydantic", "starlette"},
-    "server/intake.py": {"starlette"},
+    "server/encoding.py": {"pydantic", "pydantic_core"},
+    "server/intake.py": {"pydantic", "starlette"},
+    "server/listening.py": {"fastapi", "uvicorn"},
     "server/messages.py": {"pydantic", "pydantic_core"},
     "server/metrics.py": {"prometheus_client"},
     "server/page.py": {"jinja2"},
     "server/refusals.py": {"pydantic", "starlette"},
+    "server/visitors.py": {"starlette"},
 }
 
 files = [path.relative_to(PACKAGE).as_posix() for path in sorted(PACKAGE.rglob("*.py"))]

@@ -18,6 +18,7 @@ from tiny_server import GatedModel, asked, listening, posted, served_model, tiny
 from tokencredit.models.fingerprint import weights_fingerprint
 from tokencredit.models.hf_vocabularies import tokenizer_fingerprint
 from tokencredit.server.encoding import pieces
+from tokencredit.text.hf_reading import ReadingSettings
 
 TEXT = {"prompt": "the film", "response": " is good"}
 
@@ -280,7 +281,7 @@ def test_a_fingerprint_is_that_of_all_that_scores_depend_on():
     other = tiny_served(byte_level(bos=True, chat_template=CHAT_TEMPLATE))
     assert weights_fingerprint(other.model) == weights_fingerprint(first.model)
     assert said(other) != said(first)
-    assert said(tiny_served(template="plain")) != said(first)
+    assert said(tiny_served(reading=ReadingSettings("plain", append_eos=True))) != said(first)
 
 
 def test_padding_is_no_part_of_a_tokenizers_fingerprint():

@@ -5,7 +5,7 @@ from tiny_tokenizers import CHAT_TEMPLATE, byte_level
 
 from tokencredit.errors import DataError
 from tokencredit.text.hf_encoding import encode_chats
-from tokencredit.text.hf_rendering import prompt_rows
+from tokencredit.text.hf_reading import Reading
 
 USER = {"role": "user", "content": "weather"}
 CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "rome"}}]}
@@ -42,4 +42,4 @@ def test_calls_that_it_leaves_out_are_refused(template, messages, message):
     with pytest.raises(DataError, match=message):
         encode_chats(tokenizer, [messages], ["ok"])
     with pytest.raises(DataError, match=message):
-        prompt_rows([messages], tokenizer, where="prompts.jsonl")
+        Reading(tokenizer, "chat").prompt_rows([messages], where="prompts.jsonl")

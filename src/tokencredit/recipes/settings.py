@@ -111,12 +111,12 @@ def setting_meant_by(settings_class: type, word: str) -> str:
         word: a name of the flat layout of version 0.1.0 or of another project, or a misspelt one.
     """
     names = [name for name, _ in all_settings(settings_class)]
-    here = known_elsewhere(word, names)
-    if here:
-        return f". In TRL or OpenRLHF it is {word!r}, here it is {here!r}"
     moved = moved_settings(settings_class)
     if word in moved:
         return f". The setting {word!r} is now {moved[word]!r}"
+    here = known_elsewhere(word, names)
+    if here:
+        return f". In TRL or OpenRLHF it is {word!r}, here it is {here!r}"
     if here == "":
         return f". {word!r} is a setting of TRL or OpenRLHF; this command has nothing like it"
     last = {name.rpartition(".")[2]: name for name in reversed(names)}

@@ -326,7 +326,7 @@ def test_no_baseline_files(config, tmp_path):
         compare_credit(replace(config, baselines=missing))
     chats = [{"chosen": [{"role": "user", "content": "a"}], "rejected": "b"}]
     path = save_rows(tmp_path / "chats.jsonl", chats)
-    with pytest.raises(DataError, match="holds chats"):
+    with pytest.raises(DataError, match=r"chats\.jsonl, row 1, column .chosen."):
         compare_credit(replace(config, baselines=BaselineSettings(path)))
 
 

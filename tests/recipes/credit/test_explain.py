@@ -95,7 +95,7 @@ def test_encoders_can_be_explained_by_attention(settings, tmp_path):
     with pytest.raises(ModelError, match="needs the score of every prefix"):
         explain(ExplainConfig(**settings))
     explanation = _explained(ExplainConfig(**{**settings, "methods": ("attention",)}))
-    ids = tokenizer("the film is" + RESPONSE, return_tensors="pt")["input_ids"]
+    ids = tokenizer("the film is", RESPONSE, return_tensors="pt")["input_ids"]  # a pair
     expected = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.item()
     assert explanation.sequence_score == pytest.approx(expected, abs=1e-4)
 
@@ -104,7 +104,7 @@ def test_encoders_can_be_explained_by_attention(settings, tmp_path):
     ("changes", "error", "message"),
     [
         ({"reward_model": "./nowhere"}, ModelError, "there is no folder"),
-        ({"response": ""}, DataError, "response 0 is empty"),
+        ({"response": ""}, ConfigError, "there is no response"),
         ({"response": "good " * 200}, DataError, "at most 128"),
         ({"output": "heat.gif"}, ConfigError, r"\.html or \.png"),
         ({"methods": ()}, ConfigError, "methods is empty"),

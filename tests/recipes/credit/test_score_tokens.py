@@ -22,7 +22,7 @@ from tokencredit.recipes.settings import LoadingSettings
 from tokencredit.reward_model.hf_scores import load_reward_model
 from tokencredit.scorers.sources import RewardSource
 from tokencredit.scorers.texts import loaded_reward_model
-from tokencredit.text.hf_reading import ReadingSettings
+from tokencredit.text.hf_reading import Reading, ReadingSettings
 
 ROWS = [
     {"prompt": "the film is", "response": " a good café 日本 🙂 plot"},
@@ -249,7 +249,8 @@ def test_long_rows_are_cut_where_asked(settings, tmp_path, truncation, chat):
         row["prompt"] = turns
     settings["data"] = save_rows(tmp_path / "one.jsonl", [row])
     tokenizer = byte_level(bos=not chat, chat_template=CHAT_TEMPLATE if chat else None)
-    whole = encoded_prompts(tokenizer, [row["prompt"]], [row["response"]])
+    reading = Reading(tokenizer, "chat" if chat else "plain")
+    whole = reading.encoded([row["prompt"]], [row["response"]])
     length = int(whole.attention_mask.sum()) - 4
     (found,) = scored(**settings, max_length=length, truncation=truncation)
     if truncation == "response-end":
