@@ -128,8 +128,10 @@ def test_what_the_console_cannot_show_is_written_by_its_numbers(tmp_path, encodi
 @pytest.mark.parametrize("limit", ["-1", "0"])
 def test_a_limit_below_one_row_is_refused_before_anything_is_read(tmp_path, capsys, name, limit):
     known = dict(all_settings(recipe_of(name)[1]))
-    needed = [one for one, field in known.items() if field.default is MISSING]
-    given = [word for one in needed for word in (f"--{one}", str(tmp_path / "none"))]
+    needed = {one for one, field in known.items() if field.default is MISSING} - {"architecture"}
+    values = dict.fromkeys(needed, str(tmp_path / "none"))
+    values |= {"labels": "steps"} if "labels" in needed else {}
+    given = [word for pair in values.items() for word in (f"--{pair[0]}", pair[1])]
     given += ["--reward_model", "x"] if "reward_model" in known else []
     flag = "--limit" if "limit" in known else "--data.limit"
     assert main([name, *given, flag, limit]) == 1
