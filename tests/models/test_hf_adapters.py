@@ -3,6 +3,7 @@ import sys
 import pytest
 import torch
 from tiny_models import tiny_model
+from transformers import AutoModelForCausalLM
 
 from tokencredit.errors import ConfigError, RunFolderError
 from tokencredit.models.hf_adapters import (
@@ -12,6 +13,7 @@ from tokencredit.models.hf_adapters import (
     on_whole_weights,
     quantized_loading,
     restore_trained_weights,
+    round_frozen_linear_layers,
     trained_weights,
     write_trained_weights,
 )
@@ -117,3 +119,34 @@ def test_adapters_of_rounded_weights_are_merged_into_whole_ones():
     torch.testing.assert_close(merged(ids).logits, expected.eval()(ids).logits)
     assert merged.config.rating_mean == 3.0
     assert not hasattr(merged.config, "quantization_config")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_weights_rounded_once_are_those_that_autocast_rounds_at_every_call(tied):
+    """Logits and the gradients of adapters, bit for bit; embeddings and adapters stay float32."""
+    pytest.importorskip("peft", reason="PEFT is an extra")
+    ids = torch.randint(3, 30, (2, 7))
+    found = []
+    for rounds in (False, True):
+        model = tiny_model("llama", auto_class=AutoModelForCausalLM, tie_word_embeddings=tied)
+        torch.manual_seed(0)
+        adapted = lora_model(model, rank=2, alpha=8, task_type="CAUSAL_LM")
+        with torch.no_grad():
+            for weight in adapted.parameters():
+                if weight.requires_grad:
+                    weight.normal_(0.0, 0.3)
+        if rounds:
+            round_frozen_linear_layers(adapted, torch.bfloat16)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = adapted(ids).logits
+        logits.float().square().mean().backward()
+        gradients = [weight.grad for weight in adapted.parameters() if weight.requires_grad]
+        found.append([logits, *gradients])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+    base = adapted.get_base_model()
+    assert base.lm_head.weight.dtype == torch.bfloat16
+    assert base.model.embed_tokens.weight.dtype == torch.float32
+    assert all(
+        weight.dtype == torch.float32 for weight in adapted.parameters() if weight.requires_grad
+    )

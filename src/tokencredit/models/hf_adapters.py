@@ -142,6 +142,25 @@ def quantized_loading() -> dict[str, Any]:
     return {"quantization_config": settings, "device_map": {"": torch.cuda.current_device()}}
 
 
+def round_frozen_linear_layers(model: nn.Module, dtype: torch.dtype) -> None:
+    """Keep the weights of frozen linear layers as autocast would round them at every call.
+
+    Autocast casts a weight that needs no gradient anew in every forward pass, in generation for
+    every token. Rounded once they are the same numbers, so that what a model says under autocast
+    stays the same, bit for bit; without autocast it cannot be called any more. Norms and embeddings
+    stay as they are. An output head that shares its weight with the embeddings gets one of its own.
+
+    Args:
+        model: whose linear layers in training, adapters for example, stay as they are.
+        dtype: of autocast.
+    """
+    for module in model.modules():
+        if type(module) is nn.Linear and not any(p.requires_grad for p in module.parameters()):
+            for name, weight in list(module.named_parameters(recurse=False)):
+                rounded = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+                setattr(module, name, rounded)
+
+
 def merged_model(model: Any) -> PreTrainedModel:
     """The model whose adapters, if it has any, are added to its own weights, in float32."""
     return model.float().merge_and_unload() if hasattr(model, "merge_and_unload") else model

@@ -1,4 +1,5 @@
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -27,6 +28,7 @@ from tokencredit.errors import (
     TokenCreditWarning,
 )
 from tokencredit.logprobs import token_entropies
+from tokencredit.recipes.policy import models as policy_models
 from tokencredit.recipes.policy import train_policy as recipe
 from tokencredit.recipes.policy import update as ppo_update
 from tokencredit.recipes.policy import views as policy_views
@@ -222,6 +224,38 @@ def test_lora_trains_adapters_alone_and_the_base_is_its_reference(models, tmp_pa
     train_policy(tiny_config(models, tmp_path / "halves", steps=1, **settings))
     train_policy(tiny_config(models, tmp_path / "halves", steps=3, **settings))
     assert rows_without_times(tmp_path / "halves") == rows_without_times(tmp_path / "whole")
+
+
+def test_frozen_weights_that_are_rounded_once_change_no_number(models, tmp_path, monkeypatch):
+    """Two steps under autocast, adapters, their checkpoint and values among them."""
+    settings = {"lora.rank": 2, "credit.method": "attention", "machine.mixed_precision": "bf16"}
+    for name, rounds in (("once", None), ("every time", lambda *_, **__: False)):
+        if rounds is not None:
+            monkeypatch.setattr(policy_models, "_is_called_under_autocast_alone", rounds)
+        train_policy(tiny_config(models, tmp_path / name, steps=2, **settings))
+    once, every_time = (tmp_path / name for name in ("once", "every time"))
+    assert rows_without_times(once) == rows_without_times(every_time)
+    adapters = [
+        load_file(one / "policy" / "adapter_model.safetensors") for one in (once, every_time)
+    ]
+    assert adapters[0].keys() == adapters[1].keys()
+    assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
+
+
+def test_rounded_weights_are_asked_under_autocast_alone(models, tmp_path):
+    """By a credit that reads the policy, and by segments that read the reference."""
+    train_policy(
+        tiny_config(
+            models,
+            tmp_path,
+            steps=1,
+            lora__rank=2,
+            machine__mixed_precision="bf16",
+            credit__method="generator-attention",
+            segments__kind="entropy",
+        )
+    )
+    assert math.isfinite(read_jsonl(tmp_path / "metrics.jsonl")[0]["policy_loss"])
 
 
 def test_a_token_scorer_of_the_caller_pays(models, tmp_path):

@@ -1,6 +1,7 @@
 """What `train-policy` loads before its first step."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,11 @@ from transformers import (
 
 from tokencredit.credit.methods import credit_method
 from tokencredit.errors import ConfigError, ModelError
-from tokencredit.models.hf_adapters import lora_model, quantized_loading
+from tokencredit.models.hf_adapters import (
+    lora_model,
+    quantized_loading,
+    round_frozen_linear_layers,
+)
 from tokencredit.models.hf_architecture import is_causal
 from tokencredit.models.hf_loading import (
     disable_dropout,
@@ -54,6 +59,8 @@ class PolicyModels:
         visits: the device to which frozen models come from the CPU to be called; None where they
             are on it.
         undrawable: ids that the policy has logits for and no token stands behind.
+        policy_autocast: the precision that the policy's frozen weights were rounded to, under whose
+            autocast alone it can be called; None where none were.
     """
 
     actor_critic: ActorCritic
@@ -64,6 +71,7 @@ class PolicyModels:
     visits: torch.device | None = None
     server: VLLMServer | None = None
     undrawable: tuple[int, ...] = ()
+    policy_autocast: torch.dtype | None = None
 
     @property
     def tokenizer(self) -> Any:
@@ -73,9 +81,21 @@ class PolicyModels:
     def of_reference(self, call: Callable[[Any], Result]) -> Result:
         """What `call` returns for the reference."""
         if self.reference is None:
-            return self.actor_critic.adapters_off(call)
+            with self._autocast():
+                return self.actor_critic.adapters_off(call)
         with on_device(self.visits, self.reference):
             return call(self.reference)
+
+    def of_policy(self, call: Callable[[Any], Result]) -> Result:
+        """What `call` returns for the policy as it is now."""
+        with self._autocast():
+            return self.actor_critic.policy_alone(call)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.policy_autocast is None:
+            return nullcontext()
+        device = next(self.actor_critic.policy.parameters()).device
+        return torch.autocast(device.type, dtype=self.policy_autocast)
 
 
 def loaded_models(
@@ -130,6 +150,9 @@ def loaded_models(
         held_out = LocalScorer(*judge, reading, micro_batch_size=size)
     policy = _policy(config, checkpoint, shared)
     _require_trainable(policy, config.policy)
+    rounds = _is_called_under_autocast_alone(config, sharded=sharded)
+    if rounds:
+        round_frozen_linear_layers(policy, torch.bfloat16)
     actor_critic = ActorCritic(policy, _critic(config, checkpoint, shared, tokenizer))
     if checkpoint is not None and actor_critic.has_value_head:
         load_value_head(actor_critic, checkpoint)
@@ -146,6 +169,7 @@ def loaded_models(
         held_out=held_out,
         visits=device if config.machine.offload_frozen else None,
         undrawable=undrawable_ids(tokenizer, policy),
+        policy_autocast=torch.bfloat16 if rounds else None,
     )
 
 
@@ -171,6 +195,15 @@ def _description(config: TrainPolicyConfig) -> Any:
     except OSError:
         generation = None  # not every model has such a file
     return SimpleNamespace(config=found, generation_config=generation)
+
+
+def _is_called_under_autocast_alone(config: TrainPolicyConfig, *, sharded: bool) -> bool:
+    """Whether frozen weights of a policy with adapters may be kept as autocast rounds them.
+
+    What shards weights wants them of one precision.
+    """
+    adapted = bool(config.lora.rank) and config.lora.quantization is None
+    return adapted and config.machine.mixed_precision == "bf16" and not sharded
 
 
 def _policy(config: TrainPolicyConfig, checkpoint: Path | None, shared: dict[str, Any]) -> Any:

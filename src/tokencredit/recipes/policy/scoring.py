@@ -123,7 +123,7 @@ def _paid(
         return models.rewards.paid(
             responses,
             moments_of=moments_of,
-            ask_policy=models.actor_critic.policy_alone,
+            ask_policy=models.of_policy,
             unfinished=unfinished,
         )
 
