@@ -22,7 +22,8 @@ def seal(folder: Path) -> None:
     Raises:
         OSError: the disk is full or cannot be written.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    seal_file = folder / _SEAL
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != seal_file)
     for file in files:
         flush(file)
     sums = {file.relative_to(folder).as_posix(): _sha256(file) for file in files}
