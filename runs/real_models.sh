@@ -23,13 +23,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 python=.venv/bin/python
 tokencredit=.venv/bin/tokencredit
-out=output/real docs=docs/results scale=1 smaller=()
+out=output/real docs=docs/results scale=1 smaller=() kinds=(every last)
 stages=(models data trl hh_reward_models accuracy imdb_models imdb_policies hh_policies)
 
 if [ "${1:-}" = smoke ]; then
-  out=output/real-smoke docs=output/real-smoke scale=0.003
-  smaller=(-e 's/^steps: .*/steps: 2/; s/^batch_size: .*/batch_size: 4/; s/minibatch_size: [0-9]*/minibatch_size: 4/')
-  smaller+=(-e 's/^learning_rates: .*/learning_rates: [0.0003]/; s/^seeds: .*/seeds: 1/')
+  out=output/real-smoke docs=output/real-smoke scale=0.003 kinds=(every)
+  smaller=(-e 's/^steps: .*/steps: 2/' -e 's/batch_size: [0-9]*/batch_size: 4/g'
+    -e 's/^learning_rates: .*/learning_rates: [0.0003]/' -e 's/^seeds: .*/seeds: 1/'
+    -e '/^  attention:/d')
   shift
 fi
 [ $# -gt 0 ] && stages=("$@") || stages+=(report)
@@ -66,7 +67,7 @@ adapted=(--lora.rank 16 --training.batch_size 8 --training.learning_rate 2e-4
 
 hh_reward_models() {
   local positions
-  for positions in every last; do
+  for positions in "${kinds[@]}"; do
     reward_model "ours-$positions" smollm2 --data "$data/hh-train.jsonl" --evaluation.share 0 \
       --positions "$positions" "${adapted[@]}"
   done
