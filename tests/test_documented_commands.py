@@ -98,8 +98,13 @@ def write_data(folder: Path) -> None:
     ]
     save_rows(folder, "solutions.jsonl", [row | {"labels": [True, False]} for row in steps])
     compared = [
-        {"input": row["prompt"], "output_1": row["chosen"], "output_2": row["rejected"], "label": 1}
-        for row in pairs
+        {
+            "input": row["prompt"],
+            "output_1": row["chosen"],
+            "output_2": row["rejected"],
+            "label": 1 + at % 2,
+        }
+        for at, row in enumerate(pairs)
     ]
     for name in ("natural", "adv_Neighbor"):
         (folder / f"{name}.json.xz").write_bytes(lzma.compress(json.dumps(compared).encode()))
@@ -121,6 +126,10 @@ def models(tmp_path_factory):
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     save_reward_model(folder / "encoder", wordpiece(), "bert")
+    shutil.copytree(folder / "reward", folder / "chat-reward")
+    (folder / "chat-reward" / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m['content'] }} <eos> {% endfor %}"
+    )
     for config in folder.glob("*/config.json"):  # as many positions as the commands expect
         text = config.read_text()
         config.write_text(

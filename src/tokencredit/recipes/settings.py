@@ -112,11 +112,11 @@ def setting_meant_by(settings_class: type, word: str) -> str:
     """
     names = [name for name, _ in all_settings(settings_class)]
     moved = moved_settings(settings_class)
+    here = known_elsewhere(word, names)
+    if here and here != moved.get(word):
+        return f". In TRL or OpenRLHF it is {word!r}, here it is {here!r}"
     if word in moved:
         return f". The setting {word!r} is now {moved[word]!r}"
-    here = known_elsewhere(word, names)
-    if here:
-        return f". In TRL or OpenRLHF it is {word!r}, here it is {here!r}"
     if here == "":
         return f". {word!r} is a setting of TRL or OpenRLHF; this command has nothing like it"
     last = {name.rpartition(".")[2]: name for name in reversed(names)}

@@ -83,7 +83,7 @@ def test_all_ends_are_drawn_and_none_too_early(models, tmp_path):
 
 def test_further_ends_are_settings(models, tmp_path):
     space = tokenizer_of().convert_tokens_to_ids("Ġ")
-    rows, _ = found(models, tmp_path, "unguided", **{"policy_reading.turn_ends": ["Ġ"]})
+    rows, _ = found(models, tmp_path, "unguided", **{"policy_reading.turn_ends": ("Ġ",)})
     assert all(space not in row["token_ids"][:-1] for row in rows)
 
 

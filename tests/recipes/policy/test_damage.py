@@ -1,10 +1,12 @@
 """Checkpoints that are damaged, disks that are full, runs that are stopped or started twice."""
 
+import io
 import json
 import os
 import resource
 import shutil
 import signal
+import sys
 import time
 from multiprocessing import get_context
 from pathlib import Path
@@ -155,6 +157,7 @@ def test_rows_cut_inside_a_character_are_done_again(models, whole, run):
 
 def train_on_a_disk_with_room_for(size: int, config, said: Path) -> None:
     """Train in a process whose files may not be longer than this; the system refuses to write."""
+    sys.stdout = sys.stderr = io.StringIO()  # what is said stands in a file of the test elsewhere
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:

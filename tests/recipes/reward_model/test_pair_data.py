@@ -8,7 +8,7 @@ from tiny_tokenizers import byte_level
 from tokencredit.cli import recipe_of
 from tokencredit.errors import DataError, TokenCreditWarning
 from tokencredit.recipes.reward_model.train_reward_model import train_reward_model
-from tokencredit.text.hf_token_rows import encoded_pairs
+from tokencredit.text.hf_reading import Reading
 
 LONG = " a good film and a good plot and a good scene and a good plot and a"
 
@@ -77,13 +77,10 @@ def test_both_answers_of_a_pair_keep_the_same_prompt(length):
     tokenizer = byte_level(bos=True)
     prompt = "the film is good and the plot is bad , a good film , a bad film"
     answers = " a good plot", " a very good plot then a good scene , a very good plot then a scene"
-    how = {"append_eos": True, "truncation": "prompt-start"}
-    ((one, other),) = encoded_pairs(
-        tokenizer, [prompt], [answers[0]], [answers[1]], max_length=length, **how
-    )
+    reading = Reading(tokenizer, append_eos=True)
+    sides, how = ([prompt], [answers[0]], [answers[1]]), {"truncation": "prompt-start"}
+    ((one, other),) = reading.pairs(*sides, max_length=length, **how)
     assert one.input_ids[: one.start] == other.input_ids[: other.start]
     assert len(one) <= len(other) == length
-    ((whole, _),) = encoded_pairs(
-        tokenizer, [prompt], [answers[0]], [answers[1]], max_length=500, **how
-    )
+    ((whole, _),) = reading.pairs(*sides, max_length=500, **how)
     assert whole.input_ids[: whole.start] != one.input_ids[: one.start]

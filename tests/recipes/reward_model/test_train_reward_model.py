@@ -343,7 +343,7 @@ def test_settings_that_contradict_each_other(folder, tmp_path, objective, settin
         ({"model": "./absent"}, ModelError, "there is no folder"),
         ({"strength_column": "chosen"}, DataError, "expected a finite number"),
         ({"max_length": 65}, ConfigError, "reads at most 64 tokens"),
-        ({"max_length": 8, "truncation": "response-end"}, DataError, "truncation='prompt-start'"),
+        ({"max_length": 8, "truncation": "response-end"}, DataError, "raise max_length"),
         ({"chosen_column": "best"}, DataError, "no column 'best'"),
         ({"eval_data": "absent.jsonl"}, DataError, "there is no file"),
     ],
