@@ -407,7 +407,7 @@ class Reading:
         self, prompts: Sequence[Prompt], responses: Sequence[str], ended: Sequence[bool]
     ) -> list[CutText]:
         """The ids of each text cut in three: before the answer, the answer, after it."""
-        self._require_renderable(prompts)
+        self.require_renderable(prompts)
         rows: list[CutText | None] = [None] * len(prompts)
         in_chat = [row for row, prompt in enumerate(prompts) if self._in_chat(prompt)]
         in_pair = [row for row in range(len(prompts)) if self.template == "pair" and prompts[row]]
@@ -479,7 +479,7 @@ class Reading:
 
     def _prompt_row(self, prompt: Prompt) -> list[int]:
         if not self._in_chat(prompt):
-            self._require_renderable([prompt])
+            self.require_renderable([prompt])
             ids: list[int] = self.tokenizer(_text_of(prompt), add_special_tokens=True)["input_ids"]
             return ids
         if isinstance(prompt, str) and self._is_rendered(prompt):
@@ -489,8 +489,12 @@ class Reading:
         found: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return found
 
-    def _require_renderable(self, prompts: Sequence[Prompt]) -> None:
-        """Conversations need a template that renders them."""
+    def require_renderable(self, prompts: Sequence[Prompt]) -> None:
+        """Raise DataError for conversations where texts are joined.
+
+        Args:
+            prompts: that will be read.
+        """
         if self.template != "plain":
             return
         conversations = sum(not isinstance(prompt, str) for prompt in prompts)

@@ -55,6 +55,8 @@ def generate(config: GenerateConfig) -> Path:
         dataset=config.dataset,
         left_out=left_out,
     )
+    if config.data.tokens is None:  # else the reward model reads the ids that are kept
+        models.reward_reading.require_renderable(prompts)
     print_reading("policy", models.reading)
     example = (prompts[0], "") if config.show_example else None
     print_reading("reward model", models.reward_reading, example=example)
