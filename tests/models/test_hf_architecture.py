@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import DECODERS, ENCODERS, PAD_ID, tiny_gemma3, tiny_model
+from tiny_models import DECODERS, ENCODERS, PAD_ID, tiny_gemma3, tiny_ids, tiny_model
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, LlamaForSequenceClassification
 
@@ -117,3 +117,12 @@ def test_of_a_configuration_of_several_parts_the_text_counts():
     assert any(vars(module).get("is_causal") is False for module in model.modules())
     assert (padding_id(model), config_value(model, "vocab_size")) == (PAD_ID, 41)
     assert context_limit(model) == 64
+
+
+def test_roberta_never_uses_its_first_positions():
+    model = tiny_model("roberta", pad_token_id=1)
+    assert context_limit(model) == 62
+    with pytest.raises(DataError, match="reads at most 62"):
+        require_room(model, 63)
+    with torch.no_grad():
+        assert model(input_ids=tiny_ids(1, 62)).logits.shape == (1, 1)

@@ -2,6 +2,7 @@ import copy
 import threading
 
 import pytest
+import tiny_models
 import torch
 from tiny_models import (
     DECODERS,
@@ -325,6 +326,26 @@ class WithoutOptions(PreTrainedModel):
 
     def forward(self, input_ids):
         return input_ids
+
+
+def test_a_second_pass_that_reads_in_another_way_is_refused():
+    ids, mask = tiny_ids(1, 9), padding_mask([9])
+    settings = {"new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False}
+    tiny_models.ARCHITECTURES["falcon"] = settings
+    fast, eager = (tiny_model("falcon", attn_implementation=name) for name in ("sdpa", "eager"))
+    positions = torch.tensor([[8]])
+    with (
+        pytest.raises(ModelError, match=r"gives other states .*attn_implementation='eager'"),
+        pytest.warns(TokenCreditWarning, match="runs twice"),
+        recorded_attention(fast.base_model, positions, mask),
+    ):
+        fast.base_model(input_ids=ids)
+    with (
+        pytest.warns(TokenCreditWarning, match="runs twice"),
+        recorded_attention(eager.base_model, positions, mask) as record,
+    ):
+        maps = eager.base_model(input_ids=ids, output_attentions=True).attentions
+    torch.testing.assert_close(record.rows[0, 0], maps[-1][0].mean(0)[8], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("model_class", [FNetModel, WithoutOptions])

@@ -56,8 +56,16 @@ def padding_id(model: nn.Module) -> int:
 
 
 def context_limit(model: nn.Module) -> int | None:
-    """How many tokens the model reads at most; None where it does not say."""
-    return config_value(model, "max_position_embeddings")
+    """How many tokens the model reads at most; None where it does not say.
+
+    RoBERTa and its like count positions from behind that of padding, so that the first ones are
+    never used.
+    """
+    limit = config_value(model, "max_position_embeddings")
+    pretrained = pretrained_model(model)
+    table = getattr(getattr(pretrained.base_model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    return limit if limit is None or padding is None else limit - padding - 1
 
 
 def require_room(model: nn.Module, tokens: int) -> None:

@@ -27,6 +27,10 @@ from tokencredit.models.attention_rows import at_positions, attention_rows, visi
 
 _interface_lock = threading.RLock()
 
+# How far states of two attention implementations may lie apart, as a share of the largest.
+_TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-3}
+_COARSE_TOLERANCE = 0.25
+
 
 @dataclass
 class AttentionRecord:
@@ -81,7 +85,8 @@ def recorded_attention(
         (to less where the layer has attention sinks).
 
     Raises:
-        ModelError: there is no Hugging Face model, or it gives no attention even when eager.
+        ModelError: there is no Hugging Face model, it gives no attention even when eager, or only
+            that of a pass with other states.
         ConfigError: the model has no such layer.
 
     Source: one row of the softmax of Vaswani et al. 2017, arXiv 1706.03762, equation 1.
@@ -176,8 +181,8 @@ def _attention_layers(backbone: PreTrainedModel) -> list[tuple[nn.Module, int]]:
     return layers
 
 
-def _eager_maps(backbone: PreTrainedModel, args: Any, kwargs: dict[str, Any]) -> Any:
-    """`output_attentions` of the same forward pass with eager attention."""
+def _eager_pass(backbone: PreTrainedModel, args: Any, kwargs: dict[str, Any]) -> Any:
+    """The same forward pass with eager attention and all its maps; None without attention."""
     config = backbone.config
     before = {key: getattr(config, key)._attn_implementation for key in config.sub_configs}
     before[""] = config._attn_implementation
@@ -186,7 +191,7 @@ def _eager_maps(backbone: PreTrainedModel, args: Any, kwargs: dict[str, Any]) ->
         if before[""] != "eager":
             backbone.set_attn_implementation("eager")
         with torch.no_grad():
-            return getattr(backbone(*args, **kwargs), "attentions", None)
+            return backbone(*args, **kwargs)
     except TypeError:  # A model without attention takes no such argument.
         return None
     finally:
@@ -271,10 +276,12 @@ class _Recorder:
         elif isinstance(output, tuple) and len(output) > self.map_index:
             self.record.recorded = self.rows_of_map(output[self.map_index])
 
-    def after_model(self, _module: nn.Module, args: Any, kwargs: Any, _output: Any) -> None:
+    def after_model(self, _module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Run the pass again with eager attention where nothing was recorded.
 
-        Layers that share one module are told apart only if the last is wanted.
+        Some architectures choose their attention when they are made, and switch only in part: the
+        second pass must give the states of the first. Layers that share one module are told apart
+        only if the last is wanted.
         """
         if not self.listening:
             return
@@ -282,9 +289,29 @@ class _Recorder:
         if self.record.recorded is None or shared:
             self.rerunning = True
             try:
-                self.record.recorded = self.rows_of_maps(_eager_maps(self.backbone, args, kwargs))
+                again = _eager_pass(self.backbone, args, kwargs)
             finally:
                 self.rerunning = False
+            self.record.recorded = self.rows_of_maps(getattr(again, "attentions", None))
+            self.require_same_states(output, again)
+
+    def require_same_states(self, output: Any, again: Any) -> None:
+        """Reject attention of a second pass that reads the text in another way than the first."""
+        first, second = (getattr(one, "last_hidden_state", None) for one in (output, again))
+        if not (isinstance(first, Tensor) and isinstance(second, Tensor)):
+            return
+        real = self.real.to(first.device)
+        if first.shape[:2] != real.shape:
+            return
+        first, second = first.detach()[real].float(), second[real].float()
+        error, scale = float((first - second).abs().max()), float(first.abs().max())
+        if error > _TOLERANCES.get(self.backbone.dtype, _COARSE_TOLERANCE) * scale:
+            raise ModelError(
+                f"{type(self.backbone).__name__} run a second time with eager attention gives "
+                f"other states (by {error:.3g} where the largest is {scale:.3g}), so that its "
+                "attention is not that of the score; expected it loaded with "
+                "attn_implementation='eager', or a credit method that needs no attention"
+            )
 
     def rows_of_maps(self, maps: Any) -> Tensor:
         """The rows of the chosen layer out of all maps, with a warning about their price."""

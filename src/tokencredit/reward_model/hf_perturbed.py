@@ -14,8 +14,9 @@ from tokencredit.batch import ResponseBatch
 from tokencredit.errors import ModelError
 from tokencredit.kept_tokens import ScoresOfKept
 from tokencredit.masking import left_packed
-from tokencredit.models.hf_architecture import require_readable, sequence_classifier
-from tokencredit.reward_model.hf_scores import evaluating, reward_model_output, score_responses
+from tokencredit.models.hf_architecture import is_causal, require_readable, sequence_classifier
+from tokencredit.models.hf_passes import evaluating, separate_passes
+from tokencredit.reward_model.hf_scores import reward_model_output, score_responses
 
 
 def scores_without_tokens(
@@ -117,19 +118,37 @@ def score_of_embeddings(
     own = _looked_up(model, batch.input_ids, real)
     prompt, response = own.tensor_split([batch.prompt_ids.shape[1]], dim=1)
     counted = batch.response_mask[:, :, None]
+    ids, packed = left_packed(batch.input_ids, real)
+    groups = separate_passes(pretrained, ids, packed.sum(-1), causal=is_causal(pretrained))
+    back = torch.cat(groups).argsort()
 
     def scores(embeddings: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch"]:
         joined = torch.cat([prompt, torch.where(counted, embeddings.to(own.dtype), response)], 1)
         inputs, _ = left_packed(joined, real)  # as `reward_model_output` packs the ids
-        # Beside the ids and not instead of them: some models find the end of a text by its ids.
-        hook = pretrained.get_input_embeddings().register_forward_hook(lambda *_: inputs)
-        try:
-            with evaluating(pretrained):
-                return reward_model_output(model, batch.input_ids, real).sequence_scores
-        finally:
-            hook.remove()
+        parts = [
+            _scores_of_inputs(model, batch.input_ids[rows], real[rows], inputs[rows])
+            for rows in groups
+        ]
+        return torch.cat(parts)[back]
 
     return scores
+
+
+def _scores_of_inputs(
+    model: nn.Module,
+    ids: Int[Tensor, "batch sequence"],
+    real: Bool[Tensor, "batch sequence"],
+    inputs: Float[Tensor, "batch packed width"],
+) -> Float[Tensor, "batch"]:
+    """Scores of rows of one pass, with these embeddings in place of those of their ids."""
+    # Beside the ids and not instead of them: some models find the end of a text by its ids.
+    lookup = sequence_classifier(model).get_input_embeddings()
+    hook = lookup.register_forward_hook(lambda *call: inputs[:, : call[-1].shape[1]])
+    try:
+        with evaluating(model):
+            return reward_model_output(model, ids, real).sequence_scores
+    finally:
+        hook.remove()
 
 
 def distinct_subsets(

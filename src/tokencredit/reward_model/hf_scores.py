@@ -1,14 +1,13 @@
 """One forward pass of a reward model: its score, the score of every prefix, one attention row.
 
 Whatever the padding, rows are moved to the left end before the model sees them: positions then
-count from the first real token in every architecture, and no score depends on the rest of the
-batch. A causal model needs no mask after that, since no real token comes after padding, and runs
-the fastest kernels.
+count from the first real token in every architecture. Rows that would change each other's scores
+all the same go through the model apart (`hf_passes`). A causal model needs no mask after that,
+since no real token comes after padding, and runs the fastest kernels.
 """
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,6 @@ from tokencredit.models.heads import (
 )
 from tokencredit.models.hf_architecture import (
     is_causal,
-    padding_id,
     reading_positions,
     require_readable,
     sequence_classifier,
@@ -41,6 +39,12 @@ from tokencredit.models.hf_architecture import (
 )
 from tokencredit.models.hf_attention import recorded_attention
 from tokencredit.models.hf_loading import load_model, load_tokenizer
+from tokencredit.models.hf_passes import (
+    causal_states,
+    classifier_logits,
+    evaluating,
+    separate_passes,
+)
 from tokencredit.models.hf_vocabularies import warn_of_tokens_without_rows
 
 
@@ -159,26 +163,66 @@ def reward_model_output(
     real = attention_mask.bool()
     require_readable(pretrained, input_ids, real)
     ids, packed = left_packed(input_ids, real)
-    causal = is_causal(pretrained)
+    types = None if token_types is None else left_packed(token_types, real)[0]
+    lengths, causal = packed.sum(-1), is_causal(pretrained)
+    if attention_layer is not None and not causal:
+        reading_positions(pretrained, packed)
+    groups = separate_passes(pretrained, ids, lengths, causal=causal)
+    parts = [
+        _one_pass(
+            pretrained,
+            ids[rows],
+            lengths[rows],
+            None if types is None else types[rows],
+            attention_layer,
+        )
+        for rows in groups
+    ]
+    back = torch.cat(groups).argsort()
+    width = ids.shape[1]
+    scores = _joined_parts([_widened(part.position_scores, width) for part in parts], back)
+    rows_of_attention = _joined_parts([_widened(part.attention, width) for part in parts], back)
+    return RewardModelOutput(
+        torch.cat([part.sequence_scores for part in parts])[back],
+        None if scores is None else _unpacked_values(scores, packed, real),
+        None if rows_of_attention is None else _unpacked_values(rows_of_attention, packed, real),
+    )
+
+
+def _one_pass(
+    model: PreTrainedModel,
+    ids: Int[Tensor, "batch packed"],
+    lengths: Int[Tensor, "batch"],
+    token_types: Int[Tensor, "batch packed"] | None,
+    attention_layer: int | None,
+) -> RewardModelOutput:
+    """The output for rows at the left end, of which none changes the scores of another."""
+    ids = ids[:, : int(lengths.max())]
+    packed = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+    causal = is_causal(model)
     recording: Any = nullcontext()
     if attention_layer is not None:
-        reading = last_positions(packed) if causal else reading_positions(pretrained, packed)
-        recording = recorded_attention(pretrained, reading[:, None], packed, layer=attention_layer)
-    with recording as record:
-        if causal:
-            hidden = pretrained.base_model(ids, use_cache=False).last_hidden_state
-            scores = scalar_scores(float32_outputs(pretrained.score, hidden))
-            sequence_scores = at_last_token(scores, packed)
-            position_scores = _unpacked_values(scores, packed, real)
-        else:
-            ids = ids.masked_fill(~packed, padding_id(pretrained))
-            segments = {}
-            if token_types is not None:
-                segments = {"token_type_ids": left_packed(token_types, real)[0]}
-            logits = pretrained(ids, attention_mask=packed.long(), **segments).logits
-            sequence_scores, position_scores = scalar_scores(logits), None
-    attention = None if record is None else _unpacked_values(record.rows[:, 0], packed, real)
+        reading = last_positions(packed) if causal else reading_positions(model, packed)
+        recording = recorded_attention(model, reading[:, None], packed, layer=attention_layer)
+    if causal:
+        hidden, record = causal_states(model, ids, around=recording)
+        scores = scalar_scores(float32_outputs(model.score, hidden))
+        sequence_scores = at_last_token(scores, packed)
+        position_scores = scores.masked_fill(~packed, 0.0)
+    else:
+        segments = {} if token_types is None else {"token_type_ids": token_types[:, : ids.shape[1]]}
+        with recording as record:
+            logits = classifier_logits(model, ids, lengths, **segments)
+        sequence_scores, position_scores = scalar_scores(logits), None
+    attention = None if record is None else record.rows[:, 0]
     return RewardModelOutput(sequence_scores, position_scores, attention)
+
+
+def _widened(
+    values: Float[Tensor, "batch packed"] | None, width: int
+) -> Float[Tensor, "batch width"] | None:
+    """Zeros behind the values, up to this width."""
+    return None if values is None else nn.functional.pad(values, (0, width - values.shape[1]))
 
 
 def score_responses(
@@ -277,15 +321,3 @@ def _joined_parts(
     """Micro-batches put together, in this order; None where there is nothing to join."""
     present = [part for part in parts if part is not None]
     return torch.cat(present)[order] if present else None
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards each module as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

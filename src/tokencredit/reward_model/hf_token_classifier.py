@@ -1,6 +1,6 @@
 """Token classifiers: a score of every class on every response token, in one forward pass.
 
-As in `hf_backbone`, rows are moved to the left end before the model sees them, so that no logit
+As in `hf_scores`, rows are moved to the left end before the model sees them, so that no logit
 depends on padding or on the rest of the batch.
 """
 
@@ -18,9 +18,10 @@ from transformers import (
 from tokencredit.batch import ResponseBatch, rows_of_like_length
 from tokencredit.errors import NumericError
 from tokencredit.masking import left_packed
-from tokencredit.models.hf_architecture import padding_id, require_readable
+from tokencredit.models.hf_architecture import require_readable
 from tokencredit.models.hf_attention import pretrained_model
 from tokencredit.models.hf_loading import load_model, load_tokenizer
+from tokencredit.models.hf_passes import classifier_logits, separate_passes
 
 
 def load_token_classifier(
@@ -111,8 +112,26 @@ def _sequence_logits(
     pretrained = pretrained_model(model)
     require_readable(pretrained, input_ids, real)
     ids, packed = left_packed(input_ids, real)
-    ids = ids.masked_fill(~packed, padding_id(pretrained))
-    packed_logits = model(input_ids=ids, attention_mask=packed.long()).logits.float()
+    packed_logits = token_logits(model, ids, packed.sum(-1))
     logits = packed_logits.new_zeros(*real.shape, packed_logits.shape[-1])
     logits[real] = packed_logits[packed]
     return logits
+
+
+def token_logits(
+    model: nn.Module, ids: Int[Tensor, "batch sequence"], lengths: Int[Tensor, "batch"]
+) -> Float[Tensor, "batch sequence classes"]:
+    """Logits of all tokens of rows that are padded on the right, with gradient.
+
+    Args:
+        model: a token-classification model, also inside a wrapper.
+        ids: what is under padding may be anything.
+        lengths: real tokens of each row.
+
+    Returns:
+        Logits of no row that depend on another, float32; on padding they may be anything.
+    """
+    groups = separate_passes(pretrained_model(model), ids, lengths, causal=False)
+    parts = [classifier_logits(model, ids[rows], lengths[rows]).float() for rows in groups]
+    wide = [nn.functional.pad(part, (0, 0, 0, ids.shape[1] - part.shape[1])) for part in parts]
+    return torch.cat(wide)[torch.cat(groups).argsort()]

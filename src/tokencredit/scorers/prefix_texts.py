@@ -24,7 +24,7 @@ from tokencredit.decoding.candidates.hf_reward_model import attention_windows, r
 from tokencredit.errors import TokenCreditWarning
 from tokencredit.models.heads import float32_outputs, scalar_scores
 from tokencredit.models.hf_architecture import require_room, sequence_classifier
-from tokencredit.reward_model.hf_scores import evaluating
+from tokencredit.models.hf_passes import evaluating
 from tokencredit.text.hf_decoding import DecodedResponse
 from tokencredit.text.hf_encoding import EncodedResponses
 

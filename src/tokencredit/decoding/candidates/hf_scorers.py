@@ -15,7 +15,6 @@ from tokencredit.masking import left_packed
 from tokencredit.models.heads import float32_outputs, scalar_scores
 from tokencredit.models.hf_architecture import (
     is_causal,
-    padding_id,
     require_evaluation,
     require_prefix_scores,
     require_room,
@@ -23,6 +22,7 @@ from tokencredit.models.hf_architecture import (
     vocabulary_width,
 )
 from tokencredit.models.hf_attention import pretrained_model
+from tokencredit.models.hf_passes import classifier_logits, separate_passes
 
 
 def sequence_scores(
@@ -52,17 +52,22 @@ def sequence_scores(
 
 @torch.no_grad()
 def _scores_of(model: PreTrainedModel, ids: Tensor, lengths: Tensor) -> Tensor:
-    """Scores of the rows of one pass."""
-    columns = torch.arange(int(lengths.max()), device=ids.device)
-    real = columns < lengths[:, None]
-    ids = ids[:, : real.shape[1]]
-    if not is_causal(model):
-        ids = ids.masked_fill(~real, padding_id(model))
-        return scalar_scores(model(input_ids=ids, attention_mask=real.long()).logits)
+    """Scores of some rows, in one pass where they do not change each other's scores."""
+    causal = is_causal(model)
+    groups = separate_passes(model, ids, lengths, causal=causal)
+    one_pass = _causal_pass if causal else classifier_logits
+    parts = [scalar_scores(one_pass(model, ids[rows], lengths[rows])) for rows in groups]
+    return torch.cat(parts)[torch.cat(groups).argsort()]
+
+
+def _causal_pass(model: PreTrainedModel, ids: Tensor, lengths: Tensor) -> Tensor:
+    """What the head says at the last token of each row."""
+    ids = ids[:, : int(lengths.max())]
+    real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
     # No real token comes after padding: none is masked, which leaves the fastest kernels.
     trunk = model.base_model(input_ids=ids.masked_fill(~real, 0), use_cache=False)
     rows = torch.arange(len(ids), device=ids.device)
-    return scalar_scores(float32_outputs(model.score, trunk.last_hidden_state[rows, lengths - 1]))
+    return float32_outputs(model.score, trunk.last_hidden_state[rows, lengths - 1])
 
 
 class FullScorer:

@@ -23,6 +23,7 @@ from tokencredit.preference.labels import (
 )
 from tokencredit.recipes.language_model.corpus import IGNORED
 from tokencredit.recipes.reward_model.settings import LabelSource, TrainTokenClassifierConfig
+from tokencredit.reward_model.hf_token_classifier import token_logits
 from tokencredit.text.alignment import Span
 from tokencredit.text.hf_reading import Reading
 from tokencredit.text.hf_token_rows import CHUNK, EncodedText, right_padded, unpadded_texts
@@ -176,13 +177,13 @@ def token_batch(rows: Sequence[LabelledText], *, pad_id: int) -> dict[str, Tenso
     return {"input_ids": ids, "attention_mask": attention_mask, "token_labels": labels}
 
 
-def token_logits(
+def padded_logits(
     model: nn.Module,
     input_ids: Int[Tensor, "batch sequence"],
     attention_mask: Int[Tensor, "batch sequence"],
 ) -> Float[Tensor, "batch sequence classes"]:
     """Logits of every token of rows that are padded on the right, with gradient."""
-    return model(input_ids=input_ids, attention_mask=attention_mask).logits
+    return token_logits(model, input_ids, attention_mask.sum(-1))
 
 
 def labelled_logits(
@@ -210,7 +211,7 @@ def labelled_logits(
         numbers = batch.pop("token_labels")
         inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
         with torch.no_grad(), context:
-            given = token_logits(model, **inputs).float().cpu()
+            given = padded_logits(model, **inputs).float().cpu()
         logits.append(given[numbers != IGNORED])
         labels.append(numbers[numbers != IGNORED])
     return torch.cat(logits), torch.cat(labels)

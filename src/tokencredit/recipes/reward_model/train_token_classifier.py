@@ -51,8 +51,8 @@ from tokencredit.recipes.reward_model.token_labels import (
     labelled_logits,
     labelled_text,
     labelled_texts,
+    padded_logits,
     token_batch,
-    token_logits,
 )
 from tokencredit.recipes.run_folder import write_atomically
 from tokencredit.recipes.supervised import (
@@ -206,7 +206,7 @@ def _train(
         return _held_out_metrics(_report(config, pretrained_model(adapted), eval_rows))
 
     trainer = LossTrainer(
-        model=ModelFunction(adapted, token_logits),
+        model=ModelFunction(adapted, padded_logits),
         args=training_arguments(config, folder, examples=len(rows)),
         train_dataset=row_numbers([len(row) for row in rows]),
         data_collator=batch,
