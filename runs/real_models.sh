@@ -81,7 +81,7 @@ accuracy() {
   "$python" runs/real_prefix_accuracy.py "$data/hh-test.jsonl" "$runs/accuracy.json" "${found[@]}"
 }
 
-labels=(--objective classification --columns.prompt prompt --append_eos false
+labels=(--objective classification --columns.prompt prompt --reading.template plain --reading.append_eos false
   --evaluation.data "$data/imdb-test.jsonl")
 
 imdb_models() {

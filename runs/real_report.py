@@ -222,7 +222,6 @@ def heatmap(runs: Path, kept: Path) -> Iterator[str]:
                 prompt=chosen["prompt"],
                 response=chosen["response"],
                 methods=CREDITS,
-                template="plain",
                 output=str(kept / "imdb-heatmap.png"),
             )
         )
