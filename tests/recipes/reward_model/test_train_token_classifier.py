@@ -19,6 +19,7 @@ from tokencredit.errors import (
     ModelError,
     NumericError,
     RunFolderError,
+    TokenCreditWarning,
 )
 from tokencredit.recipes.language_model.corpus import IGNORED, byte_level_tokenizer
 from tokencredit.recipes.reward_model import train_token_classifier as recipe
@@ -320,9 +321,10 @@ def test_an_encoder_learns_too(folder, tmp_path):
     tokenizer = word_level(bos=True)
     tiny_model("bert", vocab_size=64).save_pretrained(tmp_path / "bert")
     tokenizer.save_pretrained(tmp_path / "bert")
-    run = train_token_classifier(
-        config(folder, tmp_path / "judge", model=str(tmp_path / "bert"), epochs=3.0)
-    )
+    with pytest.warns(TokenCreditWarning, match=r"classifier.weight \(1, 32\); a new one is drawn"):
+        run = train_token_classifier(
+            config(folder, tmp_path / "judge", model=str(tmp_path / "bert"), epochs=3.0)
+        )
     assert load_token_classifier(run)[0].config.num_labels == 2
 
 
