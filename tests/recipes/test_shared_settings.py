@@ -6,6 +6,7 @@ import yaml
 from tokencredit.cli import recipe_of
 from tokencredit.errors import ConfigError
 from tokencredit.ranges import require_positive
+from tokencredit.recipes.policy.setting_groups import MachineSettings
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.recipes.run_folder import resolved_yaml
 from tokencredit.recipes.settings import (
@@ -113,3 +114,12 @@ def test_policies_have_the_same_rule_and_no_dropout():
 def test_trackers_that_are_not_there_are_refused():
     with pytest.raises(ConfigError, match=r"'wandbx', which is not installed; .*wandbx\)"):
         require_trackers(("wandbx",))
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "gpu"])
+def test_a_device_of_training_that_nobody_takes_is_refused(tmp_path, device):
+    with pytest.raises(ConfigError, match=f"machine.device is '{device}'; expected 'cpu'"):
+        MachineSettings(device=device)
+    recipe, kind = recipe_of("train-reward-model")
+    with pytest.raises(ConfigError, match=f"device is '{device}'; expected 'cpu'"):
+        recipe(kind(data="x", model="x", output=str(tmp_path / "run"), device=device))

@@ -301,6 +301,25 @@ def require_gpu_if_quantized(lora: LoraSettings, device: str | None) -> None:
         )
 
 
+def require_trainable_device(device: str | None, *, name: str) -> None:
+    """Refuse a device of training that nobody would take: Accelerate finds it.
+
+    Args:
+        device: as set.
+        name: of the setting, for the message.
+
+    Raises:
+        ConfigError: it is neither `cpu` nor None.
+
+    >>> require_trainable_device("cpu", name="device")
+    """
+    if device not in (None, "cpu"):
+        raise ConfigError(
+            f"{name} is {device!r}; expected 'cpu', or none for what Accelerate finds: "
+            "CUDA_VISIBLE_DEVICES chooses among GPUs"
+        )
+
+
 def require_float32(loading: LoadingSettings, *, frozen: str | int | None) -> None:
     """Raise ConfigError if another precision is asked for where no model is frozen.
 

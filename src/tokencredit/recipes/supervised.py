@@ -40,6 +40,7 @@ from tokencredit.recipes.settings import (
     LoraSettings,
     TrainingSettings,
     free_settings,
+    require_trainable_device,
 )
 from tokencredit.text.hf_reading import (
     Reading,
@@ -214,6 +215,7 @@ def finished_run(config: SupervisedConfig) -> Path | None:
     Raises:
         RunFolderError: the folder holds the model of another run.
     """
+    require_trainable_device(config.device, name="device")
     if not (Path(config.output) / "config.json").is_file():
         return None
     folder = open_run_folder(config.output, config, free=free_settings(type(config)))

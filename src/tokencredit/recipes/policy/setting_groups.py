@@ -13,7 +13,7 @@ from tokencredit.policy.methods import (
     require_discount,
 )
 from tokencredit.ranges import require_at_least, require_positive
-from tokencredit.recipes.settings import setting
+from tokencredit.recipes.settings import require_trainable_device, setting
 from tokencredit.sampling import Sampling
 
 
@@ -259,6 +259,7 @@ class MachineSettings:
     slowest step of any of them, a checkpoint included."""
 
     def __post_init__(self) -> None:
+        require_trainable_device(self.device, name="machine.device")
         if not 0 < self.process_timeout < 1e9:
             raise ConfigError(
                 f"machine.process_timeout is {self.process_timeout}; expected a number of seconds "
