@@ -190,7 +190,8 @@ def reading_positions(
             "expected a decoder or an encoder with a first-token head for attention credit: "
             "choose another credit method"
         )
-    if _layer_directions(model) == {True}:
+    # CTRL has no module that says which way it reads.
+    if _layer_directions(model) == {True} or config.model_type == "ctrl":
         return last_positions(packed)
     return packed.new_zeros(len(packed), dtype=torch.long)
 
