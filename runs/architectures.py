@@ -114,8 +114,10 @@ _MORE: dict[str, dict[str, Any]] = {
     "ctrl": {"dff": 48},
     "convbert": {"head_ratio": 2, "embedding_size": 32},
 }  # fmt: skip
-for _name in ("bart", "bigbird_pegasus", "mbart", "mvp", "plbart", "t5", "mt5", "umt5"):
+for _name in ("bart", "bigbird_pegasus", "mbart", "mvp", "plbart"):
     _MORE[_name] = _ENCODER_DECODER
+for _name in ("t5", "mt5", "umt5"):
+    _MORE[_name] = {"d_model": 32, "d_kv": 8, "d_ff": 48, "decoder_start_token_id": 0}
 
 
 class TooLong(BaseException):
@@ -194,7 +196,7 @@ def attention_row(model: PreTrainedModel) -> str:
 
 
 def _read_at(model: PreTrainedModel, ids: torch.Tensor) -> int:
-    """The only position whose last state the model's own score depends on, found by gradient."""
+    """The position whose last state the model's own score depends on, found by its gradient."""
     states: list[torch.Tensor] = []
 
     def keep(_module: Any, _args: Any, output: Any) -> Any:
@@ -206,9 +208,11 @@ def _read_at(model: PreTrainedModel, ids: torch.Tensor) -> int:
     try:
         with torch.enable_grad():
             score = model(input_ids=ids).logits.flatten()[0]
-            (slope,) = torch.autograd.grad(score, states[0])
+            (slope,) = torch.autograd.grad(score, states[0], allow_unused=True)
     finally:
         handle.remove()
+    if slope is None:  # the score is made of what BERT's pooler keeps, the first token
+        return 0
     (position,) = slope[0].abs().sum(-1).nonzero().flatten().tolist()
     return int(position)
 
@@ -290,8 +294,8 @@ def tried(family: str) -> dict[str, str]:
     def stop(*_: Any) -> None:
         raise TooLong
 
-    signal.signal(signal.SIGALRM, stop)
-    signal.alarm(SECONDS)
+    signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)  # of this process, however busy the machine
     found: dict[str, str] = {}
     try:
         with torch.no_grad(), warnings.catch_warnings():
@@ -315,7 +319,7 @@ def tried(family: str) -> dict[str, str]:
     except TooLong:
         pass
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
     return {name: found.get(name, f"not tried (over {SECONDS} seconds)") for name in CHECKS}
 
 

@@ -24,7 +24,11 @@ from tokencredit.errors import (
 )
 from tokencredit.logprobs import sampled_logits, token_entropies, token_logprobs
 from tokencredit.masking import left_packed
-from tokencredit.models.hf_architecture import config_value, require_known_ids, require_room
+from tokencredit.models.hf_architecture import (
+    reads_both_ways,
+    require_known_ids,
+    require_room,
+)
 from tokencredit.models.hf_attention import pretrained_model
 from tokencredit.models.hf_passes import rescaling_length
 from tokencredit.models.hf_trunk import logits_behind_trunk, same_logits, trunk_output
@@ -223,10 +227,7 @@ def _require_readable(model: nn.Module, batch: ResponseBatch) -> None:
     real = batch.attention_mask.bool()
     longest, limit = int(real.sum(-1).max()) if len(batch) else 0, rescaling_length(backbone)
     require_room(backbone, longest)
-    # Declared by its class: files of decoders may hold an old entry that means nothing.
-    if getattr(type(backbone.config), "is_decoder", True) is False and not config_value(
-        backbone, "is_decoder"
-    ):
+    if reads_both_ways(backbone):
         raise ModelError(
             f"{type(backbone).__name__} reads in both directions (is_decoder is false), so that "
             "what it says of a token knows the token; expected a causal language model"
