@@ -418,3 +418,23 @@ def test_the_same_vocabulary():
 def test_another_vocabulary_is_named_by_its_argument():
     with pytest.raises(ModelError, match=r"^rewriter has another vocabulary: .* expected a model"):
         require_same_vocabulary(byte_level(), word_level(), argument="rewriter")
+
+
+def test_a_language_model_that_reads_in_both_directions():
+    batch = ResponseBatch(
+        tiny_ids(1, 2), torch.ones(1, 2).bool(), tiny_ids(1, 3), torch.ones(1, 3).bool()
+    )
+    with pytest.raises(ModelError, match="is_decoder is false"):
+        response_logprobs(causal("bert"), batch)
+    assert response_logprobs(causal("bert", is_decoder=True), batch).shape == (1, 3)
+
+
+def test_texts_beyond_the_original_length_of_longrope():
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 8}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    model = causal("llama", rope_parameters=rope)
+    ones = torch.ones(1, 10).bool()
+    with pytest.raises(DataError, match=r"beyond 8 .*LongRoPE"):
+        response_logprobs(model, ResponseBatch(tiny_ids(1, 2), ones[:, :2], tiny_ids(1, 10), ones))
+    short = ResponseBatch(tiny_ids(1, 2), ones[:, :2], tiny_ids(1, 6), ones[:, :6])
+    assert response_logprobs(model, short).shape == (1, 6)

@@ -99,7 +99,8 @@ def test_its_scores_by_embeddings_and_their_gradients():
     ids, mask = texts()
     batch = ResponseBatch(ids[:, :1], mask[:, :1], ids[:, 1:], mask[:, 1:])
     embeddings = response_embeddings(model, batch).requires_grad_()
-    scores = score_of_embeddings(model, batch)(embeddings)
+    with pytest.warns(TokenCreditWarning, match="does not hide padding"):
+        scores = score_of_embeddings(model, batch)(embeddings)
     torch.testing.assert_close(scores, alone(model, ids), atol=1e-5, rtol=0)
     (gradient,) = torch.autograd.grad(scores[0], embeddings)
     assert gradient[0, :3].abs().sum() > 0

@@ -101,7 +101,7 @@ def lora_model(
         with warnings.catch_warnings():  # PEFT asks transformers for a name that it will lose
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
             return get_peft_model(model, adapter)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         linear = {
             name.rpartition(".")[2]
             for name, module in model.named_modules()

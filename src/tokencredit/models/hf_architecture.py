@@ -32,8 +32,18 @@ def accepts(module: nn.Module, argument: str) -> bool:
 
 
 def vocabulary_width(model: PreTrainedModel) -> int:
-    """How many ids the model has embeddings for."""
-    weight = model.get_input_embeddings().weight
+    """How many ids the model has embeddings for.
+
+    Raises:
+        ModelError: it has no such table (CANINE).
+    """
+    try:
+        weight = model.get_input_embeddings().weight
+    except NotImplementedError as error:
+        raise ModelError(
+            f"{type(model).__name__} has no table of embeddings; expected a model that looks up "
+            "its tokens by their ids"
+        ) from error
     return int(getattr(weight, "ds_shape", weight.shape)[0])  # ZeRO-3 leaves an empty tensor
 
 
@@ -121,6 +131,18 @@ def is_causal(model: nn.Module) -> bool:
     return hasattr(pretrained, "score") and one_stack and False not in _layer_directions(pretrained)
 
 
+def reads_both_ways(model: PreTrainedModel) -> bool:
+    """Whether a language model is no decoder, so that every position sees the later ones.
+
+    Families that can be either say so in their configuration. Its class has to know the entry, and
+    the layers not to say otherwise: GPT-NeoX is a decoder whatever stands there.
+    """
+    config = type(model.config)
+    named = [name for name in ("is_decoder", "causal") if hasattr(config, name)]
+    declared = any(config_value(model, name) is False for name in named)
+    return declared and _layer_directions(model) != {True}
+
+
 def sequence_classifier(model: nn.Module) -> PreTrainedModel:
     """The Hugging Face model under any wrappers, with a head that gives one score of a sequence.
 
@@ -184,13 +206,14 @@ def reading_positions(
     """
     config = model.config
     pooling = getattr(config, "classifier_pooling", "cls")
-    if getattr(config, "is_encoder_decoder", False) or pooling == "mean":
+    if getattr(config, "is_encoder_decoder", False) or pooling not in ("cls", "bos"):
         raise ModelError(
             f"{type(model).__name__} does not read its score at one position of the text; "
             "expected a decoder or an encoder with a first-token head for attention credit: "
             "choose another credit method"
         )
-    if _layer_directions(model) == {True}:
+    # CTRL has no module that says which way it reads.
+    if _layer_directions(model) == {True} or config.model_type == "ctrl":
         return last_positions(packed)
     return packed.new_zeros(len(packed), dtype=torch.long)
 

@@ -15,11 +15,22 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tokencredit.batch import ResponseBatch, rows_of_like_length
-from tokencredit.errors import ConfigError, DataError, NumericError, TokenCreditWarning
+from tokencredit.errors import (
+    ConfigError,
+    DataError,
+    ModelError,
+    NumericError,
+    TokenCreditWarning,
+)
 from tokencredit.logprobs import sampled_logits, token_entropies, token_logprobs
 from tokencredit.masking import left_packed
-from tokencredit.models.hf_architecture import require_known_ids, require_room
+from tokencredit.models.hf_architecture import (
+    reads_both_ways,
+    require_known_ids,
+    require_room,
+)
 from tokencredit.models.hf_attention import pretrained_model
+from tokencredit.models.hf_passes import rescaling_length
 from tokencredit.models.hf_trunk import logits_behind_trunk, same_logits, trunk_output
 
 Statistic = Callable[[Float[Tensor, "tokens vocab"], Int[Tensor, "tokens"]], Tensor]
@@ -214,7 +225,19 @@ def _require_readable(model: nn.Module, batch: ResponseBatch) -> None:
         )
     backbone = pretrained_model(model)
     real = batch.attention_mask.bool()
-    require_room(backbone, int(real.sum(-1).max()) if len(batch) else 0)
+    longest, limit = int(real.sum(-1).max()) if len(batch) else 0, rescaling_length(backbone)
+    require_room(backbone, longest)
+    if reads_both_ways(backbone):
+        raise ModelError(
+            f"{type(backbone).__name__} reads in both directions (is_decoder is false), so that "
+            "what it says of a token knows the token; expected a causal language model"
+        )
+    if limit is not None and longest > limit:
+        raise DataError(
+            f"the longest text has {longest} tokens; beyond {limit} {type(backbone).__name__} "
+            "reads all positions in another way (LongRoPE), and its log-probabilities are neither "
+            "those that tokens were drawn by nor independent of the batch: expected shorter texts"
+        )
     require_known_ids(backbone, batch.input_ids[real])
 
 
