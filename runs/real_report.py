@@ -236,7 +236,7 @@ def main() -> None:
     keep(runs, kept)
     page = (Path(__file__).parent / "real_report.md").read_text()
     spent = kept / "costs.json"
-    commit = json.loads(spent.read_text())["commit"] if spent.exists() else "unknown"
+    commit = f", here at commit {json.loads(spent.read_text())['commit']}" if spent.exists() else ""
     text = page.format(
         commit=commit,
         reward_models="\n".join(reward_models(kept)),
