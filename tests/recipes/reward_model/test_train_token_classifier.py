@@ -136,7 +136,7 @@ def labelled(settings):
         max_length=settings.max_length,
         id2label=dict(enumerate(settings.classes)),
     )
-    data, *_ = rows_of_data(settings)
+    data, _ = rows_of_data(settings)
     return (
         model,
         tokenizer,
@@ -273,7 +273,7 @@ def test_a_row_without_a_label_is_an_error(folder, tmp_path):
 
 
 def test_both_sides_of_an_edit_stay_together(folder, tmp_path):
-    train, held_out, _ = rows_of_data(config(folder, tmp_path))
+    train, held_out = rows_of_data(config(folder, tmp_path))
     assert (len(train), len(held_out)) == (16, 4)
     assert not {row.prompt for row in train} & {row.prompt for row in held_out}
 
