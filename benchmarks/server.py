@@ -33,10 +33,16 @@ import httpx2
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from tokencredit.recipes.serving.served_model import ServedModel, credits_on_offer
+from tokencredit.aggregation.methods import CombinationSettings
+from tokencredit.credit.methods import CreditSettings
+from tokencredit.recipes.serving.offers import rewards_on_offer
+from tokencredit.recipes.serving.served_model import ServedModel
 from tokencredit.reward_model.hf_scores import load_reward_model
+from tokencredit.scorers.sources import RewardSource, loaded_rewards
 from tokencredit.server.batching import batch_with_the_oldest
 from tokencredit.server.messages import PromptAndResponse
+from tokencredit.text.hf_reading import reading_of
+from tokencredit.text.segments import SegmentSettings
 from tokencredit.toy.hf_tokenizer import toy_tokenizer
 from tokencredit.toy.reviews import sample_review
 
@@ -153,8 +159,21 @@ def throughput(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         save_model(Path(folder), arguments.size)
         model, tokenizer = load_reward_model(folder, dtype=arguments.dtype, device=arguments.device)
-        offered = credits_on_offer(model, tokenizer, credit)
-        served = ServedModel(model, tokenizer, offered, max_tokens=arguments.max_batch_tokens)
+        reading = reading_of(model, tokenizer)
+        rewards = loaded_rewards(
+            [RewardSource("own", name="reward")],
+            CreditSettings("terminal"),
+            SegmentSettings(),
+            CombinationSettings(),
+            reading,
+            known={"own": (model, reading)},
+        )
+        served = ServedModel(
+            model,
+            reading,
+            rewards_on_offer(rewards, credit),
+            max_tokens=arguments.max_batch_tokens,
+        )
         ready = [tensors_of(served, rows) for rows in batches_of(served, texts, credit)]
 
         def forward() -> None:

@@ -182,7 +182,7 @@ def _attention_layers(backbone: PreTrainedModel) -> list[tuple[nn.Module, int]]:
 
 
 def _eager_pass(backbone: PreTrainedModel, args: Any, kwargs: dict[str, Any]) -> Any:
-    """The same forward pass with eager attention and all its maps; None without attention."""
+    """A forward pass with eager attention that returns all maps; None without attention."""
     config = backbone.config
     before = {key: getattr(config, key)._attn_implementation for key in config.sub_configs}
     before[""] = config._attn_implementation

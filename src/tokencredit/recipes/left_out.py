@@ -8,9 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
+from tokencredit.batch import Prompt
 from tokencredit.errors import DataError
 from tokencredit.preference.hf_rows import LeftOut
 from tokencredit.recipes.run_folder import write_atomically, writing
+from tokencredit.text.hf_reading import Reading
 
 Row = TypeVar("Row")
 Encoded = TypeVar("Encoded")
@@ -86,3 +88,24 @@ def encodable(
                     raise
     left_out += faults
     return found
+
+
+def encodable_prompts(
+    prompts: list[Prompt], reading: Reading, left_out: list[LeftOut] | None, *, where: str
+) -> list[tuple[Prompt, list[int]]]:
+    """Prompts with their token ids as the policy reads them, without those it cannot read.
+
+    Args:
+        prompts: of the data.
+        reading: how the policy reads.
+        left_out: takes the bad ones; None makes one an error.
+        where: what the data is called, for messages.
+
+    Raises:
+        DataError: a prompt cannot be encoded, where `left_out` is None or no prompt can.
+    """
+
+    def with_ids(some: list[Prompt]) -> list[tuple[Prompt, list[int]]]:
+        return list(zip(some, reading.prompt_rows(some, where=where), strict=True))
+
+    return encodable(with_ids, prompts, left_out)

@@ -55,7 +55,7 @@ class LocalScorer:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The reward model's own."""
+        """The tokenizer of the reward model."""
         return self.reading.tokenizer
 
     @property

@@ -56,7 +56,7 @@ class CreditedScorer:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Of the policy."""
+        """The tokenizer of the policy."""
         return self.writer.tokenizer
 
     def __call__(

@@ -21,7 +21,7 @@ from tokencredit.text.hf_encoding import EncodedResponses
 from tokencredit.text.hf_reading import Reading
 
 WordScores = list[list[float]]
-"""Of every text, in nats, one score per word."""
+"""Scores of the words of some texts, in nats: one list for every text."""
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tokencredit.batch import Prompt
 from tokencredit.decoding.search.hf_methods import Search
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.preference.hf_datasets import load_prompts
 from tokencredit.recipes.decoding.methods import loaded_models, method_responses, response_scores
 from tokencredit.recipes.decoding.rows import response_metrics, response_rows
 from tokencredit.recipes.decoding.settings import GenerateConfig
-from tokencredit.recipes.left_out import encodable, tell_left_out
+from tokencredit.recipes.left_out import encodable_prompts, tell_left_out
 from tokencredit.recipes.run_folder import open_run_folder, write_atomically
 from tokencredit.recipes.settings import free_settings
 from tokencredit.recipes.shown_reading import print_reading
@@ -61,11 +60,7 @@ def generate(config: GenerateConfig) -> Path:
     example = (prompts[0], "") if config.show_example else None
     print_reading("reward model", models.reward_reading, example=example)
 
-    def with_ids(some: list[Prompt]) -> list[tuple[Prompt, list[int]]]:
-        ids = models.reading.prompt_rows(some, where=config.prompts)
-        return list(zip(some, ids, strict=True))
-
-    encoded = encodable(with_ids, prompts, left_out)
+    encoded = encodable_prompts(prompts, models.reading, left_out, where=config.prompts)
     prompts = [prompt for prompt, _ in encoded]
     rows = [row[: config.data.tokens] for _, row in encoded]
     folder = open_run_folder(config.output, config, free=free_settings(GenerateConfig))

@@ -64,12 +64,12 @@ class Models:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Of the policy."""
+        """The tokenizer of the policy."""
         return self.reading.tokenizer
 
     @property
     def reward_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Of the reward model."""
+        """The tokenizer of the reward model."""
         return self.reward_reading.tokenizer
 
 

@@ -75,7 +75,7 @@ class PolicyModels:
 
     @property
     def tokenizer(self) -> Any:
-        """Of the policy."""
+        """The tokenizer of the policy."""
         return self.reading.tokenizer
 
     def of_reference(self, call: Callable[[Any], Result]) -> Result:

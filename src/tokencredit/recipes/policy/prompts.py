@@ -8,7 +8,7 @@ from tokencredit.batch import Prompt
 from tokencredit.errors import ConfigError
 from tokencredit.preference.hf_datasets import load_prompts
 from tokencredit.preference.hf_rows import LeftOut
-from tokencredit.recipes.left_out import encodable
+from tokencredit.recipes.left_out import encodable_prompts
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.text.hf_reading import Reading
 
@@ -52,12 +52,7 @@ def tokenized_prompts(config: TrainPolicyConfig, reading: Reading) -> PolicyProm
             f"template ({reading.origin}); expected whole prompts: leave data.tokens out, or set "
             "policy_reading.template to 'plain'"
         )
-
-    def with_ids(some: list[Prompt]) -> list[tuple[Prompt, list[int]]]:
-        ids = reading.prompt_rows(some, where=config.prompts)
-        return list(zip(some, ids, strict=True))
-
-    encoded = encodable(with_ids, prompts, left_out)
+    encoded = encodable_prompts(prompts, reading, left_out, where=config.prompts)
     asked = None if cut else [prompt for prompt, _ in encoded]
     return PolicyPrompts([ids for _, ids in encoded], asked, left_out or [])
 

@@ -58,7 +58,7 @@ class ServedModel:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Of the model."""
+        """The tokenizer of the model."""
         return self.reading.tokenizer
 
     @property
