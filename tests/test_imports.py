@@ -1,6 +1,7 @@
 """Who may import what, and what comes in with a bare `import tokencredit`."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -116,3 +117,21 @@ def test_nothing_but_the_command_line_imports_recipes(file):
 def test_nothing_imports_engines(file):
     engines = {name for name in imported_by(file) if name.startswith("tokencredit.engines")}
     assert not engines or file.startswith("engines/")
+
+
+scripts = [
+    path.relative_to(PROJECT).as_posix()
+    for folder in ("benchmarks", "examples", "runs")
+    for path in sorted((PROJECT / folder).rglob("*.py"))
+]
+
+
+@pytest.mark.parametrize("script", scripts)
+def test_scripts_import_what_the_package_has(script):
+    """No test runs the long scripts, so that a name that moved would break them unseen."""
+    for node in ast.walk(ast.parse((PROJECT / script).read_text())):
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "tokencredit":
+            module = importlib.import_module(str(node.module))
+            for name in (alias.name for alias in node.names):
+                if not hasattr(module, name):
+                    importlib.import_module(f"{node.module}.{name}")
