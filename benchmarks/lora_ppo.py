@@ -1,24 +1,30 @@
-"""PPO with adapters in bfloat16: frozen weights rounded once, against rounding at every call.
+"""PPO with adapters in bfloat16: what a step costs, with one thing after the other that saves time.
 
     python benchmarks/lora_ppo.py --policy FOLDER --reward-model FOLDER --prompts FILE.jsonl
 
-Two runs of `train-policy` in one process, a step each in turn, in processor time, so that other
-work on the machine hits both alike; medians over the steps after the first. Both draw the same
-responses and make the same updates, bit for bit: the losses of every step are compared.
+Runs of `train-policy` in one process, a step each in turn, in processor time, so that other work on
+the machine hits all alike; medians over the steps after the first. Each run has what the ones before
+it have, and one thing more. Their losses are compared at every step.
 """
 
 import argparse
+import math
 import statistics
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import transformers
 from accelerate import Accelerator
 
+from tokencredit.models import hf_shared_beginnings, hf_short_attention
+from tokencredit.recipes.policy import experience
 from tokencredit.recipes.policy import models as policy_models
 from tokencredit.recipes.policy import train_policy as recipe
 from tokencredit.recipes.policy.setting_groups import (
@@ -29,7 +35,13 @@ from tokencredit.recipes.policy.setting_groups import (
 )
 from tokencredit.recipes.settings import LoadingSettings, LoraSettings
 
-WAYS = {"at every call": False, "once": True}
+WAYS = (
+    "autocast alone",
+    "frozen weights rounded once",
+    "plain attention of short rows",
+    "shared beginnings read once",
+    "scoring pass is the first update's",
+)
 PHASES = ("rollout", "score", "update")
 
 
@@ -53,15 +65,25 @@ def config_of(options: argparse.Namespace, output: Path) -> recipe.TrainPolicyCo
     )
 
 
-def opened(config: recipe.TrainPolicyConfig, rounds: bool) -> tuple[Any, Any]:
+@contextmanager
+def as_in(way: int) -> Iterator[None]:
+    """The library with the first `way` things that save time."""
+    with ExitStack() as stack:
+        without = (
+            (policy_models, "_is_called_under_autocast_alone", lambda *_, **__: False),
+            (hf_short_attention, "LONGEST", 0),
+            (hf_shared_beginnings, "LEAST", math.inf),
+            (experience, "_begins_update", lambda *_: False),
+        )
+        for module, name, other in without[way:]:
+            stack.enter_context(patch.object(module, name, other))
+        yield
+
+
+def opened(config: recipe.TrainPolicyConfig, way: int) -> tuple[Any, Any]:
     """A run that is ready for its first step, with the random numbers that it begins with."""
-    asked = policy_models._is_called_under_autocast_alone
-    policy_models._is_called_under_autocast_alone = lambda *_, **__: rounds
-    try:
-        run = recipe.open_run(config, Accelerator(mixed_precision="bf16", cpu=True), None)
-    finally:
-        policy_models._is_called_under_autocast_alone = asked
-    return run
+    with as_in(way):
+        return recipe.open_run(config, Accelerator(mixed_precision="bf16", cpu=True), None)
 
 
 def main() -> None:
@@ -77,32 +99,36 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    seconds: list[list[float]] = [[] for _ in WAYS]
     with tempfile.TemporaryDirectory() as folder:
-        runs = {
-            way: opened(config_of(options, Path(folder) / str(rounds)), rounds)
-            for way, rounds in WAYS.items()
-        }
+        runs = [
+            opened(config_of(options, Path(folder) / str(way)), way) for way in range(len(WAYS))
+        ]
         for step in range(options.steps):
             losses = []
-            for way, (run, state) in runs.items():
+            for way, (run, state) in enumerate(runs):
                 begin = time.process_time()
-                row, _ = recipe._train_step(run, state)
+                with as_in(way):
+                    row, _ = recipe._train_step(run, state)
                 state.step += 1
                 seconds[way].append(time.process_time() - begin)
-                losses.append((row["policy_loss"], row["value_loss"], row["kl"]))
+                losses.append([row[name] for name in ("policy_loss", "value_loss", "kl")])
                 phases = ", ".join(f"{name} {row[f'seconds_{name}']:.1f}" for name in PHASES)
-                print(f"step {step}, {way}: {seconds[way][-1]:.2f} CPU s ({phases} s)", flush=True)
-            assert losses[0] == losses[1], f"the two runs differ: {losses}"
+                shown = ", ".join(f"{loss:.4f}" for loss in losses[-1])
+                print(
+                    f"step {step}, {WAYS[way]}: {seconds[way][-1]:.2f} CPU s ({phases} s); {shown}"
+                )
+            assert losses[0] == losses[1], f"rounding once changed the losses: {losses}"
     tokens = options.batch_size * options.new_tokens
-    medians = {way: statistics.median(found[1:]) for way, found in seconds.items()}
-    slow = medians["at every call"]
-    print("\n| frozen weights rounded | CPU s per step | tokens per CPU s | ratio |")
-    print("|---|---:|---:|---:|")
-    for way, median in medians.items():
-        print(f"| {way} | {median:.2f} | {tokens / median:.1f} | {slow / median:.2f} |")
-    turns = sorted(a / b for a, b in zip(*(found[1:] for found in seconds.values()), strict=True))
-    print(f"\nratios of turns: {turns[0]:.2f} to {turns[-1]:.2f}")
+    medians = [statistics.median(found[1:]) for found in seconds]
+    print("\n| with | CPU s per step | tokens per CPU s | ratio | ratios of turns |")
+    print("|---|---:|---:|---:|---|")
+    for way, median, found in zip(WAYS, medians, seconds, strict=True):
+        turns = sorted(a / b for a, b in zip(seconds[0][1:], found[1:], strict=True))
+        print(
+            f"| {way} | {median:.2f} | {tokens / median:.1f} | {medians[0] / median:.2f} "
+            f"| {turns[0]:.2f} to {turns[-1]:.2f} |"
+        )
 
 
 if __name__ == "__main__":

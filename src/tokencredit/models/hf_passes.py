@@ -239,7 +239,7 @@ def _tried(model: nn.Module, asked: Callable[[Tensor], tuple[list[Tensor], list[
     if model in _alone_as_together:
         return _alone_as_together[model]
     device = next(model.parameters()).device
-    ids = torch.tensor([_ordinary_ids(model)], device=device)
+    ids = torch.tensor([ordinary_ids(model)], device=device)
     devices = [device] if device.type == "cuda" else []
     with (
         torch.no_grad(),
@@ -259,7 +259,7 @@ def _agree(one: Tensor, other: Tensor) -> bool:
     return not math.isfinite(error) or error <= allowed * scale
 
 
-def _ordinary_ids(model: Any) -> list[int]:
+def ordinary_ids(model: Any) -> list[int]:
     """Ids of a row to try, none of which the configuration gives a meaning."""
     config = model.config
     values = [value for name, value in config.get_text_config().to_dict().items() if "_id" in name]

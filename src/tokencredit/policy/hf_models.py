@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from tokencredit.errors import ModelError
 from tokencredit.models.heads import float32_outputs, scalar_scores
-from tokencredit.models.hf_architecture import text_positions
+from tokencredit.models.hf_shared_beginnings import pass_arguments
+from tokencredit.models.hf_short_attention import short_attention
 
 Result = TypeVar("Result")
 
@@ -39,14 +40,23 @@ class ActorCritic(nn.Module):
         critic: a sequence-classification model whose head, applied at every position, is the
             value; "shared" puts a linear value head on the policy's own last hidden states,
             starting at zero; None is no critic, and no values.
+        reads_beginnings_once: whether what all rows of a batch begin with goes through the models
+            once. False makes one forward pass for every call, which is what sharded weights need.
 
     Raises:
         ModelError: the policy has no output embeddings to read hidden states from.
     """
 
-    def __init__(self, policy: Any, critic: Any | Literal["shared"] | None = "shared") -> None:
+    def __init__(
+        self,
+        policy: Any,
+        critic: Any | Literal["shared"] | None = "shared",
+        *,
+        reads_beginnings_once: bool = True,
+    ) -> None:
         super().__init__()
         self.policy = policy
+        self.reads_beginnings_once = reads_beginnings_once
         self.critic = None if critic == "shared" else critic
         head = policy.get_output_embeddings()
         if head is None:
@@ -67,17 +77,21 @@ class ActorCritic(nn.Module):
         num_response_tokens: int,
     ) -> ActorCriticOutput:
         """Logits and values where response tokens are predicted, nothing elsewhere."""
-        columns = num_response_tokens + 1
-        arguments = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": text_positions(attention_mask),
-            "use_cache": False,
-        }
-        with _head_input(self.policy) as captured:
-            logits = self.policy(**arguments, logits_to_keep=columns).logits[:, -columns:]
+        columns, sequence = num_response_tokens + 1, input_ids.shape[1]
+
+        def arguments(model: Any) -> dict[str, Any]:
+            return pass_arguments(
+                model, input_ids, attention_mask, columns=columns, once=self.reads_beginnings_once
+            )
+
+        with short_attention(self.policy, sequence):
+            asked = arguments(self.policy)
+            with _head_input(self.policy) as captured:
+                logits = self.policy(**asked, logits_to_keep=columns).logits[:, -columns:]
         if self.critic is not None:
-            values = _score_at_every_position(self.critic, arguments)[:, -columns:]
+            with short_attention(self.critic, sequence):
+                values = _score_at_every_position(self.critic, arguments(self.critic))
+            values = values[:, -columns:]
         elif self.has_value_head:
             values = float32_outputs(self.value_head, captured[-1][:, -columns:]).squeeze(-1)
         else:

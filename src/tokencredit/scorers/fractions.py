@@ -15,6 +15,7 @@ from tokencredit.batch import padded_rows, rows_of_like_length
 from tokencredit.evaluation.prefix_accuracy import FRACTIONS, scores_at_fractions
 from tokencredit.masking import left_packed
 from tokencredit.models.hf_architecture import is_causal
+from tokencredit.models.hf_short_attention import short_attention
 from tokencredit.reward_model.hf_scores import reward_model_output
 from tokencredit.scorers.segment_ends import SegmentEnds
 from tokencredit.scorers.trained_reading import running_segment_means
@@ -39,7 +40,8 @@ def counted_scores(
 
     An encoder has one score, that of the whole, whatever is counted.
     """
-    output = reward_model_output(model, input_ids, attention_mask, token_types=token_types)
+    with short_attention(model, input_ids.shape[1]):
+        output = reward_model_output(model, input_ids, attention_mask, token_types=token_types)
     if output.position_scores is None:
         return output.sequence_scores[:, None]
     return left_packed(output.position_scores, counted)[0]

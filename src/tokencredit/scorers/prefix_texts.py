@@ -20,10 +20,10 @@ from transformers import PreTrainedModel
 
 from tokencredit.batch import ResponseScores, rows_of_like_length
 from tokencredit.credit.methods import CreditSettings, credit_method
-from tokencredit.decoding.candidates.hf_reward_model import attention_windows, rescales_positions
 from tokencredit.errors import TokenCreditWarning
 from tokencredit.models.heads import float32_outputs, scalar_scores
 from tokencredit.models.hf_architecture import require_room, sequence_classifier
+from tokencredit.models.hf_kept_keys import attention_windows, rescales_positions
 from tokencredit.models.hf_passes import evaluating
 from tokencredit.text.hf_decoding import DecodedResponse
 from tokencredit.text.hf_encoding import EncodedResponses

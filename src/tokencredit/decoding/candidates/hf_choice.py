@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from tokencredit.decoding.candidates.hf_candidate_texts import CandidateTexts
 from tokencredit.decoding.candidates.hf_packed import PackedScorer
-from tokencredit.decoding.candidates.hf_reward_model import attention_windows, rescales_positions
 from tokencredit.decoding.candidates.hf_scorers import FullScorer, RowsScorer, VocabScorer
 from tokencredit.decoding.candidates.hf_tree import TextScorer, TreeScorer
 from tokencredit.decoding.candidates.scores import (
@@ -21,6 +20,7 @@ from tokencredit.decoding.candidates.scores import (
 from tokencredit.errors import ConfigError, TokenCreditError, TokenCreditWarning
 from tokencredit.models.hf_architecture import is_causal, sequence_classifier
 from tokencredit.models.hf_attention import pretrained_model
+from tokencredit.models.hf_kept_keys import attention_windows, rescales_positions
 
 # Candidates of each text that are scored both ways, and how far scores may lie apart.
 _COMPARED = 3

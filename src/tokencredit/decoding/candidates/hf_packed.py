@@ -12,7 +12,6 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from tokencredit.decoding.candidates.hf_reward_model import attention_windows, shared_columns
 from tokencredit.decoding.candidates.scores import CandidateBatch, CandidateScores
 from tokencredit.errors import ModelError
 from tokencredit.models.heads import float32_outputs, scalar_scores
@@ -26,6 +25,7 @@ from tokencredit.models.hf_architecture import (
     text_positions,
     vocabulary_width,
 )
+from tokencredit.models.hf_kept_keys import attention_windows, cache_argument, shared_columns
 
 # Queries of one pass: a long prompt would need a mask of its length squared.
 _CHUNK = 512
@@ -138,7 +138,7 @@ class PackedCache:
             input_ids=ids,
             attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
             position_ids=positions,
-            past_key_values=self.cache,
+            **cache_argument(self.module, self.cache),
             use_cache=True,
             **options,
         )

@@ -10,13 +10,13 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from tokencredit.decoding.candidates.hf_reward_model import shared_columns
 from tokencredit.models.hf_architecture import (
     accepts,
     context_limit,
     require_evaluation,
     text_positions,
 )
+from tokencredit.models.hf_kept_keys import cache_argument, shared_columns
 
 
 class RunningText:
@@ -125,7 +125,7 @@ class RunningText:
             output = self.module(
                 input_ids=ids,
                 attention_mask=mask.long(),
-                past_key_values=cache,
+                **cache_argument(self.module, cache),
                 use_cache=True,
                 **options,
             )

@@ -6,10 +6,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokencredit.decoding.candidates.hf_packed import PackedText
-from tokencredit.decoding.candidates.hf_reward_model import shared_columns
 from tokencredit.decoding.candidates.scores import CandidateBatch, CandidateScores
 from tokencredit.models.heads import float32_outputs, scalar_scores
 from tokencredit.models.hf_architecture import require_room, vocabulary_width
+from tokencredit.models.hf_kept_keys import shared_columns
 
 
 class SharedTrunkScorer:

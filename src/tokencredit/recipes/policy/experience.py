@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -40,13 +41,15 @@ class Experience:
 
     `source_scores` are those of each source of reward, as it gave them; `sequence_scores` are the
     same, combined. Both are zero where `unscored` says so; `fault` is why, for one of them, with
-    the number of its row. `moments` are those that scores were normalised by.
+    the number of its row. `moments` are those that scores were normalised by. `first_pass` is `old`
+    with its graph, where the first update may start from it.
     """
 
     batch: ResponseBatch
     truncated: Bool[Tensor, "batch"]
     support: Bool[Tensor, "*#batch vocab"] | None
     old: PolicyView
+    first_pass: PolicyView | None
     entropies: Float[Tensor, "batch time"]
     ref_logprobs: Float[Tensor, "batch time"]
     kl: Float[Tensor, "batch time"]
@@ -107,7 +110,10 @@ def experience_of(
     batch, truncated, mask = rollout.batch, rollout.truncated, rollout.batch.response_mask
     temperature, size = config.sampling.temperature, config.algorithm.micro_batch_size
     support = sampling_support(models, model, batch, config.sampling, size)
-    old, entropies = old_view(model, batch, support, temperature, size)
+    begins_update = _begins_update(config, accelerator)
+    with torch.set_grad_enabled(begins_update):
+        view, entropies = old_view(model, batch, support, temperature, size)
+    old = view.detached()
     with accelerator.autocast():
         ref_logprobs = reference_logprobs(models, batch, support, temperature, size)
     responses = _responses(models, batch, config, ref_logprobs, rollout.asked)
@@ -155,6 +161,7 @@ def experience_of(
         truncated=truncated,
         support=support,
         old=old,
+        first_pass=view if begins_update else None,
         entropies=entropies,
         ref_logprobs=ref_logprobs,
         kl=kl,
@@ -170,6 +177,18 @@ def experience_of(
         advantages=advantages,
         returns=returns,
     )
+
+
+def _begins_update(config: TrainPolicyConfig, accelerator: Accelerator) -> bool:
+    """Whether the pass that old log-probs come from may be the one that the first update needs.
+
+    It is where that update is of all responses at once. Several processes are left out: what joins
+    their gradients, or gathers their weights, wants a backward pass after every such pass, and
+    there is none where no response counts.
+    """
+    algorithm, size = config.algorithm, config.batch_size
+    at_once = (algorithm.minibatch_size or size) == size <= (algorithm.micro_batch_size or size)
+    return at_once and accelerator.distributed_type == DistributedType.NO
 
 
 def _not_comparable(

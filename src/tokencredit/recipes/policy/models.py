@@ -153,7 +153,11 @@ def loaded_models(
     rounds = _is_called_under_autocast_alone(config, sharded=sharded)
     if rounds:
         round_frozen_linear_layers(policy, torch.bfloat16)
-    actor_critic = ActorCritic(policy, _critic(config, checkpoint, shared, tokenizer))
+    actor_critic = ActorCritic(
+        policy,
+        _critic(config, checkpoint, shared, tokenizer),
+        reads_beginnings_once=not sharded,  # since processes must make the same passes
+    )
     if checkpoint is not None and actor_critic.has_value_head:
         load_value_head(actor_critic, checkpoint)
     disable_dropout(actor_critic)

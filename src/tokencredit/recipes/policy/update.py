@@ -56,6 +56,7 @@ def update_policy(
             for name, value in sums.items():
                 totals[name] = totals.get(name, 0.0) + value
             updates += bool(sums)
+        experience = replace(experience, first_pass=None)
     reported = ["policy_loss", "clip_fraction", "gradient_norm"]
     if experience.returns is not None:
         reported.append("value_loss")
@@ -100,7 +101,9 @@ def _step(
 
 def _losses(config: TrainPolicyConfig, model: Any, part: Experience) -> dict[str, Tensor]:
     """Sums over the response tokens of a micro-batch."""
-    view = view_of(model, part.batch, part.support, config.sampling.temperature)
+    view = part.first_pass
+    if view is None:
+        view = view_of(model, part.batch, part.support, config.sampling.temperature)
     mask = part.loss_mask
     policy_losses = clipped_policy_losses(
         view.logprobs, part.old.logprobs, part.advantages, mask, clip_eps=config.algorithm.clip_eps

@@ -16,8 +16,10 @@ from tokencredit.logprobs import (
     token_logprobs,
 )
 from tokencredit.masking import last_true_index
-from tokencredit.models.hf_architecture import config_value, text_positions
+from tokencredit.models.hf_architecture import config_value
 from tokencredit.models.hf_logprobs import response_entropies
+from tokencredit.models.hf_shared_beginnings import pass_arguments
+from tokencredit.models.hf_short_attention import short_attention
 from tokencredit.recipes.policy.models import PolicyModels
 from tokencredit.recipes.policy.setting_groups import SamplingSettings, sampling_of
 from tokencredit.sampling import drawable_tokens, sampling_logits
@@ -37,6 +39,10 @@ class PolicyView:
     # `| Any`, since who reads values knows that there is a critic.
     values: Float[Tensor, "batch time"] | Any = None
     last_values: Float[Tensor, "batch"] | Any = None
+
+    def detached(self) -> "PolicyView":
+        """The same numbers without their graph."""
+        return PolicyView(**{k: None if v is None else v.detach() for k, v in vars(self).items()})
 
 
 def view_of(
@@ -121,12 +127,16 @@ def old_view(
     temperature: float,
     micro_batch_size: int | None,
 ) -> tuple[PolicyView, Float[Tensor, "batch time"]]:
-    """What the policy that drew the responses says about them, and its entropies."""
+    """What the policy that drew the responses says about them, and its entropies.
+
+    The view has a graph where gradients are enabled.
+    """
     views, entropies = [], []
     for part, allowed in _parts(batch, support, micro_batch_size):
         view, logits = _view_and_logits(model, part, allowed, temperature)
         views.append(view)
-        entropies.append(token_entropies(logits).masked_fill(~part.response_mask, 0.0))
+        found = token_entropies(logits.detach())
+        entropies.append(found.masked_fill(~part.response_mask, 0.0))
     joined = {
         name: torch.cat([getattr(view, name) for view in views])
         for name, value in vars(views[0]).items()
@@ -149,13 +159,15 @@ def reference_logprobs(
     def logprobs(model: Any) -> Float[Tensor, "batch time"]:
         found = []
         for part, allowed in _parts(batch, support, micro_batch_size):
-            logits = model(
-                input_ids=part.input_ids,
-                attention_mask=part.attention_mask,
-                position_ids=text_positions(part.attention_mask),
-                logits_to_keep=time + 1,
-                use_cache=False,
-            ).logits[:, -(time + 1) :]
+            with short_attention(model, part.input_ids.shape[1]):
+                arguments = pass_arguments(
+                    model,
+                    part.input_ids,
+                    part.attention_mask,
+                    columns=time + 1,
+                    once=models.actor_critic.reads_beginnings_once,
+                )
+                logits = model(**arguments, logits_to_keep=time + 1).logits[:, -(time + 1) :]
             logits = sampled_logits(
                 predicting_positions(logits, time), temperature=temperature, allowed=allowed
             )

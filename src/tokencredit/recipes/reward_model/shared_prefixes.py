@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokencredit.batch import padded_rows
-from tokencredit.decoding.candidates.hf_reward_model import attention_windows, rescales_positions
 from tokencredit.errors import TokenCreditWarning
 from tokencredit.models.heads import scalar_scores
 from tokencredit.models.hf_architecture import is_causal, sequence_classifier
+from tokencredit.models.hf_kept_keys import attention_windows, rescales_positions
+from tokencredit.models.hf_short_attention import short_attention
 from tokencredit.recipes.reward_model.examples import JudgedRow, judgement_batch, reward_batch
 from tokencredit.scorers.fractions import counted_scores
 from tokencredit.text.hf_token_rows import EncodedText, ReadAt
@@ -107,16 +108,17 @@ def shared_scores(
     seen, by = branches[:, None, :], branches[:, :, None]
     visible = ((seen == _SHARED) | (seen == by)).tril()
     distances = position_ids[:, :, None] - position_ids[:, None, :]
-    masks = {
-        kind: _mask(visible if window is None else visible & (distances < window), pretrained)
-        for kind, window in windows.items()
-    }
-    hidden = pretrained.base_model(
-        input_ids,
-        attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
-        position_ids=position_ids,
-        use_cache=False,
-    ).last_hidden_state
+    with short_attention(model, input_ids.shape[1]):
+        masks = {
+            kind: _mask(visible if window is None else visible & (distances < window), pretrained)
+            for kind, window in windows.items()
+        }
+        hidden = pretrained.base_model(
+            input_ids,
+            attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
+            position_ids=position_ids,
+            use_cache=False,
+        ).last_hidden_state
     rows = torch.arange(len(input_ids), device=input_ids.device).repeat(2)[:, None]
     read = hidden[rows.expand_as(columns)[counted], columns[counted]]
     with torch.autocast(hidden.device.type, enabled=False):

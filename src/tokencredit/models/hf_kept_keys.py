@@ -1,4 +1,6 @@
-"""Which keys of a Hugging Face reward model can be kept, and what its attention sees."""
+"""Which keys of a Hugging Face model can be kept, how they are handed to it, what it sees."""
+
+from typing import Any
 
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -37,6 +39,14 @@ def rescales_positions(model: PreTrainedModel) -> bool:
     kinds = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
     types = [str(kind.get("rope_type")) for kind in kinds]
     return any("dynamic" in rope_type or rope_type == "longrope" for rope_type in types)
+
+
+def cache_argument(model: PreTrainedModel, cache: Any) -> dict[str, Any]:
+    """Kept keys and values, by the name that the forward pass of this model has for them.
+
+    From transformers 5.24 on it is `cache`; the former name warns there and goes away in 5.40.
+    """
+    return {"cache" if accepts(model, "cache") else "past_key_values": cache}
 
 
 def shared_columns(

@@ -1,0 +1,176 @@
+"""The tokens that all rows of a batch begin with, read once for all of them.
+
+Prompts of one chat model begin with the same system message, and responses to one prompt with that
+prompt. A causal model has the same keys and values there in every row, so one row is enough; the
+others attend to them. Gradients go through them and add up, as they do over rows.
+"""
+
+import warnings
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from tokencredit.errors import TokenCreditWarning
+from tokencredit.models.hf_architecture import accepts, reads_both_ways, text_positions
+from tokencredit.models.hf_attention import pretrained_model
+from tokencredit.models.hf_kept_keys import attention_windows, cache_argument, rescales_positions
+from tokencredit.models.hf_passes import ordinary_ids
+from tokencredit.models.hf_short_attention import runs_layers_again
+
+# Fewer shared tokens than this are read with their rows: the second pass has its price too.
+LEAST = 8
+# How far a state may move, as a share of the largest: by the rounding of other matrix shapes alone.
+_TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-3}
+_COARSE_TOLERANCE = 0.1
+
+_reads_beginnings: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def shared_beginning(
+    input_ids: Int[Tensor, "batch sequence"],
+    attention_mask: Int[Tensor, "batch sequence"],
+    *,
+    kept: int,
+) -> int:
+    """How many tokens all rows begin with, 0 for a single row.
+
+    Args:
+        input_ids: each row's tokens in one piece, padded on the left, or on both sides.
+        attention_mask: 1 on real tokens.
+        kept: columns at the right end that no beginning may reach into.
+
+    >>> ids = torch.tensor([[0, 5, 6, 7, 8], [5, 6, 7, 9, 8]])
+    >>> mask = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
+    >>> shared_beginning(ids, mask, kept=1), shared_beginning(ids, mask, kept=3)
+    (3, 1)
+    """
+    if len(input_ids) < 2:
+        return 0
+    starts = attention_mask.argmax(-1)
+    longest = input_ids.shape[1] - kept - int(starts.max())
+    columns = starts[:, None] + torch.arange(max(longest, 0), device=input_ids.device)
+    beginnings = input_ids.gather(1, columns)
+    same = (beginnings == beginnings[:1]) & attention_mask.gather(1, columns).bool()
+    return int(same.all(0).long().cumprod(0).sum())
+
+
+def pass_arguments(
+    model: nn.Module,
+    input_ids: Int[Tensor, "batch sequence"],
+    attention_mask: Int[Tensor, "batch sequence"],
+    *,
+    columns: int,
+    once: bool = True,
+) -> dict[str, Any]:
+    """Arguments for a forward pass that is asked about the last columns alone.
+
+    What all rows begin with is read here, once, where the model gives the same states that way:
+    the pass is then of what comes after it.
+
+    Args:
+        model: a Hugging Face model, also inside a PEFT wrapper, that masks later tokens.
+        input_ids: padded on the left, or on both sides.
+        attention_mask: 1 on real tokens.
+        columns: how many of the last columns are asked about.
+        once: False reads every row whole.
+    """
+    length = shared_beginning(input_ids, attention_mask, kept=columns) if once else 0
+    if length >= LEAST and _may_begin_once(model, input_ids.shape[1]):
+        return _after_beginning(pretrained_model(model), input_ids, attention_mask, length)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "position_ids": text_positions(attention_mask),
+        "use_cache": False,
+    }
+
+
+def _after_beginning(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, length: int
+) -> dict[str, Any]:
+    """Arguments for the rest of each row, with the keys and values of what they begin with."""
+    batch, sequence = input_ids.shape
+    starts = attention_mask.argmax(-1, keepdim=True)
+    # One layer's keys grow by the row's own: no layer of this cache cuts them to a window.
+    cache = DynamicCache()
+    first = int(starts[0])
+    model.base_model(
+        input_ids=input_ids[:1, first : first + length],
+        use_cache=True,
+        **cache_argument(model.base_model, cache),
+    )
+    cache.batch_repeat_interleave(batch)
+    # The rows without their beginnings: padding on the left moves right by that length.
+    columns = torch.arange(length, sequence, device=input_ids.device)
+    moved = (columns - length < starts).expand(batch, -1)
+    ids = input_ids[:, length:]
+    rest = attention_mask[:, length:].masked_fill(moved, 0)
+    positions = (rest.cumsum(-1) - 1 + length).clamp(min=0)
+    seen = torch.cat([rest.new_ones(batch, length), rest], dim=-1)
+    return {
+        "input_ids": ids,
+        "attention_mask": seen,
+        "position_ids": positions,
+        "use_cache": True,
+        **cache_argument(model, cache),
+    }
+
+
+def _may_begin_once(model: nn.Module, sequence: int) -> bool:
+    """Whether keys of a beginning can be handed to a model, for rows of this length."""
+    pretrained = pretrained_model(model)
+    if runs_layers_again(pretrained):
+        return False  # such a layer takes no cache
+    if reads_both_ways(pretrained) or rescales_positions(pretrained):
+        return False
+    if not any(accepts(pretrained, name) for name in ("cache", "past_key_values")):
+        return False
+    windows = attention_windows(pretrained)
+    if windows is None or any(w is not None and w < sequence for w in windows.values()):
+        return False  # padding would stand between the beginning and the rest, inside the window
+    if pretrained not in _reads_beginnings:
+        _reads_beginnings[pretrained] = _gives_the_same(pretrained)
+    return _reads_beginnings[pretrained]
+
+
+@torch.no_grad()
+def _gives_the_same(model: PreTrainedModel) -> bool:
+    """Whether two short rows have the same states when their beginning is read once.
+
+    Warns, that once, where they have not, or where the model does not take such a pass.
+    """
+    device = next(model.parameters()).device
+    found = ordinary_ids(model)
+    half = len(found) // 2
+    # The second row is shorter, so that there is padding after the beginning.
+    other = [0] * (half // 2) + found[:half] + found[half:][::-1][: len(found) - half - half // 2]
+    ids = torch.tensor([found, other], device=device)
+    mask = torch.ones_like(ids)
+    mask[1, : half // 2] = 0
+    last = len(found) - half - half // 2
+    whole = {"input_ids": ids, "attention_mask": mask, "position_ids": text_positions(mask)}
+    try:
+        apart = model.base_model(**whole, use_cache=False).last_hidden_state[:, -last:]
+        arguments = _after_beginning(model, ids, mask, half)
+        together = model.base_model(**arguments).last_hidden_state[:, -last:]
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        difference = f"does not take keys of a beginning ({type(error).__name__}: {error})"
+    else:
+        error_size = float((apart - together).abs().max())
+        scale = float(apart.abs().max())
+        if error_size <= _TOLERANCES.get(apart.dtype, _COARSE_TOLERANCE) * scale:
+            return True
+        difference = (
+            f"gives other states after keys of a beginning (by {error_size:.3g} of {scale:.3g})"
+        )
+    warnings.warn(
+        f"{type(model).__name__} {difference}: what prompts begin with is read again in every row, "
+        "which takes longer",
+        TokenCreditWarning,
+        stacklevel=2,
+    )
+    return False
