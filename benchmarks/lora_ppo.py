@@ -2,9 +2,10 @@
 
     python benchmarks/lora_ppo.py --policy FOLDER --reward-model FOLDER --prompts FILE.jsonl
 
-Runs of `train-policy` in one process, a step each in turn, in processor time, so that other work on
-the machine hits all alike; medians over the steps after the first. Each run has what the ones before
-it have, and one thing more. Their losses are compared at every step.
+Runs of `train-policy` in one process, a step each in turn, in processor time, so that other work
+on the machine hits all alike; medians over the steps after the first. Each run has what the ones
+before it have, and one thing more. Rounding weights once must not change a loss at all; the other
+things change the rounding of every number, and so which tokens are drawn.
 """
 
 import argparse

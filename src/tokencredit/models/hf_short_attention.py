@@ -1,7 +1,7 @@
 """Attention of short rows in half precision on the CPU.
 
-PyTorch's fused attention is made for long rows. In bfloat16 on the CPU its backward pass takes
-several times what plain matrix products take, up to about 300 tokens (`benchmarks/attention.py`).
+PyTorch's fused attention is made for long rows. In bfloat16 on the CPU it takes longer than plain
+matrix products up to about 256 tokens, most of it in its backward pass (`benchmarks/attention.py`).
 """
 
 from collections.abc import Iterator
