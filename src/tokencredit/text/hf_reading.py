@@ -159,8 +159,8 @@ class Reading:
             ended: whether the responses ended, or which of them; the others were cut off and are
                 read as they stand, without what closes a response.
             max_length: of a row, in tokens.
-            empty: whether a response without characters is an error or a row without response
-                tokens.
+            empty: whether a response without characters is an error, or a row without response
+                tokens but for the end of sequence of `append_eos`.
             device: to put the tensors on.
 
         Raises:
@@ -438,11 +438,16 @@ class Reading:
 
     def _frame(self, prompt: Prompt, ended: bool, *, as_it_is: bool) -> CutText:
         """What stands before and after an answer, whatever it says."""
-        if not as_it_is:
-            return self._cut([prompt], [""], [ended])[0]
-        # The ids of the prompt are there already, and what closes an answer hangs on no prompt.
-        reading = self if prompt else replace(self, template="plain")
-        return reading._cut(["x"], [""], [ended])[0]
+        # The ids of a prompt as it is are there already, and what closes an answer hangs on none.
+        reading = replace(self, template="plain") if as_it_is and not prompt else self
+        asked = "x" if as_it_is else prompt
+        # What closes an answer is that of one with text: after none it may be one token with what
+        # precedes.
+        opened, closed = reading._cut([asked] * 2, ["", "x"], [False, ended])
+        after_text = (len("x"), len("x"))
+        spans = zip(closed.response, closed.spans, strict=True)
+        closing = [id_ for id_, span in spans if span == after_text]
+        return CutText(opened.prompt, closing, closed.tail, [])
 
     def _in_chat(self, prompt: Prompt) -> bool:
         """Whether a prompt stands in the marks of the chat template, or is to be put there."""
