@@ -21,7 +21,7 @@ from tokencredit.errors import ConfigError, DataError
 from tokencredit.masking import last_true_index
 from tokencredit.models.hf_architecture import is_causal
 from tokencredit.models.hf_ends import turn_end_ids
-from tokencredit.models.hf_loading import pad_token_id
+from tokencredit.models.hf_loading import model_description, pad_token_id
 from tokencredit.text.hf_encoding import (
     CutText,
     EncodedResponses,
@@ -567,18 +567,24 @@ def reading_of(
     )
 
 
-def written_by(tokenizer: PreTrainedTokenizerBase, *, extra: Sequence[str] = ()) -> Reading:
+def written_by(
+    tokenizer: PreTrainedTokenizerBase, policy: Any = None, *, extra: Sequence[str] = ()
+) -> Reading:
     """The reading of a model that only writes: its tokenizer, and what ends its turns.
 
     Args:
         tokenizer: of the ids that it writes.
-        extra: tokens that end a turn, besides those that the tokenizer declares.
+        policy: what writes, whose files name ends too: a model, its folder or Hub id; None asks the
+            tokenizer alone.
+        extra: tokens that end a turn, besides those that both declare.
 
     Raises:
         ConfigError: one of `extra` is no token.
+        ModelError: the policy is not there.
     """
     template: Literal["plain", "chat"] = "plain" if tokenizer.chat_template is None else "chat"
-    return Reading(tokenizer, template, turn_ends=turn_end_ids(tokenizer, extra=extra))
+    model = model_description(policy) if isinstance(policy, str | Path) else policy
+    return Reading(tokenizer, template, turn_ends=turn_end_ids(tokenizer, model, extra=extra))
 
 
 def remember_reading(
