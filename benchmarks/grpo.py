@@ -72,7 +72,9 @@ def trainer_of(side: str, models: Path, options: argparse.Namespace) -> GRPOTrai
     if side == "trl":
         trainer = GRPOTrainer(policy, reward_funcs=reward_model, **shared)
     else:
-        rewards = reward_model_token_rewards(reward_model, tokenizer, credit=options.credit)
+        rewards = reward_model_token_rewards(
+            reward_model, tokenizer, credit=options.credit, policy=policy
+        )
         trainer = TokenCreditGRPOTrainer(
             policy, token_rewards=rewards, estimator=options.estimator, **shared
         )

@@ -53,7 +53,7 @@ if options.lora_rank:
 trainer = TokenCreditGRPOTrainer(
     options.policy,
     token_rewards=reward_model_token_rewards(
-        options.reward_model, tokenizer, credit=options.credit
+        options.reward_model, tokenizer, credit=options.credit, policy=options.policy
     ),
     estimator=options.estimator,
     train_dataset=load_dataset("json", data_files=options.prompts, split="train"),

@@ -165,6 +165,7 @@ def main() -> None:
         for _ in track(range(arguments.kills), "kill"):
             child, phase = child_of(config)
             time.sleep(draw.uniform(0.0, arguments.longest))
+            at = PHASES[phase.value]  # after SIGTERM a run goes on to the end of its step
             os.kill(child.pid, number)
             child.join()
             if child.exitcode not in expected:
@@ -172,7 +173,7 @@ def main() -> None:
                     f"the run ended by itself (exit code {child.exitcode}) before the kills: give "
                     "more --steps or fewer --kills"
                 )
-            hit[PHASES[phase.value]] += 1
+            hit[at] += 1
             done = len(rows_of(folder / "killed"))
             kept = max(checkpoints_in(folder / "killed"), default=0)
             lost = max(lost, done - kept)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from ending_models import write_models as write_ending_models
 from tiny_policy import PROMPTS, write_models
 from tiny_tokenizers import CHAT_TEMPLATE, byte_level
 from torch import Tensor
@@ -22,15 +23,23 @@ from tokencredit.engines.hf_token_rewards import reward_model_token_rewards
 from tokencredit.engines.trl_grpo import TokenCreditGRPOTrainer
 from tokencredit.errors import ConfigError, NumericError, ShapeError
 from tokencredit.policy.methods import ESTIMATOR_NAMES, named_advantages
+from tokencredit.scorers.texts import loaded_reward_model
 
 LOSS_TYPES = ("dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "vespo", "luspo")
 DATASET = Dataset.from_dict({"prompt": list(PROMPTS)})
+ASKED_CHAT = [{"role": "user", "content": "rate this film"}]
 TOOL = -77.0
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def ending(tmp_path_factory):
+    """A policy of chats that declares its ends in three places."""
+    return write_ending_models(tmp_path_factory.mktemp("ending"))
 
 
 def settings(folder: Any, **changes: Any) -> GRPOConfig:
@@ -382,3 +391,49 @@ def test_answers_that_cannot_be_used(answer, error, message, models, tmp_path):
 def test_settings_that_cannot_be(changes, message, models, tmp_path):
     with pytest.raises(ConfigError, match=message):
         trainer_of(models, tmp_path, **changes)
+
+
+ANSWERED = " good"
+
+
+def read_as(models, reward, *, ended):
+    """The reward model's own score of a question and its answer, rendered by its own template."""
+    model, reading = loaded_reward_model(str(models / reward))
+    batch = reading.encoded([ASKED_CHAT], [ANSWERED], ended=ended)
+    return model(input_ids=batch.batch.input_ids, attention_mask=batch.attention_mask).logits.item()
+
+
+@pytest.mark.parametrize("end", ["<eos>", "<eot>", "<end>", "<unk>", None])
+@pytest.mark.parametrize("reward", ["reward", "other-tokens"])
+def test_every_end_that_the_policy_declares_closes_a_completion(ending, reward, end):
+    """<eos> is the tokenizer's, <eot> the template's, <end> of the files, <unk> of the setting."""
+    tokenizer = AutoTokenizer.from_pretrained(ending / "policy")
+    pay = reward_model_token_rewards(
+        str(ending / reward),
+        tokenizer,
+        credit="terminal",
+        policy=str(ending / "policy"),
+        turn_ends=["<unk>"],
+    )
+    said = tokenizer(ANSWERED, add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([said if end is None else [*said, tokenizer.convert_tokens_to_ids(end)]])
+    prompt = torch.tensor([[5]])
+    paid = pay(prompt, torch.ones_like(prompt), ids, torch.ones_like(ids), prompts=[ASKED_CHAT])
+    scores = [read_as(ending, reward, ended=ended) for ended in (True, False)]
+    assert abs(scores[0] - scores[1]) > 0.01
+    assert paid.sum().item() == pytest.approx(scores[end is None], abs=1e-4)
+
+
+def test_token_rewards_that_know_too_few_ends(ending, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(ending / "policy")
+    options = {
+        "args": settings(tmp_path),
+        "train_dataset": DATASET,
+        "processing_class": tokenizer,
+    }
+    few = reward_model_token_rewards(str(ending / "reward"), tokenizer)
+    with pytest.raises(ConfigError, match=r"also ends its completions with \['<end>'\].*policy="):
+        TokenCreditGRPOTrainer(str(ending / "policy"), token_rewards=few, **options)
+    model = AutoModelForCausalLM.from_pretrained(ending / "policy")
+    all_of_them = reward_model_token_rewards(str(ending / "reward"), tokenizer, policy=model)
+    TokenCreditGRPOTrainer(str(ending / "policy"), token_rewards=all_of_them, **options)

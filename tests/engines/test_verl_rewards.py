@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from ending_models import write_models
 from tiny_tokenizers import CHAT_TEMPLATE, byte_level
 
 pytest.importorskip("verl", reason="verl is installed by make test-engines alone")
@@ -18,6 +19,7 @@ from verl_rollouts import ROWS, colocated, logit, rollout, unpadded, worker_of
 from tokencredit.engines.hf_token_rewards import reward_model_token_rewards
 from tokencredit.engines.verl_responses import placed_scores
 from tokencredit.errors import DataError, NumericError
+from tokencredit.scorers.texts import loaded_reward_model
 
 CREDITS = ("terminal", "uniform", "attention", "prefix-difference")
 
@@ -179,3 +181,37 @@ def test_a_score_that_is_no_number_stops(verl_config):
     worker.reward_manager.token_rewards = lambda p, pm, ids, mask: ids * math.nan
     with pytest.raises(NumericError, match="NaN or infinite"):
         asyncio.run(worker.compute_score(rollout(worker.input_tokenizer)[:1]))
+
+
+@pytest.mark.parametrize("end", ["<eos>", "<eot>", "<end>", "<unk>", None])
+def test_every_end_that_the_policy_declares_closes_a_response(
+    end, verl_config, tmp_path, monkeypatch
+):
+    folder = write_models(tmp_path)
+    verl_config.actor_rollout_ref.model.path = str(folder / "policy")
+    verl_config.actor_rollout_ref.model.tokenizer_path = str(folder / "policy")
+    worker = worker_of(
+        verl_config,
+        reward_model=str(folder / "reward"),
+        credit="terminal",
+        turn_ends=["<unk>"],
+    )
+    tokenizer = worker.input_tokenizer
+    data = rollout(tokenizer)[1:2]
+    said = tokenizer(" good", add_special_tokens=False)["input_ids"]
+    ids = said if end is None else [*said, tokenizer.convert_tokens_to_ids(end)]
+    width = data.batch["prompts"].shape[1]
+    data.batch["responses"][0, : len(ids)] = torch.tensor(ids)
+    data.batch["attention_mask"][0, width:] = 0
+    data.batch["attention_mask"][0, width : width + len(ids)] = 1
+    paid = colocated(worker, data, monkeypatch).batch["rm_scores"].sum().item()
+    model, reading = loaded_reward_model(str(folder / "reward"))
+    messages = list(data.non_tensor_batch["raw_prompt"][0])
+    scores = []
+    for ended in (True, False):
+        read = reading.encoded([messages], [" good"], ended=ended)
+        scores.append(
+            model(input_ids=read.batch.input_ids, attention_mask=read.attention_mask).logits.item()
+        )
+    assert abs(scores[0] - scores[1]) > 0.01
+    assert paid == pytest.approx(scores[end is None], abs=1e-4)

@@ -256,5 +256,11 @@ def test_alpaca_and_openrlhf_answers(tmp_path):
 
 def test_texts_and_conversations_in_one_file_of_prompts(tmp_path):
     path = rows(tmp_path, {"prompt": "Q"}, {"prompt": [user("Q")]})
-    with pytest.raises(DataError, match="row 2 is a conversation, and row 1 a text"):
-        load_prompts(path, left_out=[])
+    with pytest.raises(DataError, match="row 2 is a conversation, as 1 of 2 prompts are"):
+        load_prompts(path, left_out=[])  # which of both is the bad one, nobody can say
+    path = rows(tmp_path, {"prompt": [user("Q")]}, {"prompt": "Q"}, {"prompt": "R"})
+    left_out = []
+    assert load_prompts(path, left_out=left_out) == ["Q", "R"]
+    assert [one.row for one in left_out] == [1]
+    with pytest.raises(DataError, match="row 1 is a conversation, as 1 of 3 prompts are"):
+        load_prompts(path)

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import json
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,10 +27,12 @@ from tokencredit.errors import (
     TokenCreditWarning,
 )
 from tokencredit.models.hf_vocabularies import shares_vocabulary, vocabulary_fingerprint
+from tokencredit.recipes.serving.served_model import ServedModel
 from tokencredit.scorers.segment_ends import SegmentEndSettings
 from tokencredit.scorers.served import served_reward_model
 from tokencredit.scorers.token_scores import score_for_policy, served_token_scorer
 from tokencredit.scorers.trained_reading import remember_score_positions
+from tokencredit.server import client
 from tokencredit.server.client import RewardServer, about
 from tokencredit.text.hf_encoding import encode_responses
 from tokencredit.text.hf_reading import ReadingSettings
@@ -288,3 +291,30 @@ def test_a_client_needs_nothing_of_the_extra():
     assert "tokencredit.text.alignment" in seen
     tops = {name.split(".")[0] for name in seen}
     assert not tops & {"fastapi", "pydantic", "starlette", "uvicorn", "prometheus_client"}
+
+
+@pytest.mark.parametrize("tokenizer", ["its own ids", "bytes"])
+def test_many_responses_go_in_requests_and_passes_of_bounded_size(tokenizer, monkeypatch):
+    served, batch = served_by(TOKENIZERS[tokenizer]), generated()
+    many = batch[torch.arange(len(batch)).repeat(7)]
+    requests, passes = [], []
+    sent, scored = client.exchanged, ServedModel.scores
+
+    def counted(address, method, path, headers, body, **keywords):
+        if path == "/score":
+            asked = json.loads(body)
+            requests.append(len(asked.get("ids") or asked["texts"]))
+        return sent(address, method, path, headers, body, **keywords)
+
+    def recorded(self, rows):
+        passes.append(len(rows) * max(row.length for row in rows))
+        return scored(self, rows)
+
+    monkeypatch.setattr(client, "exchanged", counted)
+    monkeypatch.setattr(ServedModel, "scores", recorded)  # which the application asks for at once
+    with at_address(served, queue_size=4, max_batch_tokens=128) as server:
+        found = served_reward_model(server, written_by(POLICY))(many)
+    assert sum(requests) == len(many)
+    assert max(requests) == 4
+    assert 64 < max(passes) <= 128
+    assert_same(found, local_scorer(served.model, served.tokenizer, POLICY)(many))

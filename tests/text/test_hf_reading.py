@@ -29,6 +29,10 @@ THINKS = (
     "{{ said if m['role'] == 'assistant' else m['content'] }}"
     "<eos>\n{% endfor %}{% if add_generation_prompt %}<bos>assistant\n{% endif %}"
 )
+TEXT_MARKS = (
+    "{% for m in messages %}### {{ m['role'] }}:\n{{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}### assistant:\n{% endif %}"
+)
 
 
 def chat(template=CHAT_TEMPLATE):
@@ -103,6 +107,47 @@ def test_nothing_that_a_policy_writes_is_an_error():
         for answer in ("", " ", "\n\n", "<think>", "</think>", "<eos>", "{{ x }}", "\ue000", "�"):
             for ended in (True, False):
                 reading.encoded([ASK], [answer], ended=ended, empty="keep")
+
+
+def text_marks():
+    """A template of mere text, whose opening and closing are one token where nothing is between."""
+    tokenizer = byte_level(texts=["a\n\n", "\n\n"] * 30, chat_template=TEXT_MARKS)
+    assert len(tokenizer("\n\n")["input_ids"]) == 1
+    return Reading(tokenizer, "chat")
+
+
+EMPTY = {
+    "plain": lambda: Reading(byte_level()),
+    "plain, closed": lambda: Reading(byte_level(), append_eos=True),
+    "chat": chat,
+    "chat without special tokens": text_marks,
+    "pair": lambda: Reading(wordpiece(), "pair"),
+}
+
+
+@pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.parametrize("name", EMPTY)
+def test_what_closes_an_empty_response_is_no_token_of_it(name, ended):
+    reading = EMPTY[name]()
+    for prompt in ("rate", ASK) if reading.template == "chat" else ("rate",):
+        empty = reading.encoded([prompt], [""], ended=ended, empty="keep")
+        closed = name == "plain, closed" and ended
+        assert answer_of(reading, empty) == ("<eos>" if closed else "")
+        assert empty.response_spans == ([[(0, 0)]] if closed else [[]])
+        whole = reading.encoded([prompt], ["good"], ended=ended)
+        without = text_of(reading, whole).replace("good ", "").replace("good", "")
+        assert text_of(reading, empty) == without
+
+
+def test_a_written_response_stands_in_marks_of_text():
+    reading = text_marks()
+    batch = ResponseBatch.of_rows([[5]] * 2, [[70, 2], [70, 71]], pad_token_id=0)
+    rows = reading.written_rows(batch, [ASK, ASK], torch.tensor([True, False]))
+    said = reading.tokenizer.decode([70])
+    before = "### user:\nrate this film\n### assistant:\n"
+    ids = [row[real] for row, real in zip(rows.batch.input_ids, rows.attention_mask, strict=True)]
+    assert reading.tokenizer.decode(ids[0]) == f"{before}{said}\n"
+    assert reading.tokenizer.decode(ids[1]) == before + reading.tokenizer.decode([70, 71])
 
 
 def test_a_conversation_that_ends_with_the_assistant_is_gone_on_with():

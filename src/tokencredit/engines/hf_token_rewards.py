@@ -1,6 +1,7 @@
 """A reward model and the name of a credit as the callable that adapters take."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -12,6 +13,7 @@ from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.batch import Prompt, ResponseBatch
 from tokencredit.credit.methods import CreditSettings
 from tokencredit.scorers.local import LocalScorer
+from tokencredit.scorers.rewards import Rewards
 from tokencredit.scorers.sources import RewardSource, is_local, loaded_rewards, required_sources
 from tokencredit.scorers.texts import loaded_reward_model
 from tokencredit.text.hf_reading import ReadingSettings, reading_of, written_by
@@ -49,7 +51,9 @@ def reward_model_token_rewards(
     micro_batch_size: int | None = None,
     reading: ReadingSettings | None = None,
     dtype: str = "float32",
-) -> TokenRewards:
+    policy: Any = None,
+    turn_ends: Sequence[str] = (),
+) -> "ModelTokenRewards":
     """Token rewards from a reward model, by any credit method that does not read the policy.
 
     A reward model with another tokenizer than the policy's reads the text instead of the ids, and
@@ -68,6 +72,9 @@ def reward_model_token_rewards(
         micro_batch_size: completions per forward pass; None for all at once.
         reading: how the reward model reads texts; None leaves that to the model.
         dtype: of the weights, for a folder or id.
+        policy: that writes the completions, whose files name what ends them too: a model, its
+            folder or Hub id; None asks its tokenizer alone.
+        turn_ends: more tokens that end a completion, as texts. One that ended is read closed.
 
     Returns:
         The callable. It also takes the prompts, to render those that are messages.
@@ -96,31 +103,51 @@ def reward_model_token_rewards(
         settings,
         segments or SegmentSettings(),
         combine or CombinationSettings(),
-        written_by(policy_tokenizer),
+        written_by(policy_tokenizer, policy, extra=turn_ends),
         known=known,
         reading=reading,
         micro_batch_size=micro_batch_size,
         loading={"dtype": dtype},
     )
+    return ModelTokenRewards(rewards)
 
-    # A model that joins texts is given the prompt's ids, as the policy's template wrote them.
-    local = [one.scorer for one in rewards.sources if isinstance(one.scorer, LocalScorer)]
-    renders = all(scorer.reading.template != "plain" for scorer in local)
+
+@dataclass(frozen=True)
+class ModelTokenRewards:
+    """`TokenRewards` of loaded sources.
+
+    Attributes:
+        rewards: the sources with their credit.
+    """
+
+    rewards: Rewards
+
+    @property
+    def turn_ends(self) -> tuple[int, ...]:
+        """The ids after which a completion is read as ended."""
+        return self.rewards.credited.writer.turn_ends
 
     @torch.no_grad()
-    def token_rewards(
+    def __call__(
+        self,
         prompt_ids: Int[Tensor, "batch prompt"],
         prompt_mask: Int[Tensor, "batch prompt"],
         completion_ids: Int[Tensor, "batch time"],
         completion_mask: Int[Tensor, "batch time"],
         prompts: Sequence[Prompt] | None = None,
     ) -> Float[Tensor, "batch time"]:
+        """Token rewards in nats."""
         batch = ResponseBatch(
             prompt_ids, prompt_mask.bool(), completion_ids, completion_mask.bool()
         )
-        for module in rewards.modules:
+        for module in self.rewards.modules:
             module.to(prompt_ids.device)
+        # A model that joins texts is given the prompt's ids, as the policy's template wrote them.
+        scorers = [one.scorer for one in self.rewards.sources]
+        renders = all(
+            scorer.reading.template != "plain"
+            for scorer in scorers
+            if isinstance(scorer, LocalScorer)
+        )
         chats = prompts if prompts and renders and not isinstance(prompts[0], str) else None
-        return rewards(batch, chats)
-
-    return token_rewards
+        return self.rewards(batch, chats)

@@ -20,6 +20,7 @@ from tokencredit.engines.versions import require_version
 from tokencredit.errors import ConfigError, NumericError, ShapeError
 from tokencredit.evaluation.credit_shape import credit_entropy, last_token_share
 from tokencredit.masking import masked_mean, masked_row_mean, masked_var
+from tokencredit.models.hf_ends import turn_end_ids
 from tokencredit.policy.methods import named_advantages, require_estimator
 
 require_version("trl", at_least="1.16", below="1.17", extra="trl")
@@ -50,7 +51,8 @@ class TokenCreditGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         **kwargs: everything else that GRPOTrainer takes.
 
     Raises:
-        ConfigError: no estimator has this name, or a setting acts on TRL's advantages alone.
+        ConfigError: no estimator has this name, a setting acts on TRL's advantages alone, or the
+            token rewards do not know all tokens that end a completion of the policy.
 
     What is logged besides: `token_credit/reward_mean` and `/reward_std` over tokens,
     `/last_token_share` (of the absolute rewards of a completion) and `/entropy` of those shares.
@@ -90,6 +92,22 @@ class TokenCreditGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             reward_processing_classes=[None, *processing] if processing else None,
             **kwargs,
         )
+        self._require_known_ends()
+
+    def _require_known_ends(self) -> None:
+        """Raise ConfigError where completions that ended would be read as cut off."""
+        known = getattr(self.token_rewards, "turn_ends", None)
+        if known is None:  # it reads no text, or is not ours
+            return
+        model = self.accelerator.unwrap_model(self.model)
+        unknown = [id_ for id_ in turn_end_ids(self._tokenizer, model) if id_ not in known]
+        if unknown:
+            raise ConfigError(
+                "the policy also ends its completions with "
+                f"{self._tokenizer.convert_ids_to_tokens(unknown)}, which token_rewards would read "
+                "as cut off; expected token rewards that know it: "
+                "reward_model_token_rewards(..., policy=...) with the policy's name"
+            )
 
     def _generate(self, prompts: list[Any]) -> Any:
         generated = super()._generate(prompts)

@@ -34,11 +34,13 @@ from tokencredit.engines.verl_settings import (
 from tokencredit.engines.versions import require_version
 from tokencredit.errors import NumericError
 from tokencredit.evaluation.credit_shape import credit_entropy, last_token_share
+from tokencredit.models.hf_loading import model_description
 from tokencredit.scorers.sources import required_sources
 
 require_version("verl", at_least="0.9.1", below="0.10", extra="verl")
 from verl import DataProto  # noqa: E402
 from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager  # noqa: E402
+from verl.utils.fs import copy_to_local  # noqa: E402
 
 __all__ = ["VERL_ESTIMATORS", "TokenCreditRewardManager", "no_outcome"]
 
@@ -64,7 +66,7 @@ class TokenCreditRewardManager(NaiveRewardManager):  # type: ignore[misc]
 
     Raises:
         ConfigError: a setting is unknown or contradicts another.
-        ModelError: the reward model cannot be loaded.
+        ModelError: the reward model cannot be loaded, or the policy's configuration is not there.
     """
 
     def __init__(
@@ -80,7 +82,11 @@ class TokenCreditRewardManager(NaiveRewardManager):  # type: ignore[misc]
         )
         require_token_path(config)
         self.settings = reward_settings(config.reward.get("reward_kwargs") or {})
-        self.token_rewards = _loaded(self.settings, tokenizer)
+        policy = config.actor_rollout_ref.model
+        described = model_description(
+            copy_to_local(policy.path), trust_remote_code=policy.get("trust_remote_code", False)
+        )
+        self.token_rewards = _loaded(self.settings, tokenizer, described)
         self._waiting: list[tuple[PolicyResponse, asyncio.Future[Tensor]]] = []
         self._scoring: asyncio.Task[None] | None = None
 
@@ -155,8 +161,8 @@ class TokenCreditRewardManager(NaiveRewardManager):  # type: ignore[misc]
         return scores.float().cpu()
 
 
-def _loaded(settings: RewardSettings, tokenizer: Any) -> TokenRewards:
-    """The rewards as a callable."""
+def _loaded(settings: RewardSettings, tokenizer: Any, policy: Any) -> TokenRewards:
+    """The rewards as a callable, that knows all that ends a response of the policy."""
     sources = required_sources(settings.reward_model, settings.rewards, combine=settings.combine)
     return reward_model_token_rewards(
         sources,
@@ -166,6 +172,8 @@ def _loaded(settings: RewardSettings, tokenizer: Any) -> TokenRewards:
         combine=settings.combine,
         reading=settings.reading,
         dtype=settings.dtype,
+        policy=policy,
+        turn_ends=settings.turn_ends,
     )
 
 

@@ -32,6 +32,8 @@ class RewardSettings:
         dtype: of the reward model's weights.
         device: where it lies; "auto" is the GPU if the process sees one.
         micro_batch_size: responses per forward pass.
+        turn_ends: a list of tokens that end a response, besides those that the policy's tokenizer
+            and files declare.
         outcome_weight: of verl's own score (the custom reward function, or verl's rules for the
             data source), paid on the last token besides; 0 does not ask for it.
     """
@@ -45,6 +47,7 @@ class RewardSettings:
     dtype: str = "float32"
     device: str = "auto"
     micro_batch_size: int = 16
+    turn_ends: tuple[str, ...] = ()
     outcome_weight: float = 0.0
 
 
@@ -112,11 +115,17 @@ def _group(name: str, value: Any, kind: type[Any]) -> Any:
 
 
 def _of_its_type(name: str, value: Any, known: Mapping[str, Field[Any]]) -> Any:
-    """A value of the type that its setting has: text, a whole number, a number, or a group."""
+    """A value of the type that its setting has: text, a number, a list of texts, or a group."""
     if name == "rewards":
         return tuple(_group(f"rewards.{at}", one, RewardSource) for at, one in enumerate(value))
     if name in _GROUPS:
         return _group(name, value, _GROUPS[name])
+    if name == "turn_ends":
+        if isinstance(value, str) or not all(isinstance(one, str) for one in value):
+            raise ConfigError(
+                f"reward.reward_kwargs.turn_ends is {value!r}; expected a list of tokens as texts"
+            )
+        return tuple(value)
     default = known[name].default
     wanted = str if default is MISSING or default is None else type(default)
     if wanted is float and type(value) is int:

@@ -3,8 +3,9 @@
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import transformers
 from transformers import (
     AutoConfig,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -78,6 +80,30 @@ def load_config(name_or_path: str | Path, *, trust_remote_code: bool = False) ->
     if adapter is not None:
         return load_config(adapter.base_model_name_or_path, trust_remote_code=trust_remote_code)
     return _own_config(place, trust_remote_code=trust_remote_code)
+
+
+def model_description(name_or_path: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """What the files of a model say of it, without its weights: `config`, `generation_config`.
+
+    The second is None where there is no such file. What the folder of an adapter alone does not
+    say, its base does.
+
+    Raises:
+        ModelError: there is no configuration that can be read.
+    """
+    place = found_place(name_or_path, what="model")
+    adapter = adapter_config(place)
+    if adapter is None:
+        found = _own_config(place, trust_remote_code=trust_remote_code)
+        found = SimpleNamespace(config=found, generation_config=None)
+    else:
+        base = adapter.base_model_name_or_path
+        found = model_description(base, trust_remote_code=trust_remote_code)
+    with suppress(OSError):
+        found.generation_config = GenerationConfig.from_pretrained(
+            place.name, local_files_only=place.local_only
+        )
+    return found
 
 
 def _own_config(place: Place, *, trust_remote_code: bool) -> Any:

@@ -12,7 +12,13 @@ from pathlib import Path
 from tokencredit.batch import Prompt
 from tokencredit.errors import DataError
 from tokencredit.preference.cells import Row, label_cell, number_cell, strength_cell, text_cell
-from tokencredit.preference.hf_rows import DatasetSettings, LeftOut, dataset_rows, made_rows
+from tokencredit.preference.hf_rows import (
+    DatasetSettings,
+    LeftOut,
+    dataset_rows,
+    made_rows,
+    of_one_kind,
+)
 from tokencredit.preference.layouts import (
     CONVERSATIONS,
     judged_answer,
@@ -315,15 +321,12 @@ def load_prompts(
         return row, _prompt(row, column)
 
     rows = dataset_rows(path_or_id, split=split, limit=limit, dataset=dataset)
-    found = list(made_rows(numbered, rows, name=path_or_id, left_out=left_out))
-    kind = type(found[0][1])
-    for row, prompt in found:
-        if type(prompt) is not kind:
-            names = {str: "a text", list: "a conversation"}
-            raise DataError(
-                f"{row.place} is {names[type(prompt)]}, and row {found[0][0].number} "
-                f"{names[kind]}; expected one kind only: make each text a message of the user"
-            )
+    found = of_one_kind(
+        list(made_rows(numbered, rows, name=path_or_id, left_out=left_out)),
+        prompt=lambda one: one[1],
+        place=lambda one: (one[0].number, one[0].place),
+        left_out=left_out,
+    )
     return [prompt for _, prompt in found]
 
 

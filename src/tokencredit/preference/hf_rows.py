@@ -1,12 +1,14 @@
 """Rows of a file, a dataset folder or a Hub dataset, one after another, and those left out."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from tokencredit.batch import Prompt
 from tokencredit.errors import ConfigError, DataError
 from tokencredit.preference.cells import Row
 from tokencredit.preference.files import OPENERS, file_rows, kind_of_file
@@ -86,6 +88,46 @@ def made_rows(
         yield made
     if not good and first is not None:
         raise DataError(f"no row of {name} can be used; the first: {first}") from first
+
+
+def of_one_kind(
+    rows: Sequence[Made],
+    *,
+    prompt: Callable[[Made], Prompt],
+    place: Callable[[Made], tuple[int | None, str]],
+    left_out: list[LeftOut] | None,
+) -> list[Made]:
+    """The rows whose prompts are what most prompts are: texts, or conversations.
+
+    Args:
+        rows: of the data.
+        prompt: of a row; an empty text is of either kind.
+        place: of a row, its number if that is known, and its name for messages.
+        left_out: takes the others; None makes the first of them an error.
+
+    Raises:
+        DataError: there are some of both kinds, and `left_out` is None or as many of one as of the
+            other.
+    """
+    counts = Counter(type(prompt(row)) for row in rows if prompt(row))
+    if len(counts) < 2:
+        return list(rows)
+    (usual, most), (rare, least) = counts.most_common()
+    names = {str: "a text", list: "a conversation"}
+    kept = []
+    for row in rows:
+        if not prompt(row) or type(prompt(row)) is usual:
+            kept.append(row)
+            continue
+        number, name = place(row)
+        reason = (
+            f"{name} is {names[rare]}, as {least} of {least + most} prompts are, and the others "
+            f"are each {names[usual]}; expected one kind only: make each text a message of the user"
+        )
+        if left_out is None or least == most:
+            raise DataError(reason)
+        left_out.append(LeftOut(number, reason))
+    return kept
 
 
 def dataset_rows(

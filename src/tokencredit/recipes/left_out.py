@@ -8,14 +8,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
+from torch import nn
+
 from tokencredit.batch import Prompt
 from tokencredit.errors import DataError
+from tokencredit.models.hf_architecture import require_room
 from tokencredit.preference.hf_rows import LeftOut
 from tokencredit.recipes.run_folder import write_atomically, writing
 from tokencredit.text.hf_reading import Reading
 
 Row = TypeVar("Row")
-Encoded = TypeVar("Encoded")
+Made = TypeVar("Made")
 
 
 def tell_left_out(left_out: Sequence[LeftOut] | None, path: Path | None) -> None:
@@ -51,61 +54,101 @@ def beside(output: Path) -> Path:
     return output.with_name(f"{output.stem}.skipped.jsonl")
 
 
-def encodable(
-    encode: Callable[[list[Row]], list[Encoded]],
-    rows: list[Row],
-    left_out: list[LeftOut] | None,
-) -> list[Encoded]:
-    """What rows become, without those that cannot be encoded: a template may refuse a single one.
+def usable(
+    make: Callable[[list[Row]], list[Made]], rows: list[Row], left_out: list[LeftOut] | None
+) -> list[Made]:
+    """What rows become, without those of which nothing can be made.
 
     Args:
-        encode: from rows to as many of something; raises `DataError` where one of them is bad.
+        make: from rows to as many of something; raises `DataError` where one of them is bad.
         rows: of the data.
         left_out: takes the bad ones; None makes one an error.
 
     Raises:
-        DataError: as `encode`, where `left_out` is None or no row is good.
+        DataError: as `make`, where `left_out` is None.
     """
     try:
-        return encode(rows) if rows else []
+        return make(rows) if rows else []
     except DataError:
         if left_out is None:
             raise
-    found: list[Encoded] = []
-    faults = []
+    found: list[Made] = []
     waiting = [rows]
     while waiting:  # halves, so that one bad row among many costs little
         some = waiting.pop()
         try:
-            found += encode(some)
+            found += make(some)
         except DataError as error:
             middle = len(some) // 2
             if middle:
                 waiting += [some[middle:], some[:middle]]
             else:
-                faults.append(LeftOut(None, f"{error} (the row: {some[0]!r:.200})"))
-                if len(faults) == len(rows):
-                    raise
-    left_out += faults
+                left_out.append(LeftOut(None, f"{error} (the row: {some[0]!r:.200})"))
     return found
 
 
+def encodable(
+    encode: Callable[[list[Row]], list[Made]], rows: list[Row], left_out: list[LeftOut] | None
+) -> list[Made]:
+    """What rows become, as in `usable`: a template may refuse a single one, and none is an error.
+
+    Args:
+        encode: as `make` of `usable`.
+        rows: of the data.
+        left_out: as there.
+
+    Raises:
+        DataError: as in `usable`, or no row is good.
+    """
+    faults: list[LeftOut] | None = None if left_out is None else []
+    found = usable(encode, rows, faults)
+    require_some(found, faults)
+    if left_out is not None and faults is not None:
+        left_out += faults
+    return found
+
+
+def require_some(found: Sequence[object], left_out: Sequence[LeftOut] | None) -> None:
+    """Raise DataError if all rows were left out.
+
+    Args:
+        found: what the others became.
+        left_out: rows and reasons.
+    """
+    if not found and left_out:
+        raise DataError(f"no row can be used; the first: {left_out[0].reason}")
+
+
 def encodable_prompts(
-    prompts: list[Prompt], reading: Reading, left_out: list[LeftOut] | None, *, where: str
+    prompts: list[Prompt],
+    reading: Reading,
+    left_out: list[LeftOut] | None,
+    *,
+    where: str,
+    kept: int | None,
+    new_tokens: int,
+    readers: Sequence[nn.Module],
 ) -> list[tuple[Prompt, list[int]]]:
-    """Prompts with their token ids as the policy reads them, without those it cannot read.
+    """Prompts with their token ids as the policy reads them, without those it cannot answer.
 
     Args:
         prompts: of the data.
         reading: how the policy reads.
         left_out: takes the bad ones; None makes one an error.
         where: what the data is called, for messages.
+        kept: how many tokens of a prompt are used at most, the first ones; None uses all.
+        new_tokens: of the longest answer.
+        readers: the models that read a prompt with its answer in the policy's tokens.
 
     Raises:
-        DataError: a prompt cannot be encoded, where `left_out` is None or no prompt can.
+        DataError: a prompt cannot be encoded, or leaves no room for an answer, where `left_out` is
+            None or no prompt is good.
     """
 
     def with_ids(some: list[Prompt]) -> list[tuple[Prompt, list[int]]]:
-        return list(zip(some, reading.prompt_rows(some, where=where), strict=True))
+        rows = reading.prompt_rows(some, where=where)
+        for model in readers:
+            require_room(model, max(len(row[:kept]) for row in rows) + new_tokens)
+        return list(zip(some, rows, strict=True))
 
     return encodable(with_ids, prompts, left_out)

@@ -3,6 +3,7 @@
 import sys
 
 from tokencredit.batch import Prompt
+from tokencredit.errors import DataError
 from tokencredit.text.hf_reading import Reading, shown_example
 
 _ANSWER = "(response)"
@@ -26,5 +27,9 @@ def print_reading(
     print(f"{name}: {reading.line}", file=sys.stderr)
     if example is not None:
         prompt, response = example
-        (row,) = reading.rows([prompt], [response or _ANSWER], ended=ended)
+        try:
+            (row,) = reading.rows([prompt], [response or _ANSWER], ended=ended)
+        except DataError as error:  # the job says what becomes of such a row
+            print(f"the example cannot be read: {error}", file=sys.stderr)
+            return
         print(shown_example(reading, row), file=sys.stderr)

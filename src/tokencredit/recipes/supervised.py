@@ -31,7 +31,8 @@ from tokencredit.models.hf_loading import (
     quiet_transformers,
     require_pad_token,
 )
-from tokencredit.preference.hf_rows import DatasetSettings, LeftOut
+from tokencredit.preference.hf_rows import DatasetSettings, LeftOut, of_one_kind
+from tokencredit.recipes.left_out import encodable, usable
 from tokencredit.recipes.policy.checkpoints import checkpoints_in
 from tokencredit.recipes.run_folder import held, open_run_folder, write_atomically
 from tokencredit.recipes.settings import (
@@ -128,6 +129,7 @@ class PromptedRow(Protocol):
 
 
 Row = TypeVar("Row", bound=PromptedRow)
+Made = TypeVar("Made")
 
 
 def train_and_held_out(
@@ -151,15 +153,15 @@ def train_and_held_out(
             on.
     """
     left_out = config.dataset.collecting()
-    rows = list(load(Source(config.data, config.split, config.dataset, left_out)))
+    rows = _of_one_kind(load(Source(config.data, config.split, config.dataset, left_out)), left_out)
     apart = config.evaluation
     if apart.data is not None:
         parts = replace(config.dataset, config=None, revision=None)  # these are of `data`
         dataset = config.dataset if apart.data == config.data else parts
-        held = load(Source(apart.data, apart.split or config.split, dataset, left_out))
-        require_one_kind([row.prompt for row in (*rows, *held)])
-        return rows, list(held), left_out
-    require_one_kind([row.prompt for row in rows])
+        source = Source(apart.data, apart.split or config.split, dataset, left_out)
+        held = _of_one_kind(load(source), left_out)
+        _require_one_kind([row.prompt for row in (*rows, *held)])
+        return rows, held, left_out
     train, held_out = held_out_rows(
         [row.prompt for row in rows],
         [text(row) for row in rows],
@@ -169,13 +171,48 @@ def train_and_held_out(
     return [rows[i] for i in train], [rows[i] for i in held_out], left_out
 
 
-def require_one_kind(prompts: Sequence[Prompt]) -> None:
-    """Raise DataError if some prompts are texts and some are conversations."""
+def encoded_sides(
+    config: SupervisedConfig,
+    encode: Callable[[list[Row]], list[Made]],
+    rows: list[Row],
+    held_out: list[Row],
+    left_out: list[LeftOut] | None,
+) -> tuple[list[Made], list[Made]]:
+    """What rows to train on and rows that are held out become, without those that cannot be used.
+
+    None may stay of a share that is held out, but for data of their own that is an error.
+
+    Args:
+        config: says where they come from.
+        encode: as of `encodable`.
+        rows: to train on.
+        held_out: the others.
+        left_out: takes the bad ones; None makes one an error.
+
+    Raises:
+        DataError: a row is bad where that is an error, or no row to train on is good.
+    """
+    held = usable if config.evaluation.data is None else encodable
+    return encodable(encode, rows, left_out), held(encode, held_out, left_out)
+
+
+def _of_one_kind(rows: Sequence[Row], left_out: list[LeftOut] | None) -> list[Row]:
+    return of_one_kind(
+        rows,
+        prompt=lambda row: row.prompt,
+        place=lambda row: (None, f"the prompt {row.prompt!r:.200}"),
+        left_out=left_out,
+    )
+
+
+def _require_one_kind(prompts: Sequence[Prompt]) -> None:
+    """Raise DataError if the prompts to train on are texts and those held out are conversations."""
     kinds = {type(prompt): prompt for prompt in prompts if prompt}
     if len(kinds) > 1:
         raise DataError(
             f"some prompts are texts and some are conversations, such as {kinds[str]!r:.80} and "
-            f"{kinds[list]!r:.80}; expected one kind only: make each text a message of the user"
+            f"{kinds[list]!r:.80}; expected one kind only in data and evaluation.data: make each "
+            "text a message of the user"
         )
 
 

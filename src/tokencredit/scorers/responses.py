@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from tokencredit.batch import Prompt
 from tokencredit.errors import NumericError
 from tokencredit.models.hf_loading import (
     context_length,
@@ -29,7 +28,7 @@ from tokencredit.scorers.implicit import (
 from tokencredit.scorers.texts import loaded_reward_model
 from tokencredit.scorers.trained_reading import trained_segment_ends
 from tokencredit.text.hf_reading import Reading, ReadingSettings, reading_of
-from tokencredit.text.hf_token_rows import EncodedText, Truncation
+from tokencredit.text.hf_token_rows import EncodedText
 
 Kind = Literal["classification", "implicit"]
 
@@ -110,42 +109,27 @@ def _names_reference(name_or_path: str, trust_remote_code: bool) -> bool:
 
 
 def scored_responses(
-    scorer: ResponseScorer,
-    prompts: Sequence[Prompt],
-    responses: Sequence[str],
-    *,
-    max_length: int | None,
-    truncation: Truncation,
-    batch_size: int,
+    scorer: ResponseScorer, rows: Sequence[EncodedText], *, batch_size: int
 ) -> Iterator[Float[Tensor, "fractions"]]:
     """Scores of the beginnings `FRACTIONS` of each response, in nats, one response after another.
 
     Args:
         scorer: the model.
-        prompts: texts or conversations, one per response.
-        responses: what is scored.
-        max_length: of prompt and response, in tokens; None cuts nothing.
-        truncation: what a longer row loses first.
+        rows: prompts with their responses, as its reading gives them.
         batch_size: responses per forward pass; those of like length in the next 16 batches go
             together.
 
     Raises:
-        DataError, ModelError: as `Reading.rows`.
         NumericError: a score is NaN or infinite.
     """
     pad_id = pad_token_id(scorer.reading.tokenizer)
-    for at in range(0, len(responses), 16 * batch_size):
-        rows = scorer.reading.rows(
-            prompts[at : at + 16 * batch_size],
-            responses[at : at + 16 * batch_size],
-            max_length=max_length,
-            truncation=truncation,
-        )
-        yield from _finite_scores(scorer, rows, pad_id=pad_id, batch_size=batch_size, first=at)
+    for at in range(0, len(rows), 16 * batch_size):
+        some = rows[at : at + 16 * batch_size]
+        yield from _finite_scores(scorer, some, pad_id=pad_id, batch_size=batch_size, first=at)
 
 
 def _finite_scores(
-    scorer: ResponseScorer, rows: list[EncodedText], *, pad_id: int, batch_size: int, first: int
+    scorer: ResponseScorer, rows: Sequence[EncodedText], *, pad_id: int, batch_size: int, first: int
 ) -> Float[Tensor, "rows fractions"]:
     scores = scorer.row_scores(rows, pad_id=pad_id, batch_size=batch_size, context=nullcontext())
     bad = ~torch.isfinite(scores).all(-1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -191,6 +192,7 @@ def score_for_policy(
     micro_batch_size: int | None = None,
     reading: ReadingSettings | None = None,
     conversations: Sequence[Prompt] | None = None,
+    policy: Any = None,
 ) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch"]]:
     """Score responses of a policy with a reward model that may have another tokenizer.
 
@@ -205,6 +207,8 @@ def score_for_policy(
         micro_batch_size: responses per forward pass; None for all at once.
         reading: how the reward model reads texts; None leaves that to the model.
         conversations: what was asked, for a reward model that renders it itself.
+        policy: that wrote the responses, whose files name what ends them too: a model, its folder
+            or Hub id; None asks its tokenizer alone.
 
     Returns:
         Token scores, and sequence scores. What rows of the first sum to stands with each method.
@@ -216,7 +220,7 @@ def score_for_policy(
         NumericError: a score is NaN or infinite.
     """
     settings = CreditSettings(credit) if isinstance(credit, str) else credit
-    writer = written_by(policy_tokenizer)
+    writer = written_by(policy_tokenizer, policy)
     read = reading_of(reward_model, rm_tokenizer, reading)
     scorer = LocalScorer(
         reward_model,
@@ -248,6 +252,7 @@ def served_token_scorer(
     credit: CreditSettings | str = "prefix-difference",
     segments: SegmentSettings | None = None,
     models: CreditModels | None = None,
+    policy: Any = None,
 ) -> TokenScorer:
     """Token scores of a policy's responses from a served reward model, as a callable.
 
@@ -257,6 +262,7 @@ def served_token_scorer(
         credit: a credit method by its name, or with its options.
         segments: how responses are cut, for methods that need it.
         models: that the method needs besides the reward model; None loads what the settings name.
+        policy: as in `score_for_policy`.
 
     Returns:
         What `score_for_policy` gives for the same model in this process.
@@ -265,7 +271,7 @@ def served_token_scorer(
         ServerError, ConfigError: as `served_reward_model`, or there is no such credit method.
     """
     settings = CreditSettings(credit) if isinstance(credit, str) else credit
-    writer = written_by(policy_tokenizer)
+    writer = written_by(policy_tokenizer, policy)
     scorer = served_reward_model(server, writer, credit=settings)
     found = models or loaded_credit_models(settings, policy_tokenizer)
     return CreditedScorer(scorer, writer, settings, found, segments or SegmentSettings())

@@ -79,7 +79,8 @@ def encode_responses(
         max_length: of prompt and response together, in tokens.
         append_eos: end each response, or those named by True, with the end-of-sequence token, as
             one of its tokens.
-        empty: whether a response without characters is an error or a row without response tokens.
+        empty: whether a response without characters is an error, or a row without response tokens
+            but for an end of sequence that is appended.
         device: to put the tensors on.
 
     Raises:
@@ -239,6 +240,8 @@ def _cut(ids: list[int], spans: list[Span], is_text: list[bool], start: int, sto
     after_text = text_at[-1] + 1 if text_at else len(ids)
     first = next((i for i in text_at if spans[i][1] > start or spans[i][0] >= start), after_text)
     last = next((i for i in text_at if i >= first and spans[i][0] >= stop), after_text)
+    if start == stop:  # what precedes and what closes an empty response may be one token
+        last = first
     clipped = [
         (min(max(a, start), stop) - start, min(max(b, start), stop) - start)
         for a, b in spans[first:last]

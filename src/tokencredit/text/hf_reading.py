@@ -21,7 +21,7 @@ from tokencredit.errors import ConfigError, DataError
 from tokencredit.masking import last_true_index
 from tokencredit.models.hf_architecture import is_causal
 from tokencredit.models.hf_ends import turn_end_ids
-from tokencredit.models.hf_loading import pad_token_id
+from tokencredit.models.hf_loading import model_description, pad_token_id
 from tokencredit.text.hf_encoding import (
     CutText,
     EncodedResponses,
@@ -159,8 +159,8 @@ class Reading:
             ended: whether the responses ended, or which of them; the others were cut off and are
                 read as they stand, without what closes a response.
             max_length: of a row, in tokens.
-            empty: whether a response without characters is an error or a row without response
-                tokens.
+            empty: whether a response without characters is an error, or a row without response
+                tokens but for the end of sequence of `append_eos`.
             device: to put the tensors on.
 
         Raises:
@@ -438,11 +438,16 @@ class Reading:
 
     def _frame(self, prompt: Prompt, ended: bool, *, as_it_is: bool) -> CutText:
         """What stands before and after an answer, whatever it says."""
-        if not as_it_is:
-            return self._cut([prompt], [""], [ended])[0]
-        # The ids of the prompt are there already, and what closes an answer hangs on no prompt.
-        reading = self if prompt else replace(self, template="plain")
-        return reading._cut(["x"], [""], [ended])[0]
+        # The ids of a prompt as it is are there already, and what closes an answer hangs on none.
+        reading = replace(self, template="plain") if as_it_is and not prompt else self
+        asked = "x" if as_it_is else prompt
+        # What closes an answer is that of one with text: after none it may be one token with what
+        # precedes.
+        opened, closed = reading._cut([asked] * 2, ["", "x"], [False, ended])
+        after_text = (len("x"), len("x"))
+        spans = zip(closed.response, closed.spans, strict=True)
+        closing = [id_ for id_, span in spans if span == after_text]
+        return CutText(opened.prompt, closing, closed.tail, [])
 
     def _in_chat(self, prompt: Prompt) -> bool:
         """Whether a prompt stands in the marks of the chat template, or is to be put there."""
@@ -562,18 +567,24 @@ def reading_of(
     )
 
 
-def written_by(tokenizer: PreTrainedTokenizerBase, *, extra: Sequence[str] = ()) -> Reading:
+def written_by(
+    tokenizer: PreTrainedTokenizerBase, policy: Any = None, *, extra: Sequence[str] = ()
+) -> Reading:
     """The reading of a model that only writes: its tokenizer, and what ends its turns.
 
     Args:
         tokenizer: of the ids that it writes.
-        extra: tokens that end a turn, besides those that the tokenizer declares.
+        policy: what writes, whose files name ends too: a model, its folder or Hub id; None asks the
+            tokenizer alone.
+        extra: tokens that end a turn, besides those that both declare.
 
     Raises:
         ConfigError: one of `extra` is no token.
+        ModelError: the policy is not there.
     """
     template: Literal["plain", "chat"] = "plain" if tokenizer.chat_template is None else "chat"
-    return Reading(tokenizer, template, turn_ends=turn_end_ids(tokenizer, extra=extra))
+    model = model_description(policy) if isinstance(policy, str | Path) else policy
+    return Reading(tokenizer, template, turn_ends=turn_end_ids(tokenizer, model, extra=extra))
 
 
 def remember_reading(

@@ -230,6 +230,12 @@ def test_rows_that_cannot_be_scored_are_left_out_with_the_reason(settings, tmp_p
     assert not (tmp_path / "out/scores.skipped.jsonl").exists()
 
 
+def test_an_example_that_cannot_be_read_ends_no_job(settings, tmp_path, capsys):
+    settings["data"] = save_rows(tmp_path / "some.jsonl", [LONG, *ROWS])
+    assert len(scored(**settings, max_length=100, show_example=True)) == len(ROWS)
+    assert "reads texts as 'plain'" in capsys.readouterr().err
+
+
 def test_a_job_of_bad_rows_alone_is_an_error(settings, tmp_path):
     settings["data"] = save_rows(tmp_path / "long.jsonl", [LONG])
     with pytest.raises(DataError, match=r"no row of .* can be scored; the first: .*at most"):

@@ -51,7 +51,7 @@ def first_rollout(models: Path, output: Path, **settings):
     config = tiny_config(models, output, **settings)
     parts = loaded_models(config, None, torch.device("cpu"))
     accelerator = Accelerator(cpu=True)
-    prompts = tokenized_prompts(config, parts.reading)
+    prompts = tokenized_prompts(config, parts)
     rollout = draw_responses(config, accelerator, parts, prompts, 0, seeded(config.seed, 0, 0))
     experience = experience_of(
         parts, parts.actor_critic, rollout, config, accelerator, kl_coef=0.05, moments={}

@@ -33,7 +33,7 @@ def rolled_out(folder, tmp_path, **changes):
     config = tiny_config(folder, tmp_path, **settings(**changes))
     accelerator = Accelerator(cpu=True)
     models = loaded_models(config, None, accelerator.device)
-    prompts = tokenized_prompts(config, models.reading)
+    prompts = tokenized_prompts(config, models)
     torch.manual_seed(0)
     rng = torch.Generator().manual_seed(0)
     return config, models, draw_responses(config, accelerator, models, prompts, 0, rng)

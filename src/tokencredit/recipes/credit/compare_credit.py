@@ -13,6 +13,7 @@ import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from tokencredit.evaluation.baselines import lexicon_weights, naive_bayes_weight
 from tokencredit.preference.cells import Row as DataRow
 from tokencredit.preference.cells import label_cell, text_cell
 from tokencredit.preference.hf_marked_texts import load_marked_texts
-from tokencredit.preference.hf_rows import dataset_rows, made_rows
+from tokencredit.preference.hf_rows import LeftOut, dataset_rows, made_rows
 from tokencredit.preference.marked_texts import MarkedText
 from tokencredit.recipes.credit.agreement import (
     Row,
@@ -43,7 +44,7 @@ from tokencredit.recipes.credit.faithfulness import AskedTexts, asked_texts, fai
 from tokencredit.recipes.credit.passes import Pass, other_passes, reward_model_passes
 from tokencredit.recipes.credit.report import Comparison, write_comparison
 from tokencredit.recipes.credit.words import WordScores, as_scorer, encoded_words, scores_of_words
-from tokencredit.recipes.left_out import tell_left_out
+from tokencredit.recipes.left_out import encodable, tell_left_out
 from tokencredit.recipes.run_folder import (
     open_run_folder,
     require_same_run,
@@ -68,7 +69,8 @@ def compare_credit(config: CompareCreditConfig) -> Path:
         The run folder: `comparison.json`, `.csv`, `.md` and `.html`, the figures, and `scores/`.
 
     Raises:
-        DataError: the marked texts, the texts for the baseline or a lexicon cannot be used.
+        DataError: the marked texts, the texts for the baseline or a lexicon cannot be used, or one
+            of the texts cannot where that is an error.
         ModelError: a model or its tokenizer is not there or lacks what a method needs.
         NumericError: a score is NaN or infinite.
         RunFolderError: the folder holds another run, or cannot be written.
@@ -81,18 +83,21 @@ def compare_credit(config: CompareCreditConfig) -> Path:
         dataset=config.dataset,
         left_out=left_out,
     )
-    require_labels(texts, config.direction)
-    weights = _weights(config)
+    texts = encodable(partial(_with_labels, config), texts, left_out)
+    weights = _weights(config, left_out)
     require_same_run(config.output, config, free=_FREE_SETTINGS)
     model, reading = loaded_reward_model(
         config.reward_model, config.reading, device=config.device, **vars(config.loading)
     )
-    example = (texts[0].prompt, texts[0].response) if config.show_example else None
-    print_reading("reward model", reading, example=example)
     passes = [
         *reward_model_passes(config, model, reading),
         *other_passes(config, model, reading),
     ]
+    asking = Pass((), lambda _: {}, model, reading)
+    readers = list({id(one.reading): one for one in [*passes, asking]}.values())
+    texts = encodable(partial(_read_by_all, config, readers), texts, left_out)
+    example = (texts[0].prompt, texts[0].response) if config.show_example else None
+    print_reading("reward model", reading, example=example)
     folder = open_run_folder(config.output, config, free=_FREE_SETTINGS)
     tell_left_out(left_out, folder / "skipped.jsonl")
     credit: dict[str, WordScores] = {}
@@ -100,12 +105,27 @@ def compare_credit(config: CompareCreditConfig) -> Path:
         for scored in passes:
             credit |= _kept_scores(scored, texts, config, folder / "scores", progress)
         sample = _sample(texts, config)
-        asking = Pass((), lambda _: {}, model, reading)
         asked = _asked(asking, [texts[row] for row in sample], config, progress)
         rows, curves = _rows(credit, texts, weights, config, sample, asked, progress)
     shown = _sample(texts, config, count=config.heatmaps)
     comparison = Comparison(config, texts, credit, rows, curves, shown)
     return write_comparison(folder, comparison)
+
+
+def _with_labels(config: CompareCreditConfig, texts: list[MarkedText]) -> list[MarkedText]:
+    """The texts, if they have the labels that the direction asks for."""
+    require_labels(texts, config.direction)
+    return texts
+
+
+def _read_by_all(
+    config: CompareCreditConfig, readers: Sequence[Pass], texts: list[MarkedText]
+) -> list[MarkedText]:
+    """The texts, if every model can read them: all methods are compared on the same ones."""
+    for one in readers:
+        for _ in one.batches(texts, config):
+            pass
+    return texts
 
 
 def compared(
@@ -277,11 +297,14 @@ def _sample(
     return order[: config.faithfulness_documents if count is None else count]
 
 
-def _weights(config: CompareCreditConfig) -> dict[str, dict[str, float]]:
+def _weights(
+    config: CompareCreditConfig, left_out: list[LeftOut] | None
+) -> dict[str, dict[str, float]]:
     """Weights of words by the name of their baseline."""
     weights = {}
     if config.baselines.texts is not None:
-        weights["naive Bayes"] = naive_bayes_weights(*_labelled_texts(config.baselines.texts))
+        labelled = _labelled_texts(config.baselines.texts, left_out)
+        weights["naive Bayes"] = naive_bayes_weights(*labelled)
     for lexicon in config.baselines.lexicons:
         path = Path(lexicon)
         if not path.is_file():
@@ -291,7 +314,7 @@ def _weights(config: CompareCreditConfig) -> dict[str, dict[str, float]]:
     return weights
 
 
-def _labelled_texts(path: str) -> tuple[list[str], list[int]]:
+def _labelled_texts(path: str, left_out: list[LeftOut] | None) -> tuple[list[str], list[int]]:
     """Texts and labels; of pairs, the chosen ones are good and the rejected ones bad."""
 
     def judged(row: DataRow) -> list[tuple[str, int]]:
@@ -300,7 +323,7 @@ def _labelled_texts(path: str) -> tuple[list[str], list[int]]:
         return [(text_cell(row, "chosen"), 1), (text_cell(row, "rejected"), 0)]
 
     rows = dataset_rows(path, split="train", limit=None)
-    found = list(chain.from_iterable(made_rows(judged, rows, name=path)))
+    found = list(chain.from_iterable(made_rows(judged, rows, name=path, left_out=left_out)))
     return [text for text, _ in found], [label for _, label in found]
 
 

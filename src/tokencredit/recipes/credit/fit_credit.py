@@ -8,6 +8,7 @@ much, on responses of the kind that will be paid, for the credit methods that ta
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,9 +21,10 @@ from tokencredit.errors import ConfigError, ModelError
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.preference.hf_datasets import load_prompted_responses
 from tokencredit.preference.hf_rows import DatasetSettings
+from tokencredit.preference.pairs import PromptedResponse
 from tokencredit.ranges import require_at_least, require_positive
 from tokencredit.recipes.credit.score_tokens import ResponseColumns
-from tokencredit.recipes.left_out import beside, tell_left_out
+from tokencredit.recipes.left_out import beside, require_some, tell_left_out, usable
 from tokencredit.recipes.run_folder import write_atomically, writing
 from tokencredit.recipes.settings import LoadingSettings, group
 from tokencredit.recipes.shown_reading import print_reading
@@ -33,6 +35,9 @@ from tokencredit.scorers.texts import loaded_reward_model, whole_texts
 from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.text.pooling import segment_end_scores
 from tokencredit.text.segments import SegmentSettings
+
+_Scores = tuple[Float[Tensor, "time_plus_1"], Float[Tensor, "segments"] | None]
+"""Of one response: the scores of its prefixes, and those at the ends of its segments."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,8 @@ def fit_credit(config: FitCreditConfig) -> Path:
         The file.
 
     Raises:
-        DataError: the data are not there, cannot be scored, or are too few for the location.
+        DataError: the data are not there, no row can be scored, or one cannot where that is an
+            error, or there are too few for the location.
         ModelError: the reward model is not there, or scores no prefixes.
         RunFolderError: the file cannot be written.
     """
@@ -110,28 +116,13 @@ def fit_credit(config: FitCreditConfig) -> Path:
             f"the reward model {config.reward_model!r} reads in both directions and scores no "
             "prefixes; expected a causal one"
         )
-    prefixes: list[Tensor] = []  # of each response: (time + 1)
-    rewards: list[Tensor] = []  # of each response: (segments)
+    found: list[_Scores] = []
     for first in range(0, len(rows), 16 * config.batch_size):
         part = rows[first : first + 16 * config.batch_size]
-        encoded = whole_texts(
-            model,
-            reading,
-            [row.prompt for row in part],
-            [row.response for row in part],
-            ended=[row.ended for row in part],
-        )
-        real = encoded.attention_mask.bool()
-        found = scorer(encoded.batch, attention_mask=real).prefix_scores
-        assert found is not None
-        mask = encoded.batch.response_mask
-        kept = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=-1)
-        prefixes += [row[real].cpu() for row, real in zip(found, kept, strict=True)]
-        ids = response_segments(config.segments, reading.tokenizer, encoded.batch)
-        if ids is not None:
-            ends, is_segment = segment_end_scores(found, ids)
-            rewards += [row[real].cpu() for row, real in zip(ends, is_segment, strict=True)]
-    scores_of_prefixes, there = _padded(prefixes)
+        found += usable(partial(_scores, config, scorer), part, left_out)
+    require_some(found, left_out)
+    scores_of_prefixes, there = _padded([prefixes for prefixes, _ in found])
+    rewards = [ends for _, ends in found if ends is not None]
     fitted = FittedCredit(
         prefix_length_means(scores_of_prefixes, there[:, 1:]),
         fitted_location_normaliser(*_padded(rewards)) if rewards else None,
@@ -140,8 +131,34 @@ def fit_credit(config: FitCreditConfig) -> Path:
     with writing(path):
         write_atomically(path, fitted.written())
     tell_left_out(left_out, beside(path))
-    print(f"fitted on {len(rows)} responses: {path}")
+    print(f"fitted on {len(found)} responses: {path}")
     return path
+
+
+def _scores(
+    config: FitCreditConfig, scorer: LocalScorer, rows: list[PromptedResponse]
+) -> list[_Scores]:
+    """What the reward model says of each response."""
+    reading = scorer.reading
+    encoded = whole_texts(
+        scorer.model,
+        reading,
+        [row.prompt for row in rows],
+        [row.response for row in rows],
+        ended=[row.ended for row in rows],
+    )
+    real = encoded.attention_mask.bool()
+    found = scorer(encoded.batch, attention_mask=real).prefix_scores
+    assert found is not None
+    mask = encoded.batch.response_mask
+    kept = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=-1)
+    prefixes = [row[real].cpu() for row, real in zip(found, kept, strict=True)]
+    ids = response_segments(config.segments, reading.tokenizer, encoded.batch)
+    if ids is None:
+        return [(row, None) for row in prefixes]
+    ends, is_segment = segment_end_scores(found, ids)
+    rewards = [row[real].cpu() for row, real in zip(ends, is_segment, strict=True)]
+    return list(zip(prefixes, rewards, strict=True))
 
 
 def _padded(rows: list[Tensor]) -> tuple[Float[Tensor, "rows width"], Bool[Tensor, "rows width"]]:

@@ -18,13 +18,19 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from tokencredit.batch import Prompt
 from tokencredit.decoding.search.hf_methods import Search
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.preference.hf_datasets import load_prompts
 from tokencredit.recipes.decoding.methods import loaded_models, method_responses, response_scores
 from tokencredit.recipes.decoding.rows import response_metrics, response_rows
 from tokencredit.recipes.decoding.settings import GenerateConfig
-from tokencredit.recipes.left_out import encodable_prompts, tell_left_out
+from tokencredit.recipes.left_out import (
+    encodable_prompts,
+    require_some,
+    tell_left_out,
+    usable,
+)
 from tokencredit.recipes.run_folder import open_run_folder, write_atomically
 from tokencredit.recipes.settings import free_settings
 from tokencredit.recipes.shown_reading import print_reading
@@ -39,7 +45,7 @@ def generate(config: GenerateConfig) -> Path:
         log-probabilities and scores.
 
     Raises:
-        DataError: there are no prompts, or one is too long for the language model.
+        DataError: no prompt can be answered, or one cannot where that is an error.
         ModelError: a model is missing, or has no pad token or the wrong head.
         NumericError: the score of a candidate is NaN.
         RunFolderError: the folder holds something else, or cannot be written.
@@ -56,27 +62,39 @@ def generate(config: GenerateConfig) -> Path:
     )
     if config.data.tokens is None:  # else the reward model reads the ids that are kept
         models.reward_reading.require_renderable(prompts)
+    encoded = encodable_prompts(
+        prompts,
+        models.reading,
+        left_out,
+        where=config.prompts,
+        kept=config.data.tokens,
+        new_tokens=config.sampling.max_new_tokens,
+        readers=[models.policy],
+    )
     print_reading("policy", models.reading)
-    example = (prompts[0], "") if config.show_example else None
+    example = (encoded[0][0], "") if config.show_example else None
     print_reading("reward model", models.reward_reading, example=example)
-
-    encoded = encodable_prompts(prompts, models.reading, left_out, where=config.prompts)
-    prompts = [prompt for prompt, _ in encoded]
-    rows = [row[: config.data.tokens] for _, row in encoded]
     folder = open_run_folder(config.output, config, free=free_settings(GenerateConfig))
-    tell_left_out(left_out, folder / "skipped.jsonl")
     torch.manual_seed(config.seed)
     found: list[dict[str, Any]] = []
     seconds = 0.0
-    starts = range(0, len(rows), config.batch_size)
-    for start in track(starts, "generate", disable=not config.progress):
-        part = rows[start : start + config.batch_size]
-        asked = prompts[start : start + len(part)] if config.data.tokens is None else None
+
+    def answered(some: list[tuple[Prompt, list[int]]]) -> list[dict[str, Any]]:
+        nonlocal seconds
+        rows = [row[: config.data.tokens] for _, row in some]
+        asked = [prompt for prompt, _ in some] if config.data.tokens is None else None
         began = time.perf_counter()
-        answers = method_responses(config, models, part, asked)
-        seconds += time.perf_counter() - began
+        answers = method_responses(config, models, rows, asked)
+        taken = time.perf_counter() - began
         scores = response_scores(config, models, answers.batch, asked)
-        found += response_rows(models, answers, scores)
+        seconds += taken
+        return list(response_rows(models, answers, scores))
+
+    starts = range(0, len(encoded), config.batch_size)
+    for start in track(starts, "generate", disable=not config.progress):
+        found += usable(answered, encoded[start : start + config.batch_size], left_out)
+    require_some(found, left_out)
+    tell_left_out(left_out, folder / "skipped.jsonl")
     write_atomically(
         folder / "responses.jsonl",
         "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found),

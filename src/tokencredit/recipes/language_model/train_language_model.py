@@ -40,7 +40,7 @@ from tokencredit.recipes.language_model.corpus import (
     causal_example,
     token_blocks,
 )
-from tokencredit.recipes.left_out import encodable, tell_left_out
+from tokencredit.recipes.left_out import tell_left_out
 from tokencredit.recipes.settings import (
     HeldOutSettings,
     LoadingSettings,
@@ -53,6 +53,7 @@ from tokencredit.recipes.settings import (
 from tokencredit.recipes.supervised import (
     Source,
     autocast,
+    encoded_sides,
     finished_run,
     reading_to_train,
     require_context,
@@ -183,7 +184,7 @@ def train_language_model(config: TrainLanguageModelConfig) -> Path:
     require_context(model, tokenizer, config.max_length)
     reading = reading_to_train(model, tokenizer, config.reading)
     encode = partial(_causal_examples, config, reading)
-    rows, eval_rows = (encodable(encode, some, left_out) for some in (texts, eval_texts))
+    rows, eval_rows = encoded_sides(config, encode, texts, eval_texts, left_out)
     with supervised_run(config) as folder:
         tell_left_out(left_out, folder / "skipped.jsonl")
         metrics = _train(config, model, rows, eval_rows, folder)

@@ -4,14 +4,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    GenerationConfig,
 )
 
 from tokencredit.credit.methods import credit_method
@@ -24,9 +22,9 @@ from tokencredit.models.hf_adapters import (
 from tokencredit.models.hf_architecture import is_causal
 from tokencredit.models.hf_loading import (
     disable_dropout,
-    load_config,
     load_model,
     load_tokenizer,
+    model_description,
     require_pad_token,
 )
 from tokencredit.models.hf_sampling import undrawable_ids
@@ -130,7 +128,8 @@ def loaded_models(
     shared: dict[str, Any] = {**frozen, "dtype": "float32", "device": place}
     size = config.algorithm.micro_batch_size
     # Before the weights are read, so that a server that is not there is an error at once.
-    reading = reading_of(_description(config), tokenizer, config.policy_reading)
+    described = model_description(config.policy, trust_remote_code=config.loading.trust_remote_code)
+    reading = reading_of(described, tokenizer, config.policy_reading)
     _require_ends(config, reading)
     rewards = loaded_rewards(
         config.sources,
@@ -188,17 +187,6 @@ def _require_ends(config: TrainPolicyConfig, reading: Reading) -> None:
             f"the tokenizer of {config.policy} has no end-of-sequence token; expected one, or "
             "policy_reading.turn_ends, or sampling.response_lengths='uniform'"
         )
-
-
-def _description(config: TrainPolicyConfig) -> Any:
-    """What the files of the policy say of it, without its weights."""
-    trust = config.loading.trust_remote_code
-    found = load_config(config.policy, trust_remote_code=trust)
-    try:
-        generation = GenerationConfig.from_pretrained(config.policy)
-    except OSError:
-        generation = None  # not every model has such a file
-    return SimpleNamespace(config=found, generation_config=generation)
 
 
 def _is_called_under_autocast_alone(config: TrainPolicyConfig, *, sharded: bool) -> bool:

@@ -9,8 +9,8 @@ from tokencredit.errors import ConfigError
 from tokencredit.preference.hf_datasets import load_prompts
 from tokencredit.preference.hf_rows import LeftOut
 from tokencredit.recipes.left_out import encodable_prompts
+from tokencredit.recipes.policy.models import PolicyModels
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
-from tokencredit.text.hf_reading import Reading
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class PolicyPrompts:
         rows: as the policy reads them.
         asked: the prompts themselves, for models that read them in another way; None where only
             their first tokens are kept, so that they say more than was asked.
-        left_out: rows of the data that hold no prompt.
+        left_out: rows of the data that hold no prompt, or one that leaves no room for an answer.
     """
 
     rows: list[list[int]]
@@ -29,11 +29,11 @@ class PolicyPrompts:
     left_out: list[LeftOut]
 
 
-def tokenized_prompts(config: TrainPolicyConfig, reading: Reading) -> PolicyPrompts:
+def tokenized_prompts(config: TrainPolicyConfig, models: PolicyModels) -> PolicyPrompts:
     """The prompts of a run as the policy reads them.
 
     Raises:
-        DataError: there are no prompts, or one is empty.
+        DataError: there are no prompts, or one is empty or too long where that is an error.
         ConfigError: what a chat template renders is to be cut to its first tokens.
     """
     left_out = config.dataset.collecting()
@@ -45,15 +45,24 @@ def tokenized_prompts(config: TrainPolicyConfig, reading: Reading) -> PolicyProm
         dataset=config.dataset,
         left_out=left_out,
     )
-    cut = config.data.tokens is not None
-    if cut and reading.template == "chat":
+    reading, bounds = models.reading, config.data.tokens
+    if bounds is not None and reading.template == "chat":
         raise ConfigError(
-            f"data.tokens is {config.data.tokens} and the policy reads prompts by its chat "
+            f"data.tokens is {bounds} and the policy reads prompts by its chat "
             f"template ({reading.origin}); expected whole prompts: leave data.tokens out, or set "
             "policy_reading.template to 'plain'"
         )
-    encoded = encodable_prompts(prompts, reading, left_out, where=config.prompts)
-    asked = None if cut else [prompt for prompt, _ in encoded]
+    actor_critic = models.actor_critic
+    encoded = encodable_prompts(
+        prompts,
+        reading,
+        left_out,
+        where=config.prompts,
+        kept=None if bounds is None else bounds[1],
+        new_tokens=config.sampling.max_new_tokens,
+        readers=[one for one in (actor_critic.policy, actor_critic.critic) if one is not None],
+    )
+    asked = None if bounds is not None else [prompt for prompt, _ in encoded]
     return PolicyPrompts([ids for _, ids in encoded], asked, left_out or [])
 
 

@@ -224,7 +224,7 @@ def open_run(
         warn_of_biased_gradient(config)
     checkpoint = by_the_first(accelerator, lambda: _checkpoint_to_go_on_from(config, folder))
     models = _models(config, checkpoint, accelerator)
-    prompts = tokenized_prompts(config, models.reading)
+    prompts = tokenized_prompts(config, models)
     prompts_digest = digest(prompts.rows)
     if checkpoint is not None:
         _require_same_prompts(config, checkpoint, prompts_digest)

@@ -13,6 +13,8 @@ There a tie counts as RewardBench counts it: against the model among two, 1 / k 
 
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.preference.hf_comparisons import Comparison, load_comparisons
 from tokencredit.preference.hf_rows import DatasetSettings
 from tokencredit.ranges import require_positive
-from tokencredit.recipes.left_out import tell_left_out
+from tokencredit.recipes.left_out import encodable, tell_left_out
 from tokencredit.recipes.reward_model.evaluation_report import evaluation_tables, write_rewardbench
 from tokencredit.recipes.reward_model.pair_evaluation import (
     ScoredComparison,
@@ -40,7 +42,7 @@ from tokencredit.recipes.settings import LoadingSettings, free_settings, group, 
 from tokencredit.recipes.shown_reading import print_reading
 from tokencredit.scorers.responses import Kind, ResponseScorer, loaded_scorer, scored_responses
 from tokencredit.text.hf_reading import ReadingSettings
-from tokencredit.text.hf_token_rows import Truncation
+from tokencredit.text.hf_token_rows import EncodedText, Truncation
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,8 @@ def evaluate_reward_model(config: EvaluateRewardModelConfig) -> Path:
         `rewardbench/`.
 
     Raises:
-        DataError: the data are not there, or a row cannot be scored.
+        DataError: the data are not there, no row can be scored, or one cannot where that is an
+            error.
         ModelError: a model or its tokenizer is not there or lacks what is needed.
         ConfigError: an implicit reward without reference or dpo_beta.
         NumericError: a score is NaN or infinite.
@@ -167,10 +170,11 @@ def evaluate_reward_model(config: EvaluateRewardModelConfig) -> Path:
         device=config.device,
         **asdict(config.loading),
     )
-    first = comparisons[0]
+    read = encodable(partial(_read, config, scorer), comparisons, left_out)
+    first, _ = read[0]
     example = (first.prompt, first.chosen[0]) if config.show_example else None
     print_reading("reward model", scorer.reading, example=example)
-    scored = _scored_comparisons(config, scorer, comparisons)
+    scored = _scored_comparisons(config, scorer, read)
     folder = open_run_folder(config.output, config, free=free_settings(type(config)))
     tell_left_out(left_out, folder / "skipped.jsonl")
     found = {
@@ -190,36 +194,43 @@ def evaluate_reward_model(config: EvaluateRewardModelConfig) -> Path:
     return folder
 
 
-def _scored_comparisons(
+def _read(
     config: EvaluateRewardModelConfig, scorer: ResponseScorer, comparisons: list[Comparison]
-) -> list[ScoredComparison]:
-    """Every answer scored once, and put back to its comparison."""
+) -> list[tuple[Comparison, list[EncodedText]]]:
+    """Comparisons with their answers, the better ones first, as the model reads them."""
     answers = [(one.prompt, answer) for one in comparisons for answer in one.chosen + one.rejected]
-    scores = track(
-        scored_responses(
-            scorer,
+    lengths = (config.max_length, scorer.max_length)
+    rows = iter(
+        scorer.reading.rows(
             [prompt for prompt, _ in answers],
             [answer for _, answer in answers],
-            max_length=_length(config, scorer),
+            max_length=min((length for length in lengths if length is not None), default=None),
             truncation=config.truncation,
-            batch_size=config.batch_size,
-        ),
+        )
+    )
+    return [(one, list(islice(rows, len(one.chosen + one.rejected)))) for one in comparisons]
+
+
+def _scored_comparisons(
+    config: EvaluateRewardModelConfig,
+    scorer: ResponseScorer,
+    read: list[tuple[Comparison, list[EncodedText]]],
+) -> list[ScoredComparison]:
+    """Every answer scored once, and put back to its comparison."""
+    rows = [row for _, answers in read for row in answers]
+    scores = track(
+        scored_responses(scorer, rows, batch_size=config.batch_size),
         description="scoring",
-        total=len(answers),
+        total=len(rows),
         console=Console(stderr=True),
         disable=not config.progress,
     )
     table: Float[Tensor, "answers fractions"] = torch.stack(list(scores))
-    counts = [len(one.chosen) + len(one.rejected) for one in comparisons]
+    parts = torch.split(table, [len(answers) for _, answers in read])
     return [
         ScoredComparison(one, part[: len(one.chosen)], part[len(one.chosen) :])
-        for one, part in zip(comparisons, torch.split(table, counts), strict=True)
+        for (one, _), part in zip(read, parts, strict=True)
     ]
-
-
-def _length(config: EvaluateRewardModelConfig, scorer: ResponseScorer) -> int | None:
-    lengths = [length for length in (config.max_length, scorer.max_length) if length is not None]
-    return min(lengths, default=None)
 
 
 def _write(folder: Path, found: dict[str, Any], scored: list[ScoredComparison]) -> None:

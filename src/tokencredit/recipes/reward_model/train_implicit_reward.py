@@ -28,12 +28,13 @@ from tokencredit.models.hf_adapters import lora_config
 from tokencredit.models.hf_attention import pretrained_model
 from tokencredit.preference.hf_rows import LeftOut
 from tokencredit.preference.pairs import PreferencePair
-from tokencredit.recipes.left_out import encodable, tell_left_out
+from tokencredit.recipes.left_out import tell_left_out
 from tokencredit.recipes.reward_model.causal_settings import TrainImplicitRewardConfig
 from tokencredit.recipes.reward_model.pair_data import different_pairs, training_pairs
 from tokencredit.recipes.reward_model.report import write_prefix_accuracy
 from tokencredit.recipes.supervised import (
     autocast,
+    encoded_sides,
     finished_run,
     language_model_to_train,
     lasting_name,
@@ -81,10 +82,8 @@ def train_implicit_reward(config: TrainImplicitRewardConfig) -> Path:
     set_seed(config.seed)
     model, tokenizer = _model_to_train(config)
     reading = reading_to_train(model, tokenizer, config.reading)
-    encoded, eval_rows = (
-        encodable(partial(_encoded_pairs, config, reading), some, left_out)
-        for some in (pairs, eval_pairs)
-    )
+    encode = partial(_encoded_pairs, config, reading)
+    encoded, eval_rows = encoded_sides(config, encode, pairs, eval_pairs, left_out)
     train_rows = different_pairs(encoded, tuple)
     eval_rows = different_pairs(eval_rows, tuple, held_out=True)
     print_example(reading, train_rows[0][0])

@@ -43,7 +43,7 @@ from tokencredit.preference.hf_datasets import (
     load_pairs,
     load_rated_responses,
 )
-from tokencredit.recipes.left_out import encodable, tell_left_out
+from tokencredit.recipes.left_out import tell_left_out
 from tokencredit.recipes.reward_model.examples import (
     SAID,
     JudgedRow,
@@ -77,6 +77,7 @@ from tokencredit.recipes.supervised import (
     Source,
     autocast,
     classifier_to_train,
+    encoded_sides,
     finished_run,
     lasting_name,
     print_example,
@@ -132,10 +133,8 @@ def train_reward_model(config: TrainRewardModelConfig) -> Path:
     model, tokenizer = _model_to_train(config)
     ends = _segment_ends(config, tokenizer)
     reading = reading_to_train(model, tokenizer, config.reading, pairs=True)
-    encoded, eval_rows = (
-        encodable(partial(_judged_rows, config, reading), some, left_out)
-        for some in (data, eval_data)
-    )
+    encode = partial(_judged_rows, config, reading)
+    encoded, eval_rows = encoded_sides(config, encode, data, eval_data, left_out)
     rows = different_pairs(encoded, attrgetter("responses"))
     eval_rows = different_pairs(eval_rows, attrgetter("responses"), held_out=True)
     print_example(reading, rows[0].responses[0])

@@ -28,11 +28,12 @@ from tokencredit.masking import masked_row_mean, masked_sum
 from tokencredit.models.hf_logprobs import response_logprobs
 from tokencredit.preference.pairs import PreferencePair
 from tokencredit.recipes.language_model.corpus import causal_batch, causal_example
-from tokencredit.recipes.left_out import encodable, tell_left_out
+from tokencredit.recipes.left_out import tell_left_out
 from tokencredit.recipes.reward_model.causal_settings import TrainRewriterConfig
 from tokencredit.recipes.reward_model.pair_data import different_pairs, training_pairs
 from tokencredit.recipes.supervised import (
     autocast,
+    encoded_sides,
     finished_run,
     language_model_to_train,
     print_example,
@@ -85,10 +86,10 @@ def train_rewriter(config: TrainRewriterConfig) -> Path:
         ]
         return [(pair, [*two]) for pair, *two in zip(some, *sides, strict=True)]
 
-    encoded = encodable(both_rows, pairs, left_out)
+    encoded, held_out = encoded_sides(config, both_rows, pairs, eval_pairs, left_out)
     both = different_pairs([rows for _, rows in encoded], tuple)
     rows = [pair[0] for pair in both] + [pair[1] for pair in both]
-    eval_pairs = [pair for pair, _ in encodable(both_rows, eval_pairs, left_out)]
+    eval_pairs = [pair for pair, _ in held_out]
     print_example(reading, rows[0])
     with supervised_run(config) as folder:
         tell_left_out(left_out, folder / "skipped.jsonl")

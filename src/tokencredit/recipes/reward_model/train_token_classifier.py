@@ -41,7 +41,7 @@ from tokencredit.preference.hf_labels import (
     load_step_labels,
 )
 from tokencredit.recipes.language_model.corpus import IGNORED
-from tokencredit.recipes.left_out import encodable, tell_left_out
+from tokencredit.recipes.left_out import tell_left_out
 from tokencredit.recipes.reward_model.settings import TrainTokenClassifierConfig
 from tokencredit.recipes.reward_model.token_labels import (
     LabelledRow,
@@ -59,6 +59,7 @@ from tokencredit.recipes.supervised import (
     Source,
     autocast,
     classifier_to_train,
+    encoded_sides,
     finished_run,
     print_example,
     reading_to_train,
@@ -108,10 +109,8 @@ def train_token_classifier(config: TrainTokenClassifierConfig) -> Path:
     set_seed(config.seed)
     model, tokenizer = _model_to_train(config)
     reading = reading_to_train(model, tokenizer, config.reading)
-    rows, eval_rows = (
-        encodable(partial(labelled_texts, config, reading), some, left_out)
-        for some in (data, eval_data)
-    )
+    encode = partial(labelled_texts, config, reading)
+    rows, eval_rows = encoded_sides(config, encode, data, eval_data, left_out)
     print_example(reading, rows[0].text)
     with supervised_run(config) as folder:
         tell_left_out(left_out, folder / "skipped.jsonl")

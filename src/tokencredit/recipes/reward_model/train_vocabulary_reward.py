@@ -34,7 +34,7 @@ from tokencredit.evaluation.prefix_accuracy import (
 )
 from tokencredit.models.hf_attention import pretrained_model
 from tokencredit.preference.hf_datasets import load_pairs, load_rated_responses
-from tokencredit.recipes.left_out import encodable, tell_left_out
+from tokencredit.recipes.left_out import tell_left_out
 from tokencredit.recipes.reward_model.causal_settings import TrainVocabularyRewardConfig
 from tokencredit.recipes.reward_model.examples import (
     JudgedRow,
@@ -50,6 +50,7 @@ from tokencredit.recipes.reward_model.vocabulary_turns import TURNS, ended_row, 
 from tokencredit.recipes.supervised import (
     Source,
     autocast,
+    encoded_sides,
     finished_run,
     language_model_to_train,
     print_example,
@@ -96,10 +97,8 @@ def train_vocabulary_reward(config: TrainVocabularyRewardConfig) -> Path:
     set_seed(config.seed)
     model, tokenizer = _model_to_train(config)
     reading = reading_to_train(model, tokenizer, config.reading)
-    encoded, eval_rows = (
-        encodable(partial(_judged_rows, config, reading), some, left_out)
-        for some in (data, eval_data)
-    )
+    encode = partial(_judged_rows, config, reading)
+    encoded, eval_rows = encoded_sides(config, encode, data, eval_data, left_out)
     rows = different_pairs(encoded, attrgetter("responses"))
     eval_rows = different_pairs(eval_rows, attrgetter("responses"), held_out=True)
     equal = float(len(encoded) - len(rows))
