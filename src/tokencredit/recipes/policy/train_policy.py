@@ -328,7 +328,7 @@ def _models(
     models = loaded_models(config, checkpoint, accelerator.device, sharded=sharded)
     if config.machine.vllm_server is None:
         return models
-    return replace(models, server=connect(config.machine.vllm_server, accelerator))
+    return replace(models, server=connect(config.machine, accelerator, Path(config.output)))
 
 
 def _prepared_model(
