@@ -168,9 +168,12 @@ def run(job: dict[str, Any]) -> None:
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
     tell_what_is_sharded(Path(f"{output}.json"))
     if "machine.vllm_server" in job:
-        from tiny_vllm import installed, vllm_client
+        from tiny_vllm import TinyVLLM, listening
 
-        vllm_client.VLLMClient = installed(Path(models) / "policy")
+        with listening(TinyVLLM(Path(models) / "policy")) as address:  # the first one's is asked
+            job["machine.vllm_server"] = address
+            recipe.train_policy(tiny_config(Path(models), Path(output), **job))
+        return
     recipe.train_policy(tiny_config(Path(models), Path(output), **job))
 
 

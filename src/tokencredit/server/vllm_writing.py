@@ -45,9 +45,8 @@ def writing_server(server: RewardServer) -> WritingServer:
     """
     model = _of(json_answer(server, _VLLM, "GET", "/v1/models"), "data", 0)
     weight_version(server)  # an older server cannot say which weights it has
-    config = _of(
-        json_answer(server, _VLLM, "GET", "/server_info?config_format=json"), "vllm_config"
-    )
+    info = json_answer(server, _DEV, "GET", "/server_info?config_format=json")
+    config = _of(info, "vllm_config")
     return WritingServer(
         server,
         str(_of(model, "id")),
@@ -161,6 +160,8 @@ def forget_prefixes(server: RewardServer) -> None:
 
 def _refusal(answer: Answer, server: RewardServer) -> TokenCreditError:
     said = told(answer, token=server.token)
+    if answer.status in (404, 405):
+        said += ": is it a vLLM server with a model that writes?"
     return ServerError(f"the vLLM server at {server.address} answered {said}")
 
 

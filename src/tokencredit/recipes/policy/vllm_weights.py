@@ -6,9 +6,9 @@ of a text, which must be those of the policy: weights that are old, of another m
 there are an error.
 
 vLLM may keep old weights with no more than a line in its log: on the CPU it does so with an output
-head that is tied to the input embeddings. So the first weights that a server gets are those of the
-policy with every token moved up by one id. Whoever has them all says of the text moved up by one
-what the policy says of the text itself.
+head that is tied to the input embeddings, unless the head comes under its own name as well. So the
+first weights that a server gets are those of the policy with every token moved up by one id. A
+server that has them all says of the text moved up by one what the policy says of the text itself.
 """
 
 import shutil
@@ -172,13 +172,10 @@ def _require_following(
             return
     wrong = None
     if sender.writer is not None:
-        why = (
-            "The policy's output head is tied to its input embeddings, and vLLM on the CPU keeps "
-            "the old head: serve a copy whose head is untied, as docs/engines-vllm.md makes it"
-        )
         wrong = ConfigError(
             f"the vLLM server at {sender.writer.server.address} does not follow the weights that "
-            f"it is sent: {said}. {why if tied else 'Expected the model of `policy` there'}"
+            f"it is sent: {said}. Expected the model of `policy` there, in a precision of its own "
+            "but not quantized"
         )
     _raise_everywhere(wrong)
 
