@@ -159,6 +159,8 @@ def listening(tiny: Any) -> Iterator[str]:
         def do_GET(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             path = self.path.partition("?")[0]
+            if hasattr(tiny, "keys"):
+                tiny.keys.add(self.headers.get("Authorization"))
             status, said = tiny.reply(path, json.loads(body) if body else None)
             sent = json.dumps(said).encode()
             self.send_response(status)
