@@ -169,13 +169,13 @@ def test_the_server_draws_from_the_distribution_that_is_scored(models, address, 
 
 
 def test_another_run_is_noticed(models, address, tmp_path, monkeypatch):
-    drawn = vllm.written_ids
+    drawn = vllm.drawn_ids
 
-    def taken(writer: Any, *question: Any) -> Any:
+    def taken(writer: Any, *question: Any, **settings: Any) -> Any:
         name_weights(writer.server, "tokencredit-other-7")
-        return drawn(writer, *question)
+        return drawn(writer, *question, **settings)
 
-    monkeypatch.setattr(vllm, "written_ids", taken)
+    monkeypatch.setattr(vllm, "drawn_ids", taken)
     with pytest.raises(ServerError, match="has the weights 'tokencredit-other-7'; expected"):
         trained(models, tmp_path, machine__vllm_server=address)
 
@@ -192,7 +192,7 @@ def test_weights_that_are_not_in_the_files_are_noticed(models, address, tmp_path
 
 
 def test_a_server_of_a_smaller_vocabulary_keeps_its_weights(models, address, tmp_path, monkeypatch):
-    probe = "tokencredit.recipes.policy.vllm_weights._probe"
+    probe = "tokencredit.recipes.policy.vllm_weights.probe_text"
     monkeypatch.setattr(probe, lambda vocabulary, most: [1, vocabulary + 200])
     before = weight_version(RewardServer(address))
     model = AutoModelForCausalLM.from_pretrained(models / "policy")

@@ -70,9 +70,10 @@ def response_scores(
 ) -> ResponseScores:
     """What a scorer says of responses, closing tokens included where they are known."""
     keywords: dict[str, Any] = {"attention": attention, "conversations": responses.conversations}
-    encodes = isinstance(scorer, LocalScorer | PooledRewardModel)
-    reads_them = encodes and scorer.reading is scorer.writer
-    if responses.attention_mask is not None and reads_them:
+    encoded_for_it = isinstance(scorer, LocalScorer | PooledRewardModel) and (
+        scorer.reading is scorer.writer
+    )
+    if responses.attention_mask is not None and encoded_for_it:
         keywords["attention_mask"] = responses.attention_mask
     return scorer(responses.batch, **keywords)
 

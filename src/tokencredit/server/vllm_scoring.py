@@ -187,8 +187,7 @@ def _outputs(scoring: ScoringServer, texts: list[list[int]], shaped: bool) -> li
     width = len(scoring.known[0]) if scoring.known else None
     for number, (row, text) in enumerate(zip(rows, texts, strict=True)):
         said = row.get("data") if isinstance(row, dict) else None
-        per_token = isinstance(said, list) and bool(said) and isinstance(said[0], list)
-        if not per_token:
+        if not isinstance(said, list) or not said or not isinstance(said[0], list):
             raise ServerError(
                 f"{at} answers text {number} with {str(said)[:60]!a}; expected a list for each of "
                 f"its {len(text)} tokens, not one score for the text: {_START}"

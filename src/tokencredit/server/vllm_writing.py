@@ -1,19 +1,23 @@
 """What a vLLM server that writes responses is asked: token ids, log-probabilities, which weights.
 
-The server must have been started with VLLM_SERVER_DEV_MODE=1, without which it takes no weights.
+What is about weights needs a server that was started with VLLM_SERVER_DEV_MODE=1.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tokencredit.errors import ConfigError, ServerError, TokenCreditError
+from tokencredit.sampling import Sampling
 from tokencredit.server.answers import told
 from tokencredit.server.asking import Kind, RewardServer, json_answer
 from tokencredit.server.exchange import Answer
 
+# The most that vLLM lets one take from a logit: what is left is e^-100 of the probability.
+_NEVER = -100.0
+_PROBED_TOKENS = 48
 _DEV_MODE = "one of vLLM 0.32 or newer that was started with VLLM_SERVER_DEV_MODE=1"
 
 
@@ -26,34 +30,84 @@ class WritingServer:
         model: the name that it goes by there.
         max_length: tokens of prompt and response that it can read.
         takes_nccl: whether it was started with an engine for weights over NCCL.
-        dtype: of its weights, as torch names it.
+        dtype: of its weights, as torch names it; "unknown" of a server that takes no weights.
     """
 
     server: RewardServer
     model: str
     max_length: int
-    takes_nccl: bool
-    dtype: str
+    takes_nccl: bool = False
+    dtype: str = "unknown"
 
 
 def writing_server(server: RewardServer) -> WritingServer:
-    """The language model at an address, and what the server says of itself.
+    """The language model at an address.
 
     Raises:
         ServerError: nobody answers there, or something else than a vLLM server does.
-        ConfigError: it was started without what taking weights needs.
     """
     model = _of(json_answer(server, _VLLM, "GET", "/v1/models"), "data", 0)
+    return WritingServer(server, str(_of(model, "id")), int(_of(model, "max_model_len")))
+
+
+def weight_taker(server: RewardServer) -> WritingServer:
+    """The language model at an address, of a server that takes weights.
+
+    Raises:
+        ServerError: as `writing_server`.
+        ConfigError: it was started without what taking weights needs.
+    """
+    found = writing_server(server)
     weight_version(server)  # an older server cannot say which weights it has
     info = json_answer(server, _DEV, "GET", "/server_info?config_format=json")
     config = _of(info, "vllm_config")
-    return WritingServer(
-        server,
-        str(_of(model, "id")),
-        int(_of(model, "max_model_len")),
-        _of(config, "weight_transfer_config") is not None,
-        str(_of(config, "model_config", "dtype")).removeprefix("torch."),
+    return replace(
+        found,
+        takes_nccl=_of(config, "weight_transfer_config") is not None,
+        dtype=str(_of(config, "model_config", "dtype")).removeprefix("torch."),
     )
+
+
+def drawn_ids(
+    writer: WritingServer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    sampling: Sampling,
+    ends: Sequence[int],
+) -> list[list[int]]:
+    """Token ids of one response to each prompt, drawn as `sampling_logits` says, without a seed.
+
+    Args:
+        writer: where to.
+        prompts: token ids; one that comes twice gets two responses.
+        sampling: how to draw.
+        ends: ids that end a response, and belong to it.
+
+    Raises:
+        ServerError: as `written_ids`, or it draws what may not be drawn.
+    """
+    # No end before this many tokens: with as many as there may be, there is none at all.
+    endless = bool(ends) and set(ends) <= set(sampling.suppress_tokens)
+    # No seed: vLLM would seed each prompt with it, and answer one that comes twice the same.
+    settings: dict[str, Any] = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "max_tokens": sampling.max_new_tokens,
+        "min_tokens": sampling.max_new_tokens if endless else sampling.min_new_tokens,
+        "stop_token_ids": list(ends),
+    }
+    never = set(sampling.suppress_tokens) - set(ends)
+    if never:
+        settings["logit_bias"] = {str(token): _NEVER for token in sorted(never)}
+    answers = written_ids(writer, prompts, settings)
+    drawn = never & {token for answer in answers for token in answer}
+    if drawn:
+        raise ServerError(
+            f"the vLLM server drew the ids {sorted(drawn)[:5]}, which it was asked to leave out; "
+            "expected a server that heeds logit_bias"
+        )
+    return answers
 
 
 def written_ids(
@@ -102,6 +156,20 @@ def text_logprobs(writer: WritingServer, ids: Sequence[int]) -> list[float]:
     pairs = zip(said[1:], ids[1:], strict=True)
     found = [_of(entry, str(token), "logprob") for entry, token in pairs]
     return [float(value) if value is not None else math.nan for value in found]
+
+
+def probe_text(vocabulary: int, max_length: int) -> list[int]:
+    """Ids from all over a vocabulary, of which each has a next one, to compare two models by.
+
+    Args:
+        vocabulary: number of ids.
+        max_length: tokens that a server can read, of which it writes one.
+
+    >>> probe_text(9, 5)
+    [0, 2, 4, 6]
+    """
+    most = min(_PROBED_TOKENS, vocabulary - 1, max_length - 1)
+    return [number * (vocabulary - 1) // most for number in range(most)]
 
 
 def weight_version(server: RewardServer) -> str:

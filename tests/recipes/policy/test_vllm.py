@@ -16,13 +16,13 @@ from tiny_policy import tiny_config, write_models
 from tiny_vllm import TinyVLLM, failure, listening
 
 from tokencredit.errors import ConfigError, RunFolderError, ServerError
-from tokencredit.recipes.policy import vllm
 from tokencredit.recipes.policy.setting_groups import MachineSettings
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.policy.vllm import VLLMServer, connect, served_responses
 from tokencredit.recipes.policy.vllm_weights import WeightSender
 from tokencredit.recipes.run_folder import read_jsonl
 from tokencredit.sampling import Sampling
+from tokencredit.server import vllm_writing
 from tokencredit.server.asking import RewardServer
 from tokencredit.server.vllm_writing import WritingServer, written_ids
 
@@ -399,8 +399,8 @@ def answered(
         question.update(settings, prompts=prompts)
         return answers
 
-    monkeypatch.setattr(vllm, "written_ids", written)
-    writer = WritingServer(RewardServer("http://127.0.0.1:1"), "tiny", 64, False, "float32")
+    monkeypatch.setattr(vllm_writing, "written_ids", written)
+    writer = WritingServer(RewardServer("http://127.0.0.1:1"), "tiny", 64)
     batch, truncated = served_responses(
         VLLMServer(Accelerator(cpu=True), writer, WeightSender()),
         PROMPTS,
@@ -472,7 +472,7 @@ def test_an_answer_too_few_is_an_error(models, answers):
     tiny = TinyVLLM(models / "policy")
     tiny.replies["/v1/completions"] = (200, {"choices": [{"token_ids": row} for row in answers]})
     with listening(tiny) as address:
-        writer = WritingServer(RewardServer(address), "tiny", 64, False, "float32")
+        writer = WritingServer(RewardServer(address), "tiny", 64)
         with pytest.raises(ServerError, match="2 prompts with 1 responses"):
             written_ids(writer, [[5], [6]], {})
 

@@ -28,10 +28,7 @@ from tokencredit.recipes.policy.vllm_weights import (
 )
 from tokencredit.sampling import Sampling, end_ids
 from tokencredit.server.asking import RewardServer
-from tokencredit.server.vllm_writing import WritingServer, writing_server, written_ids
-
-# The most that vLLM lets one take from a logit: what is left is e^-100 of the probability.
-_NEVER = -100.0
+from tokencredit.server.vllm_writing import WritingServer, drawn_ids, weight_taker
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ def connect(machine: MachineSettings, accelerator: Accelerator, output: Path) ->
         return VLLMServer(accelerator, None, WeightSender())
     address, way = str(machine.vllm_server), machine.vllm_weights
     # All processes wait for the first one meanwhile, and no longer than that.
-    writer = writing_server(RewardServer(address, timeout=machine.process_timeout, retries=3))
+    writer = weight_taker(RewardServer(address, timeout=machine.process_timeout, retries=3))
     if way == "auto":
         over_nccl = writer.takes_nccl and accelerator.device.type == "cuda"
         way = "nccl" if over_nccl else "folder"
@@ -153,41 +150,14 @@ def _answers(
     everyone = gather_object(prompts)
     answers: list[Any] = [None] * len(everyone)
     if server.writer is not None:
-        answers = _generated(server.writer, everyone, sampling, ends)
+        try:
+            answers = drawn_ids(server.writer, everyone, sampling=sampling, ends=ends)
+        except ServerError as error:
+            raise ServerError(
+                f"{error}. The last checkpoint is whole: start the server again, then run the same "
+                "command"
+            ) from error
         require_version(server.sender)
     broadcast_object_list(answers)
     first = server.accelerator.process_index * len(prompts)
     return answers[first : first + len(prompts)]
-
-
-def _generated(
-    writer: WritingServer, prompts: list[list[int]], sampling: Sampling, ends: tuple[int, ...]
-) -> list[list[int]]:
-    # No end before this many tokens: with as many as there may be, there is none at all.
-    endless = bool(ends) and set(ends) <= set(sampling.suppress_tokens)
-    # No seed: vLLM would seed each prompt with it, and answer one that comes twice the same.
-    settings: dict[str, Any] = {
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "max_tokens": sampling.max_new_tokens,
-        "min_tokens": sampling.max_new_tokens if endless else sampling.min_new_tokens,
-        "stop_token_ids": list(ends),
-    }
-    never = set(sampling.suppress_tokens) - set(ends)
-    if never:
-        settings["logit_bias"] = {str(token): _NEVER for token in sorted(never)}
-    try:
-        answers = written_ids(writer, prompts, settings)
-    except ServerError as error:
-        raise ServerError(
-            f"{error}. The last checkpoint is whole: start the server again, then run the same "
-            "command"
-        ) from error
-    drawn = never & {token for answer in answers for token in answer}
-    if drawn:
-        raise ServerError(
-            f"the vLLM server drew the ids {sorted(drawn)[:5]}, which it was asked to leave out; "
-            "expected a server that heeds logit_bias"
-        )
-    return answers

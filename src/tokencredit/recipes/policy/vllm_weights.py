@@ -33,6 +33,7 @@ from tokencredit.server.vllm_writing import (
     forget_prefixes,
     load_weights,
     name_weights,
+    probe_text,
     text_logprobs,
     weight_version,
     zero_weights,
@@ -44,7 +45,6 @@ Transport = Callable[[Described, Iterable[tuple[str, Tensor]]], None]
 
 # A file of weights is written when so many bytes are there; they lie in memory until then.
 _FILE_BYTES = 2**31
-_PROBED_TOKENS = 48
 # Mean difference of log-probabilities in nats: two ways to compute in float32, and in half of it.
 _CLOSE = {"float32": 2e-3, "other": 0.2}
 
@@ -108,7 +108,7 @@ def send_weights(
         ConfigError: it does not follow: see `_require_following`.
         RunFolderError: the weights cannot be written.
     """
-    text = _probe(vocabulary, None if sender.writer is None else sender.writer.max_length)
+    text = None if sender.writer is None else probe_text(vocabulary, sender.writer.max_length)
     text = _of_first(text)
     own = ask_policy(lambda model: _own_logprobs(model, text))[0].tolist()
     if _of_first(sender.writer is not None and _is_new(sender, text)):
@@ -237,12 +237,6 @@ def _tied_head(policy: Any) -> str | None:
     if head is None or head.weight is not policy.get_input_embeddings().weight:
         return None
     return next(f"{name}.weight" for name, part in policy.named_modules() if part is head)
-
-
-def _probe(vocabulary: int, max_length: int | None) -> list[int]:
-    """Ids from all over the vocabulary, of which each has a next one."""
-    most = min(_PROBED_TOKENS, vocabulary - 1, (max_length or _PROBED_TOKENS + 1) - 1)
-    return [number * (vocabulary - 1) // most for number in range(most)]
 
 
 def _own_logprobs(model: Any, text: list[int]) -> Float[Tensor, "one time"]:
