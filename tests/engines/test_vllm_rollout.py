@@ -9,6 +9,7 @@ import torch
 
 pytest.importorskip("vllm", reason="vLLM is installed by make test-engines alone")
 
+from generate_settings import generate_config
 from safetensors.torch import load_file
 from several_processes import (
     CERTAIN,
@@ -22,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from vllm_servers import WRITING, free_port, serving, started, stop
 
 from tokencredit.errors import ConfigError, ServerError
+from tokencredit.recipes.decoding.generate import generate
 from tokencredit.recipes.policy import vllm
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.policy.vllm_weights import FolderTransport, _write
@@ -166,6 +168,32 @@ def test_the_server_draws_from_the_distribution_that_is_scored(models, address, 
             positions += 1
         assert 2 not in ids[:3]
     assert positions > 100
+
+
+@pytest.mark.parametrize("method", ["unguided", "best-of-n"])
+def test_responses_of_generate_come_from_it(models, address, tmp_path, method):
+    server = RewardServer(address)
+    vllm_writing.load_weights(server, models / "policy")
+    vllm_writing.forget_prefixes(server)
+    given = {
+        "policy": str(models / "policy"),
+        "reward_model": str(models / "reward"),
+        "prompts": str(models / "prompts.jsonl"),
+        "method": method,
+        "n": 3,
+        "sampling.max_new_tokens": 8,
+        "sampling.top_k": 1,
+        "progress": False,
+    }
+    own = read_jsonl(generate(generate_config(**given, output=str(tmp_path / "own"))))
+    given |= {"output": str(tmp_path / "served"), "vllm_server": address}
+    served = read_jsonl(generate(generate_config(**given)))
+    assert [row["token_ids"] for row in own] == [row["token_ids"] for row in served]
+    assert [row["score"] for row in own] == [row["score"] for row in served]
+    drawn = given | {"output": str(tmp_path / "drawn"), "sampling.top_k": 0, "n": 8}
+    rows = read_jsonl(generate(generate_config(**drawn)))
+    assert len(rows) == len(own)
+    assert len({tuple(row["token_ids"]) for row in rows}) > 1
 
 
 def test_another_run_is_noticed(models, address, tmp_path, monkeypatch):
