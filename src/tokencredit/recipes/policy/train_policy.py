@@ -325,10 +325,11 @@ def _models(
     sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         configure_deepspeed(accelerator, config)
+    server = None
+    if config.machine.vllm_server is not None:
+        server = connect(config.machine, accelerator, Path(config.output))
     models = loaded_models(config, checkpoint, accelerator.device, sharded=sharded)
-    if config.machine.vllm_server is None:
-        return models
-    return replace(models, server=connect(config.machine, accelerator, Path(config.output)))
+    return replace(models, server=server)
 
 
 def _prepared_model(
