@@ -16,6 +16,7 @@ from tiny_vllm import failure, listening
 from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.batch import ResponseBatch
 from tokencredit.credit.methods import CREDIT_METHODS, CreditSettings
+from tokencredit.engines.hf_token_rewards import reward_model_token_rewards
 from tokencredit.errors import (
     ConfigError,
     DataError,
@@ -167,6 +168,22 @@ def test_a_model_read_at_ends_of_segments_warns_of_other_tokens(tmp_path):
         pooled(TinyPooling(tmp_path), "prefix-difference"),
     ):
         pass
+
+
+def test_completions_of_a_trainer_are_paid_by_it(own_ids):
+    model, folder = own_ids
+    batch = encode_responses(POLICY, PROMPTS, RESPONSES).batch
+    completions = (batch.prompt_ids, batch.prompt_mask, batch.response_ids, batch.response_mask)
+    with listening(TinyPooling(folder)) as address:
+        found = reward_model_token_rewards(f"vllm+{address}", POLICY)(*completions)
+    expected = reward_model_token_rewards(model, POLICY)(*completions)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_no_weights_are_held_here(own_ids):
+    with pooled(TinyPooling(own_ids[1])) as rewards:
+        assert rewards.modules == []
+        assert all(weight.is_meta for weight in rewards.sources[0].scorer.model.parameters())
 
 
 def test_requests_are_parted_and_each_is_of_the_same_model(own_ids, monkeypatch):

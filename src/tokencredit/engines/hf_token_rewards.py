@@ -12,6 +12,7 @@ from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.batch import Prompt, ResponseBatch
 from tokencredit.credit.methods import CreditSettings
 from tokencredit.scorers.local import LocalScorer
+from tokencredit.scorers.pooled import PooledRewardModel
 from tokencredit.scorers.sources import RewardSource, is_local, loaded_rewards, required_sources
 from tokencredit.scorers.texts import loaded_reward_model
 from tokencredit.text.hf_reading import ReadingSettings, reading_of, written_by
@@ -58,7 +59,8 @@ def reward_model_token_rewards(
 
     Args:
         reward_model: a sequence-classification model, its folder, Hub id or the address of a
-            `tokencredit serve`, or a list of sources of reward.
+            `tokencredit serve` or, with `vllm+` before it, of a vLLM server; or a list of sources
+            of reward.
         policy_tokenizer: that of the generated ids.
         reward_tokenizer: of the reward model; None takes the one beside it, for a folder or id, or
             else the policy's.
@@ -104,8 +106,12 @@ def reward_model_token_rewards(
     )
 
     # A model that joins texts is given the prompt's ids, as the policy's template wrote them.
-    local = [one.scorer for one in rewards.sources if isinstance(one.scorer, LocalScorer)]
-    renders = all(scorer.reading.template != "plain" for scorer in local)
+    scorers = [one.scorer for one in rewards.sources]
+    renders = all(
+        scorer.reading.template != "plain"
+        for scorer in scorers
+        if isinstance(scorer, LocalScorer | PooledRewardModel)
+    )
 
     @torch.no_grad()
     def token_rewards(
