@@ -173,7 +173,8 @@ def test_a_model_read_at_ends_of_segments_warns_of_other_tokens(tmp_path):
 def test_completions_of_a_trainer_are_paid_by_it(own_ids):
     model, folder = own_ids
     batch = encode_responses(POLICY, PROMPTS, RESPONSES).batch
-    completions = (batch.prompt_ids, batch.prompt_mask, batch.response_ids, batch.response_mask)
+    ids, masks = (batch.prompt_ids, batch.response_ids), (batch.prompt_mask, batch.response_mask)
+    completions = (ids[0], masks[0].long(), ids[1], masks[1].long())
     with listening(TinyPooling(folder)) as address:
         found = reward_model_token_rewards(f"vllm+{address}", POLICY)(*completions)
     expected = reward_model_token_rewards(model, POLICY)(*completions)

@@ -48,7 +48,7 @@ from tokencredit.text.hf_reading import Reading, reading_of
 
 Judge = tuple[Any, Reading]
 # Mean difference in nats of the log-probabilities of two ways to compute them, in half precision.
-_CLOSE = 0.2
+_CLOSE = 0.3
 
 
 @dataclass(frozen=True)
