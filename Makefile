@@ -2,7 +2,7 @@
 #
 #   make quickstart   the whole story on the built-in task, in a few minutes
 #   make test         every test, offline, on the CPU
-#   make test-engines the adapters to TRL and verl (TRL=latest: with the newest TRL alone)
+#   make test-engines the adapters to TRL, verl and vLLM (TRL=latest: with the newest TRL alone)
 #   make check        formatting, lint, types, and who imports what
 #   make audit        what is installed against the known vulnerabilities (needs a network)
 #   make docs         the documentation, built strictly into site/
@@ -20,6 +20,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PPO_PEER := .venv-trl-ppo
 VERL := .venv-verl
+VLLM := .venv-vllm
 AUDIT := .venv-audit
 
 .DEFAULT_GOAL := help
@@ -41,6 +42,7 @@ test: $(VENV)/.installed-dev
 ENGINE_TESTS := tests/engines tests/policy/test_estimators.py tests/policy/test_estimator_bias.py
 NEWEST_TRL := .venv-trl-latest/bin/python
 VERL_TESTS := $(wildcard tests/engines/test_verl_*.py)
+VLLM_TESTS := $(wildcard tests/engines/test_vllm_*.py)
 ifeq ($(TRL),latest)
 test-engines: | $(VENV)/bin/python
 	test -x $(NEWEST_TRL) || $(BIN)/python -m venv .venv-trl-latest
@@ -48,9 +50,10 @@ test-engines: | $(VENV)/bin/python
 	$(NEWEST_TRL) -m pip install --quiet --disable-pip-version-check --upgrade trl
 	TOKENCREDIT_ANY_VERSION=1 $(NEWEST_TRL) -m pytest $(ENGINE_TESTS) $(PYTEST_ARGS)
 else
-test-engines: $(VENV)/.installed-dev $(VERL)/.installed
+test-engines: $(VENV)/.installed-dev $(VERL)/.installed $(VLLM)/.installed
 	$(BIN)/python -m pytest $(ENGINE_TESTS) $(PYTEST_ARGS)
 	$(VERL)/bin/python -m pytest $(VERL_TESTS) $(PYTEST_ARGS)
+	$(VLLM)/bin/python -m pytest $(VLLM_TESTS) $(PYTEST_ARGS)
 endif
 
 check: $(VENV)/.installed-dev
@@ -101,7 +104,7 @@ real-models-smoke: real-models-inputs
 	runs/real_models.sh smoke
 
 clean:
-	rm -rf $(VENV) $(PPO_PEER) $(VERL) $(AUDIT) build dist site src/*.egg-info
+	rm -rf $(VENV) $(PPO_PEER) $(VERL) $(VLLM) $(AUDIT) build dist site src/*.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -138,4 +141,12 @@ $(VERL)/.installed: tests/engines/requirements-verl.txt pyproject.toml | $(VENV)
 	$(BIN)/python -m venv $(VERL)
 	$(VERL)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $< \
 		--editable .
+	@touch $@
+
+# What is taken out again is built for CUDA, and no model can be imported with it.
+$(VLLM)/.installed: tests/engines/requirements-vllm.txt pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $< \
+		--editable .
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@

@@ -57,13 +57,15 @@ CERTAIN: dict[str, Any] = {
     "optimizer.adam_epsilon": 1e-3,
     "credit.method": "attention",
 }
+# The address that stands for a server of the process itself, of which the first one's is asked.
+STAND_IN = "http://stand-in"
 # Responses that end where they will, one on each process.
 DRAWN = {"steps": 3, "batch_size": 2, "sampling.max_new_tokens": 40, "sampling.temperature": 5.0}
 
 
-def write_tied_models(folder: Path) -> None:
+def write_tied_models(folder: Path, **changes: Any) -> None:
     """Models as `write_models` makes them, the policy with tied embeddings."""
-    write_models(folder)
+    write_models(folder, **changes)
     tied = LlamaForCausalLM.from_pretrained(folder / "policy")
     tied.config.tie_word_embeddings = True
     tied.tie_weights()
@@ -167,10 +169,13 @@ def run(job: dict[str, Any]) -> None:
         job["machine.device"] = None  # `cpu` would keep Accelerate from DeepSpeed
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
     tell_what_is_sharded(Path(f"{output}.json"))
-    if "machine.vllm_server" in job:
-        from tiny_vllm import installed, vllm_client
+    if job.get("machine.vllm_server") == STAND_IN:
+        from tiny_vllm import TinyVLLM, listening
 
-        vllm_client.VLLMClient = installed(Path(models) / "policy")
+        with listening(TinyVLLM(Path(models) / "policy")) as address:
+            job["machine.vllm_server"] = address
+            recipe.train_policy(tiny_config(Path(models), Path(output), **job))
+        return
     recipe.train_policy(tiny_config(Path(models), Path(output), **job))
 
 

@@ -38,7 +38,7 @@ LESS = {
 """Added to a command, so that it takes seconds."""
 LEFT_OUT = {
     "quickstart": "it takes minutes: `make quickstart`",
-    "--machine.vllm_server": "it needs a GPU: tests/engines",
+    "vllm": "it needs a vLLM server: tests/engines",
     "--loading.dtype bfloat16 --device cuda": "it needs a GPU",
 }
 """Parts of the commands that are not run here, and why."""

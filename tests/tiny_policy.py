@@ -14,8 +14,8 @@ from tokencredit.toy.hf_tokenizer import toy_tokenizer
 PROMPTS = ("the plot is", "this film", "the music was", "a", "his first comedy is a", "the cast")
 
 
-def write_models(folder: Path) -> Path:
-    """Write `policy/`, `reward/`, `held-out/` and `prompts.jsonl`."""
+def write_models(folder: Path, **changes: Any) -> Path:
+    """Write `policy/`, `reward/`, `held-out/` and `prompts.jsonl`; changes are of their shape."""
     tokenizer = toy_tokenizer()
     shape: dict[str, Any] = {
         "vocab_size": len(tokenizer),
@@ -27,6 +27,7 @@ def write_models(folder: Path) -> Path:
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
+        **changes,
     }
     kinds = {
         "policy": (LlamaForCausalLM, {}),

@@ -21,7 +21,7 @@ from tokencredit.errors import (
     ServerError,
     TokenCreditError,
 )
-from tokencredit.server import client
+from tokencredit.server import asking
 from tokencredit.server.client import RewardServer, about, parted, post_scores, scored
 
 TOKEN = "open-sesame-42"
@@ -392,7 +392,7 @@ def test_a_certificate_that_is_not_trusted(monkeypatch):
     def refused(*_, **__):
         raise ssl.SSLCertVerificationError("x")
 
-    monkeypatch.setattr(client, "exchanged", refused)
+    monkeypatch.setattr(asking, "exchanged", refused)
     with pytest.raises(ServerError, match="is not trusted"):
         asked_of(None, address="https://rewards.example")
 

@@ -13,6 +13,7 @@ from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.batch import Prompt, ResponseBatch
 from tokencredit.credit.methods import CreditSettings
 from tokencredit.scorers.local import LocalScorer
+from tokencredit.scorers.pooled import PooledRewardModel
 from tokencredit.scorers.rewards import Rewards
 from tokencredit.scorers.sources import RewardSource, is_local, loaded_rewards, required_sources
 from tokencredit.scorers.texts import loaded_reward_model
@@ -62,7 +63,8 @@ def reward_model_token_rewards(
 
     Args:
         reward_model: a sequence-classification model, its folder, Hub id or the address of a
-            `tokencredit serve`, or a list of sources of reward.
+            `tokencredit serve` or, with `vllm+` before it, of a vLLM server; or a list of sources
+            of reward.
         policy_tokenizer: that of the generated ids.
         reward_tokenizer: of the reward model; None takes the one beside it, for a folder or id, or
             else the policy's.
@@ -147,7 +149,7 @@ class ModelTokenRewards:
         renders = all(
             scorer.reading.template != "plain"
             for scorer in scorers
-            if isinstance(scorer, LocalScorer)
+            if isinstance(scorer, LocalScorer | PooledRewardModel)
         )
         chats = prompts if prompts and renders and not isinstance(prompts[0], str) else None
         return self.rewards(batch, chats)

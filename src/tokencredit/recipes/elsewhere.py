@@ -78,6 +78,8 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "missing_eos_penalty": ("sampling.truncation_penalty",),
     "whiten_rewards": ("score.normalization",),
     "center_rewards_coefficient": ("loss.centering",),
+    "use_vllm": ("machine.vllm_server", "vllm_server"),
+    "vllm_server_base_url": ("machine.vllm_server", "vllm_server"),
     # OpenRLHF
     "pretrain": ("model", "policy"),
     "reward_pretrain": ("reward_model",),

@@ -104,7 +104,7 @@ def load_reward_model(
             f"the model at {str(name_or_path)!r} has {model.config.num_labels} outputs; expected a "
             "reward model with one score, or with two classes of which the second is the better"
         )
-    _warn_of_order(model, str(name_or_path))
+    warn_of_order(model, str(name_or_path))
     tokenizer = load_tokenizer(
         name_or_path, pad_token=pad_token, trust_remote_code=trust_remote_code
     )
@@ -115,7 +115,7 @@ def load_reward_model(
 _GOOD = ("positive", "pos", "good", "better", "chosen", "safe", "helpful", "accept", "true", "yes")
 
 
-def _warn_of_order(model: PreTrainedModel, name: str) -> None:
+def warn_of_order(model: PreTrainedModel, name: str) -> None:
     """Say where the first of two outputs, by its label, is the better one."""
     labels = getattr(model.config, "id2label", None) or {}
     first, second = (str(labels.get(i, "")).lower() for i in (0, 1))
@@ -253,13 +253,7 @@ def score_responses(
         ModelError, ConfigError: as `reward_model_output`.
     """
     real = (batch.attention_mask if attention_mask is None else attention_mask).bool()
-    prompt_ends = batch.prompt_mask[:, -1:]
-    if prompt_ends.shape[1] == 0 or not bool(prompt_ends.all()):
-        raise DataError(
-            "a prompt is empty or padded on the right; expected at least one real token at the "
-            "right end of prompt_ids, such as a beginning-of-sequence token: it is where the "
-            "score of the prompt alone is read"
-        )
+    require_prompts(batch)
     types = None
     if two_segments:
         second = torch.ones_like(batch.response_ids)
@@ -287,6 +281,21 @@ def score_responses(
         None if positions is None else positions[:, start - 1 :],
         None if attention is None else attention[:, start:].masked_fill(~batch.response_mask, 0.0),
     )
+
+
+def require_prompts(batch: ResponseBatch) -> None:
+    """Refuse responses of which the score of the prompt alone could not be read.
+
+    Raises:
+        DataError: a prompt is empty or not padded on the left.
+    """
+    prompt_ends = batch.prompt_mask[:, -1:]
+    if prompt_ends.shape[1] == 0 or not bool(prompt_ends.all()):
+        raise DataError(
+            "a prompt is empty or padded on the right; expected at least one real token at the "
+            "right end of prompt_ids, such as a beginning-of-sequence token: it is where the "
+            "score of the prompt alone is read"
+        )
 
 
 def _require_finite(

@@ -29,6 +29,7 @@ from tokencredit.reward_model.hf_token_classifier import token_classifier_logits
 from tokencredit.scorers.credit_models import CreditModels
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.policy_tokens import attended_tokens
+from tokencredit.scorers.pooled import PooledRewardModel
 from tokencredit.scorers.trained_reading import trained_segments
 
 OF_SCORERS: tuple[Need, ...] = (
@@ -69,8 +70,10 @@ def response_scores(
 ) -> ResponseScores:
     """What a scorer says of responses, closing tokens included where they are known."""
     keywords: dict[str, Any] = {"attention": attention, "conversations": responses.conversations}
-    reads_them = isinstance(scorer, LocalScorer) and scorer.reading is scorer.writer
-    if responses.attention_mask is not None and reads_them:
+    encoded_for_it = isinstance(scorer, LocalScorer | PooledRewardModel) and (
+        scorer.reading is scorer.writer
+    )
+    if responses.attention_mask is not None and encoded_for_it:
         keywords["attention_mask"] = responses.attention_mask
     return scorer(responses.batch, **keywords)
 

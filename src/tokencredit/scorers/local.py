@@ -9,7 +9,6 @@ of the same characters.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -18,18 +17,16 @@ from tokencredit.batch import Prompt, ResponseBatch, ResponseScores
 from tokencredit.credit.evidence import Need
 from tokencredit.models.hf_architecture import is_causal
 from tokencredit.models.hf_loading import context_length
-from tokencredit.models.hf_vocabularies import shares_vocabulary
 from tokencredit.reward_model.hf_scores import score_responses
 from tokencredit.scorers.policy_tokens import (
     attended_tokens,
-    decoded_responses,
     ended_scores,
     projected_scores,
 )
 from tokencredit.scorers.prefix_texts import PrefixReading, with_own_prefixes
+from tokencredit.scorers.reading_rows import rows_as_written, rows_of_text, scores_of_columns
 from tokencredit.scorers.trained_reading import scores_as_trained, trained_segment_ends
-from tokencredit.text.hf_encoding import EncodedResponses
-from tokencredit.text.hf_reading import Reading, WrittenRows, ended_responses
+from tokencredit.text.hf_reading import Reading, WrittenRows
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ class LocalScorer:
             scores = self._through_text(batch, conversations, layer)
         else:
             scores = self._scored(rows.batch, rows.attention_mask, layer)
-            scores = _of_columns(scores, attended_tokens(batch))
+            scores = scores_of_columns(scores, attended_tokens(batch))
         return ended_scores(scores, batch.response_mask)
 
     def own_rows(
@@ -112,55 +109,37 @@ class LocalScorer:
 
         None where it has other tokens, or reads prompt and response as a pair.
         """
-        if attention_mask is not None:
-            return WrittenRows(batch, attention_mask.bool())
-        if self.reading.template == "pair":
-            return None
-        if not shares_vocabulary(self.tokenizer, self.writer.tokenizer):
-            return None
-        return self.reading.written_rows(batch, conversations, self._ended(batch))
-
-    def _ended(self, batch: ResponseBatch) -> Bool[Tensor, "batch"]:
-        return ended_responses(batch, self.writer.turn_ends).any(-1)
+        return rows_as_written(self.reading, self.writer, batch, conversations, attention_mask)
 
     def _through_text(
         self, batch: ResponseBatch, conversations: Sequence[Prompt] | None, layer: int | None
     ) -> ResponseScores:
         """Scores in the writer's tokens, made from those in the reward model's."""
-        decoded = decoded_responses(self.writer.tokenizer, batch)
-        asked = conversations
-        if asked is None:
-            asked = self.reading.prompts_of(batch, self.writer.tokenizer)
-        encoded = self.reading.encoded(
-            asked,
-            [row.response for row in decoded],
-            ended=self._ended(batch).tolist(),
+        rows = rows_of_text(
+            self.reading,
+            self.writer,
+            batch,
+            conversations,
             max_length=context_length(self.model, self.tokenizer),
-            empty="keep",
-            device=batch.prompt_ids.device,
         )
+        encoded = rows.encoded
         scores = self._scored(encoded.batch, encoded.attention_mask, layer)
         projected = projected_scores(
             scores,
             encoded.batch.response_mask,
             encoded.response_spans,
-            decoded,
+            rows.decoded,
             batch.response_mask.shape[1],
         )
         if self.prefixes == "one-pass":
             return projected
-
-        def beginnings(row: int, texts: Sequence[str]) -> EncodedResponses:
-            again = [asked[row]] * len(texts)
-            return self.reading.encoded(again, texts, ended=False, empty="keep")
-
         return with_own_prefixes(
             projected,
             scores,
             self.model,
             encoded,
-            decoded,
-            beginnings,
+            rows.decoded,
+            rows.beginnings,
             micro_batch_size=self.micro_batch_size,
         )
 
@@ -175,22 +154,6 @@ class LocalScorer:
             attention_layer=layer,
             micro_batch_size=self.micro_batch_size,
         )
-
-
-def _of_columns(scores: ResponseScores, written: Bool[Tensor, "batch time"]) -> ResponseScores:
-    """Scores in the columns of the writer, zero after each response, where it is closed."""
-    time = written.shape[1]
-    there = torch.cat([torch.ones_like(written[:, :1]), written], dim=-1)
-
-    def kept(numbers: Tensor | None) -> Tensor | None:
-        return None if numbers is None else numbers[:, : time + 1].masked_fill(~there, 0.0)
-
-    return ResponseScores(
-        scores.sequence_scores,
-        kept(scores.prefix_scores),
-        None if scores.attention is None else scores.attention[:, :time],
-        kept(scores.position_scores),
-    )
 
 
 def own_scores(

@@ -118,13 +118,13 @@ def with_own_prefixes(
             stacklevel=2,
         )
         return scores
-    trunks = _read_ids(whole)
+    trunks = read_ids(whole)
     starts = whole.batch.prompt_mask.sum(-1).tolist()
     found: list[dict[int, float]] = []
     tails: list[dict[int, _Tail]] = []
     for row, (response, trunk, start) in enumerate(zip(decoded, trunks, starts, strict=True)):
         ends = sorted({0, *response.ends})
-        paths = _read_ids(encode(row, [response.response[:end] for end in ends]))
+        paths = read_ids(encode(row, [response.response[:end] for end in ends]))
         found.append({})
         tails.append({})
         for end, path in zip(ends, paths, strict=True):
@@ -149,7 +149,7 @@ def _takes_tails(model: PreTrainedModel) -> bool:
     return attention_windows(model) is not None and not rescales_positions(model)
 
 
-def _read_ids(encoded: EncodedResponses) -> list[list[int]]:
+def read_ids(encoded: EncodedResponses) -> list[list[int]]:
     """Token ids of each row up to the last one of its response, which may have no characters."""
     batch = encoded.batch
     written = torch.tensor([any(b > a for a, b in row) for row in encoded.response_spans])

@@ -119,11 +119,15 @@ class Rewards:
 
     @property
     def modules(self) -> list[nn.Module]:
-        """The models of this process that are asked, other than the policy."""
+        """The models of this process that are asked, other than the policy.
+
+        Not those whose weights a server has: they are here without them, on the device `meta`.
+        """
         found = [getattr(one.scorer, "model", None) for one in self.sources]
         for credited in (self.credited, *(one.credited for one in self.sources if one.credited)):
             found += [credited.models.model, credited.models.reference]
-        return [model for model in found if isinstance(model, nn.Module)]
+        modules = [model for model in found if isinstance(model, nn.Module)]
+        return [one for one in modules if not any(weight.is_meta for weight in one.parameters())]
 
     def __call__(
         self, batch: ResponseBatch, conversations: Sequence[Prompt] | None = None

@@ -22,6 +22,7 @@ from tokencredit.scorers.evidence import OF_SCORERS, require_evidence
 from tokencredit.scorers.functions import named_function, names_function
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.policy_tokens import decoded_responses
+from tokencredit.scorers.pooled import pooled_reward_model, unweighted_reward_model
 from tokencredit.scorers.prefix_texts import prefix_reading
 from tokencredit.scorers.rewards import (
     CombinedScorer,
@@ -35,6 +36,7 @@ from tokencredit.scorers.texts import loaded_reward_model
 from tokencredit.scorers.token_scores import CreditedScorer
 from tokencredit.server.client import RewardServer
 from tokencredit.server.exchange import is_address
+from tokencredit.server.vllm_scoring import is_vllm_address, scoring_server, vllm_address
 from tokencredit.text.hf_reading import Reading, ReadingSettings
 from tokencredit.text.segments import SegmentSettings
 
@@ -48,8 +50,10 @@ class RewardSource:
 
     model: str
     """Hub id or folder of a reward model, the address, `http(s)://...`, of a `tokencredit serve`,
-    or `module:function`, a Python function from prompts and responses to scores. With a credit of
-    its own that needs no reward model, `fine-grained` for example, the model of that credit."""
+    `vllm+http(s)://...` of a vLLM server that scores, with `#` and the model's folder or Hub id
+    where that is another here, or `module:function`, a Python function from prompts and responses
+    to scores. With a credit of its own that needs no reward model, `fine-grained` for example, the
+    model of that credit."""
     name: str = ""
     """Name in metrics and samples; empty for the last part of `model`."""
     weight: float = 1.0
@@ -83,6 +87,11 @@ class RewardSource:
         if self.credit is None or not self.pays_itself:
             return self.credit
         return replace(self.credit, model=self.model)
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether how it cuts texts into tokens is known here."""
+        return self.is_reward_model or is_vllm_address(self.model)
 
     @property
     def is_reward_model(self) -> bool:
@@ -299,6 +308,38 @@ def loaded_rewards(
     return Rewards(tuple(loaded), of_run, combine)
 
 
+def readable_reward_model(
+    source: RewardSource,
+    *,
+    server: Callable[[str], RewardServer] = RewardServer,
+    reading: ReadingSettings | None = None,
+    loading: Mapping[str, Any] | None = None,
+) -> tuple[nn.Module, Reading]:
+    """The reward model of a source, and how it reads texts; without weights where vLLM has them.
+
+    Args:
+        source: which has tokens.
+        server: makes a client of an address.
+        reading: how it reads, where the source does not say; None leaves that to the model.
+        loading: as `load_model` takes it; also `pad_token`.
+
+    Raises:
+        ModelError, ConfigError, ServerError: as `loaded_reward_model`, or as `scoring_server` and
+            `unweighted_reward_model`.
+    """
+    asked, loading = source.reading or reading, dict(loading or {})
+    if not is_vllm_address(source.model):
+        return loaded_reward_model(source.model, asked, **loading)
+    address, name = vllm_address(source.model)
+    return unweighted_reward_model(
+        scoring_server(server(address)),
+        name,
+        asked,
+        trust_remote_code=loading.get("trust_remote_code", False),
+        pad_token=loading.get("pad_token"),
+    )
+
+
 def is_local(model: str) -> bool:
     """Whether a source names a model that is loaded here: no address and no function."""
     return not is_address(model) and not names_function(model)
@@ -315,13 +356,20 @@ def _loaded(
     loading: dict[str, Any],
 ) -> RewardScorer:
     """The scorer of one source."""
+    if is_vllm_address(source.model):
+        found = known.get(source.model) or readable_reward_model(
+            source, server=server, reading=reading, loading=loading
+        )
+        scoring = scoring_server(server(vllm_address(source.model)[0]))
+        return pooled_reward_model(scoring, *found, writer, credit=credit)
     if is_address(source.model):
         return served_reward_model(server(source.model), writer, credit=credit)
     if names_function(source.model):
         function = named_function(source.model)
         return FunctionScorer(function, writer, f"the function {source.model}")
-    asked = source.reading or reading
-    model, own = known.get(source.model) or loaded_reward_model(source.model, asked, **loading)
+    model, own = known.get(source.model) or readable_reward_model(
+        source, reading=reading, loading=loading
+    )
     model.requires_grad_(False)
     size, prefixes = micro_batch_size, prefix_reading(credit)
     return LocalScorer(model, own, writer, credit.layer, size, prefixes)

@@ -14,10 +14,11 @@ from tokencredit.errors import ConfigError
 from tokencredit.scorers.credit_models import loaded_credit_models
 from tokencredit.scorers.evidence import Responses, require_evidence
 from tokencredit.scorers.local import LocalScorer
+from tokencredit.scorers.pooled import PooledRewardModel
 from tokencredit.scorers.rewards import Rewards, require_scores_as_read
 from tokencredit.scorers.segmentation import response_segments
-from tokencredit.scorers.sources import RewardSource, loaded_rewards
-from tokencredit.scorers.texts import loaded_reward_model, whole_texts
+from tokencredit.scorers.sources import RewardSource, loaded_rewards, readable_reward_model
+from tokencredit.scorers.texts import whole_texts
 from tokencredit.text.hf_encoding import EncodedResponses
 from tokencredit.text.hf_reading import ReadingSettings
 from tokencredit.text.segments import SegmentSettings
@@ -50,7 +51,7 @@ def loaded_text_rewards(
     micro_batch_size: int | None = None,
     loading: Mapping[str, Any] | None = None,
 ) -> Rewards:
-    """Sources of reward for responses in the tokens of the first reward model that is loaded here.
+    """Sources of reward for responses in the tokens of the first reward model among them.
 
     Args:
         sources: as `required_sources` gives them.
@@ -62,24 +63,24 @@ def loaded_text_rewards(
         loading: of models, as `load_model` takes it; also `pad_token`.
 
     Raises:
-        ConfigError: no source is a reward model that is loaded here, whose tokens could be paid.
+        ConfigError: no source is a reward model whose tokens are known here and could be paid.
         DataError, ModelError, ServerError: as `loaded_rewards`.
     """
-    first = next((one.model for one in sources if one.is_reward_model), None)
-    if first is None:
+    source = next((one for one in sources if one.has_tokens), None)
+    if source is None:
         raise ConfigError(
             f"the rewards are {', '.join(one.model for one in sources)}; expected a reward model "
-            "by Hub id or folder among them: its tokens are those that are paid"
+            "by Hub id or folder, or one that vLLM serves, among them: its tokens are those that "
+            "are paid"
         )
-    source = next(one for one in sources if one.model == first)
-    reader = loaded_reward_model(first, source.reading or reading, **dict(loading or {}))
+    reader = readable_reward_model(source, reading=reading, loading=loading)
     return loaded_rewards(
         sources,
         credit,
         segments,
         combine or CombinationSettings(),
         reader[1],
-        known={first: reader},
+        known={source.model: reader},
         reading=reading,
         micro_batch_size=micro_batch_size,
         loading=loading,
@@ -108,13 +109,14 @@ def other_credit(
     return replace(rewards, credited=replace(rewards.credited, credit=credit, models=models))
 
 
-def reader_of(rewards: Rewards) -> LocalScorer:
+def reader_of(rewards: Rewards) -> LocalScorer | PooledRewardModel:
     """The reward model whose own tokens are paid."""
     tokenizer = rewards.credited.tokenizer
     return next(
         one.scorer
         for one in rewards.sources
-        if isinstance(one.scorer, LocalScorer) and one.scorer.tokenizer is tokenizer
+        if isinstance(one.scorer, LocalScorer | PooledRewardModel)
+        and one.scorer.tokenizer is tokenizer
     )
 
 

@@ -41,6 +41,8 @@ def whole_texts(
 ) -> EncodedResponses:
     """Texts in the reward model's own tokens, on its device, none longer than it can read.
 
+    They are on the CPU for a model without weights here, which a server has.
+
     Args:
         reward_model: a sequence-classification model.
         reading: how it reads.
@@ -51,10 +53,11 @@ def whole_texts(
     Raises:
         DataError, ModelError: as `Reading.encoded`.
     """
+    device = next(reward_model.parameters()).device
     return reading.encoded(
         prompts,
         responses,
         ended=ended,
         max_length=context_length(reward_model, reading.tokenizer),
-        device=next(reward_model.parameters()).device,
+        device="cpu" if device.type == "meta" else device,
     )

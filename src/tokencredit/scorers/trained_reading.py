@@ -97,7 +97,8 @@ def trained_segment_ends(
     segments = trained_segments(model.config)
     if segments is None:
         return None
-    device = str(next(model.parameters()).device)
+    # What is loaded without its weights is on the device `meta`, where nothing can be computed.
+    device = str(next(model.parameters()).device).replace("meta", "cpu")
     return _kept_finder(segments, tokenizer, device, trust_remote_code)
 
 

@@ -6,6 +6,7 @@ import pytest
 from several_processes import (
     CERTAIN,
     DRAWN,
+    STAND_IN,
     assert_same_training,
     environment_of,
     finished,
@@ -24,7 +25,7 @@ APART = {"algorithm.critic": "separate", "machine.offload_frozen": True}
 KINDS = {
     "plain": {},
     "accumulating": {"algorithm.micro_batch_size": 1},
-    "served": {"machine.vllm_server": "http://localhost:8000"},
+    "served": {"machine.vllm_server": STAND_IN},
     "lora": LORA,
     "tied": APART,
 }

@@ -10,7 +10,12 @@ from transformers import PreTrainedModel
 
 from tokencredit.decoding.search.hf_cascade import CardsSettings, cascade_sampling
 from tokencredit.decoding.search.hf_implicit_search import implicit_beam_search, implicit_scorer
-from tokencredit.decoding.search.hf_sampling import best_of_n, best_of_n_kl, require_different
+from tokencredit.decoding.search.hf_sampling import (
+    Drawing,
+    best_of_n,
+    best_of_n_kl,
+    require_different,
+)
 from tokencredit.decoding.search.hf_segment_search import (
     ResponseScorer,
     SearchOutput,
@@ -37,6 +42,7 @@ class SearchTask:
         implicit: a model that DPO trained and its reference; None where none is needed.
         eos_token_ids: end a response, and belong to it.
         pad_token_id: stands where there is no token.
+        draw: what draws whole responses in the model's place; None for the model.
     """
 
     model: PreTrainedModel
@@ -48,6 +54,7 @@ class SearchTask:
     implicit: tuple[PreTrainedModel, PreTrainedModel] | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int = 0
+    draw: Drawing | None = None
 
     @property
     def writing(self) -> dict[str, Any]:
@@ -136,6 +143,7 @@ class Search:
         settings: name of the group of settings that it reads; None if there is none.
         needs: which models it asks, besides the one that writes.
         draws: whether tokens are drawn, so that temperature, top-k and top-p tell.
+        whole: whether it draws whole responses and nothing else, which a server can do for it.
         require: raises ConfigError for settings, sampling and n that do not fit each other.
         known_kl: what sampling and n alone say of the divergence from the language model, in nats.
     """
@@ -144,16 +152,17 @@ class Search:
     settings: str | None = None
     needs: tuple[Literal["reward model", "implicit model"], ...] = ("reward model",)
     draws: bool = True
+    whole: bool = False
     require: Callable[[Any, Sampling, int], None] = lambda _settings, _sampling, _n: None
     known_kl: Callable[[Sampling, int], dict[str, float]] = lambda _sampling, _n: {}
 
 
 def _unguided(task: SearchTask, _settings: None) -> SearchOutput:
-    return best_of_n(task.model, score=task.score, n=1, **task.writing)
+    return best_of_n(task.model, score=task.score, n=1, draw=task.draw, **task.writing)
 
 
 def _best_of_n(task: SearchTask, _settings: None) -> SearchOutput:
-    return best_of_n(task.model, score=task.score, n=task.n, **task.writing)
+    return best_of_n(task.model, score=task.score, n=task.n, draw=task.draw, **task.writing)
 
 
 def _best_of_n_kl(sampling: Sampling, n: int) -> dict[str, float]:
@@ -224,9 +233,10 @@ def _implicit_beam(task: SearchTask, settings: ImplicitBeamSettings) -> SearchOu
 
 
 SEARCHES: dict[str, Search] = {
-    "unguided": Search(_unguided, needs=()),
+    "unguided": Search(_unguided, needs=(), whole=True),
     "best-of-n": Search(
         _best_of_n,
+        whole=True,
         require=lambda _settings, sampling, n: require_different(sampling, n),
         known_kl=_best_of_n_kl,
     ),

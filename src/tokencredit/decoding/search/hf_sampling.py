@@ -1,6 +1,7 @@
 """Whole responses drawn by `generate()`: one for each prompt, or the best of several."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,6 +16,13 @@ from tokencredit.masking import masked_sum
 from tokencredit.models.hf_sampling import drawn_sequences, response_extent
 from tokencredit.sampling import Sampling
 
+Drawing = Callable[
+    [Int[Tensor, "prompts prompt"], Bool[Tensor, "prompts prompt"], int],
+    Int[Tensor, "rows sequence"],
+]
+"""From prompts and a number of copies to prompts with so many responses to each, as
+`drawn_sequences` gives them: what draws in a model's place."""
+
 
 @torch.no_grad()
 def best_of_n(
@@ -27,6 +35,7 @@ def best_of_n(
     n: int,
     eos_token_ids: tuple[int, ...] = (),
     pad_token_id: int = 0,
+    draw: Drawing | None = None,
 ) -> SearchOutput:
     """The best of n responses to each prompt; with n of 1 the only one, which nobody scores.
 
@@ -39,11 +48,12 @@ def best_of_n(
         n: responses that are drawn for each prompt.
         eos_token_ids: end a response, and belong to it.
         pad_token_id: stands where there is no token.
+        draw: what draws in the model's place; None for the model.
 
     Returns:
         Responses, and as their scores those of `score`; zero where n is 1. There the divergence
         from the language model, of what may be drawn, is known too: temperature, top-k and top-p
-        make it.
+        make it. Of what something else has drawn it is not.
 
     Raises:
         ConfigError: `n` is less than 1, or more where the most probable token is taken.
@@ -55,21 +65,26 @@ def best_of_n(
     def watch(plain: Tensor, drawn: Tensor) -> None:
         divergences.append(_divergence(plain, drawn, sampling))
 
-    sequences = drawn_sequences(
-        model,
-        prompt_ids,
-        prompt_mask,
-        sampling=sampling,
-        pad_token_id=pad_token_id,
-        eos_token_id=eos_token_ids,
-        copies=n,
-        watch=watch if n == 1 and not sampling.is_plain else None,
-    )
+    if draw is not None:
+        sequences = draw(prompt_ids, prompt_mask, n)
+    else:
+        sequences = drawn_sequences(
+            model,
+            prompt_ids,
+            prompt_mask,
+            sampling=sampling,
+            pad_token_id=pad_token_id,
+            eos_token_id=eos_token_ids,
+            copies=n,
+            watch=watch if n == 1 and not sampling.is_plain else None,
+        )
     batch = written_responses(prompt_ids, prompt_mask, sequences, eos_token_ids)
     lm_positions, scorer_positions = _positions(batch, n)
     if n == 1:
         zero = torch.zeros(len(prompt_ids), device=prompt_ids.device)
-        kl = masked_sum(torch.stack(divergences, -1), batch.response_mask) if divergences else zero
+        kl = zero if sampling.is_plain else None
+        if divergences:
+            kl = masked_sum(torch.stack(divergences, -1), batch.response_mask)
         return SearchOutput(batch, zero, lm_positions, 0 * scorer_positions, kl)
     numbers = torch.arange(len(batch), device=prompt_ids.device) // n
     scores = score(batch, numbers).float().view(-1, n)

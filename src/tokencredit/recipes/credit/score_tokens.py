@@ -65,7 +65,8 @@ class ScoreTokensConfig:
     data: str
     """Dataset id, dataset folder, or JSON-lines file."""
     reward_model: str | None = None
-    """Hub id or folder of a sequence-classification model with one or two outputs."""
+    """Hub id or folder of a sequence-classification model with one or two outputs, or the address,
+    `vllm+http(s)://...`, of a vLLM server that serves one."""
     rewards: tuple[RewardSource, ...] = ()
     """Several sources of reward in the place of `reward_model`, as in `train-policy`. Tokens are
     those of the first model among them."""

@@ -23,6 +23,7 @@ from tokencredit.decoding.search.hf_methods import SearchTask
 from tokencredit.decoding.search.hf_sampling import written_responses
 from tokencredit.errors import ConfigError
 from tokencredit.models.hf_loading import load_model, load_tokenizer, require_pad_token
+from tokencredit.models.hf_logprobs import response_logprobs
 from tokencredit.models.hf_sampling import (
     SampledDistribution,
     generation_settings,
@@ -35,9 +36,19 @@ from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.texts import loaded_reward_model
 from tokencredit.scorers.trained_reading import trained_segments
 from tokencredit.scorers.vocabulary import load_vocabulary_reward, vocabulary_sequence_scores
+from tokencredit.server.asking import RewardServer
+from tokencredit.server.vllm_writing import (
+    WritingServer,
+    drawn_ids,
+    probe_text,
+    text_logprobs,
+    writing_server,
+)
 from tokencredit.text.hf_reading import Reading, reading_of
 
 Judge = tuple[Any, Reading]
+# Mean difference in nats of the log-probabilities of two ways to compute them, in half precision.
+_CLOSE = 0.3
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,7 @@ class Models:
         held_out: another reward model with its reading, which only judges.
         implicit: what DPO trained, and its reference.
         undrawable: ids that no token stands behind, in the policy or in what DPO trained.
+        server: draws whole responses in the policy's place; None where it draws them itself.
     """
 
     policy: PreTrainedModel
@@ -61,6 +73,7 @@ class Models:
     held_out: Judge | None = None
     implicit: tuple[PreTrainedModel, PreTrainedModel] | None = None
     undrawable: tuple[int, ...] = ()
+    server: WritingServer | None = None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -123,7 +136,52 @@ def loaded_models(config: GenerateConfig) -> Models:
         held_out = loaded_reward_model(config.held_out_reward_model, config.reading, **loading)
     implicit = _implicit_models(config.implicit, policy, tokenizer, loading)
     ids = {id_ for model in (policy, *(implicit or ())) for id_ in undrawable_ids(tokenizer, model)}
-    return Models(policy, reading, *judge, held_out, implicit, undrawable=tuple(sorted(ids)))
+    server = None
+    if config.vllm_server is not None:
+        server = _server_of(policy, tokenizer, config.vllm_server)
+    undrawable = tuple(sorted(ids))
+    return Models(policy, reading, *judge, held_out, implicit, undrawable, server)
+
+
+@torch.no_grad()
+def _server_of(
+    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, address: str
+) -> WritingServer:
+    """The server at an address, which must say of a text what the policy says."""
+    server = writing_server(RewardServer(address, timeout=600.0, retries=3))
+    text = probe_text(len(tokenizer), server.max_length)
+    batch = ResponseBatch.of_rows([text[:1]], [text[1:]], pad_token_id=0, device=policy.device)
+    own = response_logprobs(policy, batch)[0].cpu()
+    difference = float((torch.tensor(text_logprobs(server, text)) - own).abs().mean())
+    if not difference <= _CLOSE:
+        raise ConfigError(
+            f"the vLLM server at {address} has another model than `policy`: the log-probabilities "
+            f"of a text of {len(text)} tokens are {difference:.3g} nats from the policy's on "
+            f"average; expected at most {_CLOSE}: start it with the model of `policy`"
+        )
+    return server
+
+
+def _served_sequences(
+    config: GenerateConfig,
+    models: Models,
+    prompt_ids: Int[Tensor, "prompts prompt"],
+    prompt_mask: Bool[Tensor, "prompts prompt"],
+    copies: int,
+) -> Int[Tensor, "rows sequence"]:
+    """What `drawn_sequences` draws, by the server."""
+    assert models.server is not None
+    rows = [row[real].tolist() for row, real in zip(prompt_ids, prompt_mask, strict=True)]
+    drawn = drawn_ids(
+        models.server,
+        [row for row in rows for _ in range(copies)],
+        sampling=config.sampling.of_search(suppress_tokens=models.undrawable),
+        ends=models.reading.turn_ends,
+    )
+    pad = models.tokenizer.pad_token_id
+    responses, _ = padded_rows(drawn, fill=pad, side="right")
+    prompts = prompt_ids.repeat_interleave(copies, 0)
+    return torch.cat([prompts, responses.to(prompts.device)], dim=-1)
 
 
 def _implicit_models(
@@ -184,6 +242,7 @@ def method_responses(
         models.implicit,
         models.reading.turn_ends,
         models.tokenizer.pad_token_id,
+        None if models.server is None else partial(_served_sequences, config, models),
     )
     found = row.function(task, config.settings_of(row))
     read = {"lm_positions": found.lm_positions, "reward_positions": found.scorer_positions}

@@ -177,6 +177,9 @@ class GenerateConfig:
     """How the policy reads prompts, and what ends its responses."""
     loading: LoadingSettings = group(LoadingSettings)
     """How models and tokenizers are loaded."""
+    vllm_server: str | None = setting(None, free=True)
+    """Address of a vLLM server with the language model that draws the responses of `unguided` and
+    `best-of-n`, for example `http://localhost:8000`; None draws them here."""
     batch_size: int = 8
     """Prompts at a time."""
     seed: int = 0
@@ -198,6 +201,13 @@ class GenerateConfig:
             raise ConfigError(
                 f"guidance.scorer is {self.guidance.scorer!r} and method {self.method!r}, whose "
                 "reward model scores the whole vocabulary in one pass; expected 'auto'"
+            )
+        if self.vllm_server is not None and not (isinstance(row, Search) and row.whole):
+            names = [name for name, search in SEARCHES.items() if search.whole]
+            raise ConfigError(
+                f"vllm_server is {self.vllm_server!r} and method {self.method!r}, which looks at "
+                f"what the language model says on the way; expected {' or '.join(names)}, or no "
+                "vllm_server"
             )
         self._require_implicit(isinstance(row, Search) and "implicit model" in row.needs)
         self._require_that_all_is_read(row)

@@ -19,7 +19,8 @@ from tokencredit.recipes.policy.prompts import PolicyPrompts, prompts_of_step
 from tokencredit.recipes.policy.setting_groups import MachineSettings, SamplingSettings, sampling_of
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.recipes.policy.sharding import gathers_for_every_token, kept_gathered
-from tokencredit.recipes.policy.vllm import send_weights, served_responses
+from tokencredit.recipes.policy.vllm import served_responses
+from tokencredit.recipes.policy.vllm_weights import send_weights
 
 Item = TypeVar("Item")
 
@@ -140,7 +141,12 @@ def _drawn_responses(
         "eos_token_id": models.reading.turn_ends,
     }
     if models.server is not None:
-        send_weights(models.server, models.actor_critic.policy)
+        send_weights(
+            models.server.sender,
+            models.actor_critic.policy,
+            models.of_policy,
+            vocabulary=len(models.tokenizer),
+        )
         return [served_responses(models.server, **request, **tokens) for request in requests]
     gather = machine.gather_for_generation
     gathered = kept_gathered(accelerator, models.actor_critic) if gather else nullcontext()

@@ -254,6 +254,12 @@ class MachineSettings:
     vllm_server: str | None = setting(None, free=True)
     """Address of a vLLM server that draws the responses and is sent the weights before every
     rollout, for example `http://localhost:8000`; None draws them here."""
+    vllm_weights: Literal["auto", "nccl", "folder"] = setting("auto", free=True)
+    """How weights get there: `nccl` between GPUs, `folder` through files that the server reads;
+    `auto` takes NCCL where the server was started for it and the policy is on a GPU."""
+    vllm_folder: str | None = setting(None, free=True)
+    """Where the files lie, which the server must see under the same path, for example below
+    `/dev/shm`; None puts them into the run's folder."""
     process_timeout: float = setting(600.0, free=True)
     """Seconds that one of several processes waits for the others before it stops; more than the
     slowest step of any of them, a checkpoint included."""

@@ -30,6 +30,7 @@ from tokencredit.recipes.settings import (
 from tokencredit.scorers.sources import RewardSource, required_sources
 from tokencredit.server.client import RewardServer
 from tokencredit.server.exchange import is_address
+from tokencredit.server.vllm_scoring import vllm_address
 from tokencredit.text.hf_reading import ReadingSettings, require_writer
 from tokencredit.text.segments import SHOWN_LATER, SegmentSettings
 
@@ -46,8 +47,8 @@ class TrainPolicyConfig:
     """Run folder."""
     reward_model: str | None = None
     """Hub id or folder of a sequence-classification model with one or two outputs, the address,
-    `http(s)://...`, of a `tokencredit serve` that serves one, or `module:function`, a Python
-    function from prompts and responses to scores."""
+    `http(s)://...`, of a `tokencredit serve` that serves one, `vllm+http(s)://...` of a vLLM server
+    that does, or `module:function`, a Python function from prompts and responses to scores."""
     rewards: tuple[RewardSource, ...] = ()
     """Several sources of reward in the place of `reward_model`, each with its `model`, `name`,
     `weight`, the transform of its `score`, and its own `credit` and `segments` if it has them."""
@@ -275,4 +276,6 @@ def _require_server_that_fits(config: TrainPolicyConfig) -> None:
             "'separate'"
         )
     for address in addresses:
-        RewardServer(address, timeout=config.server.timeout, retries=config.server.retries)
+        RewardServer(
+            vllm_address(address)[0], timeout=config.server.timeout, retries=config.server.retries
+        )

@@ -72,6 +72,7 @@ from tokencredit.recipes.settings import flat_settings, free_settings
 from tokencredit.recipes.shown_reading import print_reading
 from tokencredit.recipes.stop_signals import StopRequest, stop_requests
 from tokencredit.scorers.local import LocalScorer
+from tokencredit.scorers.pooled import PooledRewardModel
 from tokencredit.shaping import adapted_kl_coef
 
 __all__ = ["TrainPolicyConfig", "train_policy"]
@@ -247,11 +248,11 @@ def open_run(
 
 
 def _print_readings(models: PolicyModels, prompts: PolicyPrompts) -> None:
-    """How the policy and each reward model of this process read texts, with the first prompt."""
+    """How the policy and each reward model whose tokens are known read texts."""
     print_reading("policy", models.reading)
     asked = None if prompts.asked is None else (prompts.asked[0], "")
     for one in models.rewards.sources:
-        if isinstance(one.scorer, LocalScorer):
+        if isinstance(one.scorer, LocalScorer | PooledRewardModel):
             print_reading(f"reward {one.name!r}", one.scorer.reading, example=asked)
 
 
@@ -325,10 +326,11 @@ def _models(
     sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         configure_deepspeed(accelerator, config)
+    server = None
+    if config.machine.vllm_server is not None:
+        server = connect(config.machine, accelerator, Path(config.output))
     models = loaded_models(config, checkpoint, accelerator.device, sharded=sharded)
-    if config.machine.vllm_server is None:
-        return models
-    return replace(models, server=connect(config.machine.vllm_server, accelerator))
+    return replace(models, server=server)
 
 
 def _prepared_model(

@@ -1,28 +1,34 @@
 """Responses from a vLLM server, which is sent the policy's weights before every rollout.
 
-The first process alone speaks with the server, through TRL's client: it sends the prompts of all
-processes and hands the responses out. What the server says of log-probabilities is not used. The
-policy computes them itself, of the distribution that the server was asked to draw from.
+The first process alone speaks with the server: it sends the prompts of all processes and hands the
+responses out. What the server says of log-probabilities is not used. The policy computes them
+itself, of the distribution that the server was asked to draw from.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from jaxtyping import Bool, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokencredit.batch import ResponseBatch
 from tokencredit.errors import ConfigError, ServerError
 from tokencredit.models.hf_sampling import response_extent
-from tokencredit.recipes.policy.sharding import named_parameters, whole
+from tokencredit.recipes.policy.setting_groups import MachineSettings
+from tokencredit.recipes.policy.vllm_weights import (
+    FolderTransport,
+    Transport,
+    WeightSender,
+    require_version,
+)
 from tokencredit.sampling import Sampling, end_ids
-
-# The most that vLLM lets one take from a logit: what is left is e^-100 of the probability.
-_NEVER = -100.0
+from tokencredit.server.asking import RewardServer
+from tokencredit.server.vllm_writing import WritingServer, drawn_ids, weight_taker
 
 
 @dataclass(frozen=True)
@@ -31,22 +37,47 @@ class VLLMServer:
 
     Attributes:
         accelerator: of the run.
-        client: TRL's `VLLMClient` in the first process, None in the others.
+        writer: the server in the first process, None in the others.
+        sender: what brings it the policy's weights.
     """
 
     accelerator: Accelerator
-    client: Any | None
+    writer: WritingServer | None
+    sender: WeightSender
 
 
-def connect(address: str, accelerator: Accelerator) -> VLLMServer:
-    """The server at an address, ready to be sent weights.
+def connect(machine: MachineSettings, accelerator: Accelerator, output: Path) -> VLLMServer:
+    """The server of the settings, ready to be sent weights.
+
+    Args:
+        machine: name it, and the way that weights take.
+        accelerator: of the run.
+        output: folder of the run, below which weights are written unless the settings name another.
 
     Raises:
-        ConfigError: TRL or vLLM is not installed here, or the server takes no weights.
+        ConfigError: TRL or vLLM is not installed here and weights are to go over NCCL, or the
+            server takes none.
         ServerError: nobody answers there.
     """
     if not accelerator.is_main_process:
-        return VLLMServer(accelerator, None)
+        return VLLMServer(accelerator, None, WeightSender())
+    address, way = str(machine.vllm_server), machine.vllm_weights
+    # All processes wait for the first one meanwhile, and no longer than that.
+    writer = weight_taker(RewardServer(address, timeout=machine.process_timeout, retries=3))
+    if way == "auto":
+        over_nccl = writer.takes_nccl and accelerator.device.type == "cuda"
+        way = "nccl" if over_nccl else "folder"
+    transport: Transport
+    if way == "nccl":
+        transport = _nccl_transport(writer.server.address, accelerator)
+    else:
+        folder = Path(machine.vllm_folder or output).absolute()
+        transport = FolderTransport(writer, folder)
+    half = accelerator.mixed_precision != "no"
+    return VLLMServer(accelerator, writer, WeightSender(writer, transport, half_precision=half))
+
+
+def _nccl_transport(address: str, accelerator: Accelerator) -> Transport:
     try:
         from trl.generation.vllm_client import VLLMClient
 
@@ -54,37 +85,17 @@ def connect(address: str, accelerator: Accelerator) -> VLLMServer:
         client.init_communicator(device=accelerator.device)
     except ImportError as error:
         raise ConfigError(
-            f"machine.vllm_server is {address!r}, and TRL's client for it cannot be used here "
-            f"({error}); run `pip install tokencredit[trl] vllm`, or leave it out"
-        ) from error
-    except ConnectionError as error:
-        raise ServerError(
-            f"there is no vLLM server at {address!r} ({error}); expected one that was started as "
-            "docs/scaling.md says"
+            f"weights are to go to {address!r} over NCCL, and TRL's client for it cannot be used "
+            f"here ({error}); run `pip install tokencredit[trl] vllm`, or set machine.vllm_weights "
+            "to 'folder'"
         ) from error
     except (RuntimeError, NotImplementedError) as error:
         raise ConfigError(
-            f"the vLLM server at {address!r} cannot be sent weights: {error}; expected one that "
-            "was started as docs/scaling.md says, and the policy on a CUDA device"
+            f"the vLLM server at {address!r} cannot be sent weights over NCCL: {error}; expected "
+            "one that was started as docs/engines-vllm.md says, and the policy on a CUDA device, "
+            "or machine.vllm_weights 'folder'"
         ) from error
-    return VLLMServer(accelerator, client)
-
-
-@torch.no_grad()
-def send_weights(server: VLLMServer, policy: nn.Module) -> None:
-    """Give the server the weights of the policy; every process must call this at the same time."""
-    parameters = named_parameters(policy)
-    gathered = ((name, whole(p).detach().to(p.dtype)) for name, p in parameters.items())
-    if server.client is None:
-        for _ in gathered:  # a part of each weight lies here
-            pass
-        return
-    described = [
-        (name, str(p.dtype).removeprefix("torch."), list(getattr(p, "ds_shape", p.shape)))
-        for name, p in parameters.items()
-    ]
-    server.client.update_named_params(described, gathered)
-    server.client.reset_prefix_cache()
+    return client.update_named_params
 
 
 def served_responses(
@@ -138,50 +149,15 @@ def _answers(
     """Token ids of the responses to this process's prompts."""
     everyone = gather_object(prompts)
     answers: list[Any] = [None] * len(everyone)
-    if server.client is not None:
-        answers = _generated(server.client, everyone, sampling, ends)
+    if server.writer is not None:
+        try:
+            answers = drawn_ids(server.writer, everyone, sampling=sampling, ends=ends)
+        except ServerError as error:
+            raise ServerError(
+                f"{error}. The last checkpoint is whole: start the server again, then run the same "
+                "command"
+            ) from error
+        require_version(server.sender)
     broadcast_object_list(answers)
     first = server.accelerator.process_index * len(prompts)
     return answers[first : first + len(prompts)]
-
-
-def _generated(
-    client: Any, prompts: list[list[int]], sampling: Sampling, ends: tuple[int, ...]
-) -> list[list[int]]:
-    # No end before this many tokens: with as many as there may be, there is none at all.
-    endless = bool(ends) and set(ends) <= set(sampling.suppress_tokens)
-    further: dict[str, Any] = {
-        "min_tokens": sampling.max_new_tokens if endless else sampling.min_new_tokens,
-        "stop_token_ids": list(ends),
-    }
-    never = set(sampling.suppress_tokens) - set(ends)
-    if never:
-        further["logit_bias"] = {str(token): _NEVER for token in sorted(never)}
-    try:
-        # No seed: vLLM would seed each prompt with it, and answer one that comes twice the same.
-        answers = client.generate(
-            prompts=prompts,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            max_tokens=sampling.max_new_tokens,
-            logprobs=None,
-            generation_kwargs=further,
-        )["completion_ids"]
-    except Exception as error:  # TRL's client raises it bare
-        raise ServerError(
-            f"the vLLM server failed ({error}); the last checkpoint is whole: start the server "
-            "again, then run the same command"
-        ) from error
-    if len(answers) != len(prompts) or not all(answers):
-        raise ServerError(
-            f"the vLLM server answered {len(prompts)} prompts with {sum(map(bool, answers))} "
-            "responses; expected one of at least a token to each"
-        )
-    drawn = never & {token for answer in answers for token in answer}
-    if drawn:
-        raise ServerError(
-            f"the vLLM server drew the ids {sorted(drawn)[:5]}, which it was asked to leave out; "
-            "expected a server that heeds logit_bias"
-        )
-    return [list(answer) for answer in answers]
