@@ -1,10 +1,17 @@
 from .aggregation.combining import (
+    log_sigmoid_sum_scores,
     mean_less_deviation_scores,
     mean_less_variance_scores,
+    nominal_and_worst_scores,
     weighted_sum_scores,
     worst_case_scores,
 )
-from .aggregation.transforms import RunningMoments, normalised_scores
+from .aggregation.references import (
+    log_win_probabilities,
+    reference_quantiles,
+    win_probabilities,
+)
+from .aggregation.transforms import RunningMoments, normalised_scores, priced_scores
 from .batch import PreferenceBatch, ResponseBatch, TokenScorer
 from .credit.gradients import gradient_times_input_credit, integrated_gradients_credit
 from .credit.implicit import (
@@ -213,12 +220,15 @@ __all__ = [
     "likelihood_credit",
     "location_normalised",
     "log_ratio_credit",
+    "log_sigmoid_sum_scores",
+    "log_win_probabilities",
     "macro_gae_advantages",
     "maximum_constraint_loss",
     "mean_attention_received",
     "mean_less_deviation_scores",
     "mean_less_variance_scores",
     "ngram_segments",
+    "nominal_and_worst_scores",
     "normalised_scores",
     "perplexity_segments",
     "pooled_by_segment",
@@ -229,10 +239,12 @@ __all__ = [
     "prefix_difference_credit",
     "prefix_length_means",
     "prefix_regression_loss",
+    "priced_scores",
     "project_token_scores",
     "q_classification_loss",
     "q_value_loss",
     "random_ngram_segments",
+    "reference_quantiles",
     "regression_loss",
     "reinforce_advantages",
     "reinforce_plus_plus_advantages",
@@ -275,6 +287,7 @@ __all__ = [
     "utterance_credit",
     "weighted_implicit_rewards",
     "weighted_sum_scores",
+    "win_probabilities",
     "window_credit",
     "worst_case_scores",
 ]

@@ -4,6 +4,7 @@ import pytest
 from rich.console import Console
 
 from tokencredit.aggregation.methods import AGGREGATIONS
+from tokencredit.aggregation.transforms import SCORE_TRANSFORMS
 from tokencredit.cli import main
 from tokencredit.credit.methods import CREDIT_METHODS, CreditMethod
 from tokencredit.decoding.rules import GUIDANCE_METHODS
@@ -14,6 +15,7 @@ from tokencredit.reward_model.objectives import OBJECTIVES
 
 NAMES = {
     "credit": CREDIT_METHODS,
+    "transform": SCORE_TRANSFORMS,
     "combination": AGGREGATIONS,
     "algorithm": ALGORITHMS,
     "objective": [name for pair in OBJECTIVES for name in pair],

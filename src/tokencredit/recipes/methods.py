@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tokencredit.aggregation.methods import AGGREGATIONS
+from tokencredit.aggregation.transforms import SCORE_TRANSFORMS
 from tokencredit.credit.evidence import NEEDS
 from tokencredit.credit.methods import CREDIT_METHODS
 from tokencredit.decoding.rules import GUIDANCE_METHODS
@@ -21,7 +22,8 @@ class MethodsConfig:
     """Settings of the overview."""
 
     kind: str | None = None
-    """`credit`, `combination`, `algorithm`, `objective` or `generation`; None shows all tables."""
+    """`credit`, `transform`, `combination`, `algorithm`, `objective` or `generation`; None shows
+    all tables."""
 
     def __post_init__(self) -> None:
         if self.kind is not None:
@@ -49,6 +51,12 @@ def _credit() -> Table:
     )
     columns = ("--credit.method", "pays", "needs", "a row sums to", "causal", "passes")
     return _table("Credit methods", columns, rows)
+
+
+def _transform() -> Table:
+    rows = ((name, one.text, str(one.references)) for name, one in SCORE_TRANSFORMS.items())
+    columns = ("--score.transform", "puts in the place of a score", "reference responses at least")
+    return _table("Transforms of scores", columns, rows)
 
 
 def _combination() -> Table:
@@ -96,6 +104,7 @@ def _generation() -> Table:
 
 _KINDS: dict[str, Callable[[], Table]] = {
     "credit": _credit,
+    "transform": _transform,
     "combination": _combination,
     "algorithm": _algorithm,
     "objective": _objective,

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tokencredit.aggregation.transforms import RunningMoments
+from tokencredit.aggregation.transforms import ReferenceScores, RunningMoments
 from tokencredit.batch import Prompt, ResponseBatch, TokenScorer
 from tokencredit.credit.redistribution import terminal_credit
 from tokencredit.errors import NumericError
@@ -18,7 +18,7 @@ from tokencredit.policy.methods import ALGORITHMS, Advantages, Outcome
 from tokencredit.recipes.policy.models import PolicyModels
 from tokencredit.recipes.policy.processes import own_rows, rows_of_all
 from tokencredit.recipes.policy.rollout import Rollout
-from tokencredit.recipes.policy.scoring import held_out_scores, scores_of
+from tokencredit.recipes.policy.scoring import held_out_scores, references_of_rows, scores_of
 from tokencredit.recipes.policy.setting_groups import AlgorithmSettings, SamplingSettings
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.recipes.policy.views import (
@@ -98,6 +98,7 @@ def experience_of(
     kl_coef: float,
     moments: Mapping[str, RunningMoments],
     token_scorer: TokenScorer | None = None,
+    references: Mapping[str, ReferenceScores] | None = None,
 ) -> Experience:
     """What the updates need of a rollout: its scores, token rewards, advantages.
 
@@ -112,9 +113,13 @@ def experience_of(
         ref_logprobs = reference_logprobs(models, batch, support, temperature, size)
     responses = _responses(models, batch, config, ref_logprobs, rollout.asked)
 
+    fixed = [one.label for one in config.sources if one.score.normalization == "reference"]
+
     def moments_of(
         name: str, fresh: Float[Tensor, "batch"], counts: Bool[Tensor, "batch"]
     ) -> RunningMoments:
+        if name in fixed:
+            return moments[name]
         everywhere = rows_of_all(accelerator, fresh)[rows_of_all(accelerator, counts)]
         return moments.get(name, RunningMoments()).updated(everywhere)
 
@@ -125,6 +130,7 @@ def experience_of(
         moments_of,
         token_scorer=token_scorer,
         unfinished=truncated if bootstraps else None,
+        references=references,
     )
     kl = kl_estimates(old.logprobs, ref_logprobs, estimator=config.kl.estimator)
     paid = with_truncation(scores.token_scores, batch, truncated, config.sampling)
@@ -140,7 +146,7 @@ def experience_of(
         values=old.values,
         group_ids=rollout.group_ids,
         greedy_returns=greedy_returns(
-            models, rollout, config, accelerator, scores.seen, token_scorer
+            models, rollout, config, accelerator, scores.seen, token_scorer, references
         ),
         segment_ids=responses.segment_ids if config.segments.use == "macro-actions" else None,
         bootstrap_values=old.last_values * truncated if bootstraps else None,
@@ -209,6 +215,7 @@ def greedy_returns(
     accelerator: Accelerator,
     seen: Mapping[str, RunningMoments],
     token_scorer: TokenScorer | None,
+    references: Mapping[str, ReferenceScores] | None = None,
 ) -> Float[Tensor, "batch"] | None:
     """Sum of the token scores of the greedy response to the prompt of each response.
 
@@ -224,6 +231,7 @@ def greedy_returns(
         accelerator: of the run.
         seen: moments of the scores of each source, those of the drawn responses among them.
         token_scorer: as in `scores_of`.
+        references: likewise, of the responses that were drawn.
     """
     greedy, samples = rollout.greedy, config.algorithm.samples_per_prompt
     if greedy is None or rollout.greedy_truncated is None:
@@ -239,6 +247,10 @@ def greedy_returns(
         _responses(models, greedy, config, ref_logprobs, asked),
         lambda name, *_: seen[name],
         token_scorer=token_scorer,
+        references={
+            name: references_of_rows(one, slice(None, None, samples))
+            for name, one in (references or {}).items()
+        },
     )
     paid = with_truncation(scores.token_scores, greedy, rollout.greedy_truncated, config.sampling)
     return masked_sum(paid, greedy.response_mask).repeat_interleave(samples)

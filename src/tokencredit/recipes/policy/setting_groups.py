@@ -53,6 +53,24 @@ class ServerSettings:
 
 
 @dataclass(frozen=True)
+class ReferenceSettings:
+    """Responses of the reference to the prompts, with which scores are compared.
+
+    None are drawn unless a `transform` or the `normalization` of a score asks for them.
+    """
+
+    per_prompt: int = 4
+    """Responses of the reference to each prompt, drawn and scored once, in the step that has the
+    prompt first; their scores stay in the run folder."""
+    prompts: int = 64
+    """For `score.normalization: reference`: prompts whose responses of the reference are drawn
+    before the first step; their scores have the mean and the deviation."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "per_prompt", "prompts", room="references.")
+
+
+@dataclass(frozen=True)
 class SamplingSettings:
     """How responses are drawn, and what becomes of those that were cut off."""
 

@@ -17,6 +17,7 @@ from tokencredit.recipes.policy.setting_groups import (
     OptimizerSettings,
     PromptSettings,
     RecordSettings,
+    ReferenceSettings,
     SamplingSettings,
     ServerSettings,
 )
@@ -73,6 +74,8 @@ class TrainPolicyConfig:
     """How responses are cut into segments, and what segments are for."""
     score: ScoreSettings = group(ScoreSettings)
     """What is done to the score of `reward_model` before it is spread."""
+    references: ReferenceSettings = group(ReferenceSettings)
+    """Responses of the reference with which scores are compared."""
     sampling: SamplingSettings = group(SamplingSettings)
     """How responses are drawn."""
     algorithm: AlgorithmSettings = group(AlgorithmSettings)
@@ -111,6 +114,7 @@ class TrainPolicyConfig:
             _require_credit_that_fits(
                 source.own_credit or self.credit, source.segments or self.segments
             )
+        _require_references_that_fit(self)
         _require_server_that_fits(self)
         if self.machine.vllm_server is not None and self.lora.rank:
             raise ConfigError(
@@ -131,7 +135,11 @@ class TrainPolicyConfig:
     def sources(self) -> tuple[RewardSource, ...]:
         """The sources of reward, one in the short form."""
         return required_sources(
-            self.reward_model, self.rewards, score=self.score, combine=self.combine
+            self.reward_model,
+            self.rewards,
+            score=self.score,
+            combine=self.combine,
+            has_references=True,
         )
 
 
@@ -179,6 +187,33 @@ def warn_of_biased_gradient(config: TrainPolicyConfig) -> None:
                 stacklevel=2,
             )
             return
+
+
+def _require_references_that_fit(config: TrainPolicyConfig) -> None:
+    """Refuse too few responses of the reference; warn of a price of KL that is that of raw scores.
+
+    Raises:
+        ConfigError: a transform of a score needs more of them.
+    """
+    for one in config.sources:
+        needed = one.score.reference_responses
+        if config.references.per_prompt < needed:
+            raise ConfigError(
+                f"references.per_prompt is {config.references.per_prompt} and the transform "
+                f"{one.score.transform!r} of the score of {one.label!r} fits a distribution; "
+                f"expected at least {needed}"
+            )
+    usual, kl = KLSettings().coef, config.kl
+    bounded = [one.label for one in config.sources if one.score.transform == "par"]
+    if bounded and kl.target is None and max(kl.coef, kl.loss_coef) >= usual:
+        warnings.warn(
+            f"kl.coef is {kl.coef} and kl.loss_coef {kl.loss_coef}, and the score of "
+            f"{bounded[0]!r} becomes a probability (transform 'par'), which no response raises by "
+            f"more than 1: {usual} and more are prices for raw scores, at which little is worth "
+            "its KL. A smaller coefficient, or kl.target, leaves room",
+            TokenCreditWarning,
+            stacklevel=4,
+        )
 
 
 def _ends_show_later(credit: CreditSettings, segments: SegmentSettings) -> bool:

@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
-from tokencredit.aggregation.transforms import RunningMoments
+from tokencredit.aggregation.transforms import ReferenceScores, RunningMoments
 from tokencredit.batch import TokenScorer
 from tokencredit.errors import ConfigError, NumericError, RunFolderError, TokenCreditWarning
 from tokencredit.models.hf_loading import quiet_transformers
@@ -49,7 +49,16 @@ from tokencredit.recipes.policy.processes import (
     process_group_settings,
 )
 from tokencredit.recipes.policy.prompts import PolicyPrompts, seeded, tokenized_prompts
-from tokencredit.recipes.policy.rollout import draw_responses
+from tokencredit.recipes.policy.references import (
+    FILE,
+    Reference,
+    compared_sources,
+    normalised_by_reference,
+    read_references,
+    reference_moments,
+    references_of_rollout,
+)
+from tokencredit.recipes.policy.rollout import Rollout, draw_responses
 from tokencredit.recipes.policy.setting_groups import OptimizerSettings
 from tokencredit.recipes.policy.settings import TrainPolicyConfig, warn_of_biased_gradient
 from tokencredit.recipes.policy.sharding import (
@@ -97,6 +106,8 @@ class PolicyRun:
         prompts: all of them.
         prompts_digest: tells other prompts from these.
         token_scorer: pays the tokens in the place of the credit; None for the credit.
+        references: what is known of the reference's responses, by the key of their prompt; what is
+            drawn in a step is added.
     """
 
     config: TrainPolicyConfig
@@ -108,6 +119,7 @@ class PolicyRun:
     prompts: PolicyPrompts
     prompts_digest: str
     token_scorer: TokenScorer | None
+    references: dict[str, Reference]
 
 
 @dataclass
@@ -241,8 +253,21 @@ def open_run(
             "tokencredit", config={name: str(value) for name, value in settings.items()}
         )
     run = PolicyRun(
-        config, folder, accelerator, models, model, optimizer, prompts, prompts_digest, token_scorer
+        config,
+        folder,
+        accelerator,
+        models,
+        model,
+        optimizer,
+        prompts,
+        prompts_digest,
+        token_scorer,
+        by_the_first(accelerator, lambda: read_references(folder)),
     )
+    if token_scorer is None and not set(normalised_by_reference(config)) <= set(state.moments):
+        state.moments |= reference_moments(
+            config, accelerator, models, prompts, run.references, folder=folder
+        )
     return run, state
 
 
@@ -287,6 +312,8 @@ def _open_folder(
         shutil.rmtree(left_over)
     keep_rows_before(folder / "metrics.jsonl", step)
     keep_rows_before(folder / "samples.jsonl", step)
+    if (folder / FILE).exists():
+        keep_rows_before(folder / FILE, step)
 
 
 def _accelerator(config: TrainPolicyConfig) -> Accelerator:
@@ -325,6 +352,16 @@ def _models(
     sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         configure_deepspeed(accelerator, config)
+    if (
+        sharded
+        and config.lora.rank
+        and (compared_sources(config) or normalised_by_reference(config))
+    ):
+        raise ConfigError(
+            f"the scores of {config.sources[0].label!r} are compared with responses of the "
+            "reference, which with lora.rank is the policy without its adapter, and its weights "
+            "are sharded; expected whole weights (no FSDP2, no ZeRO-3), or lora.rank 0"
+        )
     models = loaded_models(config, checkpoint, accelerator.device, sharded=sharded)
     if config.machine.vllm_server is None:
         return models
@@ -374,6 +411,7 @@ def _train_step(run: PolicyRun, state: RunState) -> tuple[dict[str, Any], list[d
             kl_coef=state.kl_coef,
             moments=state.moments,
             token_scorer=run.token_scorer,
+            references=_references(run, rollout, state.step),
         )
     with timed(seconds, "update"):
         # epochs times (minibatch, time): one loss per token, their sum over the tokens that count
@@ -390,6 +428,21 @@ def _train_step(run: PolicyRun, state: RunState) -> tuple[dict[str, Any], list[d
     _tell_unscored(run, experience, state, row)
     _adapt(run, experience, state, row)
     return row, samples
+
+
+def _references(run: PolicyRun, rollout: Rollout, step: int) -> dict[str, ReferenceScores]:
+    """Scores of the reference's responses to the prompts of a rollout, where any are compared."""
+    if run.token_scorer is not None:
+        return {}
+    return references_of_rollout(
+        run.config,
+        run.accelerator,
+        run.models,
+        rollout,
+        run.references,
+        step=step,
+        folder=run.folder,
+    )
 
 
 def _tell_unscored(
@@ -433,7 +486,10 @@ def _adapt(run: PolicyRun, experience: Experience, state: RunState, row: dict[st
             horizon=config.kl.horizon,
         )
     for source in config.sources:
-        if source.score.normalization == "running" and source.label in experience.moments:
+        if (
+            source.score.normalization in ("running", "scale")
+            and source.label in experience.moments
+        ):
             state.moments[source.label] = experience.moments[source.label]
     _warn_of_farmed_kl(config, state, row)
 
