@@ -96,6 +96,15 @@ from .policy.estimators import (
     rloo_advantages,
 )
 from .policy.losses.clipped import clipped_policy_losses, clipped_tokens, clipped_value_losses
+from .policy.losses.divergences import (
+    chi_square_terms,
+    chunked_entropies,
+    chunked_forward_kls,
+    dense_chi_square_penalties,
+    root_slope,
+)
+from .policy.losses.likelihood import likelihood_losses
+from .policy.selection import kept_responses, resampled_responses, score_reliability
 from .preference.error_spans import error_severity_ids, labelled_error_spans
 from .preference.labels import (
     LabelledSpan,
@@ -174,7 +183,10 @@ __all__ = [
     "bootstrapped_targets",
     "bradley_terry_loss",
     "candidate_tokens",
+    "chi_square_terms",
     "chosen_tokens",
+    "chunked_entropies",
+    "chunked_forward_kls",
     "classification_loss",
     "clipped_policy_losses",
     "clipped_step_scores",
@@ -182,6 +194,7 @@ __all__ = [
     "clipped_value_losses",
     "contrastive_prompt_credit",
     "delta_step_scores",
+    "dense_chi_square_penalties",
     "discriminator_credit",
     "edit_labels",
     "ends_segment",
@@ -206,6 +219,7 @@ __all__ = [
     "index_baseline_to_go_advantages",
     "index_centred_advantages",
     "integrated_gradients_credit",
+    "kept_responses",
     "kl_estimates",
     "kl_penalised_rewards",
     "labelled_error_spans",
@@ -218,6 +232,7 @@ __all__ = [
     "length_weighted_regression_loss",
     "length_weights",
     "likelihood_credit",
+    "likelihood_losses",
     "location_normalised",
     "log_ratio_credit",
     "log_sigmoid_sum_scores",
@@ -249,9 +264,12 @@ __all__ = [
     "reinforce_advantages",
     "reinforce_plus_plus_advantages",
     "remax_advantages",
+    "resampled_responses",
     "rewards_to_go",
     "rloo_advantages",
+    "root_slope",
     "sampled_logits",
+    "score_reliability",
     "scores_at_segment_ends",
     "segment_average_scores",
     "segment_bradley_terry_loss",

@@ -10,6 +10,7 @@ from tokencredit.credit.methods import CREDIT_METHODS, CreditMethod
 from tokencredit.decoding.rules import GUIDANCE_METHODS
 from tokencredit.decoding.search.hf_methods import SEARCHES
 from tokencredit.policy.methods import ALGORITHMS
+from tokencredit.policy.selection import SELECTIONS
 from tokencredit.recipes import methods as recipe
 from tokencredit.reward_model.objectives import OBJECTIVES
 
@@ -17,6 +18,7 @@ NAMES = {
     "credit": CREDIT_METHODS,
     "transform": SCORE_TRANSFORMS,
     "combination": AGGREGATIONS,
+    "selection": SELECTIONS,
     "algorithm": ALGORITHMS,
     "objective": [name for pair in OBJECTIVES for name in pair],
     "generation": [*GUIDANCE_METHODS, *SEARCHES],

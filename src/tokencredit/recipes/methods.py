@@ -14,6 +14,7 @@ from tokencredit.decoding.rules import GUIDANCE_METHODS
 from tokencredit.decoding.search.hf_methods import SEARCHES
 from tokencredit.names import require_named
 from tokencredit.policy.methods import ALGORITHMS
+from tokencredit.policy.selection import SELECTIONS
 from tokencredit.reward_model.objectives import OBJECTIVES
 
 
@@ -22,8 +23,8 @@ class MethodsConfig:
     """Settings of the overview."""
 
     kind: str | None = None
-    """`credit`, `transform`, `combination`, `algorithm`, `objective` or `generation`; None shows
-    all tables."""
+    """`credit`, `transform`, `combination`, `selection`, `algorithm`, `objective` or `generation`;
+    None shows all tables."""
 
     def __post_init__(self) -> None:
         if self.kind is not None:
@@ -63,6 +64,12 @@ def _combination() -> Table:
     rows = ((name, one.text, one.acts, str(one.models)) for name, one in AGGREGATIONS.items())
     columns = ("--combine.method", "is", "acts", "rewards at least")
     return _table("Combinations of several rewards", columns, rows)
+
+
+def _selection() -> Table:
+    rows = ((name, one.text, str(one.samples)) for name, one in SELECTIONS.items())
+    columns = ("--selection.keep", "learns from", "responses to a prompt at least")
+    return _table("Selections of responses", columns, rows)
 
 
 def _algorithm() -> Table:
@@ -106,6 +113,7 @@ _KINDS: dict[str, Callable[[], Table]] = {
     "credit": _credit,
     "transform": _transform,
     "combination": _combination,
+    "selection": _selection,
     "algorithm": _algorithm,
     "objective": _objective,
     "generation": _generation,

@@ -14,6 +14,7 @@ from tokencredit.batch import Prompt, ResponseBatch, TokenScorer
 from tokencredit.credit.redistribution import terminal_credit
 from tokencredit.errors import NumericError
 from tokencredit.masking import masked_sum
+from tokencredit.policy.losses.divergences import chi_square_terms, dense_chi_square_penalties
 from tokencredit.policy.methods import ALGORITHMS, Advantages, Outcome
 from tokencredit.recipes.policy.models import PolicyModels
 from tokencredit.recipes.policy.processes import own_rows, rows_of_all
@@ -134,7 +135,10 @@ def experience_of(
     )
     kl = kl_estimates(old.logprobs, ref_logprobs, estimator=config.kl.estimator)
     paid = with_truncation(scores.token_scores, batch, truncated, config.sampling)
-    token_rewards = kl_penalised_rewards(paid, kl, mask, kl_coef=kl_coef)
+    penalties = kl
+    if config.kl.penalty == "sqrt-chi-square" and kl_coef:
+        penalties = _chi_square_penalties(old.logprobs, ref_logprobs, mask, accelerator)
+    token_rewards = kl_penalised_rewards(paid, penalties, mask, kl_coef=kl_coef)
     if not bool(token_rewards.isfinite().all()):
         raise NumericError(
             "a token reward is NaN or infinite; expected finite scores and log-probabilities. "
@@ -176,6 +180,18 @@ def experience_of(
         advantages=advantages,
         returns=returns,
     )
+
+
+def _chi_square_penalties(
+    policy_logprobs: Float[Tensor, "batch time"],
+    ref_logprobs: Float[Tensor, "batch time"],
+    mask: Bool[Tensor, "batch time"],
+    accelerator: Accelerator,
+) -> Float[Tensor, "batch time"]:
+    """What each token pays of the root of the chi-square, which is that of all processes."""
+    terms = chi_square_terms(masked_sum(policy_logprobs - ref_logprobs, mask))
+    chi_square = float(rows_of_all(accelerator, terms).mean())
+    return dense_chi_square_penalties(policy_logprobs, ref_logprobs, mask, chi_square=chi_square)
 
 
 def _not_comparable(

@@ -8,6 +8,7 @@ from tokencredit.aggregation.transforms import ScoreSettings
 from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError, TokenCreditWarning
 from tokencredit.policy.methods import ALGORITHMS
+from tokencredit.policy.selection import SELECTIONS
 from tokencredit.preference.hf_rows import DatasetSettings
 from tokencredit.ranges import require_at_least
 from tokencredit.recipes.policy.setting_groups import (
@@ -17,9 +18,13 @@ from tokencredit.recipes.policy.setting_groups import (
     OptimizerSettings,
     PromptSettings,
     RecordSettings,
-    ReferenceSettings,
     SamplingSettings,
     ServerSettings,
+)
+from tokencredit.recipes.policy.watch_groups import (
+    PretrainingSettings,
+    ReferenceSettings,
+    SelectionSettings,
 )
 from tokencredit.recipes.settings import (
     LoadingSettings,
@@ -78,12 +83,16 @@ class TrainPolicyConfig:
     """Responses of the reference with which scores are compared."""
     sampling: SamplingSettings = group(SamplingSettings)
     """How responses are drawn."""
+    selection: SelectionSettings = group(SelectionSettings)
+    """Which responses the policy learns from."""
     algorithm: AlgorithmSettings = group(AlgorithmSettings)
     """How token rewards become updates."""
     optimizer: OptimizerSettings = group(OptimizerSettings)
     """The optimiser."""
     kl: KLSettings = group(KLSettings)
     """What it costs to leave the reference."""
+    pretraining: PretrainingSettings = group(PretrainingSettings)
+    """Texts that the policy learns beside its reward."""
     reading: ReadingSettings = group(ReadingSettings)
     """How reward models read texts, where their configurations do not say."""
     policy_reading: ReadingSettings = group(ReadingSettings)
@@ -114,6 +123,8 @@ class TrainPolicyConfig:
             _require_credit_that_fits(
                 source.own_credit or self.credit, source.segments or self.segments
             )
+        _require_responses_to_choose_from(self.selection, self.algorithm)
+        _require_critic_to_warm_up(self.optimizer, self.algorithm)
         _require_references_that_fit(self)
         _require_server_that_fits(self)
         if self.machine.vllm_server is not None and self.lora.rank:
@@ -161,7 +172,9 @@ def warn_of_biased_gradient(config: TrainPolicyConfig) -> None:
         if one.weight != 0
     ]
     safe = " or ".join(
-        repr(name) for name, row in ALGORITHMS.items() if not row.needs_causal_credit
+        repr(name)
+        for name, row in ALGORITHMS.items()
+        if not row.needs_causal_credit and row.loss == "clipped"
     )
     because = (
         f"{algorithm.name!r} leaves rewards before a token out of its advantage, as if it could "
@@ -187,6 +200,27 @@ def warn_of_biased_gradient(config: TrainPolicyConfig) -> None:
                 stacklevel=2,
             )
             return
+
+
+def _require_responses_to_choose_from(
+    selection: SelectionSettings, algorithm: AlgorithmSettings
+) -> None:
+    samples = algorithm.samples_per_prompt
+    needed = max(SELECTIONS[selection.keep].samples, selection.count)
+    if samples < needed:
+        raise ConfigError(
+            f"selection.keep is {selection.keep!r} with selection.count {selection.count} and "
+            f"algorithm.samples_per_prompt {samples}; expected at least {needed} responses to each "
+            "prompt to choose from"
+        )
+
+
+def _require_critic_to_warm_up(optimizer: OptimizerSettings, algorithm: AlgorithmSettings) -> None:
+    if optimizer.critic_warmup and not algorithm.has_critic:
+        raise ConfigError(
+            f"optimizer.critic_warmup is {optimizer.critic_warmup} with algorithm.name "
+            f"{algorithm.name!r}, which has no critic; expected 0, or 'ppo'"
+        )
 
 
 def _require_references_that_fit(config: TrainPolicyConfig) -> None:

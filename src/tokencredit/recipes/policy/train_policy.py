@@ -38,9 +38,10 @@ from tokencredit.recipes.policy.checkpoints import (
     restore_optimizer,
     write_checkpoint,
 )
-from tokencredit.recipes.policy.experience import Experience, experience_of
+from tokencredit.recipes.policy.experience import Experience, experience_of, rows_of
 from tokencredit.recipes.policy.metrics import StepProgress, sample_rows, step_metrics, timed
 from tokencredit.recipes.policy.models import PolicyModels, loaded_models
+from tokencredit.recipes.policy.pretraining import PretrainingRows, pretraining_rows
 from tokencredit.recipes.policy.processes import (
     by_the_first,
     end_processes,
@@ -59,6 +60,7 @@ from tokencredit.recipes.policy.references import (
     references_of_rollout,
 )
 from tokencredit.recipes.policy.rollout import Rollout, draw_responses
+from tokencredit.recipes.policy.selection import kept_rows
 from tokencredit.recipes.policy.setting_groups import OptimizerSettings
 from tokencredit.recipes.policy.settings import TrainPolicyConfig, warn_of_biased_gradient
 from tokencredit.recipes.policy.sharding import (
@@ -108,6 +110,7 @@ class PolicyRun:
         token_scorer: pays the tokens in the place of the credit; None for the credit.
         references: what is known of the reference's responses, by the key of their prompt; what is
             drawn in a step is added.
+        pretraining: texts that the policy learns besides.
     """
 
     config: TrainPolicyConfig
@@ -120,6 +123,7 @@ class PolicyRun:
     prompts_digest: str
     token_scorer: TokenScorer | None
     references: dict[str, Reference]
+    pretraining: PretrainingRows = ()
 
 
 @dataclass
@@ -237,6 +241,7 @@ def open_run(
     checkpoint = by_the_first(accelerator, lambda: _checkpoint_to_go_on_from(config, folder))
     models = _models(config, checkpoint, accelerator)
     prompts = tokenized_prompts(config, models.reading)
+    pretraining = pretraining_rows(config, models.reading)
     prompts_digest = digest(prompts.rows)
     if checkpoint is not None:
         _require_same_prompts(config, checkpoint, prompts_digest)
@@ -263,6 +268,7 @@ def open_run(
         prompts_digest,
         token_scorer,
         by_the_first(accelerator, lambda: read_references(folder)),
+        pretraining,
     )
     if token_scorer is None and not set(normalised_by_reference(config)) <= set(state.moments):
         state.moments |= reference_moments(
@@ -336,6 +342,12 @@ def _require_divisible(config: TrainPolicyConfig, processes: int) -> None:
             f"batch_size is {sizes[0]} and algorithm.minibatch_size {sizes[1]} on {processes} "
             "processes; expected multiples of the number of processes"
         )
+    texts = config.pretraining
+    if texts.data is not None and texts.batch_size % processes:
+        raise ConfigError(
+            f"pretraining.batch_size is {texts.batch_size} on {processes} processes; expected a "
+            "multiple of the number of processes"
+        )
     samples = config.algorithm.samples_per_prompt
     if sizes[0] // processes % samples:
         raise ConfigError(
@@ -351,6 +363,11 @@ def _models(
     """The models of the run, and the server that draws responses if there is one."""
     sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        if config.optimizer.critic_warmup:
+            raise ConfigError(
+                f"optimizer.critic_warmup is {config.optimizer.critic_warmup} under DeepSpeed, "
+                "which steps before gradients can be held back; expected 0, or FSDP2"
+            )
         configure_deepspeed(accelerator, config)
     if (
         sharded
@@ -413,13 +430,28 @@ def _train_step(run: PolicyRun, state: RunState) -> tuple[dict[str, Any], list[d
             token_scorer=run.token_scorer,
             references=_references(run, rollout, state.step),
         )
+    kept = kept_rows(config, experience, rollout, rng)
     with timed(seconds, "update"):
         # epochs times (minibatch, time): one loss per token, their sum over the tokens that count
         update = update_policy(
-            config, accelerator, run.model, run.optimizer, experience, state.step, rng
+            config,
+            accelerator,
+            models,
+            run.model,
+            run.optimizer,
+            experience if kept is None else rows_of(experience, kept),
+            state.step,
+            rng,
+            run.pretraining,
         )
     row = step_metrics(
-        state.step, experience, update, seconds, kl_coef=state.kl_coef, reduce=accelerator.gather
+        state.step,
+        experience,
+        update,
+        seconds,
+        kl_coef=state.kl_coef,
+        reduce=accelerator.gather,
+        kept=kept,
     )
     samples = []
     if state.step % config.record.sample_every == 0 and accelerator.is_main_process:
