@@ -163,10 +163,10 @@ def _by_chunks(
         allowed = allowed[None]
     batch, time = tensors[0].shape[:2]
     width = max(1, chunk_size // max(1, batch))
-    columns = [tensor.split(width, dim=1) for tensor in tensors]
+    columns = [torch.split(tensor, width, dim=1) for tensor in tensors]
     here: list[Any] = [None] * len(columns[0])
     if allowed is not None:
-        here = list(allowed.expand(*allowed.shape[:-2], time, -1).split(width, dim=-2))
+        here = list(torch.split(allowed.expand(*allowed.shape[:-2], time, -1), width, dim=-2))
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     found = [
         checkpoint(function, *parts, mask, **options)

@@ -270,7 +270,7 @@ def held_out_scores(
     if held_out is None:
         none = torch.zeros(len(batch), dtype=torch.bool, device=batch.response_ids.device)
         return None, Unscored(none)
-    with on_device(models.visits, held_out.model):
+    with on_device(models.visits, getattr(held_out, "model", None)):
         return scores_where_possible(held_out, Responses(batch, conversations))
 
 

@@ -317,6 +317,8 @@ class RecordSettings:
     """Trackers of Accelerate, for example `tensorboard`, `wandb`, `trackio`."""
     progress: bool = True
     """Show a progress bar."""
+    figure: bool = True
+    """Write `frontier.png` at the end: score and held-out score against the KL."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "checkpoint_every", "keep_checkpoints")

@@ -25,6 +25,7 @@ from tokencredit.recipes.policy.watch_groups import (
     PretrainingSettings,
     ReferenceSettings,
     SelectionSettings,
+    StopSettings,
 )
 from tokencredit.recipes.settings import (
     LoadingSettings,
@@ -64,7 +65,8 @@ class TrainPolicyConfig:
     batch_size: int = 16
     """Responses per step, over all processes."""
     held_out_reward_model: str | None = None
-    """A second reward model that scores every response and that the policy never sees."""
+    """A second reward model, or a Python function `module:function`, that scores every response and
+    that the policy never sees."""
     seed: int = 0
     """Seed of everything random."""
     data: PromptSettings = group(PromptSettings)
@@ -103,6 +105,8 @@ class TrainPolicyConfig:
     """How models and tokenizers are loaded."""
     machine: MachineSettings = group(MachineSettings)
     """Where models lie, and who computes."""
+    stop_when: StopSettings = group(StopSettings, free=True)
+    """When the run ends before its last step."""
     record: RecordSettings = group(RecordSettings, free=True)
     """What a run keeps and shows of itself."""
 
@@ -324,10 +328,15 @@ def _require_credit_that_fits(credit: CreditSettings, segments: SegmentSettings)
 def _require_server_that_fits(config: TrainPolicyConfig) -> None:
     """Refuse what reward models that are served, or not, do not allow."""
     held_out, models = config.held_out_reward_model, [one.model for one in config.sources]
+    if config.stop_when.held_out_falls is not None and held_out is None:
+        raise ConfigError(
+            f"stop_when.held_out_falls is {config.stop_when.held_out_falls} and there is no "
+            "held_out_reward_model; expected one, whose score is watched"
+        )
     if held_out is not None and is_address(held_out):
         raise ConfigError(
-            "held_out_reward_model is an address; expected a Hub id or folder: only reward_model "
-            "may be served"
+            "held_out_reward_model is an address; expected a Hub id, a folder or module:function: "
+            "only reward_model may be served"
         )
     addresses = [model for model in models if is_address(model)]
     if not addresses and config.server.token_variable is not None:

@@ -13,9 +13,10 @@ run repeats the interrupted one bit for bit on the CPU.
 """
 
 import shutil
+import sys
 import warnings
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
-from tokencredit.aggregation.transforms import ReferenceScores, RunningMoments
+from tokencredit.aggregation.transforms import ReferenceScores
 from tokencredit.batch import TokenScorer
 from tokencredit.errors import ConfigError, NumericError, RunFolderError, TokenCreditWarning
 from tokencredit.models.hf_loading import quiet_transformers
@@ -41,7 +42,7 @@ from tokencredit.recipes.policy.checkpoints import (
 from tokencredit.recipes.policy.experience import Experience, experience_of, rows_of
 from tokencredit.recipes.policy.metrics import StepProgress, sample_rows, step_metrics, timed
 from tokencredit.recipes.policy.models import PolicyModels, loaded_models
-from tokencredit.recipes.policy.pretraining import PretrainingRows, pretraining_rows
+from tokencredit.recipes.policy.pretraining import pretraining_rows
 from tokencredit.recipes.policy.processes import (
     by_the_first,
     end_processes,
@@ -52,7 +53,6 @@ from tokencredit.recipes.policy.processes import (
 from tokencredit.recipes.policy.prompts import PolicyPrompts, seeded, tokenized_prompts
 from tokencredit.recipes.policy.references import (
     FILE,
-    Reference,
     compared_sources,
     normalised_by_reference,
     read_references,
@@ -60,6 +60,7 @@ from tokencredit.recipes.policy.references import (
     references_of_rollout,
 )
 from tokencredit.recipes.policy.rollout import Rollout, draw_responses
+from tokencredit.recipes.policy.run_state import PolicyRun, RunState
 from tokencredit.recipes.policy.selection import kept_rows
 from tokencredit.recipes.policy.setting_groups import OptimizerSettings
 from tokencredit.recipes.policy.settings import TrainPolicyConfig, warn_of_biased_gradient
@@ -72,11 +73,18 @@ from tokencredit.recipes.policy.sharding import (
 )
 from tokencredit.recipes.policy.update import update_policy
 from tokencredit.recipes.policy.vllm import connect
+from tokencredit.recipes.policy.watching import (
+    held_out_now,
+    plot_run,
+    reason_to_stop,
+    watched,
+)
 from tokencredit.recipes.run_folder import (
     append_jsonl,
     held,
     keep_rows_before,
     open_run_folder,
+    read_jsonl,
     require_same_run,
 )
 from tokencredit.recipes.settings import flat_settings, free_settings
@@ -92,64 +100,6 @@ _SAID_BEFORE_A_STOP = (
     "the run ends after this step, with a checkpoint, and the same command goes on with it; "
     "once more to end it at once"
 )
-
-
-@dataclass(frozen=True)
-class PolicyRun:
-    """A training with everything that stays as it is from step to step.
-
-    Attributes:
-        config: the settings.
-        folder: of the run.
-        accelerator: of its processes.
-        models: everything that speaks during a rollout.
-        model: what is trained, as Accelerate wraps or shards it.
-        optimizer: likewise.
-        prompts: all of them.
-        prompts_digest: tells other prompts from these.
-        token_scorer: pays the tokens in the place of the credit; None for the credit.
-        references: what is known of the reference's responses, by the key of their prompt; what is
-            drawn in a step is added.
-        pretraining: texts that the policy learns besides.
-    """
-
-    config: TrainPolicyConfig
-    folder: Path
-    accelerator: Accelerator
-    models: PolicyModels
-    model: Any
-    optimizer: Any
-    prompts: PolicyPrompts
-    prompts_digest: str
-    token_scorer: TokenScorer | None
-    references: dict[str, Reference]
-    pretraining: PretrainingRows = ()
-
-
-@dataclass
-class RunState:
-    """What changes from step to step besides the weights."""
-
-    step: int = 0
-    kl_coef: float = 0.0
-    moments: dict[str, RunningMoments] = field(default_factory=dict)
-    warned_of_negative_kl: bool = False
-    warned_of_unscored: bool = False
-
-    @classmethod
-    def read(cls, checkpoint: Path | None, *, kl_coef: float) -> "RunState":
-        """The state in a checkpoint, or that of a run that begins.
-
-        Args:
-            checkpoint: of the run; None for one that begins.
-            kl_coef: the coefficient to begin with.
-        """
-        if checkpoint is None:
-            return cls(kl_coef=kl_coef)
-        saved = read_state(checkpoint)
-        known = {one.name: saved[one.name] for one in fields(cls) if one.name in saved}
-        moments = {name: RunningMoments(**one) for name, one in saved["moments"].items()}
-        return cls(**{**known, "moments": moments})
 
 
 @quiet_transformers()
@@ -188,18 +138,20 @@ def train_policy(config: TrainPolicyConfig, *, token_scorer: TokenScorer | None 
         by_the_first(accelerator, lambda: stack.enter_context(held(folder)))
         run, state = open_run(config, accelerator, token_scorer)
         stop = stack.enter_context(stop_requests(_SAID_BEFORE_A_STOP))
-        _train(run, state, stop)
-        ended = state.step == config.steps
-        if ended and accelerator.is_main_process:
-            export_policy(folder, config.steps)
+        ended = _train(run, state, stop)
+        if accelerator.is_main_process:
+            _conclude(run, state, ended=ended)
         end_processes(accelerator)
         if not ended:
             stop.end()
     return folder / "policy"
 
 
-def _train(run: PolicyRun, state: RunState, stop: StopRequest) -> None:
+def _train(run: PolicyRun, state: RunState, stop: StopRequest) -> bool:
     """All steps that are left, or those until the run is asked to stop; the last has a checkpoint.
+
+    Returns:
+        Whether the run has come to its end: by its steps, or by what `stop_when` says.
 
     Raises:
         NumericError, ServerError, RunFolderError: as `train_policy`.
@@ -207,10 +159,13 @@ def _train(run: PolicyRun, state: RunState, stop: StopRequest) -> None:
     config, accelerator = run.config, run.accelerator
     writes, every = accelerator.is_main_process, config.record.checkpoint_every
     asked = 0  # what the processes agree on: a signal may not have reached all of them yet
+    reason = reason_to_stop(run.history, config.stop_when)
     with StepProgress(config.steps, state.step, config.record.progress, accelerator) as bar:
-        while state.step < config.steps and not asked:
+        while state.step < config.steps and not asked and reason is None:
             row, samples = _train_step(run, state)
             state.step += 1
+            run.history.append(watched(row))
+            reason = reason_to_stop(run.history, config.stop_when)
             bar.show(row)
             if writes:
                 append_jsonl(run.folder / "metrics.jsonl", row)
@@ -219,10 +174,25 @@ def _train(run: PolicyRun, state: RunState, stop: StopRequest) -> None:
                 for sample in samples:
                     append_jsonl(run.folder / "samples.jsonl", sample)
             asked = largest_of_all(accelerator, stop.number)
-            if state.step % every == 0 or state.step == config.steps or asked:
+            if state.step % every == 0 or state.step == config.steps or asked or reason:
                 _checkpoint(run, state)
     stop.number = asked
     accelerator.wait_for_everyone()
+    if reason is not None and writes:
+        print(f"stopped after {state.step} of {config.steps} steps: {reason}", file=sys.stderr)
+    return state.step == config.steps or reason is not None
+
+
+def _conclude(run: PolicyRun, state: RunState, *, ended: bool) -> None:
+    """Write the figure of a run, and of one that has come to its end its policies."""
+    if run.history and run.config.record.figure:
+        plot_run(run.history, run.config.stop_when.window, run.folder)
+    if not ended:
+        return
+    export_policy(run.folder, state.step)
+    best = state.best_step
+    if best is not None and checkpoint_path(run.folder, best).is_dir():
+        export_policy(run.folder, best, name="policy-best")
 
 
 def open_run(
@@ -269,6 +239,7 @@ def open_run(
         token_scorer,
         by_the_first(accelerator, lambda: read_references(folder)),
         pretraining,
+        by_the_first(accelerator, lambda: list(map(watched, read_jsonl(folder / "metrics.jsonl")))),
     )
     if token_scorer is None and not set(normalised_by_reference(config)) <= set(state.moments):
         state.moments |= reference_moments(
@@ -545,6 +516,10 @@ def _warn_of_farmed_kl(config: TrainPolicyConfig, state: RunState, row: dict[str
 def _checkpoint(run: PolicyRun, state: RunState) -> None:
     """Gather what is sharded, by all processes, and write it, by the first."""
     actor_critic, writes = run.models.actor_critic, run.accelerator.is_main_process
+    held_out = held_out_now(run.history, run.config.stop_when.window)
+    best = state.best_held_out_score
+    if held_out is not None and (best is None or held_out > best):
+        state.best_step, state.best_held_out_score = state.step, held_out
     weights = whole_weights(actor_critic, keep=writes)
     moments = whole_moments(actor_critic, run.optimizer.optimizer, keep=writes)
     if writes:
@@ -560,4 +535,5 @@ def _checkpoint(run: PolicyRun, state: RunState) -> None:
                 "prompts": run.prompts_digest,
             },
             keep=run.config.record.keep_checkpoints,
+            spare=state.best_step,
         )

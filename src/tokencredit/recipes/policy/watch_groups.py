@@ -76,3 +76,19 @@ class PretrainingSettings:
         require_at_least(self, 1, "batch_size", room="pretraining.")
         require_at_least(self, 2, "tokens", room="pretraining.")
         require_positive(self, "coef", room="pretraining.")
+
+
+@dataclass(frozen=True)
+class StopSettings:
+    """When a run ends before its last step. Each number is a mean over the last steps."""
+
+    held_out_falls: int | None = None
+    """Steps that the score of `held_out_reward_model` may lie below its highest; None for any."""
+    kl_above: float | None = None
+    """KL per response, in nats, above which the run ends; None for any."""
+    window: int = 5
+    """Steps that are averaged, here, for the best checkpoint and in the figure."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "held_out_falls", "window", room="stop_when.")
+        require_positive(self, "kl_above", room="stop_when.")
