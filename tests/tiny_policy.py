@@ -62,6 +62,7 @@ def tiny_config(models: Path, output: Path, **changes: Any) -> TrainPolicyConfig
         "record.checkpoint_every": 1,
         "machine.device": "cpu",
         "record.progress": False,
+        "record.figure": False,
     }
     changed = {name.replace("__", "."): value for name, value in changes.items()}
     config: TrainPolicyConfig = settings_from(TrainPolicyConfig, {**settings, **changed})

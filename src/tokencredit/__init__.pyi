@@ -1,10 +1,17 @@
 from .aggregation.combining import (
+    log_sigmoid_sum_scores,
     mean_less_deviation_scores,
     mean_less_variance_scores,
+    nominal_and_worst_scores,
     weighted_sum_scores,
     worst_case_scores,
 )
-from .aggregation.transforms import RunningMoments, normalised_scores
+from .aggregation.references import (
+    log_win_probabilities,
+    reference_quantiles,
+    win_probabilities,
+)
+from .aggregation.transforms import RunningMoments, normalised_scores, priced_scores
 from .batch import PreferenceBatch, ResponseBatch, TokenScorer
 from .credit.gradients import gradient_times_input_credit, integrated_gradients_credit
 from .credit.implicit import (
@@ -89,6 +96,15 @@ from .policy.estimators import (
     rloo_advantages,
 )
 from .policy.losses.clipped import clipped_policy_losses, clipped_tokens, clipped_value_losses
+from .policy.losses.divergences import (
+    chi_square_terms,
+    chunked_entropies,
+    chunked_forward_kls,
+    dense_chi_square_penalties,
+    root_slope,
+)
+from .policy.losses.likelihood import likelihood_losses
+from .policy.selection import kept_responses, resampled_responses, score_reliability
 from .preference.error_spans import error_severity_ids, labelled_error_spans
 from .preference.labels import (
     LabelledSpan,
@@ -167,7 +183,10 @@ __all__ = [
     "bootstrapped_targets",
     "bradley_terry_loss",
     "candidate_tokens",
+    "chi_square_terms",
     "chosen_tokens",
+    "chunked_entropies",
+    "chunked_forward_kls",
     "classification_loss",
     "clipped_policy_losses",
     "clipped_step_scores",
@@ -175,6 +194,7 @@ __all__ = [
     "clipped_value_losses",
     "contrastive_prompt_credit",
     "delta_step_scores",
+    "dense_chi_square_penalties",
     "discriminator_credit",
     "edit_labels",
     "ends_segment",
@@ -199,6 +219,7 @@ __all__ = [
     "index_baseline_to_go_advantages",
     "index_centred_advantages",
     "integrated_gradients_credit",
+    "kept_responses",
     "kl_estimates",
     "kl_penalised_rewards",
     "labelled_error_spans",
@@ -211,14 +232,18 @@ __all__ = [
     "length_weighted_regression_loss",
     "length_weights",
     "likelihood_credit",
+    "likelihood_losses",
     "location_normalised",
     "log_ratio_credit",
+    "log_sigmoid_sum_scores",
+    "log_win_probabilities",
     "macro_gae_advantages",
     "maximum_constraint_loss",
     "mean_attention_received",
     "mean_less_deviation_scores",
     "mean_less_variance_scores",
     "ngram_segments",
+    "nominal_and_worst_scores",
     "normalised_scores",
     "perplexity_segments",
     "pooled_by_segment",
@@ -229,17 +254,22 @@ __all__ = [
     "prefix_difference_credit",
     "prefix_length_means",
     "prefix_regression_loss",
+    "priced_scores",
     "project_token_scores",
     "q_classification_loss",
     "q_value_loss",
     "random_ngram_segments",
+    "reference_quantiles",
     "regression_loss",
     "reinforce_advantages",
     "reinforce_plus_plus_advantages",
     "remax_advantages",
+    "resampled_responses",
     "rewards_to_go",
     "rloo_advantages",
+    "root_slope",
     "sampled_logits",
+    "score_reliability",
     "scores_at_segment_ends",
     "segment_average_scores",
     "segment_bradley_terry_loss",
@@ -275,6 +305,7 @@ __all__ = [
     "utterance_credit",
     "weighted_implicit_rewards",
     "weighted_sum_scores",
+    "win_probabilities",
     "window_credit",
     "worst_case_scores",
 ]

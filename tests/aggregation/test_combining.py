@@ -8,8 +8,10 @@ from reference import aggregation as reference
 from torch.autograd import gradcheck
 
 from tokencredit.aggregation.combining import (
+    log_sigmoid_sum_scores,
     mean_less_deviation_scores,
     mean_less_variance_scores,
+    nominal_and_worst_scores,
     weighted_sum_scores,
     worst_case_scores,
 )
@@ -24,12 +26,16 @@ FUNCTIONS = {
     "worst-case": worst_case_scores,
     "mean-less-variance": lambda scores: mean_less_variance_scores(scores, variance_coef=0.3),
     "mean-less-deviation": lambda scores: mean_less_deviation_scores(scores, deviation_coef=0.7),
+    "nominal-and-worst": lambda scores: nominal_and_worst_scores(scores, nominal_share=0.6),
+    "log-sigmoid-sum": log_sigmoid_sum_scores,
 }
 REFERENCES = {
     "sum": lambda row: reference.weighted_sum(row, [0.5 - 0.4 * m for m in range(len(row))]),
     "worst-case": reference.worst_case,
     "mean-less-variance": lambda row: reference.mean_less_variance(row, 0.3),
     "mean-less-deviation": lambda row: reference.mean_less_deviation(row, 0.7),
+    "nominal-and-worst": lambda row: reference.nominal_and_worst(row, 0.6),
+    "log-sigmoid-sum": reference.log_sigmoid_sum,
 }
 every_function = pytest.mark.parametrize("name", FUNCTIONS)
 
@@ -49,6 +55,10 @@ def test_literals():
     assert mean_less_deviation_scores(scores, deviation_coef=0.5).tolist() == pytest.approx(
         [3.0 - 0.5 * math.sqrt(8 / 3), 2.0]
     )
+    mixed = nominal_and_worst_scores(scores.flip(-1), nominal_share=0.75)
+    assert mixed.tolist() == [0.75 * 5.0 + 0.25 * 1.0, 2.0]
+    summed = log_sigmoid_sum_scores(torch.tensor([[0.0, math.log(3.0)]]))
+    assert summed.tolist() == pytest.approx([math.log(0.5 * 0.75)])
 
 
 @every_function
@@ -76,7 +86,7 @@ def test_one_response_alone_is_combined_as_in_a_batch(name):
     torch.testing.assert_close(FUNCTIONS[name](scores), alone)
 
 
-@every_function
+@pytest.mark.parametrize("name", sorted(FUNCTIONS.keys() - {"log-sigmoid-sum"}))
 def test_padding_stays_zero(name):
     assert FUNCTIONS[name](torch.zeros(2, 3, 4)).eq(0).all()
 
@@ -128,6 +138,9 @@ def test_one_model_alone_is_that_model(name):
     combined = FUNCTIONS[name](scores)
     assert combined.dtype == torch.float32
     expected = scores[:, 0].float() * (0.5 if name == "sum" else 1.0)
+    if name == "log-sigmoid-sum":  # the model's ranking, not its scores
+        expected = expected.sigmoid().log()
+        assert torch.equal(combined.argsort(), scores[:, 0].argsort())
     torch.testing.assert_close(combined, expected)
 
 
@@ -141,6 +154,19 @@ def test_what_reduces_to_what():
     two = scores[:, :2]
     torch.testing.assert_close(mean_less_deviation_scores(two), worst_case_scores(two))
     assert (worst_case_scores(scores) <= mean).all()
+    nominal = nominal_and_worst_scores(scores, nominal_share=1.0)
+    torch.testing.assert_close(nominal, scores[:, 0])
+    worst = nominal_and_worst_scores(scores, nominal_share=0.0)
+    torch.testing.assert_close(worst, worst_case_scores(scores))
+
+
+def test_sums_of_log_sigmoids_are_bounded_and_ask_every_model():
+    scores = torch.tensor([[60.0, 60.0], [60.0, -60.0], [0.1, 0.1]])
+    combined = log_sigmoid_sum_scores(scores)
+    assert (combined <= 0).all()
+    assert combined[0] == pytest.approx(0.0, abs=1e-20)
+    assert combined[1] == pytest.approx(-60.0)
+    assert combined[2] > combined[1]
 
 
 def test_scaling_all_scores_scales_the_bound_but_not_the_one_with_the_variance():
@@ -182,3 +208,9 @@ def test_coefficients_are_not_negative(value):
         mean_less_variance_scores(torch.zeros(1, 2), variance_coef=value)
     with pytest.raises(ConfigError, match="deviation_coef is"):
         mean_less_deviation_scores(torch.zeros(1, 2), deviation_coef=value)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])
+def test_a_nominal_share_is_a_share(value):
+    with pytest.raises(ConfigError, match=r"nominal_share is .*from 0 to 1"):
+        nominal_and_worst_scores(torch.zeros(1, 2), nominal_share=value)

@@ -19,6 +19,8 @@ FUNCTIONS = {
     "worst-case": combining.worst_case_scores,
     "mean-less-variance": combining.mean_less_variance_scores,
     "mean-less-deviation": combining.mean_less_deviation_scores,
+    "nominal-and-worst": combining.nominal_and_worst_scores,
+    "log-sigmoid-sum": combining.log_sigmoid_sum_scores,
 }
 
 
@@ -41,10 +43,18 @@ def test_literals_by_name():
         "worst-case": 2.0,
         "mean-less-variance": 4.0 - 0.5 * 4.0,
         "mean-less-deviation": 4.0 - 0.25 * 2.0,
+        "nominal-and-worst": 2.0 * 0.25 + 2.0 * 0.75,
+        "log-sigmoid-sum": -math.log((1 + math.exp(-2.0)) * (1 + math.exp(-6.0))),
     }
     for name, value in expected.items():
         settings = CombinationSettings(name, variance_coef=0.5, deviation_coef=0.25)
-        assert combined_scores(scores, weights, settings).tolist() == [value]
+        found = combined_scores(scores, weights, settings)
+        assert found.tolist() == pytest.approx([value], rel=1e-6)
+
+
+def test_the_nominal_model_is_the_first_that_carries_weight():
+    scores, settings = torch.tensor([[NAN, 3.0, 1.0]]), CombinationSettings("nominal-and-worst")
+    assert combined_scores(scores, torch.tensor([0.0, 1.0, 1.0]), settings).tolist() == [2.0]
 
 
 @pytest.mark.parametrize("name", AGGREGATIONS)
@@ -68,6 +78,8 @@ def test_coefficients_are_checked(value):
         CombinationSettings(variance_coef=value)
     with pytest.raises(ConfigError, match="deviation_coef is"):
         CombinationSettings(deviation_coef=value)
+    with pytest.raises(ConfigError, match="nominal_share is"):
+        CombinationSettings(nominal_share=value)
 
 
 @pytest.mark.parametrize("value", [NAN, math.inf])

@@ -4,10 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import shaping as reference
 
+from tokencredit.aggregation.references import win_probabilities
 from tokencredit.aggregation.transforms import (
+    SCORE_TRANSFORMS,
+    ReferenceScores,
     RunningMoments,
     ScoreSettings,
+    counted_scores,
     normalised_scores,
+    priced_scores,
     transformed_scores,
 )
 from tokencredit.batch import ResponseScores
@@ -121,3 +126,89 @@ def test_normalising_needs_scores_that_were_seen():
 def test_a_clip_is_positive(clip):
     with pytest.raises(ConfigError, match="expected a positive number of nats"):
         ScoreSettings(clip=clip)
+
+
+MASK = torch.tensor([[True, True], [True, False]])
+REFERENCES = ReferenceScores(torch.tensor([[1.0, 3.0], [0.0, 8.0]]), torch.full((2, 2), 2.0))
+
+
+def changed_by(settings: ScoreSettings, **known) -> ResponseScores:
+    moments = RunningMoments().updated(torch.tensor([1.0, 5.0]))
+    return transformed_scores(response_scores(), settings, moments, **known).transformed
+
+
+def test_scale_divides_and_does_not_centre():
+    assert changed_by(ScoreSettings("scale")).sequence_scores.tolist() == [-1.5, 4.5]
+
+
+def test_reference_moments_centre_and_divide():
+    assert changed_by(ScoreSettings("reference")).sequence_scores.tolist() == [-3.0, 3.0]
+
+
+def test_priced_literal():
+    priced = priced_scores(
+        torch.tensor([9.0, 1.0]), torch.tensor([4.0, 2.0]), ceiling=3.0, length_price=0.5
+    )
+    assert priced.tolist() == [1.0, 0.0]
+
+
+def test_prefixes_pay_for_the_tokens_that_they_have():
+    settings = ScoreSettings(ceiling=4.0, length_price=0.5)
+    found = changed_by(settings, response_mask=MASK)
+    assert found.prefix_scores.tolist() == [[1.0, 3.5, -4.0], [0.0, 1.5, 3.5]]
+    assert found.sequence_scores.tolist() == [-4.0, 3.5]
+    assert counted_scores(response_scores(), settings, MASK).tolist() == [-4.0, 3.5]
+
+
+def test_the_order_is_that_of_the_settings():
+    """Ceiling, length, scale, clip, and then the probability, of both sides alike."""
+    settings = ScoreSettings(
+        "running", clip=1.5, ceiling=4.0, length_price=0.5, transform="par", slope=2.0
+    )
+    found = changed_by(settings, response_mask=MASK, references=REFERENCES)
+
+    def normal(value: float, tokens: int) -> float:
+        return max(-1.5, min(1.5, (min(value, 4.0) - 0.5 * tokens - 3.0) / 2.0))
+
+    scores = torch.tensor([normal(-3.0, 2), normal(9.0, 1)])
+    others = torch.tensor([[normal(1.0, 2), normal(3.0, 2)], [normal(0.0, 2), normal(8.0, 2)]])
+    expected = win_probabilities(scores, others, slope=2.0)
+    torch.testing.assert_close(found.sequence_scores, expected)
+
+
+@pytest.mark.parametrize("name", SCORE_TRANSFORMS)
+def test_every_transform_keeps_the_end_and_the_attention(name):
+    settings = ScoreSettings(transform=name)
+    scores = response_scores()
+    found = transformed_scores(scores, settings, RunningMoments(), references=REFERENCES)
+    ends = found.transformed.prefix_scores[:, -1]
+    torch.testing.assert_close(ends, found.transformed.sequence_scores)
+    assert found.transformed.attention is scores.attention
+    assert found.raw is scores
+    assert (settings.reference_responses > 0) == (name != "none")
+
+
+def test_comparing_needs_something_to_compare_with():
+    with pytest.raises(ConfigError, match="'par', which compares with responses of the reference"):
+        changed_by(ScoreSettings(transform="par"))
+
+
+def test_a_price_of_length_needs_the_lengths():
+    with pytest.raises(ConfigError, match=r"length_price is 0\.5 and no response mask"):
+        changed_by(ScoreSettings(length_price=0.5))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"transform": "pra"}, "did you mean 'par'"),
+        ({"slope": 0.0}, "slope is"),
+        ({"quantile": 1.0}, "quantile 1"),
+        ({"ceiling": float("nan")}, "ceiling is NaN"),
+        ({"length_price": -1.0}, "length_price is"),
+        ({"length_price": float("inf")}, "length_price is"),
+    ],
+)
+def test_settings_of_a_transform_are_checked(options, message):
+    with pytest.raises(ConfigError, match=message):
+        ScoreSettings(**options)

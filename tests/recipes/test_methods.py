@@ -4,17 +4,21 @@ import pytest
 from rich.console import Console
 
 from tokencredit.aggregation.methods import AGGREGATIONS
+from tokencredit.aggregation.transforms import SCORE_TRANSFORMS
 from tokencredit.cli import main
 from tokencredit.credit.methods import CREDIT_METHODS, CreditMethod
 from tokencredit.decoding.rules import GUIDANCE_METHODS
 from tokencredit.decoding.search.hf_methods import SEARCHES
 from tokencredit.policy.methods import ALGORITHMS
+from tokencredit.policy.selection import SELECTIONS
 from tokencredit.recipes import methods as recipe
 from tokencredit.reward_model.objectives import OBJECTIVES
 
 NAMES = {
     "credit": CREDIT_METHODS,
+    "transform": SCORE_TRANSFORMS,
     "combination": AGGREGATIONS,
+    "selection": SELECTIONS,
     "algorithm": ALGORITHMS,
     "objective": [name for pair in OBJECTIVES for name in pair],
     "generation": [*GUIDANCE_METHODS, *SEARCHES],

@@ -4,7 +4,8 @@ Every function takes the scores of one text by several models in its last axis a
 axis. It acts on sequence scores `(batch, models)` and, column by column, on prefix scores
 `(batch, time + 1, models)`. Whatever is computed column by column from prefix scores is again a
 score of the prefix alone: its differences are causal, and they sum to the combined score of the
-response above that of the prompt. Zero scores combine to zero, so padding stays zero.
+response above that of the prompt. Zero scores combine to zero, so padding stays zero; only sums of
+log-sigmoids have another number there, which nobody reads.
 
 Combine scores and give credit afterwards. Token scores may be combined in their place only where
 the combination is linear: the least of the models' token scores is no credit of the least score.
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from tokencredit.errors import ConfigError, ShapeError
 
@@ -149,6 +151,72 @@ def mean_less_deviation_scores(
     differ = variance > 0
     deviation = torch.where(differ, variance, 1.0).sqrt().masked_fill(~differ, 0.0)
     return scores.mean(-1) - deviation_coef * deviation
+
+
+def nominal_and_worst_scores(
+    scores: Float[Tensor, "*batch models"], *, nominal_share: float = 0.5
+) -> Float[Tensor, "*batch"]:
+    """What one trusted model says, mixed with the least score that any model gives (BRME).
+
+    s = w s_0 + (1 − w) min_m s_m
+
+    Combines: elementwise.
+
+    Args:
+        scores: in nats, brought to a common scale before; those of the trusted, nominal model come
+            first.
+        nominal_share: w, from 0, the worst case, to 1, the nominal model alone.
+
+    Returns:
+        Float32, in nats.
+
+    Raises:
+        ShapeError: there is no model.
+        ConfigError: `nominal_share` lies outside [0, 1].
+
+    Source: Yan et al. 2024, arXiv 2409.15360, the objective of their policy. Which of their heads
+    is the nominal one could not be read; here it is the first.
+
+    >>> nominal_and_worst_scores(torch.tensor([[1.0, 3.0, -1.0]]), nominal_share=0.75)
+    tensor([0.5000])
+    """
+    require_nominal_share(nominal_share)
+    require_models(scores)
+    scores = _in_float32(scores)
+    return nominal_share * scores[..., 0] + (1 - nominal_share) * scores.amin(-1)
+
+
+def log_sigmoid_sum_scores(scores: Float[Tensor, "*batch models"]) -> Float[Tensor, "*batch"]:
+    """The log-probability that a text is good by every model, were they independent (LSC).
+
+    s = Σ_m log σ(s_m)
+
+    Combines: elementwise. Never above 0: what one model finds bad no other makes up for, and what
+    is good enough by one earns little more there. Of one model the ranking stays, not the score.
+
+    Args:
+        scores: in nats above that of a text which is just good enough; 0 there
+            (`log_win_probabilities` subtracts a score of the reference policy).
+
+    Returns:
+        Float32, in nats, at most 0.
+
+    Raises:
+        ShapeError: there is no model.
+
+    Source: Wang et al. 2024, arXiv 2402.00742, the sum of transformed rewards.
+
+    >>> log_sigmoid_sum_scores(torch.tensor([[0.0, 0.0], [9.0, -9.0]]))
+    tensor([-1.3863, -9.0002])
+    """
+    require_models(scores)
+    return logsigmoid(_in_float32(scores)).sum(-1)
+
+
+def require_nominal_share(value: float) -> None:
+    """Raise ConfigError unless this is a share."""
+    if not 0 <= value <= 1:
+        raise ConfigError(f"nominal_share is {value}; expected a number from 0 to 1")
 
 
 def require_coefficient(name: str, value: float) -> None:

@@ -8,11 +8,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tokencredit.aggregation.combining import (
+    log_sigmoid_sum_scores,
     mean_less_deviation_scores,
     mean_less_variance_scores,
+    nominal_and_worst_scores,
     require_coefficient,
     require_finite_weights,
     require_models,
+    require_nominal_share,
     weighted_sum_scores,
     worst_case_scores,
 )
@@ -26,16 +29,19 @@ class CombinationSettings:
 
     method: str = "sum"
     """How scores are combined once each is multiplied by its weight: `sum`, `worst-case`,
-    `mean-less-variance` or `mean-less-deviation`."""
+    `mean-less-variance`, `mean-less-deviation`, `nominal-and-worst` or `log-sigmoid-sum`."""
     variance_coef: float = 0.1
     """Price of `mean-less-variance`: what a variance of one squared nat takes off, in nats."""
     deviation_coef: float = 1.0
     """Price of `mean-less-deviation`: how many standard deviations are taken off the mean."""
+    nominal_share: float = 0.5
+    """For `nominal-and-worst`: share of the first source; the rest is the least of all."""
 
     def __post_init__(self) -> None:
         named("combination method", self.method, AGGREGATIONS)
         require_coefficient("variance_coef", self.variance_coef)
         require_coefficient("deviation_coef", self.deviation_coef)
+        require_nominal_share(self.nominal_share)
 
 
 Combination = Callable[
@@ -87,6 +93,20 @@ AGGREGATIONS: dict[str, Aggregation] = {
         acts="elementwise",
         models=2,
         text="the mean less a multiple of the standard deviation (arXiv 2401.16635)",
+    ),
+    "nominal-and-worst": Aggregation(
+        lambda scores, weights, settings: nominal_and_worst_scores(
+            scores * weights, nominal_share=settings.nominal_share
+        ),
+        acts="elementwise",
+        models=2,
+        text="the first weighted score, mixed with the least (BRME, arXiv 2409.15360)",
+    ),
+    "log-sigmoid-sum": Aggregation(
+        lambda scores, weights, _: log_sigmoid_sum_scores(scores * weights),
+        acts="elementwise",
+        models=2,
+        text="log-sigmoids of the weighted scores, added up (LSC, arXiv 2402.00742)",
     ),
 }
 

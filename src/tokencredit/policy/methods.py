@@ -92,6 +92,8 @@ class Algorithm:
             biases the gradient where a reward depends on later tokens.
         discounts: whether it has a discount.
         whitens: whether advantages are whitened over the batch unless a setting says otherwise.
+        loss: `clipped` for the surrogate of PPO, `likelihood` for the plain negative
+            log-likelihood of the responses that are learnt from.
     """
 
     advantages: Callable[[Outcome, AdvantageSettings], Advantages]
@@ -101,6 +103,7 @@ class Algorithm:
     needs_causal_credit: bool = True
     discounts: bool = True
     whitens: bool = False
+    loss: Literal["clipped", "likelihood"] = "clipped"
 
 
 def _gae(outcome: Outcome, settings: AdvantageSettings) -> Advantages:
@@ -188,6 +191,14 @@ ALGORITHMS: dict[str, Algorithm] = {
         "rewards less those of the others at the same index, to go",
         needs="groups",
     ),
+    "likelihood": Algorithm(
+        lambda o, _: (o.response_mask.float(), None),
+        "no reward: 1 on every token of the responses that `selection.keep` leaves",
+        keeps_credit=False,
+        needs_causal_credit=False,
+        discounts=False,
+        loss="likelihood",
+    ),
 }
 """Rows by the names that settings and adapters take."""
 
@@ -222,12 +233,18 @@ def require_discount(name: str, gamma: float, *, setting: str = "estimator") -> 
 
 
 def estimators() -> dict[str, Algorithm]:
-    """The rows that need neither a critic nor greedy responses: those that adapters can use.
+    """The rows that need neither a critic nor greedy responses nor a loss of their own.
+
+    These are what adapters can use.
 
     >>> "grpo" in estimators(), "ppo" in estimators()
     (True, False)
     """
-    return {n: row for n, row in ALGORITHMS.items() if row.needs in ("nothing", "groups")}
+    return {
+        name: row
+        for name, row in ALGORITHMS.items()
+        if row.needs in ("nothing", "groups") and row.loss == "clipped"
+    }
 
 
 ESTIMATOR_NAMES: tuple[str, ...] = tuple(estimators())

@@ -7,12 +7,14 @@ from rich.console import Console
 from rich.table import Table
 
 from tokencredit.aggregation.methods import AGGREGATIONS
+from tokencredit.aggregation.transforms import SCORE_TRANSFORMS
 from tokencredit.credit.evidence import NEEDS
 from tokencredit.credit.methods import CREDIT_METHODS
 from tokencredit.decoding.rules import GUIDANCE_METHODS
 from tokencredit.decoding.search.hf_methods import SEARCHES
 from tokencredit.names import require_named
 from tokencredit.policy.methods import ALGORITHMS
+from tokencredit.policy.selection import SELECTIONS
 from tokencredit.reward_model.objectives import OBJECTIVES
 
 
@@ -21,7 +23,8 @@ class MethodsConfig:
     """Settings of the overview."""
 
     kind: str | None = None
-    """`credit`, `combination`, `algorithm`, `objective` or `generation`; None shows all tables."""
+    """`credit`, `transform`, `combination`, `selection`, `algorithm`, `objective` or `generation`;
+    None shows all tables."""
 
     def __post_init__(self) -> None:
         if self.kind is not None:
@@ -51,10 +54,22 @@ def _credit() -> Table:
     return _table("Credit methods", columns, rows)
 
 
+def _transform() -> Table:
+    rows = ((name, one.text, str(one.references)) for name, one in SCORE_TRANSFORMS.items())
+    columns = ("--score.transform", "puts in the place of a score", "reference responses at least")
+    return _table("Transforms of scores", columns, rows)
+
+
 def _combination() -> Table:
     rows = ((name, one.text, one.acts, str(one.models)) for name, one in AGGREGATIONS.items())
     columns = ("--combine.method", "is", "acts", "rewards at least")
     return _table("Combinations of several rewards", columns, rows)
+
+
+def _selection() -> Table:
+    rows = ((name, one.text, str(one.samples)) for name, one in SELECTIONS.items())
+    columns = ("--selection.keep", "learns from", "responses to a prompt at least")
+    return _table("Selections of responses", columns, rows)
 
 
 def _algorithm() -> Table:
@@ -96,7 +111,9 @@ def _generation() -> Table:
 
 _KINDS: dict[str, Callable[[], Table]] = {
     "credit": _credit,
+    "transform": _transform,
     "combination": _combination,
+    "selection": _selection,
     "algorithm": _algorithm,
     "objective": _objective,
     "generation": _generation,

@@ -1,6 +1,6 @@
 """Several sources of reward as one: what each says, what each weighs, what a token is paid."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 
@@ -8,7 +8,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tokencredit.aggregation.methods import CombinationSettings
-from tokencredit.aggregation.transforms import RunningMoments, ScoreSettings, transformed_scores
+from tokencredit.aggregation.transforms import (
+    ReferenceScores,
+    RunningMoments,
+    ScoreSettings,
+    counted_scores,
+    transformed_scores,
+)
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores, RewardScorer
 from tokencredit.credit.evidence import NEEDS
 from tokencredit.credit.methods import CreditSettings, credit_method
@@ -145,6 +151,7 @@ class Rewards:
         moments_of: MomentsOf | None = None,
         ask_policy: AskPolicy | None = None,
         unfinished: Bool[Tensor, "batch"] | None = None,
+        references: Mapping[str, ReferenceScores] | None = None,
     ) -> PaidResponses:
         """What every token is paid by all sources together.
 
@@ -155,6 +162,8 @@ class Rewards:
                 batch to the moments that they are normalised by; None counts this batch alone.
             ask_policy: of the policy that wrote the responses, where there is one.
             unfinished: as in `CreditedScorer.paid`.
+            references: by the name of each source that compares with responses of the reference,
+                what it says of these.
 
         Raises:
             ConfigError, DataError, ModelError, NumericError, ServerError: as the sources.
@@ -162,11 +171,19 @@ class Rewards:
         raw = self.scores(responses) if scores is None else scores
         names = [one.name for one in self.sources]
         count = moments_of or (lambda _, scores: RunningMoments().updated(scores))
+        mask = responses.batch.response_mask
         seen = {
-            name: count(name, one.sequence_scores) for name, one in zip(names, raw, strict=True)
+            one.name: count(one.name, counted_scores(found, one.score, mask))
+            for one, found in zip(self.sources, raw, strict=True)
         }
         changed = [
-            transformed_scores(found, one.score, seen[one.name]).transformed
+            transformed_scores(
+                found,
+                one.score,
+                seen[one.name],
+                response_mask=mask,
+                references=(references or {}).get(one.name),
+            ).transformed
             for one, found in zip(self.sources, raw, strict=True)
         ]
         return PaidResponses(
@@ -246,10 +263,11 @@ def require_scores_as_read(name: str, score: ScoreSettings, credit: CreditSettin
     """
     needs = credit_method(credit.method).needs
     again = [need for need in needs if need in ("kept_tokens", "embeddings")]
-    if again and score != ScoreSettings():
+    changed = [key for key, value in vars(score).items() if value != vars(ScoreSettings())[key]]
+    if again and changed:
+        how = ", ".join(f"{key} {getattr(score, key)!r}" for key in changed)
         raise ConfigError(
-            f"the score of {name!r} is transformed (normalization {score.normalization!r}, clip "
-            f"{score.clip}), and credit method {credit.method!r} is made from {NEEDS[again[0]]}, "
-            "as the reward model gives it; expected no transform of the score, or a method that "
-            "is made from prefix scores"
+            f"the score of {name!r} is transformed ({how}), and credit method {credit.method!r} is "
+            f"made from {NEEDS[again[0]]}, as the reward model gives it; expected no transform of "
+            "the score, or a method that is made from prefix scores"
         )

@@ -200,6 +200,7 @@ def required_sources(
     *,
     score: ScoreSettings | None = None,
     combine: CombinationSettings | None = None,
+    has_references: bool = False,
 ) -> tuple[RewardSource, ...]:
     """The sources that settings name: one reward model in the short form, or a list.
 
@@ -208,6 +209,8 @@ def required_sources(
         rewards: the list; empty in the short form.
         score: of the short form.
         combine: how several become one.
+        has_references: whether responses of a reference policy are drawn, with which scores may be
+            compared.
 
     Raises:
         ConfigError: neither or both are given, two have the same name, a weight is NaN or
@@ -218,6 +221,13 @@ def required_sources(
             f"reward_model is {reward_model!r} and there are {len(rewards)} rewards; expected one "
             "reward model, or a list of rewards"
         )
+    for one in () if has_references else rewards:
+        if one.score.reference_responses or one.score.normalization == "reference":
+            raise ConfigError(
+                f"the score of the reward {one.label!r} is compared with the reference's responses "
+                f"(transform {one.score.transform!r}, normalization {one.score.normalization!r}); "
+                "expected another transform and normalization: train-policy alone draws these"
+            )
     if reward_model is not None:
         return (RewardSource(reward_model, name="reward", score=score or ScoreSettings()),)
     combine = combine or CombinationSettings()

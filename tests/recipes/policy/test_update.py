@@ -79,11 +79,12 @@ def test_no_graph_is_left_after_the_first_epoch(models, tmp_path, monkeypatch):
     had = []
     losses = update._losses
 
-    def noted(config, model, part):
+    def noted(*arguments):
+        part = arguments[-1]
         had.append(part.first_pass is not None)
         assert not part.old.logprobs.requires_grad
         assert not part.old.values.requires_grad
-        return losses(config, model, part)
+        return losses(*arguments)
 
     monkeypatch.setattr(update, "_losses", noted)
     trained(models, tmp_path, steps=1)

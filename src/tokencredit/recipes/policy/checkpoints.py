@@ -101,6 +101,7 @@ def write_checkpoint(
     state: dict[str, Any],
     *,
     keep: int,
+    spare: int | None = None,
 ) -> None:
     """Write beside, flush to disk, then rename; older checkpoints beyond `keep` go afterwards.
 
@@ -113,7 +114,8 @@ def write_checkpoint(
         weights: of `actor_critic`, whole.
         moments: of its optimiser, whole, named `parameter.moment`.
         state: what else the run must remember, as JSON has it.
-        keep: how many checkpoints stay.
+        keep: how many checkpoints stay, the newest.
+        spare: the steps of one that stays besides, however old it is.
 
     Raises:
         RunFolderError: the disk is full or cannot be written; older checkpoints stay.
@@ -137,8 +139,9 @@ def write_checkpoint(
         ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    for old in list(checkpoints_in(path.parents[1]).values())[:-keep]:
-        shutil.rmtree(old)
+    for steps, old in list(checkpoints_in(path.parents[1]).items())[:-keep]:
+        if steps != spare:
+            shutil.rmtree(old)
 
 
 def restore_optimizer(actor_critic: ActorCritic, optimizer: Any, path: Path) -> None:
@@ -179,20 +182,25 @@ def read_state(path: Path) -> dict[str, Any]:
     return json.loads((path / "state.json").read_text())
 
 
-def export_policy(folder: Path, steps: int) -> None:
-    """Copy the policy of the last checkpoint to `policy/`, where it appears whole or not at all.
+def export_policy(folder: Path, steps: int, *, name: str = "policy") -> None:
+    """Copy the policy of a checkpoint to a folder, where it appears whole or not at all.
+
+    Args:
+        folder: of the run.
+        steps: of the checkpoint.
+        name: of the folder in that of the run.
 
     Raises:
         RunFolderError: the disk is full or not writable.
     """
-    beside = folder / ".policy.writing"
+    beside = folder / f".{name}.writing"
     try:
-        with writing(folder / "policy"):
+        with writing(folder / name):
             shutil.rmtree(beside, ignore_errors=True)
             shutil.copytree(checkpoint_path(folder, steps) / "policy", beside)
             for file in beside.iterdir():
                 flush(file)
-            shutil.rmtree(folder / "policy", ignore_errors=True)
-            beside.rename(folder / "policy")
+            shutil.rmtree(folder / name, ignore_errors=True)
+            beside.rename(folder / name)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

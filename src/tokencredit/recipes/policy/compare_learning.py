@@ -257,7 +257,9 @@ def train_one(
     point = {name: value for name, value in chosen if value is not None}
     asked = _policy_config(shared, changes, run.method, point)
     last = asked.steps - 1
-    record = RecordSettings(checkpoint_every=asked.steps, sample_every=max(1, last), progress=False)
+    record = RecordSettings(
+        checkpoint_every=asked.steps, sample_every=max(1, last), progress=False, figure=False
+    )
     if judged_by == "true_reward":
         record = replace(record, sample_every=1, sample_count=asked.batch_size)
     try:

@@ -10,16 +10,17 @@ from accelerate.utils import DistributedType
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tokencredit.aggregation.transforms import RunningMoments
+from tokencredit.aggregation.transforms import ReferenceScores, RunningMoments
 from tokencredit.batch import Prompt, ResponseBatch, TokenScorer
 from tokencredit.credit.redistribution import terminal_credit
 from tokencredit.errors import NumericError
 from tokencredit.masking import masked_sum
+from tokencredit.policy.losses.divergences import chi_square_terms, dense_chi_square_penalties
 from tokencredit.policy.methods import ALGORITHMS, Advantages, Outcome
 from tokencredit.recipes.policy.models import PolicyModels
 from tokencredit.recipes.policy.processes import own_rows, rows_of_all
 from tokencredit.recipes.policy.rollout import Rollout
-from tokencredit.recipes.policy.scoring import held_out_scores, scores_of
+from tokencredit.recipes.policy.scoring import held_out_scores, references_of_rows, scores_of
 from tokencredit.recipes.policy.setting_groups import AlgorithmSettings, SamplingSettings
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.recipes.policy.views import (
@@ -101,6 +102,7 @@ def experience_of(
     kl_coef: float,
     moments: Mapping[str, RunningMoments],
     token_scorer: TokenScorer | None = None,
+    references: Mapping[str, ReferenceScores] | None = None,
 ) -> Experience:
     """What the updates need of a rollout: its scores, token rewards, advantages.
 
@@ -118,9 +120,13 @@ def experience_of(
         ref_logprobs = reference_logprobs(models, batch, support, temperature, size)
     responses = _responses(models, batch, config, ref_logprobs, rollout.asked)
 
+    fixed = [one.label for one in config.sources if one.score.normalization == "reference"]
+
     def moments_of(
         name: str, fresh: Float[Tensor, "batch"], counts: Bool[Tensor, "batch"]
     ) -> RunningMoments:
+        if name in fixed:
+            return moments[name]
         everywhere = rows_of_all(accelerator, fresh)[rows_of_all(accelerator, counts)]
         return moments.get(name, RunningMoments()).updated(everywhere)
 
@@ -131,10 +137,14 @@ def experience_of(
         moments_of,
         token_scorer=token_scorer,
         unfinished=truncated if bootstraps else None,
+        references=references,
     )
     kl = kl_estimates(old.logprobs, ref_logprobs, estimator=config.kl.estimator)
     paid = with_truncation(scores.token_scores, batch, truncated, config.sampling)
-    token_rewards = kl_penalised_rewards(paid, kl, mask, kl_coef=kl_coef)
+    penalties = kl
+    if config.kl.penalty == "sqrt-chi-square" and kl_coef:
+        penalties = _chi_square_penalties(old.logprobs, ref_logprobs, mask, accelerator)
+    token_rewards = kl_penalised_rewards(paid, penalties, mask, kl_coef=kl_coef)
     if not bool(token_rewards.isfinite().all()):
         raise NumericError(
             "a token reward is NaN or infinite; expected finite scores and log-probabilities. "
@@ -146,7 +156,7 @@ def experience_of(
         values=old.values,
         group_ids=rollout.group_ids,
         greedy_returns=greedy_returns(
-            models, rollout, config, accelerator, scores.seen, token_scorer
+            models, rollout, config, accelerator, scores.seen, token_scorer, references
         ),
         segment_ids=responses.segment_ids if config.segments.use == "macro-actions" else None,
         bootstrap_values=old.last_values * truncated if bootstraps else None,
@@ -182,13 +192,28 @@ def experience_of(
 def _begins_update(config: TrainPolicyConfig, accelerator: Accelerator) -> bool:
     """Whether the pass that old log-probs come from may be the one that the first update needs.
 
-    It is where that update is of all responses at once. Several processes are left out: what joins
-    their gradients, or gathers their weights, wants a backward pass after every such pass, and
-    there is none where no response counts.
+    It is where that update is of all responses at once, and its loss one of log-probs and values
+    alone. Several processes are left out: what joins their gradients, or gathers their weights,
+    wants a backward pass after every such pass, and there is none where no response counts.
     """
     algorithm, size = config.algorithm, config.batch_size
     at_once = (algorithm.minibatch_size or size) == size <= (algorithm.micro_batch_size or size)
-    return at_once and accelerator.distributed_type == DistributedType.NO
+    needs_logits = config.kl.entropy_coef or config.kl.forward_coef
+    learns_from_all = config.selection.keep == "all"
+    one_process = accelerator.distributed_type == DistributedType.NO
+    return at_once and learns_from_all and not needs_logits and one_process
+
+
+def _chi_square_penalties(
+    policy_logprobs: Float[Tensor, "batch time"],
+    ref_logprobs: Float[Tensor, "batch time"],
+    mask: Bool[Tensor, "batch time"],
+    accelerator: Accelerator,
+) -> Float[Tensor, "batch time"]:
+    """What each token pays of the root of the chi-square, which is that of all processes."""
+    terms = chi_square_terms(masked_sum(policy_logprobs - ref_logprobs, mask))
+    chi_square = float(rows_of_all(accelerator, terms).mean())
+    return dense_chi_square_penalties(policy_logprobs, ref_logprobs, mask, chi_square=chi_square)
 
 
 def _not_comparable(
@@ -228,6 +253,7 @@ def greedy_returns(
     accelerator: Accelerator,
     seen: Mapping[str, RunningMoments],
     token_scorer: TokenScorer | None,
+    references: Mapping[str, ReferenceScores] | None = None,
 ) -> Float[Tensor, "batch"] | None:
     """Sum of the token scores of the greedy response to the prompt of each response.
 
@@ -243,6 +269,7 @@ def greedy_returns(
         accelerator: of the run.
         seen: moments of the scores of each source, those of the drawn responses among them.
         token_scorer: as in `scores_of`.
+        references: likewise, of the responses that were drawn.
     """
     greedy, samples = rollout.greedy, config.algorithm.samples_per_prompt
     if greedy is None or rollout.greedy_truncated is None:
@@ -258,6 +285,10 @@ def greedy_returns(
         _responses(models, greedy, config, ref_logprobs, asked),
         lambda name, *_: seen[name],
         token_scorer=token_scorer,
+        references={
+            name: references_of_rows(one, slice(None, None, samples))
+            for name, one in (references or {}).items()
+        },
     )
     paid = with_truncation(scores.token_scores, greedy, rollout.greedy_truncated, config.sampling)
     return masked_sum(paid, greedy.response_mask).repeat_interleave(samples)

@@ -14,6 +14,7 @@ from torch import Tensor
 from tokencredit.errors import NumericError
 from tokencredit.evaluation.credit_shape import credit_entropy, last_token_share
 from tokencredit.masking import masked_mean, masked_sum, masked_var
+from tokencredit.policy.selection import score_reliability
 from tokencredit.recipes.policy.experience import Experience
 from tokencredit.text.hf_decoding import decoded_response
 
@@ -47,6 +48,7 @@ def step_metrics(
     *,
     kl_coef: float,
     reduce: Callable[[Tensor], Tensor],
+    kept: Tensor | None = None,
 ) -> dict[str, Any]:
     """One row of metrics.jsonl; scores and KL in nats, lengths in tokens.
 
@@ -57,6 +59,7 @@ def step_metrics(
         seconds: wall time by phase.
         kl_coef: the coefficient that was in force.
         reduce: gathers a per-response tensor over processes.
+        kept: numbers of the responses that were learnt from; None for all.
     """
     mask, old = experience.batch.response_mask, experience.old
     of_scores = {
@@ -82,6 +85,7 @@ def step_metrics(
     row |= {name: float(value.mean()) for name, value in gathered.items()}
     row["score_std"] = float(gathered["score"].std(correction=0))
     row["kl_std"] = float(gathered["kl"].std(correction=0))
+    row |= _of_selection(experience, kept, reduce)
     if experience.returns is not None:
         errors = masked_var(experience.returns - old.values, mask)
         spread = masked_var(experience.returns, mask)
@@ -91,6 +95,25 @@ def step_metrics(
     row |= update
     row |= {f"seconds_{phase}": round(spent, 4) for phase, spent in seconds.items()}
     row["tokens_per_second"] = float(gathered["length"].sum()) / max(sum(seconds.values()), 1e-9)
+    return row
+
+
+def _of_selection(
+    experience: Experience, kept: Tensor | None, reduce: Callable[[Tensor], Tensor]
+) -> dict[str, float]:
+    """How reliable the scores are, by the judge that the policy never sees, and what was kept."""
+    scores = experience.sequence_scores.float().masked_fill(experience.unscored, torch.nan)
+    judged, row = experience.held_out_scores, {}
+    for prefix, rows in (("", slice(None)), ("kept_", kept)):
+        if rows is None:
+            continue
+        own = reduce(scores[rows])
+        if prefix:
+            row["kept_score"] = float(_numbers(own).mean())
+        if judged is not None:
+            other = reduce(judged.float()[rows])
+            both = ~own.isnan() & ~other.isnan()
+            row[f"{prefix}reliability"] = float(score_reliability(own[both], other[both]))
     return row
 
 

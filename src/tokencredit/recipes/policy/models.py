@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
+from tokencredit.batch import RewardScorer
 from tokencredit.credit.methods import credit_method
 from tokencredit.errors import ConfigError, ModelError
 from tokencredit.models.hf_adapters import (
@@ -35,9 +36,10 @@ from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.recipes.policy.sharding import on_device
 from tokencredit.recipes.policy.vllm import VLLMServer
 from tokencredit.reward_model.hf_scores import load_reward_model
+from tokencredit.scorers.functions import named_function, names_function
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.rewards import Rewards
-from tokencredit.scorers.sources import loaded_rewards
+from tokencredit.scorers.sources import FunctionScorer, loaded_rewards
 from tokencredit.scorers.texts import loaded_reward_model
 from tokencredit.server.client import RewardServer
 from tokencredit.server.exchange import token_in
@@ -52,7 +54,7 @@ class PolicyModels:
         reference: None for a PEFT policy, which is its own with the adapters off.
         reading: how the policy reads prompts, and what ends its responses.
         rewards: all sources of reward, with their credit.
-        held_out: a reward model that the policy never sees.
+        held_out: a judge that the policy never sees.
         server: draws responses in the policy's place; None where it draws them itself.
         visits: the device to which frozen models come from the CPU to be called; None where they
             are on it.
@@ -65,7 +67,7 @@ class PolicyModels:
     reading: Reading
     reference: Any | None
     rewards: Rewards
-    held_out: LocalScorer | None = None
+    held_out: RewardScorer | None = None
     visits: torch.device | None = None
     server: VLLMServer | None = None
     undrawable: tuple[int, ...] = ()
@@ -143,8 +145,11 @@ def loaded_models(
         loading=frozen,
         has_policy=True,
     )
-    held_out = None
-    if config.held_out_reward_model is not None:
+    held_out: RewardScorer | None = None
+    if names_function(config.held_out_reward_model or ""):
+        name = str(config.held_out_reward_model)
+        held_out = FunctionScorer(named_function(name), reading, f"the function {name}")
+    elif config.held_out_reward_model is not None:
         judge = loaded_reward_model(config.held_out_reward_model, config.reading, **frozen)
         held_out = LocalScorer(*judge, reading, micro_batch_size=size)
     policy = _policy(config, checkpoint, shared)

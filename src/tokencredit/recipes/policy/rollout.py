@@ -70,13 +70,13 @@ def draw_responses(
     share = count // accelerator.num_processes
     first = accelerator.process_index * share
     mine = prompts_of_step(len(prompts.rows), count, config.seed, step)[first : first + share]
-    rows = _kept_rows([prompts.rows[i] for i in mine], config.data.tokens, rng)
-    asked = None if prompts.asked is None else _repeated([prompts.asked[i] for i in mine], samples)
+    rows = kept_rows([prompts.rows[i] for i in mine], config.data.tokens, rng)
+    asked = None if prompts.asked is None else repeated([prompts.asked[i] for i in mine], samples)
     device = accelerator.device
     prompt_ids, prompt_mask = padded_rows(
-        _repeated(rows, samples), fill=models.tokenizer.pad_token_id, side="left"
+        repeated(rows, samples), fill=models.tokenizer.pad_token_id, side="left"
     )
-    lengths = _lengths(config.sampling, share * samples, rng)
+    lengths = drawn_lengths(config.sampling, share * samples, rng)
     request = {
         "prompt_ids": prompt_ids.to(device),
         "prompt_mask": prompt_mask.to(device),
@@ -93,7 +93,7 @@ def draw_responses(
     return Rollout(batch, truncated, asked, group_ids, *(greedy[0] if greedy else ()))
 
 
-def _kept_rows(
+def kept_rows(
     rows: list[list[int]], bounds: list[int] | None, rng: torch.Generator
 ) -> list[list[int]]:
     """Prompts cut to their first tokens, as many as drawn between the bounds."""
@@ -104,11 +104,12 @@ def _kept_rows(
     return [row[:cut] for row, cut in zip(rows, cuts, strict=True)]
 
 
-def _repeated(items: Sequence[Item], times: int) -> list[Item]:
+def repeated(items: Sequence[Item], times: int) -> list[Item]:
+    """Each item several times in a row."""
     return [item for item in items for _ in range(times)]
 
 
-def _lengths(
+def drawn_lengths(
     settings: SamplingSettings, count: int, rng: torch.Generator
 ) -> Int[Tensor, "batch"] | None:
     """How long each response shall be; None where it ends by itself."""

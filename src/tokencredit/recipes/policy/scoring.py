@@ -7,20 +7,20 @@ update, whatever went wrong, as long as it goes wrong for that response alone.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tokencredit.aggregation.transforms import RunningMoments
-from tokencredit.batch import Prompt, ResponseBatch, ResponseScores, TokenScorer
+from tokencredit.aggregation.transforms import ReferenceScores, RunningMoments
+from tokencredit.batch import Prompt, ResponseBatch, RewardScorer, TokenScorer
 from tokencredit.credit.methods import credit_method
-from tokencredit.errors import ConfigError
+from tokencredit.errors import ConfigError, DataError
 from tokencredit.masking import masked_sum
 from tokencredit.recipes.policy.models import PolicyModels
 from tokencredit.recipes.policy.sharding import on_device
-from tokencredit.scorers.evidence import Responses
+from tokencredit.scorers.evidence import Responses, response_scores
 from tokencredit.scorers.rewards import MomentsOf, PaidResponses
 
 Result = TypeVar("Result")
@@ -50,6 +50,7 @@ def scores_of(
     *,
     token_scorer: TokenScorer | None,
     unfinished: Bool[Tensor, "batch"] | None = None,
+    references: Mapping[str, ReferenceScores] | None = None,
 ) -> tuple[PaidResponses, Unscored]:
     """Scores of responses: as each source of reward gave them, combined, and on their tokens.
 
@@ -61,6 +62,8 @@ def scores_of(
         token_scorer: pays the tokens in the place of the rewards; None for the rewards.
         unfinished: True for responses whose return goes on with the critic's value, so that they
             are paid no score that is only due at the end.
+        references: by the name of a source, what it says of the reference's responses to the
+            prompt of each row.
 
     Returns:
         The scores, zero for responses that could not be scored, and which those are.
@@ -69,6 +72,49 @@ def scores_of(
         RuntimeError, OSError, ConfigError: what no single response is to blame for.
         Exception: what went wrong with all responses together, but with none of them alone.
     """
+    references, alone = _something_to_compare_with(references or {}, responses)
+    found, unscored = _scores_of(
+        models,
+        responses,
+        moments_of,
+        token_scorer=token_scorer,
+        unfinished=unfinished,
+        references=references,
+    )
+    if not alone.faults:
+        return found, unscored
+    rows, faults = unscored.rows | alone.rows, {**alone.faults, **unscored.faults}
+    return _without(found, rows), Unscored(rows, faults)
+
+
+def _something_to_compare_with(
+    references: Mapping[str, ReferenceScores], responses: Responses
+) -> tuple[dict[str, ReferenceScores], Unscored]:
+    """Scores of the reference with a zero where a prompt has none, and which rows these are."""
+    mask = responses.batch.response_mask
+    rows = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
+    filled = {}
+    for name, one in references.items():
+        without = one.scores.isnan().all(-1)
+        rows = rows | without
+        filled[name] = replace(one, scores=one.scores.masked_fill(without[:, None], 0.0))
+    error = DataError(
+        "no response of the reference to its prompt could be scored, so that its score cannot be "
+        "compared; expected one at least: look at the prompt, or raise references.per_prompt"
+    )
+    return filled, Unscored(rows, dict.fromkeys(rows.nonzero().flatten().tolist(), error))
+
+
+def _scores_of(
+    models: PolicyModels,
+    responses: Responses,
+    moments_of: Callable[[str, Float[Tensor, "batch"], Bool[Tensor, "batch"]], RunningMoments],
+    *,
+    token_scorer: TokenScorer | None,
+    unfinished: Bool[Tensor, "batch"] | None,
+    references: Mapping[str, ReferenceScores],
+) -> tuple[PaidResponses, Unscored]:
+    """The same, where every prompt has something to compare with."""
     mask = responses.batch.response_mask
     none = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
     known: dict[str, RunningMoments] = {}
@@ -79,7 +125,14 @@ def scores_of(
                 known[name] = moments_of(name, fresh, ~rows.rows)
             return known[name]
 
-        return _paid(models, asked, once, token_scorer=token_scorer, unfinished=unfinished)
+        return _paid(
+            models,
+            asked,
+            once,
+            token_scorer=token_scorer,
+            unfinished=unfinished,
+            references=references,
+        )
 
     try:
         return paid(responses, Unscored(none)), Unscored(none)
@@ -87,7 +140,14 @@ def scores_of(
         raise
     except Exception as error:
         unscored = _unscored(
-            lambda row: _try_alone(models, _rows_of(responses, row), token_scorer), none, error
+            lambda row: _try_alone(
+                models,
+                _rows_of(responses, row),
+                token_scorer,
+                {name: references_of_rows(one, row) for name, one in references.items()},
+            ),
+            none,
+            error,
         )
     if bool(unscored.rows.all()):
         names = [] if token_scorer is not None else [one.name for one in models.rewards.sources]
@@ -113,6 +173,7 @@ def _paid(
     *,
     token_scorer: TokenScorer | None,
     unfinished: Bool[Tensor, "batch"] | None = None,
+    references: Mapping[str, ReferenceScores] | None = None,
 ) -> PaidResponses:
     batch = responses.batch
     if token_scorer is not None:
@@ -125,11 +186,15 @@ def _paid(
             moments_of=moments_of,
             ask_policy=models.of_policy,
             unfinished=unfinished,
+            references=references,
         )
 
 
 def _try_alone(
-    models: PolicyModels, responses: Responses, token_scorer: TokenScorer | None
+    models: PolicyModels,
+    responses: Responses,
+    token_scorer: TokenScorer | None,
+    references: Mapping[str, ReferenceScores],
 ) -> None:
     """Score one response, to see whether it can be done."""
     rewards = models.rewards
@@ -141,7 +206,7 @@ def _try_alone(
         with on_device(models.visits, *rewards.modules):
             rewards.scores(responses)
     else:
-        _paid(models, responses, None, token_scorer=token_scorer)
+        _paid(models, responses, None, token_scorer=token_scorer, references=references)
 
 
 def _unscored(
@@ -167,6 +232,11 @@ def _unscored(
     rows = none.clone()
     rows[list(faults)] = True
     return Unscored(rows, faults)
+
+
+def references_of_rows(references: ReferenceScores, rows: Any) -> ReferenceScores:
+    """What is known of the reference's responses to the prompts of some rows."""
+    return ReferenceScores(references.scores[rows], references.lengths[rows])
 
 
 def _rows_of(responses: Responses, rows: Int[Tensor, "some"]) -> Responses:
@@ -197,24 +267,32 @@ def held_out_scores(
         RuntimeError, OSError, ConfigError, Exception: as `scores_of`.
     """
     held_out = models.held_out
-    none = torch.zeros(len(batch), dtype=torch.bool, device=batch.response_ids.device)
     if held_out is None:
+        none = torch.zeros(len(batch), dtype=torch.bool, device=batch.response_ids.device)
         return None, Unscored(none)
-    asked = Responses(batch, conversations)
+    with on_device(models.visits, getattr(held_out, "model", None)):
+        return scores_where_possible(held_out, Responses(batch, conversations))
 
-    def scores(some: Responses) -> Float[Tensor, "batch"]:
-        found: ResponseScores = held_out(some.batch, conversations=some.conversations)
-        return found.sequence_scores
 
-    with on_device(models.visits, held_out.model):
-        try:
-            return scores(asked), Unscored(none)
-        except _OF_THE_RUN:
-            raise
-        except Exception as error:
-            found = torch.full((len(batch),), torch.nan, device=none.device)
+def scores_where_possible(
+    scorer: RewardScorer, responses: Responses
+) -> tuple[Float[Tensor, "batch"], Unscored]:
+    """Sequence scores of responses, as they are; NaN for what cannot be scored.
 
-            def score_row(row: Tensor) -> None:
-                found[row] = scores(_rows_of(asked, row)).float()
+    Raises:
+        RuntimeError, OSError, ConfigError, Exception: as `scores_of`.
+    """
+    batch = responses.batch
+    none = torch.zeros(len(batch), dtype=torch.bool, device=batch.response_ids.device)
+    try:
+        return response_scores(scorer, responses).sequence_scores, Unscored(none)
+    except _OF_THE_RUN:
+        raise
+    except Exception as error:
+        found = torch.full((len(batch),), torch.nan, device=none.device)
 
-            return found, _unscored(score_row, none, error)
+        def score_row(row: Tensor) -> None:
+            scores = response_scores(scorer, _rows_of(responses, row)).sequence_scores
+            found[row] = scores.float()
+
+        return found, _unscored(score_row, none, error)

@@ -105,7 +105,7 @@ class AlgorithmSettings:
     name: str = "ppo"
     """`ppo` with a critic; without one `reinforce`, `reinforce++`, `rloo`, `grpo`, `remax`, and
     `leave-one-out-to-go`, `group-mean-to-go`, `index-baseline-to-go`, `index-centred`, which keep
-    the credit of each token."""
+    the credit of each token; `likelihood` learns to repeat what `selection.keep` leaves."""
     samples_per_prompt: int = 1
     """Responses to each prompt of a step; at least 2 for algorithms that compare them."""
     epochs: int = setting(4, was="ppo_epochs")
@@ -133,6 +133,8 @@ class AlgorithmSettings:
     """What `grpo` divides by: the deviation of its group, that of the batch, or nothing."""
     whiten_advantages: bool | None = None
     """Scale advantages to mean 0 and variance 1 over the batch; None does so for `ppo` alone."""
+    advantage_clip: float | None = None
+    """Largest absolute advantage, after whitening; None for any."""
     critic: Literal["shared", "separate", "reward-model"] = "shared"
     """`shared` puts a value head on the policy's trunk, `separate` trains a copy of the policy,
     `reward-model` a copy of the reward model, whose prefix scores it starts from; where prefix
@@ -151,6 +153,16 @@ class AlgorithmSettings:
             raise ConfigError(
                 f"algorithm.name is {self.name!r}, which compares responses to one prompt, and "
                 f"algorithm.samples_per_prompt {self.samples_per_prompt}; expected at least 2"
+            )
+        if self.advantage_clip is not None and not self.advantage_clip > 0:
+            raise ConfigError(
+                f"algorithm.advantage_clip is {self.advantage_clip}; expected more than 0, or none"
+            )
+        if row.loss == "likelihood" and (self.whiten_advantages or self.advantage_clip):
+            raise ConfigError(
+                f"algorithm.whiten_advantages is {self.whiten_advantages} and "
+                f"algorithm.advantage_clip {self.advantage_clip} with algorithm.name "
+                f"{self.name!r}, which weighs every token alike; expected neither"
             )
         if not self.has_critic and self.critic != "shared":
             raise ConfigError(
@@ -194,6 +206,11 @@ class OptimizerSettings:
     """Weight decay of AdamW."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
+    critic_warmup: int = 0
+    """First steps in which the critic alone learns; the policy stays as it is."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 0, "critic_warmup", room="optimizer.")
 
     @property
     def rate(self) -> float:
@@ -204,10 +221,10 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class KLSettings:
-    """What it costs the policy to leave its reference."""
+    """What it costs the policy to leave its reference, and what it earns by staying undecided."""
 
     coef: float = 0.05
-    """Price of a nat of KL in the reward."""
+    """Price of a nat of KL, or of the chi-square's root, in the reward."""
     target: float | None = None
     """KL per response, in nats, to which `coef` adapts; None keeps it fixed."""
     horizon: int = 10_000
@@ -215,7 +232,14 @@ class KLSettings:
     estimator: Literal["k1", "k2", "k3"] = "k1"
     """Estimator of the KL in the reward or in the loss."""
     loss_coef: float = 0.0
-    """Price of a nat of KL in the loss instead of the reward."""
+    """Price of a nat of KL, or of the chi-square's root, in the loss instead of the reward."""
+    penalty: Literal["kl", "sqrt-chi-square"] = "kl"
+    """What `coef` and `loss_coef` are the price of: `kl`, or `sqrt-chi-square`, the root of the
+    chi-square divergence of whole responses, which in the reward each token pays its share of."""
+    forward_coef: float = 0.0
+    """Price in the loss of a nat of KL(reference || policy) over the vocabulary, per token."""
+    entropy_coef: float = 0.0
+    """Bonus in the loss for a nat of the policy's entropy, per token."""
     reference_dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     """Number type of the reference's weights. The policy's are float32: with less the KL is not 0
     where the policy is its reference."""
@@ -226,7 +250,12 @@ class KLSettings:
                 f"kl.coef is {self.coef} and kl.loss_coef {self.loss_coef}; expected KL in the "
                 "reward or in the loss, not both: set one of them to 0"
             )
-        if self.loss_coef > 0 and self.estimator == "k1":
+        for name in ("coef", "loss_coef", "forward_coef", "entropy_coef"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(
+                    f"kl.{name} is {getattr(self, name)}; expected a finite number, 0 or more"
+                )
+        if self.loss_coef > 0 and self.estimator == "k1" and self.penalty == "kl":
             raise ConfigError(
                 "kl.loss_coef with kl.estimator 'k1', whose gradient is zero on average; expected "
                 "'k2' (the gradient of the true KL) or 'k3'"
@@ -236,6 +265,11 @@ class KLSettings:
                 f"kl.target is {self.target} with kl.coef {self.coef}; an adaptive coefficient "
                 "needs a positive start"
             )
+
+    @property
+    def has_chi_square_loss(self) -> bool:
+        """Whether the root of the chi-square is a term of the loss."""
+        return self.penalty == "sqrt-chi-square" and self.loss_coef > 0
 
 
 @dataclass(frozen=True)
@@ -289,6 +323,8 @@ class RecordSettings:
     """Trackers of Accelerate, for example `tensorboard`, `wandb`, `trackio`."""
     progress: bool = True
     """Show a progress bar."""
+    figure: bool = True
+    """Write `frontier.png` at the end: score and held-out score against the KL."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "checkpoint_every", "keep_checkpoints")

@@ -8,6 +8,7 @@ from tokencredit.aggregation.transforms import ScoreSettings
 from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError, TokenCreditWarning
 from tokencredit.policy.methods import ALGORITHMS
+from tokencredit.policy.selection import SELECTIONS
 from tokencredit.preference.hf_rows import DatasetSettings
 from tokencredit.ranges import require_at_least
 from tokencredit.recipes.policy.setting_groups import (
@@ -19,6 +20,12 @@ from tokencredit.recipes.policy.setting_groups import (
     RecordSettings,
     SamplingSettings,
     ServerSettings,
+)
+from tokencredit.recipes.policy.watch_groups import (
+    PretrainingSettings,
+    ReferenceSettings,
+    SelectionSettings,
+    StopSettings,
 )
 from tokencredit.recipes.settings import (
     LoadingSettings,
@@ -59,7 +66,8 @@ class TrainPolicyConfig:
     batch_size: int = 16
     """Responses per step, over all processes."""
     held_out_reward_model: str | None = None
-    """A second reward model that scores every response and that the policy never sees."""
+    """A second reward model, or a Python function `module:function`, that scores every response and
+    that the policy never sees."""
     seed: int = 0
     """Seed of everything random."""
     data: PromptSettings = group(PromptSettings)
@@ -74,14 +82,20 @@ class TrainPolicyConfig:
     """How responses are cut into segments, and what segments are for."""
     score: ScoreSettings = group(ScoreSettings)
     """What is done to the score of `reward_model` before it is spread."""
+    references: ReferenceSettings = group(ReferenceSettings)
+    """Responses of the reference with which scores are compared."""
     sampling: SamplingSettings = group(SamplingSettings)
     """How responses are drawn."""
+    selection: SelectionSettings = group(SelectionSettings)
+    """Which responses the policy learns from."""
     algorithm: AlgorithmSettings = group(AlgorithmSettings)
     """How token rewards become updates."""
     optimizer: OptimizerSettings = group(OptimizerSettings)
     """The optimiser."""
     kl: KLSettings = group(KLSettings)
     """What it costs to leave the reference."""
+    pretraining: PretrainingSettings = group(PretrainingSettings)
+    """Texts that the policy learns beside its reward."""
     reading: ReadingSettings = group(ReadingSettings)
     """How reward models read texts, where their configurations do not say."""
     policy_reading: ReadingSettings = group(ReadingSettings)
@@ -92,6 +106,8 @@ class TrainPolicyConfig:
     """How models and tokenizers are loaded."""
     machine: MachineSettings = group(MachineSettings)
     """Where models lie, and who computes."""
+    stop_when: StopSettings = group(StopSettings, free=True)
+    """When the run ends before its last step."""
     record: RecordSettings = group(RecordSettings, free=True)
     """What a run keeps and shows of itself."""
 
@@ -112,6 +128,9 @@ class TrainPolicyConfig:
             _require_credit_that_fits(
                 source.own_credit or self.credit, source.segments or self.segments
             )
+        _require_responses_to_choose_from(self.selection, self.algorithm)
+        _require_critic_to_warm_up(self.optimizer, self.algorithm)
+        _require_references_that_fit(self)
         _require_server_that_fits(self)
         if self.machine.vllm_server is not None and self.lora.rank:
             raise ConfigError(
@@ -132,7 +151,11 @@ class TrainPolicyConfig:
     def sources(self) -> tuple[RewardSource, ...]:
         """The sources of reward, one in the short form."""
         return required_sources(
-            self.reward_model, self.rewards, score=self.score, combine=self.combine
+            self.reward_model,
+            self.rewards,
+            score=self.score,
+            combine=self.combine,
+            has_references=True,
         )
 
 
@@ -154,7 +177,9 @@ def warn_of_biased_gradient(config: TrainPolicyConfig) -> None:
         if one.weight != 0
     ]
     safe = " or ".join(
-        repr(name) for name, row in ALGORITHMS.items() if not row.needs_causal_credit
+        repr(name)
+        for name, row in ALGORITHMS.items()
+        if not row.needs_causal_credit and row.loss == "clipped"
     )
     because = (
         f"{algorithm.name!r} leaves rewards before a token out of its advantage, as if it could "
@@ -180,6 +205,54 @@ def warn_of_biased_gradient(config: TrainPolicyConfig) -> None:
                 stacklevel=2,
             )
             return
+
+
+def _require_responses_to_choose_from(
+    selection: SelectionSettings, algorithm: AlgorithmSettings
+) -> None:
+    samples = algorithm.samples_per_prompt
+    needed = max(SELECTIONS[selection.keep].samples, selection.count)
+    if samples < needed:
+        raise ConfigError(
+            f"selection.keep is {selection.keep!r} with selection.count {selection.count} and "
+            f"algorithm.samples_per_prompt {samples}; expected at least {needed} responses to each "
+            "prompt to choose from"
+        )
+
+
+def _require_critic_to_warm_up(optimizer: OptimizerSettings, algorithm: AlgorithmSettings) -> None:
+    if optimizer.critic_warmup and not algorithm.has_critic:
+        raise ConfigError(
+            f"optimizer.critic_warmup is {optimizer.critic_warmup} with algorithm.name "
+            f"{algorithm.name!r}, which has no critic; expected 0, or 'ppo'"
+        )
+
+
+def _require_references_that_fit(config: TrainPolicyConfig) -> None:
+    """Refuse too few responses of the reference; warn of a price of KL that is that of raw scores.
+
+    Raises:
+        ConfigError: a transform of a score needs more of them.
+    """
+    for one in config.sources:
+        needed = one.score.reference_responses
+        if config.references.per_prompt < needed:
+            raise ConfigError(
+                f"references.per_prompt is {config.references.per_prompt} and the transform "
+                f"{one.score.transform!r} of the score of {one.label!r} fits a distribution; "
+                f"expected at least {needed}"
+            )
+    usual, kl = KLSettings().coef, config.kl
+    bounded = [one.label for one in config.sources if one.score.transform == "par"]
+    if bounded and kl.target is None and max(kl.coef, kl.loss_coef) >= usual:
+        warnings.warn(
+            f"kl.coef is {kl.coef} and kl.loss_coef {kl.loss_coef}, and the score of "
+            f"{bounded[0]!r} becomes a probability (transform 'par'), which no response raises by "
+            f"more than 1: {usual} and more are prices for raw scores, at which little is worth "
+            "its KL. A smaller coefficient, or kl.target, leaves room",
+            TokenCreditWarning,
+            stacklevel=4,
+        )
 
 
 def _ends_show_later(credit: CreditSettings, segments: SegmentSettings) -> bool:
@@ -256,10 +329,15 @@ def _require_credit_that_fits(credit: CreditSettings, segments: SegmentSettings)
 def _require_server_that_fits(config: TrainPolicyConfig) -> None:
     """Refuse what reward models that are served, or not, do not allow."""
     held_out, models = config.held_out_reward_model, [one.model for one in config.sources]
+    if config.stop_when.held_out_falls is not None and held_out is None:
+        raise ConfigError(
+            f"stop_when.held_out_falls is {config.stop_when.held_out_falls} and there is no "
+            "held_out_reward_model; expected one, whose score is watched"
+        )
     if held_out is not None and is_address(held_out):
         raise ConfigError(
-            "held_out_reward_model is an address; expected a Hub id or folder: only reward_model "
-            "may be served"
+            "held_out_reward_model is an address; expected a Hub id, a folder or module:function: "
+            "only reward_model may be served"
         )
     addresses = [model for model in models if is_address(model)]
     if not addresses and config.server.token_variable is not None:

@@ -13,9 +13,10 @@ run repeats the interrupted one bit for bit on the CPU.
 """
 
 import shutil
+import sys
 import warnings
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
-from tokencredit.aggregation.transforms import RunningMoments
+from tokencredit.aggregation.transforms import ReferenceScores
 from tokencredit.batch import TokenScorer
 from tokencredit.errors import ConfigError, NumericError, RunFolderError, TokenCreditWarning
 from tokencredit.models.hf_loading import quiet_transformers
@@ -38,9 +39,10 @@ from tokencredit.recipes.policy.checkpoints import (
     restore_optimizer,
     write_checkpoint,
 )
-from tokencredit.recipes.policy.experience import Experience, experience_of
+from tokencredit.recipes.policy.experience import Experience, experience_of, rows_of
 from tokencredit.recipes.policy.metrics import StepProgress, sample_rows, step_metrics, timed
 from tokencredit.recipes.policy.models import PolicyModels, loaded_models
+from tokencredit.recipes.policy.pretraining import pretraining_rows
 from tokencredit.recipes.policy.processes import (
     by_the_first,
     end_processes,
@@ -49,7 +51,17 @@ from tokencredit.recipes.policy.processes import (
     process_group_settings,
 )
 from tokencredit.recipes.policy.prompts import PolicyPrompts, seeded, tokenized_prompts
-from tokencredit.recipes.policy.rollout import draw_responses
+from tokencredit.recipes.policy.references import (
+    FILE,
+    compared_sources,
+    normalised_by_reference,
+    read_references,
+    reference_moments,
+    references_of_rollout,
+)
+from tokencredit.recipes.policy.rollout import Rollout, draw_responses
+from tokencredit.recipes.policy.run_state import PolicyRun, RunState
+from tokencredit.recipes.policy.selection import kept_rows
 from tokencredit.recipes.policy.setting_groups import OptimizerSettings
 from tokencredit.recipes.policy.settings import TrainPolicyConfig, warn_of_biased_gradient
 from tokencredit.recipes.policy.sharding import (
@@ -61,11 +73,18 @@ from tokencredit.recipes.policy.sharding import (
 )
 from tokencredit.recipes.policy.update import update_policy
 from tokencredit.recipes.policy.vllm import connect
+from tokencredit.recipes.policy.watching import (
+    held_out_now,
+    plot_run,
+    reason_to_stop,
+    watched,
+)
 from tokencredit.recipes.run_folder import (
     append_jsonl,
     held,
     keep_rows_before,
     open_run_folder,
+    read_jsonl,
     require_same_run,
 )
 from tokencredit.recipes.settings import flat_settings, free_settings
@@ -82,59 +101,6 @@ _SAID_BEFORE_A_STOP = (
     "the run ends after this step, with a checkpoint, and the same command goes on with it; "
     "once more to end it at once"
 )
-
-
-@dataclass(frozen=True)
-class PolicyRun:
-    """A training with everything that stays as it is from step to step.
-
-    Attributes:
-        config: the settings.
-        folder: of the run.
-        accelerator: of its processes.
-        models: everything that speaks during a rollout.
-        model: what is trained, as Accelerate wraps or shards it.
-        optimizer: likewise.
-        prompts: all of them.
-        prompts_digest: tells other prompts from these.
-        token_scorer: pays the tokens in the place of the credit; None for the credit.
-    """
-
-    config: TrainPolicyConfig
-    folder: Path
-    accelerator: Accelerator
-    models: PolicyModels
-    model: Any
-    optimizer: Any
-    prompts: PolicyPrompts
-    prompts_digest: str
-    token_scorer: TokenScorer | None
-
-
-@dataclass
-class RunState:
-    """What changes from step to step besides the weights."""
-
-    step: int = 0
-    kl_coef: float = 0.0
-    moments: dict[str, RunningMoments] = field(default_factory=dict)
-    warned_of_negative_kl: bool = False
-    warned_of_unscored: bool = False
-
-    @classmethod
-    def read(cls, checkpoint: Path | None, *, kl_coef: float) -> "RunState":
-        """The state in a checkpoint, or that of a run that begins.
-
-        Args:
-            checkpoint: of the run; None for one that begins.
-            kl_coef: the coefficient to begin with.
-        """
-        if checkpoint is None:
-            return cls(kl_coef=kl_coef)
-        saved = read_state(checkpoint)
-        known = {one.name: saved[one.name] for one in fields(cls) if one.name in saved}
-        moments = {name: RunningMoments(**one) for name, one in saved["moments"].items()}
-        return cls(**{**known, "moments": moments})
 
 
 @quiet_transformers()
@@ -173,18 +139,20 @@ def train_policy(config: TrainPolicyConfig, *, token_scorer: TokenScorer | None 
         by_the_first(accelerator, lambda: stack.enter_context(held(folder)))
         run, state = open_run(config, accelerator, token_scorer)
         stop = stack.enter_context(stop_requests(_SAID_BEFORE_A_STOP))
-        _train(run, state, stop)
-        ended = state.step == config.steps
-        if ended and accelerator.is_main_process:
-            export_policy(folder, config.steps)
+        ended = _train(run, state, stop)
+        if accelerator.is_main_process:
+            _conclude(run, state, ended=ended)
         end_processes(accelerator)
         if not ended:
             stop.end()
     return folder / "policy"
 
 
-def _train(run: PolicyRun, state: RunState, stop: StopRequest) -> None:
+def _train(run: PolicyRun, state: RunState, stop: StopRequest) -> bool:
     """All steps that are left, or those until the run is asked to stop; the last has a checkpoint.
+
+    Returns:
+        Whether the run has come to its end: by its steps, or by what `stop_when` says.
 
     Raises:
         NumericError, ServerError, RunFolderError: as `train_policy`.
@@ -192,10 +160,13 @@ def _train(run: PolicyRun, state: RunState, stop: StopRequest) -> None:
     config, accelerator = run.config, run.accelerator
     writes, every = accelerator.is_main_process, config.record.checkpoint_every
     asked = 0  # what the processes agree on: a signal may not have reached all of them yet
+    reason = reason_to_stop(run.history, config.stop_when)
     with StepProgress(config.steps, state.step, config.record.progress, accelerator) as bar:
-        while state.step < config.steps and not asked:
+        while state.step < config.steps and not asked and reason is None:
             row, samples = _train_step(run, state)
             state.step += 1
+            run.history.append(watched(row))
+            reason = reason_to_stop(run.history, config.stop_when)
             bar.show(row)
             if writes:
                 append_jsonl(run.folder / "metrics.jsonl", row)
@@ -204,10 +175,25 @@ def _train(run: PolicyRun, state: RunState, stop: StopRequest) -> None:
                 for sample in samples:
                     append_jsonl(run.folder / "samples.jsonl", sample)
             asked = largest_of_all(accelerator, stop.number)
-            if state.step % every == 0 or state.step == config.steps or asked:
+            if state.step % every == 0 or state.step == config.steps or asked or reason:
                 _checkpoint(run, state)
     stop.number = asked
     accelerator.wait_for_everyone()
+    if reason is not None and writes:
+        print(f"stopped after {state.step} of {config.steps} steps: {reason}", file=sys.stderr)
+    return state.step == config.steps or reason is not None
+
+
+def _conclude(run: PolicyRun, state: RunState, *, ended: bool) -> None:
+    """Write the figure of a run, and of one that has come to its end its policies."""
+    if run.history and run.config.record.figure:
+        plot_run(run.history, run.config.stop_when.window, run.folder)
+    if not ended:
+        return
+    export_policy(run.folder, state.step)
+    best = state.best_step
+    if best is not None and checkpoint_path(run.folder, best).is_dir():
+        export_policy(run.folder, best, name="policy-best")
 
 
 def open_run(
@@ -226,6 +212,7 @@ def open_run(
     checkpoint = by_the_first(accelerator, lambda: _checkpoint_to_go_on_from(config, folder))
     models = _models(config, checkpoint, accelerator)
     prompts = tokenized_prompts(config, models)
+    pretraining = pretraining_rows(config, models.reading)
     prompts_digest = digest(prompts.rows)
     if checkpoint is not None:
         _require_same_prompts(config, checkpoint, prompts_digest)
@@ -242,8 +229,23 @@ def open_run(
             "tokencredit", config={name: str(value) for name, value in settings.items()}
         )
     run = PolicyRun(
-        config, folder, accelerator, models, model, optimizer, prompts, prompts_digest, token_scorer
+        config,
+        folder,
+        accelerator,
+        models,
+        model,
+        optimizer,
+        prompts,
+        prompts_digest,
+        token_scorer,
+        by_the_first(accelerator, lambda: read_references(folder)),
+        pretraining,
+        by_the_first(accelerator, lambda: list(map(watched, read_jsonl(folder / "metrics.jsonl")))),
     )
+    if token_scorer is None and not set(normalised_by_reference(config)) <= set(state.moments):
+        state.moments |= reference_moments(
+            config, accelerator, models, prompts, run.references, folder=folder
+        )
     return run, state
 
 
@@ -288,6 +290,8 @@ def _open_folder(
         shutil.rmtree(left_over)
     keep_rows_before(folder / "metrics.jsonl", step)
     keep_rows_before(folder / "samples.jsonl", step)
+    if (folder / FILE).exists():
+        keep_rows_before(folder / FILE, step)
 
 
 def _accelerator(config: TrainPolicyConfig) -> Accelerator:
@@ -310,6 +314,12 @@ def _require_divisible(config: TrainPolicyConfig, processes: int) -> None:
             f"batch_size is {sizes[0]} and algorithm.minibatch_size {sizes[1]} on {processes} "
             "processes; expected multiples of the number of processes"
         )
+    texts = config.pretraining
+    if texts.data is not None and texts.batch_size % processes:
+        raise ConfigError(
+            f"pretraining.batch_size is {texts.batch_size} on {processes} processes; expected a "
+            "multiple of the number of processes"
+        )
     samples = config.algorithm.samples_per_prompt
     if sizes[0] // processes % samples:
         raise ConfigError(
@@ -325,7 +335,22 @@ def _models(
     """The models of the run, and the server that draws responses if there is one."""
     sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        if config.optimizer.critic_warmup:
+            raise ConfigError(
+                f"optimizer.critic_warmup is {config.optimizer.critic_warmup} under DeepSpeed, "
+                "which steps before gradients can be held back; expected 0, or FSDP2"
+            )
         configure_deepspeed(accelerator, config)
+    if (
+        sharded
+        and config.lora.rank
+        and (compared_sources(config) or normalised_by_reference(config))
+    ):
+        raise ConfigError(
+            f"the scores of {config.sources[0].label!r} are compared with responses of the "
+            "reference, which with lora.rank is the policy without its adapter, and its weights "
+            "are sharded; expected whole weights (no FSDP2, no ZeRO-3), or lora.rank 0"
+        )
     server = None
     if config.machine.vllm_server is not None:
         server = connect(config.machine, accelerator, Path(config.output))
@@ -376,14 +401,30 @@ def _train_step(run: PolicyRun, state: RunState) -> tuple[dict[str, Any], list[d
             kl_coef=state.kl_coef,
             moments=state.moments,
             token_scorer=run.token_scorer,
+            references=_references(run, rollout, state.step),
         )
+    kept = kept_rows(config, experience, rollout, rng)
     with timed(seconds, "update"):
         # epochs times (minibatch, time): one loss per token, their sum over the tokens that count
         update = update_policy(
-            config, accelerator, run.model, run.optimizer, experience, state.step, rng
+            config,
+            accelerator,
+            models,
+            run.model,
+            run.optimizer,
+            experience if kept is None else rows_of(experience, kept),
+            state.step,
+            rng,
+            run.pretraining,
         )
     row = step_metrics(
-        state.step, experience, update, seconds, kl_coef=state.kl_coef, reduce=accelerator.gather
+        state.step,
+        experience,
+        update,
+        seconds,
+        kl_coef=state.kl_coef,
+        reduce=accelerator.gather,
+        kept=kept,
     )
     samples = []
     if state.step % config.record.sample_every == 0 and accelerator.is_main_process:
@@ -392,6 +433,21 @@ def _train_step(run: PolicyRun, state: RunState) -> tuple[dict[str, Any], list[d
     _tell_unscored(run, experience, state, row)
     _adapt(run, experience, state, row)
     return row, samples
+
+
+def _references(run: PolicyRun, rollout: Rollout, step: int) -> dict[str, ReferenceScores]:
+    """Scores of the reference's responses to the prompts of a rollout, where any are compared."""
+    if run.token_scorer is not None:
+        return {}
+    return references_of_rollout(
+        run.config,
+        run.accelerator,
+        run.models,
+        rollout,
+        run.references,
+        step=step,
+        folder=run.folder,
+    )
 
 
 def _tell_unscored(
@@ -435,7 +491,10 @@ def _adapt(run: PolicyRun, experience: Experience, state: RunState, row: dict[st
             horizon=config.kl.horizon,
         )
     for source in config.sources:
-        if source.score.normalization == "running" and source.label in experience.moments:
+        if (
+            source.score.normalization in ("running", "scale")
+            and source.label in experience.moments
+        ):
             state.moments[source.label] = experience.moments[source.label]
     _warn_of_farmed_kl(config, state, row)
 
@@ -459,6 +518,10 @@ def _warn_of_farmed_kl(config: TrainPolicyConfig, state: RunState, row: dict[str
 def _checkpoint(run: PolicyRun, state: RunState) -> None:
     """Gather what is sharded, by all processes, and write it, by the first."""
     actor_critic, writes = run.models.actor_critic, run.accelerator.is_main_process
+    held_out = held_out_now(run.history, run.config.stop_when.window)
+    best = state.best_held_out_score
+    if held_out is not None and (best is None or held_out > best):
+        state.best_step, state.best_held_out_score = state.step, held_out
     weights = whole_weights(actor_critic, keep=writes)
     moments = whole_moments(actor_critic, run.optimizer.optimizer, keep=writes)
     if writes:
@@ -474,4 +537,5 @@ def _checkpoint(run: PolicyRun, state: RunState) -> None:
                 "prompts": run.prompts_digest,
             },
             keep=run.config.record.keep_checkpoints,
+            spare=state.best_step,
         )

@@ -8,37 +8,57 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from tokencredit.masking import masked_sum, masked_whiten
+from tokencredit.masking import masked_whiten
 from tokencredit.policy.losses.clipped import (
     clipped_policy_losses,
     clipped_tokens,
     clipped_value_losses,
 )
+from tokencredit.policy.losses.likelihood import likelihood_losses
+from tokencredit.policy.methods import ALGORITHMS
 from tokencredit.recipes.policy.experience import Experience, rows_of
+from tokencredit.recipes.policy.loss_terms import chi_square_slope, divergence_terms, weighed
 from tokencredit.recipes.policy.metrics import require_finite
+from tokencredit.recipes.policy.models import PolicyModels
+from tokencredit.recipes.policy.pretraining import PretrainingRows, learn_again, rows_of_update
 from tokencredit.recipes.policy.processes import own_rows, rows_of_all
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.recipes.policy.sharding import whole, without_step
-from tokencredit.recipes.policy.views import view_of
-from tokencredit.shaping import kl_estimates
+from tokencredit.recipes.policy.views import view_and_logits
 
 
 def update_policy(
     config: TrainPolicyConfig,
     accelerator: Accelerator,
+    models: PolicyModels,
     model: Any,
     optimizer: Any,
     experience: Experience,
     step: int,
     rng: torch.Generator,
+    pretraining: PretrainingRows = (),
 ) -> dict[str, float]:
     """Train on one rollout for several epochs of minibatches; returns mean losses per token.
 
     A minibatch without a token that counts, in any process, is no update.
+
+    Args:
+        config: the settings.
+        accelerator: of the processes.
+        models: of the run.
+        model: what is trained, as Accelerate wraps or shards it.
+        optimizer: likewise.
+        experience: the rollout.
+        step: its number.
+        rng: draws the order of the responses.
+        pretraining: texts that the policy shall not forget.
     """
     algorithm = config.algorithm
     if algorithm.whitens:
         experience = _with_white_advantages(experience, accelerator)
+    if algorithm.advantage_clip is not None:
+        bound = algorithm.advantage_clip
+        experience = replace(experience, advantages=experience.advantages.clamp(-bound, bound))
     for group in optimizer.param_groups:
         left = 1 - step / config.steps if config.optimizer.lr_schedule == "linear" else 1.0
         group["lr"] = config.optimizer.rate * left
@@ -50,8 +70,17 @@ def update_policy(
     for _ in range(algorithm.epochs):
         order = torch.randperm(share, generator=rng)
         for rows in torch.split(order, minibatch):
+            texts = rows_of_update(config, accelerator, pretraining, step, updates)
             sums = _step(
-                config, accelerator, model, optimizer, rows_of(experience, rows), micro_batch
+                config,
+                accelerator,
+                models,
+                model,
+                optimizer,
+                rows_of(experience, rows),
+                micro_batch,
+                texts,
+                critic_alone=step < config.optimizer.critic_warmup,
             )
             for name, value in sums.items():
                 totals[name] = totals.get(name, 0.0) + value
@@ -60,16 +89,24 @@ def update_policy(
     reported = ["policy_loss", "clip_fraction", "gradient_norm"]
     if experience.returns is not None:
         reported.append("value_loss")
+    if config.kl.forward_coef:
+        reported.append("forward_kl")
+    if pretraining:
+        reported.append("pretraining_loss")
     return {name: totals.get(name, 0.0) / max(updates, 1) for name in reported}
 
 
 def _step(
     config: TrainPolicyConfig,
     accelerator: Accelerator,
+    models: PolicyModels,
     model: Any,
     optimizer: Any,
     minibatch: Experience,
     micro_batch: int,
+    texts: PretrainingRows,
+    *,
+    critic_alone: bool,
 ) -> dict[str, float]:
     """One optimiser step, its gradient accumulated over micro-batches to that of the whole."""
     tokens = accelerator.reduce(minibatch.loss_mask.sum(), reduction="sum")
@@ -77,37 +114,64 @@ def _step(
         return {}
     sums: dict[str, Tensor] = {}
     parts = torch.split(torch.arange(len(minibatch.batch)), micro_batch)
+    slope = None
+    if config.kl.has_chi_square_loss and len(parts) > 1:
+        with torch.no_grad():  # the root is one of the whole minibatch, which no part knows
+            terms = [
+                _losses(config, accelerator, models, model, rows_of(minibatch, rows))
+                for rows in parts
+            ]
+        total = torch.stack([one["chi_square"] for one in terms]).sum()
+        slope = chi_square_slope(accelerator, total, minibatch.loss_mask, config.kl)
+    text_loss = learn_again(config, accelerator, model, texts, models.tokenizer.pad_token_id)
     for index, rows in enumerate(parts):
         last = index == len(parts) - 1
         with nullcontext() if last else without_step(accelerator, model):
-            losses = _losses(config, model, rows_of(minibatch, rows))
+            losses = _losses(config, accelerator, models, model, rows_of(minibatch, rows))
             loss = losses["policy_loss"]
             if "value_loss" in losses:
                 loss = loss + config.algorithm.value_coef * losses["value_loss"]
-            loss = loss + config.kl.loss_coef * losses["kl_loss"]
+            loss = loss + weighed(losses, config.kl)
+            if "chi_square" in losses:
+                if slope is None:
+                    total = losses["chi_square"].detach()
+                    slope = chi_square_slope(accelerator, total, minibatch.loss_mask, config.kl)
+                loss = loss + slope * tokens * losses["chi_square"]
             require_finite("the loss", loss)
             # DDP averages gradients over processes; the token count is already global.
             accelerator.backward(loss / tokens * accelerator.num_processes)
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + value.detach()
+    if critic_alone:
+        for weight in models.actor_critic.policy.parameters():
+            weight.grad = None
     clipped = accelerator.clip_grad_norm_(model.parameters(), config.optimizer.max_grad_norm)
     norm = whole(torch.as_tensor(clipped))
     require_finite("the gradient norm", norm)
     optimizer.step()
     optimizer.zero_grad()
     means = {name: float(accelerator.reduce(value) / tokens) for name, value in sums.items()}
-    return {**means, "gradient_norm": float(norm)}
+    return {**means, "gradient_norm": float(norm), "pretraining_loss": text_loss}
 
 
-def _losses(config: TrainPolicyConfig, model: Any, part: Experience) -> dict[str, Tensor]:
+def _losses(
+    config: TrainPolicyConfig,
+    accelerator: Accelerator,
+    models: PolicyModels,
+    model: Any,
+    part: Experience,
+) -> dict[str, Tensor]:
     """Sums over the response tokens of a micro-batch."""
-    view = part.first_pass
+    view, logits = part.first_pass, None
     if view is None:
-        view = view_of(model, part.batch, part.support, config.sampling.temperature)
-    mask = part.loss_mask
-    policy_losses = clipped_policy_losses(
-        view.logprobs, part.old.logprobs, part.advantages, mask, clip_eps=config.algorithm.clip_eps
-    )
+        view, logits = view_and_logits(model, part.batch, part.support, config.sampling.temperature)
+    mask, clip_eps = part.loss_mask, config.algorithm.clip_eps
+    if ALGORITHMS[config.algorithm.name].loss == "likelihood":
+        policy_losses = likelihood_losses(view.logprobs, part.advantages, mask)
+    else:
+        policy_losses = clipped_policy_losses(
+            view.logprobs, part.old.logprobs, part.advantages, mask, clip_eps=clip_eps
+        )
     losses = {"policy_loss": policy_losses.sum()}
     if part.returns is not None:
         value_losses = clipped_value_losses(
@@ -118,12 +182,11 @@ def _losses(config: TrainPolicyConfig, model: Any, part: Experience) -> dict[str
             value_clip_eps=config.algorithm.value_clip_eps,
         )
         losses["value_loss"] = value_losses.sum()
-    kl = kl_estimates(view.logprobs, part.ref_logprobs, estimator=config.kl.estimator)
     return {
         **losses,
-        "kl_loss": masked_sum(kl, mask).sum(),
+        **divergence_terms(config, accelerator, models, part, view, logits),
         "clip_fraction": clipped_tokens(
-            view.logprobs.detach(), part.old.logprobs, mask, clip_eps=config.algorithm.clip_eps
+            view.logprobs.detach(), part.old.logprobs, mask, clip_eps=clip_eps
         ),
     }
 

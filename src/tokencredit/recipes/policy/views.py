@@ -52,15 +52,16 @@ def view_of(
     temperature: float,
 ) -> PolicyView:
     """Log-probabilities and values of a batch under the model as it is now."""
-    return _view_and_logits(model, batch, support, temperature)[0]
+    return view_and_logits(model, batch, support, temperature)[0]
 
 
-def _view_and_logits(
+def view_and_logits(
     model: Callable[..., Any],
     batch: ResponseBatch,
     support: Bool[Tensor, "*#batch vocab"] | None,
     temperature: float,
 ) -> tuple[PolicyView, Float[Tensor, "batch time vocab"]]:
+    """The same, with the logits of the distribution that each token was drawn from."""
     time = batch.response_ids.shape[1]
     output = model(batch.input_ids, batch.attention_mask, time)
     logits = sampled_logits(
@@ -133,7 +134,7 @@ def old_view(
     """
     views, entropies = [], []
     for part, allowed in _parts(batch, support, micro_batch_size):
-        view, logits = _view_and_logits(model, part, allowed, temperature)
+        view, logits = view_and_logits(model, part, allowed, temperature)
         views.append(view)
         found = token_entropies(logits.detach())
         entropies.append(found.masked_fill(~part.response_mask, 0.0))

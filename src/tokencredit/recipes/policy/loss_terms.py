@@ -1,0 +1,117 @@
+"""Terms of the loss besides the clipped one, each under the coefficient of a setting.
+
+All of them are sums: over the response tokens of a micro-batch, or over its responses, so that
+micro-batches add up to exactly the minibatch.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from tokencredit.logprobs import predicting_positions
+from tokencredit.masking import masked_sum
+from tokencredit.models.hf_architecture import text_positions
+from tokencredit.policy.losses.divergences import (
+    chi_square_terms,
+    chunked_entropies,
+    chunked_forward_kls,
+    root_slope,
+)
+from tokencredit.recipes.policy.experience import Experience
+from tokencredit.recipes.policy.models import PolicyModels
+from tokencredit.recipes.policy.setting_groups import KLSettings
+from tokencredit.recipes.policy.settings import TrainPolicyConfig
+from tokencredit.recipes.policy.views import PolicyView
+from tokencredit.shaping import kl_estimates
+
+Losses = dict[str, Tensor]
+
+
+def divergence_terms(
+    config: TrainPolicyConfig,
+    accelerator: Accelerator,
+    models: PolicyModels,
+    part: Experience,
+    view: PolicyView,
+    logits: Tensor | None,
+) -> Losses:
+    """Sums of what the settings price in the loss, for a micro-batch.
+
+    Args:
+        config: the settings.
+        accelerator: of the processes.
+        models: of the run, the reference among them.
+        part: the responses.
+        view: what the policy says of them now.
+        logits: of the policy where each token is predicted, as they were sampled from; None where
+            no price is one of a whole distribution.
+    """
+    kl, mask = config.kl, part.loss_mask
+    found: Losses = {}
+    if kl.has_chi_square_loss:
+        ratios = masked_sum(view.logprobs - part.ref_logprobs, mask)
+        found["chi_square"] = chi_square_terms(ratios).sum()
+    elif kl.loss_coef:
+        estimates = kl_estimates(view.logprobs, part.ref_logprobs, estimator=kl.estimator)
+        found["kl_loss"] = masked_sum(estimates, mask).sum()
+    if kl.entropy_coef:
+        assert logits is not None
+        found["entropy_loss"] = -masked_sum(chunked_entropies(logits), mask).sum()
+    if kl.forward_coef:
+        assert logits is not None
+        with accelerator.autocast():
+            ref_logits = models.of_reference(partial(_logits, part=part))
+        temperature = config.sampling.temperature
+        kls = chunked_forward_kls(logits, ref_logits, temperature=temperature, allowed=part.support)
+        found["forward_kl"] = masked_sum(kls, mask).sum()
+    return found
+
+
+def weighed(losses: Losses, kl: KLSettings) -> Tensor | float:
+    """The terms that are sums over tokens, at their prices, as one.
+
+    Args:
+        losses: as `divergence_terms` gives them.
+        kl: the prices.
+    """
+    prices = {
+        "kl_loss": kl.loss_coef,
+        "entropy_loss": kl.entropy_coef,
+        "forward_kl": kl.forward_coef,
+    }
+    return sum((prices[name] * losses[name] for name in prices if name in losses), 0.0)
+
+
+def chi_square_slope(
+    accelerator: Accelerator, total: Tensor, mask: Tensor, kl: KLSettings
+) -> float:
+    """What the sum of chi-square terms over a minibatch is multiplied by, for c √χ² in the loss.
+
+    The gradient of the root of a mean is that of the sum, times this number.
+
+    Args:
+        accelerator: of the processes; every one of them must ask.
+        total: sum of the terms over the responses of this process.
+        mask: tokens of these that count.
+        kl: the price of the root.
+    """
+    rows = accelerator.reduce(mask.any(-1).sum(), reduction="sum")
+    everywhere = accelerator.reduce(total, reduction="sum")
+    return kl.loss_coef * root_slope(float(everywhere / rows)) / float(rows)
+
+
+@torch.no_grad()
+def _logits(model: Any, part: Experience) -> Tensor:
+    """The reference's own logits where each response token is predicted."""
+    batch, time = part.batch, part.batch.response_ids.shape[1]
+    logits = model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=text_positions(batch.attention_mask),
+        logits_to_keep=time + 1,
+        use_cache=False,
+    ).logits
+    return predicting_positions(logits[:, -(time + 1) :], time)
