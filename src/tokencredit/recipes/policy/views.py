@@ -42,7 +42,9 @@ class PolicyView:
 
     def detached(self) -> "PolicyView":
         """The same numbers without their graph."""
-        return PolicyView(**{k: None if v is None else v.detach() for k, v in vars(self).items()})
+        if self.values is None:
+            return PolicyView(self.logprobs.detach())
+        return PolicyView(self.logprobs.detach(), self.values.detach(), self.last_values.detach())
 
 
 def view_of(
