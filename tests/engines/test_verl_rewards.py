@@ -37,7 +37,9 @@ def test_every_token_is_paid_what_the_reward_model_says(
     for row, (prompt, answer) in enumerate(unpadded(data)):
         end = len(answer)
         assert not scores[row, end:].any()
-        whole, start = logit(model, prompt, answer), logit(model, prompt)
+        # The model was not trained on an end of sequence: one that ended the response is not read.
+        said = answer[: len(answer) - (row == 0)]
+        whole, start = logit(model, prompt, said), logit(model, prompt)
         total = whole - start if credit == "prefix-difference" else whole
         assert scores[row].sum().item() == pytest.approx(total, rel=1e-3, abs=1e-5)
         assert extra["token_credit_sum"][row] == pytest.approx(total, rel=1e-3, abs=1e-5)
@@ -47,7 +49,7 @@ def test_every_token_is_paid_what_the_reward_model_says(
             expected = torch.full((end,), whole / end)
             torch.testing.assert_close(scores[row, :end], expected, rtol=1e-3, atol=1e-5)
         if credit == "prefix-difference":
-            steps = [logit(model, prompt, answer[: t + 1]) for t in range(end)]
+            steps = [logit(model, prompt, said[: t + 1]) for t in range(end)]
             expected = torch.tensor([start, *steps]).diff()
             torch.testing.assert_close(scores[row, :end], expected, rtol=1e-3, atol=1e-5)
     assert set(extra) == {"token_credit_sum", "token_credit_last_share", "token_credit_entropy"}
@@ -105,6 +107,8 @@ def test_a_reward_model_with_another_tokenizer_reads_the_messages(
         text = tokenizer.apply_chat_template(
             [*messages, {"role": "assistant", "content": content}], tokenize=False
         )
+        if row > 0:  # cut off, and left open
+            text = text.removesuffix("<eos>\n")
         asked = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         whole, start = (
             logit(model, torch.tensor(tokenizer(t, add_special_tokens=False)["input_ids"]))
@@ -141,9 +145,9 @@ def test_responses_asked_for_at_once_share_a_forward_pass(verl_config):
     sizes: list[int] = []
     scored = worker.reward_manager.token_rewards
 
-    def counted(prompts, *others):
-        sizes.append(len(prompts))
-        return scored(prompts, *others)
+    def counted(prompt_ids, *others, prompts):
+        sizes.append(len(prompt_ids))
+        return scored(prompt_ids, *others, prompts=prompts)
 
     worker.reward_manager.token_rewards = counted
     data = rollout(worker.input_tokenizer)
@@ -159,10 +163,10 @@ def test_a_response_that_cannot_be_scored_fails_alone(verl_config):
     data = rollout(worker.input_tokenizer)
     scored, bad = worker.reward_manager.token_rewards, data.batch["responses"][1, 0]
 
-    def picky(prompts, prompt_mask, responses, response_mask):
+    def picky(prompt_ids, prompt_mask, responses, response_mask, prompts):
         if (responses[:, 0] == bad).any():
             raise DataError("not this one")
-        return scored(prompts, prompt_mask, responses, response_mask)
+        return scored(prompt_ids, prompt_mask, responses, response_mask, prompts=prompts)
 
     worker.reward_manager.token_rewards = picky
 
@@ -178,7 +182,7 @@ def test_a_response_that_cannot_be_scored_fails_alone(verl_config):
 
 def test_a_score_that_is_no_number_stops(verl_config):
     worker = worker_of(verl_config)
-    worker.reward_manager.token_rewards = lambda p, pm, ids, mask: ids * math.nan
+    worker.reward_manager.token_rewards = lambda p, pm, ids, mask, prompts: ids * math.nan
     with pytest.raises(NumericError, match="NaN or infinite"):
         asyncio.run(worker.compute_score(rollout(worker.input_tokenizer)[:1]))
 

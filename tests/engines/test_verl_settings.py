@@ -51,7 +51,11 @@ def test_the_examples_are_configurations_of_verl(name, verl_configs):
         ({"reward_model": "m", "kredit": "uniform"}, "has 'kredit'.*did you mean 'credit'"),
         ({"credit": "uniform"}, "expected one reward model, or a list of rewards"),
         ({"reward_model": "m", "credit": "all"}, "credit method is 'all'"),
-        ({"reward_model": "m", "template": "x"}, "template is 'x'"),
+        (
+            {"reward_model": "m", "reading": {"tenplate": "x"}},
+            "'tenplate'.*did you mean 'template'",
+        ),
+        ({"reward_model": "m", "turn_ends": "<eot>"}, "turn_ends is '<eot>'; expected a list"),
         ({"reward_model": "m", "micro_batch_size": 0}, "micro_batch_size is 0"),
         ({"reward_model": "m", "micro_batch_size": "2"}, "'2', of type str; expected int"),
         ({"reward_model": 3}, "reward_model is 3, of type int; expected str"),

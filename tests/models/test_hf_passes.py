@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from passes_of_two import PHI3, model_of, run, texts_of
 from tiny_models import ARCHITECTURES, padding_mask, tiny_ids, tiny_model
 from transformers import AutoModelForTokenClassification
 
@@ -29,17 +30,7 @@ ARCHITECTURES |= {
         "encoder_ffn_dim": 48,
         "decoder_ffn_dim": 48,
     },
-    "phi3": {
-        "num_key_value_heads": 2,
-        "original_max_position_embeddings": 8,
-        "rope_parameters": {
-            "rope_type": "longrope",
-            "rope_theta": 10000.0,
-            "short_factor": [1.0] * 4,
-            "long_factor": [4.0] * 4,
-            "original_max_position_embeddings": 8,
-        },
-    },
+    "phi3": PHI3,
 }
 LENGTHS = [4, 11, 7]
 END = 1
@@ -199,3 +190,28 @@ def test_a_model_that_only_says_that_it_is_causal():
     ids, mask = texts()
     with pytest.raises(ModelError, match="later tokens change"):
         reward_model_output(model, ids, mask)
+
+
+@pytest.fixture(scope="module")
+def of_two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    run(folder, ["t5", "phi3"])
+    return folder
+
+
+@pytest.mark.parametrize("architecture", ["t5", "phi3"])
+def test_processes_that_share_weights_make_as_many_passes(architecture, of_two_processes):
+    """One needs a single pass, the other several: without as many, both would wait for ever."""
+    model = model_of(architecture).eval()
+    sides = [reward_model_output(model, *texts_of(rank)).sequence_scores for rank in (0, 1)]
+    (sides[0].sum() + sides[1].sum()).div(2).backward()
+    first, second = (torch.load(of_two_processes / f"{architecture}-{at}.pt") for at in (0, 1))
+    assert first["passes"] == second["passes"] > 1
+    for told, scores in zip((first, second), sides, strict=True):
+        torch.testing.assert_close(told["scores"], scores.detach(), rtol=1e-4, atol=1e-5)
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None and name in told["gradients"]:
+                torch.testing.assert_close(
+                    told["gradients"][name], parameter.grad, rtol=1e-3, atol=1e-5, msg=name
+                )
+    assert len(first["gradients"]) == sum(p.grad is not None for p in model.parameters())

@@ -27,8 +27,9 @@ class RewardSettings:
         credit: name of a credit method, or a mapping of `method` and its options as in
             `CreditSettings`.
         segments: a mapping as in `SegmentSettings`, for methods that need segments.
-        template: "chat" renders the messages of the data with the reward model's chat template,
-            "plain" gives it the policy's text, "auto" is "chat" where there is such a template.
+        reading: a mapping as in `ReadingSettings`: how the reward model reads texts. With the
+            template "chat" it renders the messages of the data itself, with "plain" it is given the
+            policy's text.
         dtype: of the reward model's weights.
         device: where it lies; "auto" is the GPU if the process sees one.
         micro_batch_size: responses per forward pass.

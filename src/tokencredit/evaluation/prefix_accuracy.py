@@ -1,7 +1,7 @@
 """How well a reward model judges responses of which it has seen only the beginning."""
 
 import torch
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from tokencredit.errors import DataError, ShapeError
@@ -35,15 +35,32 @@ def scores_at_fractions(
     >>> scores_at_fractions(torch.tensor([[1.0, 2.0, 3.0]]), torch.ones(1, 3, dtype=torch.bool))
     tensor([[1., 2., 2., 3., 3.]])
     """
-    packed, packed_mask = left_packed(prefix_scores, mask)
-    lengths = packed_mask.sum(-1)
+    packed, _ = left_packed(prefix_scores, mask)
+    return packed.gather(-1, tokens_at_fractions(mask, fractions=fractions))
+
+
+def tokens_at_fractions(
+    mask: Bool[Tensor, "batch time"], *, fractions: tuple[float, ...] = FRACTIONS
+) -> Int[Tensor, "batch fractions"]:
+    """Which token of its response is the last that has been seen, ⌈f T⌉ − 1.
+
+    Args:
+        mask: as in `scores_at_fractions`.
+        fractions: as there.
+
+    Raises:
+        DataError: a response has no tokens.
+
+    >>> tokens_at_fractions(torch.ones(1, 8, dtype=torch.bool))
+    tensor([[1, 3, 4, 6, 7]])
+    """
+    lengths = mask.sum(-1)
     if not bool((lengths > 0).all()):
         row = int((lengths == 0).nonzero()[0])
         raise DataError(f"response {row} has no tokens; expected at least one in each: drop it")
     # In float64 and less a little: 0.55 * 100 comes out above 55.
     seen = lengths[:, None].double() * torch.tensor(fractions, dtype=torch.float64).to(mask.device)
-    last = seen.sub(1e-9).ceil().long().clamp(min=1) - 1
-    return packed.gather(-1, last)
+    return seen.sub(1e-9).ceil().long().clamp(min=1) - 1
 
 
 def pair_accuracy_by_fraction(

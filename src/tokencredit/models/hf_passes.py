@@ -6,14 +6,14 @@ which ones do, so it is tried: once for each model, with two short passes.
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from transformers import PreTrainedModel
 
 from tokencredit.errors import DataError, ModelError, TokenCreditError, TokenCreditWarning
@@ -75,7 +75,9 @@ def separate_passes(
 
     One group of all rows for nearly every architecture. Rows of one length go together where the
     model reads padding, or names no id for it; those with as many ends of sequence where the model
-    reads its score at the last one; and apart those beyond `rescaling_length`.
+    reads its score at the last one; and apart those beyond `rescaling_length`. Where processes
+    gather the weights of the model together in every pass, each makes as many as the one that needs
+    most: its last group comes again. `row_places` finds the rows.
 
     Args:
         model: a classifier of sequences or of tokens.
@@ -87,6 +89,7 @@ def separate_passes(
         ModelError: it is said to be causal, and later tokens change what it says of earlier ones.
         DataError: a model that reads its score at the end of sequence is given a row without one.
     """
+    in_step = _gathers_in_every_pass(model)
     keys: list[tuple[int, ...]] = [()] * len(ids)
     limit = rescaling_length(model)
     if limit is not None:
@@ -102,10 +105,46 @@ def separate_passes(
             keys = [(*key, count) for key, count in zip(keys, counts, strict=True)]
         pad = config_value(model, "pad_token_id")
         apart = pad is None or pad == ends
-        if bool((lengths != lengths[:1]).any()) and (apart or not hides_padding(model)):
+        unlike = bool((lengths != lengths[:1]).any())
+        # To try a model takes passes too, which all processes make or none.
+        if (unlike or in_step) and (apart or not hides_padding(model)) and unlike:
             keys = [(*key, length) for key, length in zip(keys, lengths.tolist(), strict=True)]
     groups = [[at for at, key in enumerate(keys) if key == one] for one in sorted(set(keys))]
+    if in_step:
+        groups += groups[-1:] * (_most_of_all(len(groups), ids.device) - len(groups))
     return [torch.tensor(group, device=ids.device) for group in groups]
+
+
+def row_places(groups: Sequence[Int[Tensor, "_"]], rows: int) -> Int[Tensor, "{rows}"]:
+    """Where each row stands among those of all groups, the first time that it is there.
+
+    Args:
+        groups: of `separate_passes`.
+        rows: how many there are.
+
+    >>> row_places([torch.tensor([1, 2]), torch.tensor([0]), torch.tensor([0])], 3).tolist()
+    [2, 0, 1]
+    """
+    return torch.cat(list(groups))[:rows].argsort()
+
+
+def _gathers_in_every_pass(model: nn.Module) -> bool:
+    """Whether processes gather weights together (FSDP, ZeRO-3) and so have to keep in step."""
+    if not distributed.is_available() or not distributed.is_initialized():
+        return False
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+    kinds = (FSDPModule, FullyShardedDataParallel)
+    return any(isinstance(module, kinds) for module in model.modules()) or any(
+        hasattr(parameter, "ds_id") for parameter in model.parameters()
+    )
+
+
+def _most_of_all(count: int, device: torch.device) -> int:
+    """The largest count of all processes."""
+    most = torch.tensor(count, device=device)
+    distributed.all_reduce(most, op=distributed.ReduceOp.MAX)
+    return int(most)
 
 
 def classifier_logits(
@@ -163,7 +202,8 @@ def causal_states(
     """
     limit = rescaling_length(model)
     beginnings = None
-    if limit is not None and ids.shape[1] > limit:
+    # Processes that keep in step make two passes over short texts, too: others may have long ones.
+    if limit is not None and (ids.shape[1] > limit or _gathers_in_every_pass(model)):
         beginnings = model.base_model(ids[:, :limit], use_cache=False).last_hidden_state
     with around or nullcontext() as given:
         states = model.base_model(ids, use_cache=False).last_hidden_state

@@ -15,7 +15,7 @@ from tokencredit.errors import ModelError
 from tokencredit.kept_tokens import ScoresOfKept
 from tokencredit.masking import left_packed
 from tokencredit.models.hf_architecture import is_causal, require_readable, sequence_classifier
-from tokencredit.models.hf_passes import evaluating, separate_passes
+from tokencredit.models.hf_passes import evaluating, row_places, separate_passes
 from tokencredit.reward_model.hf_scores import reward_model_output, score_responses
 
 
@@ -120,7 +120,7 @@ def score_of_embeddings(
     counted = batch.response_mask[:, :, None]
     ids, packed = left_packed(batch.input_ids, real)
     groups = separate_passes(pretrained, ids, packed.sum(-1), causal=is_causal(pretrained))
-    back = torch.cat(groups).argsort()
+    back = row_places(groups, len(ids))
 
     def scores(embeddings: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch"]:
         joined = torch.cat([prompt, torch.where(counted, embeddings.to(own.dtype), response)], 1)

@@ -43,6 +43,7 @@ from tokencredit.models.hf_passes import (
     causal_states,
     classifier_logits,
     evaluating,
+    row_places,
     separate_passes,
 )
 from tokencredit.models.hf_vocabularies import warn_of_tokens_without_rows
@@ -178,7 +179,7 @@ def reward_model_output(
         )
         for rows in groups
     ]
-    back = torch.cat(groups).argsort()
+    back = row_places(groups, len(ids))
     width = ids.shape[1]
     scores = _joined_parts([_widened(part.position_scores, width) for part in parts], back)
     rows_of_attention = _joined_parts([_widened(part.attention, width) for part in parts], back)

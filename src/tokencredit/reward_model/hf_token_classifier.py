@@ -21,7 +21,7 @@ from tokencredit.masking import left_packed
 from tokencredit.models.hf_architecture import require_readable
 from tokencredit.models.hf_attention import pretrained_model
 from tokencredit.models.hf_loading import load_model, load_tokenizer
-from tokencredit.models.hf_passes import classifier_logits, separate_passes
+from tokencredit.models.hf_passes import classifier_logits, row_places, separate_passes
 
 
 def load_token_classifier(
@@ -134,4 +134,4 @@ def token_logits(
     groups = separate_passes(pretrained_model(model), ids, lengths, causal=False)
     parts = [classifier_logits(model, ids[rows], lengths[rows]).float() for rows in groups]
     wide = [nn.functional.pad(part, (0, 0, 0, ids.shape[1] - part.shape[1])) for part in parts]
-    return torch.cat(wide)[torch.cat(groups).argsort()]
+    return torch.cat(wide)[row_places(groups, len(ids))]

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from tokencredit.batch import ResponseBatch, rows_of_like_length
 from tokencredit.decoding.rules import GUIDANCE_METHODS
 from tokencredit.errors import TokenCreditWarning
-from tokencredit.evaluation.prefix_accuracy import FRACTIONS, scores_at_fractions
+from tokencredit.evaluation.prefix_accuracy import FRACTIONS, tokens_at_fractions
 from tokencredit.masking import last_true_index
 from tokencredit.models.hf_loading import load_model, load_tokenizer
 from tokencredit.models.hf_logprobs import response_logprobs, response_statistics
@@ -167,7 +168,11 @@ def vocabulary_fraction_scores(
     scores = torch.empty(len(rows), len(FRACTIONS))
     for some in rows_of_like_length(torch.tensor([len(row) for row in rows]), batch_size):
         batch = response_batch([rows[row] for row in some], pad_id=pad_id)
+        read = tokens_at_fractions(batch.response_mask)
+        if guiding_scores(method) == "logits":  # of the tokens that are read alone
+            none = torch.zeros_like(batch.response_mask)
+            batch = replace(batch, response_mask=none.scatter(-1, read, True))
         with context:
             found = vocabulary_prefix_scores(model, batch, method=method, over_tokens=over_tokens)
-        scores[some] = scores_at_fractions(found.cpu(), batch.response_mask)
+        scores[some] = found.cpu().gather(-1, read)
     return scores

@@ -86,12 +86,13 @@ def test_people_who_agree_are_perfect():
 
 
 def test_the_random_baseline_is_chance_and_length_is_not():
-    texts = [MarkedText("", f"a b longest{i} c d e f g", (((4, 11),),)) for i in range(100)]
+    texts = [MarkedText("", f"a b longest{i} c d e f g", (((4, 11),),)) for i in range(400)]
     rows = {
         name: agreement_row(name, "baseline", scores, texts)
         for name, scores in surface_baselines(texts, seed=0).items()
     }
-    assert rows["random"]["auroc"] == pytest.approx(0.5, abs=0.1)
+    # One word of eight has the area k / 7: the mean of 400 deviates by 0.0164, here three times.
+    assert rows["random"]["auroc"] == pytest.approx(0.5, abs=0.05)
     assert rows["random"]["auroc_low"] < 0.5 < rows["random"]["auroc_high"]
     assert rows["word length"]["auroc"] == 1.0
     assert rows["position, late"]["auroc"] + rows["position, early"]["auroc"] == pytest.approx(1)

@@ -22,7 +22,7 @@ from tokencredit.models.hf_architecture import (
     vocabulary_width,
 )
 from tokencredit.models.hf_attention import pretrained_model
-from tokencredit.models.hf_passes import classifier_logits, separate_passes
+from tokencredit.models.hf_passes import classifier_logits, row_places, separate_passes
 
 
 def sequence_scores(
@@ -57,7 +57,7 @@ def _scores_of(model: PreTrainedModel, ids: Tensor, lengths: Tensor) -> Tensor:
     groups = separate_passes(model, ids, lengths, causal=causal)
     one_pass = _causal_pass if causal else classifier_logits
     parts = [scalar_scores(one_pass(model, ids[rows], lengths[rows])) for rows in groups]
-    return torch.cat(parts)[torch.cat(groups).argsort()]
+    return torch.cat(parts)[row_places(groups, len(ids))]
 
 
 def _causal_pass(model: PreTrainedModel, ids: Tensor, lengths: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from transformers import (
     set_seed,
 )
 
+from tokencredit.batch import rows_of_like_length
 from tokencredit.errors import ConfigError
 from tokencredit.models.hf_loading import load_model, load_tokenizer
 from tokencredit.preference.hf_datasets import load_prompted_responses, load_texts
@@ -309,9 +310,9 @@ def _perplexity(
     """Perplexity of held-out tokens: exp of the mean negative log-probability, over all tokens."""
     model.eval()
     nats, count = 0.0, 0
-    batch_size = config.training.batch_size
-    for at in range(0, len(rows), batch_size):
-        batch = causal_batch(rows[at : at + batch_size])
+    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+    for some in rows_of_like_length(lengths, config.training.batch_size):
+        batch = causal_batch([rows[row] for row in some.tolist()])
         tokens = int((batch["labels"] != IGNORED).sum())
         batch = {name: values.to(model.device) for name, values in batch.items()}
         with torch.no_grad(), autocast(config.training, model.device):

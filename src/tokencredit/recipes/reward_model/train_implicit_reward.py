@@ -233,7 +233,7 @@ class _Judge:
             [row for side in zip(*self.rows, strict=True) for row in side],
             dpo_beta=self.config.dpo_beta,
             pad_id=int(self.tokenizer.pad_token_id),
-            batch_size=2 * self.config.training.batch_size,
+            batch_size=self.config.training.batch_size,
             context=autocast(self.config.training, model.device),
         )
         return pair_accuracy_by_fraction(*scores.chunk(2))

@@ -233,7 +233,7 @@ def _report(
         model,
         rows,
         pad_id=padding_id(model),
-        batch_size=2 * config.training.batch_size,
+        batch_size=config.training.batch_size,
         context=autocast(config.training, model.device),
     )
     return class_report(logits, labels, config.classes)

@@ -250,7 +250,7 @@ def _accuracy_rows(
         method=config.objective,
         over_tokens=config.over_tokens,
         pad_id=pad_id,
-        batch_size=2 * config.training.batch_size,
+        batch_size=config.training.batch_size,
         context=autocast(config.training, model.device),
     )
     if config.columns.rating is None:
