@@ -81,6 +81,7 @@ from .logprobs import (
     token_logprobs,
     top_allowed,
 )
+from .models.merging import adaptive_base_shares, lines_shares, merged_weights
 from .policy.advantages import gae_advantages, macro_gae_advantages, rewards_to_go
 from .policy.dense_estimators import (
     group_mean_to_go_advantages,
@@ -175,6 +176,7 @@ __all__ = [
     "TokenScorer",
     "acceptance_probabilities",
     "adapted_kl_coef",
+    "adaptive_base_shares",
     "attention_credit",
     "autoregressive_reward_loss",
     "best_candidates",
@@ -233,6 +235,7 @@ __all__ = [
     "length_weights",
     "likelihood_credit",
     "likelihood_losses",
+    "lines_shares",
     "location_normalised",
     "log_ratio_credit",
     "log_sigmoid_sum_scores",
@@ -242,6 +245,7 @@ __all__ = [
     "mean_attention_received",
     "mean_less_deviation_scores",
     "mean_less_variance_scores",
+    "merged_weights",
     "ngram_segments",
     "nominal_and_worst_scores",
     "normalised_scores",

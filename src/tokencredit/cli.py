@@ -53,6 +53,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "policy.train_policy",
         "PPO with a reward on every token, or RLOO, GRPO and others without a critic",
     ),
+    "merge-weights": (
+        "merging.merge_weights",
+        "weights between a policy before its training and after it: averages, LiNeS, AMA",
+    ),
     "generate": (
         "decoding.generate",
         "responses steered with a reward model, by tokens or segments, without training",

@@ -1,0 +1,1 @@
+"""Weights of trained models brought together: `tokencredit merge-weights`."""
