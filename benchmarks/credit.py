@@ -35,7 +35,7 @@ from tokencredit.reward_model.hf_rewriter import TEMPLATE
 from tokencredit.scorers.credit_models import CreditModels, FittedCredit
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.token_scores import CreditedScorer
-from tokencredit.text.hf_reading import written_by
+from tokencredit.text.hf_known_readings import written_by
 from tokencredit.text.segments import SegmentSettings
 
 PLAIN = "plain scoring"

@@ -41,7 +41,7 @@ from tokencredit.reward_model.hf_scores import load_reward_model
 from tokencredit.scorers.sources import RewardSource, loaded_rewards
 from tokencredit.server.batching import batch_with_the_oldest
 from tokencredit.server.messages import PromptAndResponse
-from tokencredit.text.hf_reading import reading_of
+from tokencredit.text.hf_known_readings import reading_of
 from tokencredit.text.segments import SegmentSettings
 from tokencredit.toy.hf_tokenizer import toy_tokenizer
 from tokencredit.toy.reviews import sample_review

@@ -60,7 +60,8 @@ from tokencredit.recipes.run_folder import resolved_yaml
 from tokencredit.scorers.sources import RewardSource, loaded_rewards
 from tokencredit.scorers.text_rewards import paid_texts
 from tokencredit.text.alignment import project_token_scores, spans_of_words
-from tokencredit.text.hf_reading import Reading, written_by
+from tokencredit.text.hf_known_readings import written_by
+from tokencredit.text.hf_reading import Reading
 from tokencredit.text.hf_token_rows import token_texts
 from tokencredit.text.segments import SegmentSettings, require_tiling, segment_ends
 from tokencredit.text.sentences import text_segments

@@ -3,7 +3,8 @@
 from types import SimpleNamespace
 
 from tokencredit.scorers.local import LocalScorer
-from tokencredit.text.hf_reading import Reading, ReadingSettings, reading_of, written_by
+from tokencredit.text.hf_known_readings import ReadingSettings, reading_of, written_by
+from tokencredit.text.hf_reading import Reading
 
 
 def plain(tokenizer, *, append_eos=False):

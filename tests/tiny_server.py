@@ -22,7 +22,7 @@ from tokencredit.scorers.sources import RewardSource, loaded_rewards
 from tokencredit.server.app import reward_app
 from tokencredit.server.intake import Limits
 from tokencredit.server.listening import ConnectionLimits, bounded_config
-from tokencredit.text.hf_reading import reading_of
+from tokencredit.text.hf_known_readings import reading_of
 from tokencredit.text.segments import SegmentSettings
 
 

@@ -25,7 +25,7 @@ from tokencredit.scorers.token_scores import score_for_policy
 from tokencredit.server.asking import RewardServer, json_answer
 from tokencredit.server.vllm_scoring import _VLLM, probed, scoring_server
 from tokencredit.text.hf_encoding import encode_responses
-from tokencredit.text.hf_reading import written_by
+from tokencredit.text.hf_known_readings import written_by
 from tokencredit.text.segments import SegmentSettings
 
 pytestmark = pytest.mark.timeout(900)  # a server takes up to a minute to start

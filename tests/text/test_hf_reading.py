@@ -9,17 +9,15 @@ from tiny_tokenizers import CHAT_TEMPLATE, byte_level, word_level, wordpiece
 
 from tokencredit.batch import ResponseBatch
 from tokencredit.errors import ConfigError, DataError, ModelError
-from tokencredit.text.hf_reading import (
-    Reading,
+from tokencredit.text.hf_known_readings import (
     ReadingSettings,
-    ended_responses,
     reading_of,
     remember_reading,
     require_writer,
-    shown_example,
     stored_reading,
     written_by,
 )
+from tokencredit.text.hf_reading import Reading, ended_responses, shown_example
 from tokencredit.text.hf_rendering import rendered_chat
 
 ASK = [{"role": "user", "content": "rate this film"}]

@@ -17,7 +17,7 @@ from tokencredit.scorers.pooled import PooledRewardModel
 from tokencredit.scorers.rewards import Rewards
 from tokencredit.scorers.sources import RewardSource, is_local, loaded_rewards, required_sources
 from tokencredit.scorers.texts import loaded_reward_model
-from tokencredit.text.hf_reading import ReadingSettings, reading_of, written_by
+from tokencredit.text.hf_known_readings import ReadingSettings, reading_of, written_by
 from tokencredit.text.segments import SegmentSettings
 
 

@@ -45,7 +45,8 @@ from tokencredit.scorers.trained_reading import (
     trained_segments,
 )
 from tokencredit.server.vllm_scoring import ScoringServer, probed, token_outputs
-from tokencredit.text.hf_reading import Reading, ReadingSettings, reading_of
+from tokencredit.text.hf_known_readings import ReadingSettings, reading_of
+from tokencredit.text.hf_reading import Reading
 
 _PROBED_TOKENS = 24
 

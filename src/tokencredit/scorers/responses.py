@@ -27,7 +27,8 @@ from tokencredit.scorers.implicit import (
 )
 from tokencredit.scorers.texts import loaded_reward_model
 from tokencredit.scorers.trained_reading import trained_segment_ends
-from tokencredit.text.hf_reading import Reading, ReadingSettings, reading_of
+from tokencredit.text.hf_known_readings import ReadingSettings, reading_of
+from tokencredit.text.hf_reading import Reading
 from tokencredit.text.hf_token_rows import EncodedText
 
 Kind = Literal["classification", "implicit"]

@@ -37,7 +37,8 @@ from tokencredit.scorers.token_scores import CreditedScorer
 from tokencredit.server.client import RewardServer
 from tokencredit.server.exchange import is_address
 from tokencredit.server.vllm_scoring import is_vllm_address, scoring_server, vllm_address
-from tokencredit.text.hf_reading import Reading, ReadingSettings
+from tokencredit.text.hf_known_readings import ReadingSettings
+from tokencredit.text.hf_reading import Reading
 from tokencredit.text.segments import SegmentSettings
 
 TextReward = Callable[[list[Any], list[str]], Sequence[float]]

@@ -20,7 +20,7 @@ from tokencredit.scorers.segmentation import response_segments
 from tokencredit.scorers.sources import RewardSource, loaded_rewards, readable_reward_model
 from tokencredit.scorers.texts import whole_texts
 from tokencredit.text.hf_encoding import EncodedResponses
-from tokencredit.text.hf_reading import ReadingSettings
+from tokencredit.text.hf_known_readings import ReadingSettings
 from tokencredit.text.segments import SegmentSettings
 
 

@@ -22,7 +22,8 @@ from tokencredit.recipes.settings import LoadingSettings
 from tokencredit.reward_model.hf_scores import load_reward_model
 from tokencredit.scorers.sources import RewardSource
 from tokencredit.scorers.texts import loaded_reward_model
-from tokencredit.text.hf_reading import Reading, ReadingSettings
+from tokencredit.text.hf_known_readings import ReadingSettings
+from tokencredit.text.hf_reading import Reading
 
 ROWS = [
     {"prompt": "the film is", "response": " a good café 日本 🙂 plot"},

@@ -39,7 +39,7 @@ from tokencredit.reward_model.objectives import OBJECTIVES, Objective
 from tokencredit.scorers.fractions import counted_scores, fraction_scores
 from tokencredit.scorers.trained_reading import trained_segment_ends
 from tokencredit.text.hf_encoding import encode_responses
-from tokencredit.text.hf_reading import ReadingSettings
+from tokencredit.text.hf_known_readings import ReadingSettings
 from tokencredit.text.hf_token_rows import (
     EncodedText,
     read_every_token,

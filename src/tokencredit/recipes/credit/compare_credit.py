@@ -53,7 +53,8 @@ from tokencredit.recipes.run_folder import (
 from tokencredit.recipes.settings import free_settings
 from tokencredit.recipes.shown_reading import print_reading
 from tokencredit.scorers.texts import loaded_reward_model
-from tokencredit.text.hf_reading import Reading, written_by
+from tokencredit.text.hf_known_readings import written_by
+from tokencredit.text.hf_reading import Reading
 
 Weights = Mapping[str, Mapping[str, float]]
 _FREE_SETTINGS = free_settings(CompareCreditConfig)

@@ -34,7 +34,7 @@ from tokencredit.scorers.text_rewards import (
     paid_texts,
     reader_of,
 )
-from tokencredit.text.hf_reading import ReadingSettings
+from tokencredit.text.hf_known_readings import ReadingSettings
 from tokencredit.text.hf_token_rows import token_texts
 from tokencredit.text.segments import SegmentSettings
 

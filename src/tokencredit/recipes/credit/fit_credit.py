@@ -32,7 +32,7 @@ from tokencredit.scorers.credit_models import FittedCredit
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.segmentation import response_segments
 from tokencredit.scorers.texts import loaded_reward_model, whole_texts
-from tokencredit.text.hf_reading import ReadingSettings
+from tokencredit.text.hf_known_readings import ReadingSettings
 from tokencredit.text.pooling import segment_end_scores
 from tokencredit.text.segments import SegmentSettings
 

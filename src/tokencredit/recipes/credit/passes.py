@@ -21,7 +21,8 @@ from tokencredit.scorers.evidence import Responses, gathered_evidence, response_
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.segmentation import response_segments
 from tokencredit.scorers.token_scores import CreditedScorer
-from tokencredit.text.hf_reading import Reading, reading_of
+from tokencredit.text.hf_known_readings import reading_of
+from tokencredit.text.hf_reading import Reading
 
 
 @dataclass(frozen=True)

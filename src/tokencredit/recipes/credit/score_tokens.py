@@ -37,7 +37,7 @@ from tokencredit.scorers.rewards import Rewards
 from tokencredit.scorers.sources import RewardSource, required_sources
 from tokencredit.scorers.text_rewards import loaded_text_rewards, paid_texts, reader_of
 from tokencredit.text.alignment import Span
-from tokencredit.text.hf_reading import ReadingSettings
+from tokencredit.text.hf_known_readings import ReadingSettings
 from tokencredit.text.hf_token_rows import Truncation, token_texts
 from tokencredit.text.segments import SegmentSettings
 

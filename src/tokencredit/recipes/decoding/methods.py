@@ -44,7 +44,8 @@ from tokencredit.server.vllm_writing import (
     text_logprobs,
     writing_server,
 )
-from tokencredit.text.hf_reading import Reading, reading_of
+from tokencredit.text.hf_known_readings import reading_of
+from tokencredit.text.hf_reading import Reading
 
 Judge = tuple[Any, Reading]
 # Mean difference in nats of the log-probabilities of two ways to compute them, in half precision.

@@ -68,7 +68,8 @@ from tokencredit.recipes.trainer import (
     train,
     training_arguments,
 )
-from tokencredit.text.hf_reading import Reading, ReadingSettings
+from tokencredit.text.hf_known_readings import ReadingSettings
+from tokencredit.text.hf_reading import Reading
 from tokencredit.text.hf_token_rows import Truncation
 
 SMALL_LLAMA: dict[str, Any] = {

@@ -43,7 +43,8 @@ from tokencredit.scorers.sources import FunctionScorer, loaded_rewards
 from tokencredit.scorers.texts import loaded_reward_model
 from tokencredit.server.client import RewardServer
 from tokencredit.server.exchange import token_in
-from tokencredit.text.hf_reading import Reading, reading_of
+from tokencredit.text.hf_known_readings import reading_of
+from tokencredit.text.hf_reading import Reading
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from tokencredit.recipes.run_folder import open_run_folder, require_same_run, wr
 from tokencredit.recipes.settings import LoadingSettings, free_settings, group, setting
 from tokencredit.recipes.shown_reading import print_reading
 from tokencredit.scorers.responses import Kind, ResponseScorer, loaded_scorer, scored_responses
-from tokencredit.text.hf_reading import ReadingSettings
+from tokencredit.text.hf_known_readings import ReadingSettings
 from tokencredit.text.hf_token_rows import EncodedText, Truncation
 
 

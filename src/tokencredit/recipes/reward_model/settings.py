@@ -20,7 +20,7 @@ from tokencredit.recipes.settings import (
 )
 from tokencredit.reward_model.objectives import LossSettings, Objective, objective_row
 from tokencredit.scorers.segment_ends import SegmentEndSettings
-from tokencredit.text.hf_reading import ReadingSettings
+from tokencredit.text.hf_known_readings import ReadingSettings
 from tokencredit.text.hf_token_rows import Truncation
 
 

@@ -20,7 +20,7 @@ from tokencredit.recipes.shown_reading import print_reading
 from tokencredit.scorers.sources import RewardSource, required_sources
 from tokencredit.scorers.text_rewards import loaded_text_rewards, reader_of
 from tokencredit.server.exchange import token_in
-from tokencredit.text.hf_reading import ReadingSettings
+from tokencredit.text.hf_known_readings import ReadingSettings
 from tokencredit.text.segments import SegmentSettings
 
 
