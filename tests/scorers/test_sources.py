@@ -249,6 +249,16 @@ def test_segments_of_its_own_pay_at_their_own_ends(folder):
     assert paid[0].ne(0).nonzero()[:2, 0].tolist() == [1, 3]
 
 
+@pytest.mark.parametrize(
+    "score", [ScoreSettings(transform="par"), ScoreSettings(normalization="reference")]
+)
+def test_who_draws_no_references_compares_with_none(score):
+    sources = (RewardSource("a/b", name="one", score=score), RewardSource("a/c"))
+    with pytest.raises(ConfigError, match="'one' is compared with the reference's responses"):
+        required_sources(None, sources)
+    assert required_sources(None, sources, has_references=True) == sources
+
+
 def test_scores_are_normalised_by_their_own_moments(folder):
     from tokencredit.scorers.evidence import Responses
 

@@ -32,6 +32,7 @@ from tokencredit.recipes.policy import models as policy_models
 from tokencredit.recipes.policy import train_policy as recipe
 from tokencredit.recipes.policy import update as ppo_update
 from tokencredit.recipes.policy import views as policy_views
+from tokencredit.recipes.policy.after_step import warn_of_farmed_kl
 from tokencredit.recipes.policy.processes import explain_lost_processes
 from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
 from tokencredit.recipes.run_folder import read_jsonl
@@ -359,21 +360,21 @@ def test_a_kl_negative_beyond_noise_warns_once(models, tmp_path):
     state = recipe.RunState()
     farmed = {"step": 3, "kl": -5.0, "kl_std": 2.0}
     with pytest.warns(TokenCreditWarning, match="-5.00 nats at step 3, negative beyond its noise"):
-        recipe._warn_of_farmed_kl(config, state, farmed)
-    recipe._warn_of_farmed_kl(config, state, farmed)
+        warn_of_farmed_kl(config, state, farmed)
+    warn_of_farmed_kl(config, state, farmed)
 
 
 def test_a_kl_negative_within_noise_does_not_warn(models, tmp_path):
     config = tiny_config(models, tmp_path, batch_size=16)
     row = {"step": 3, "kl": -1.0, "kl_std": 2.0}
-    recipe._warn_of_farmed_kl(config, recipe.RunState(), row)
+    warn_of_farmed_kl(config, recipe.RunState(), row)
 
 
 def test_a_negative_kl_of_a_handful_of_responses_does_not_warn(models, tmp_path):
     """Two responses can be alike by chance, and their spread is then no measure of the noise."""
     config = tiny_config(models, tmp_path, batch_size=2)
     row = {"step": 3, "kl": -0.07, "kl_std": 0.005}
-    recipe._warn_of_farmed_kl(config, recipe.RunState(), row)
+    warn_of_farmed_kl(config, recipe.RunState(), row)
 
 
 def test_logprobs_know_what_was_suppressed(models, tmp_path):

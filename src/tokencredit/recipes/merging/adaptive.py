@@ -72,8 +72,7 @@ def fitted_shares(
                 f"the loss of the merged policy is {loss.item()}; expected a finite number: look "
                 "at the weights of both models"
             )
-        optimizer.zero_grad()
-        loss.backward()
+        (logits.grad,) = torch.autograd.grad(loss, logits)
         optimizer.step()
     with torch.no_grad():
         return {name: float(share) for name, share in _shares(fit, logits).items()}
@@ -130,4 +129,4 @@ def _batches(count: int, settings: AdaptiveSettings) -> Iterator[list[int]]:
     rng = torch.Generator().manual_seed(settings.seed)
     for _ in range(settings.epochs):
         order = torch.randperm(count, generator=rng)
-        yield from (part.tolist() for part in order.split(settings.batch_size))
+        yield from (part.tolist() for part in torch.split(order, settings.batch_size))

@@ -14,7 +14,6 @@ run repeats the interrupted one bit for bit on the CPU.
 
 import shutil
 import sys
-import warnings
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,10 +26,11 @@ from accelerate.utils import DistributedType
 
 from tokencredit.aggregation.transforms import ReferenceScores
 from tokencredit.batch import TokenScorer
-from tokencredit.errors import ConfigError, NumericError, RunFolderError, TokenCreditWarning
+from tokencredit.errors import ConfigError, RunFolderError
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.recipes.checksums import digest
 from tokencredit.recipes.left_out import tell_left_out
+from tokencredit.recipes.policy.after_step import adapt, tell_unscored
 from tokencredit.recipes.policy.checkpoints import (
     checkpoint_path,
     export_policy,
@@ -39,7 +39,7 @@ from tokencredit.recipes.policy.checkpoints import (
     restore_optimizer,
     write_checkpoint,
 )
-from tokencredit.recipes.policy.experience import Experience, experience_of, rows_of
+from tokencredit.recipes.policy.experience import experience_of, rows_of
 from tokencredit.recipes.policy.metrics import StepProgress, sample_rows, step_metrics, timed
 from tokencredit.recipes.policy.models import PolicyModels, loaded_models
 from tokencredit.recipes.policy.pretraining import pretraining_rows
@@ -92,7 +92,6 @@ from tokencredit.recipes.shown_reading import print_reading
 from tokencredit.recipes.stop_signals import StopRequest, stop_requests
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.pooled import PooledRewardModel
-from tokencredit.shaping import adapted_kl_coef
 
 __all__ = ["TrainPolicyConfig", "train_policy"]
 
@@ -430,8 +429,8 @@ def _train_step(run: PolicyRun, state: RunState) -> tuple[dict[str, Any], list[d
     if state.step % config.record.sample_every == 0 and accelerator.is_main_process:
         count = config.record.sample_count
         samples = sample_rows(state.step, experience, models.tokenizer, count=count)
-    _tell_unscored(run, experience, state, row)
-    _adapt(run, experience, state, row)
+    tell_unscored(run, experience, state, row)
+    adapt(run, experience, state, row)
     return row, samples
 
 
@@ -448,71 +447,6 @@ def _references(run: PolicyRun, rollout: Rollout, step: int) -> dict[str, Refere
         step=step,
         folder=run.folder,
     )
-
-
-def _tell_unscored(
-    run: PolicyRun, experience: Experience, state: RunState, row: dict[str, Any]
-) -> None:
-    """Show the first response that could not be scored.
-
-    Raises:
-        Exception: why, where none at all could be scored, and the texts are hardly to blame: in
-            the first step of a run, or when scores are no numbers.
-    """
-    if experience.fault is None:
-        return
-    index, error = experience.fault
-    if row["unscored_share"] == 1.0 and (state.step == 0 or isinstance(error, NumericError)):
-        raise error
-    if state.warned_of_unscored:
-        return
-    state.warned_of_unscored = True
-    batch = experience.batch
-    ids = batch.response_ids[index][batch.response_mask[index]]
-    text = run.models.tokenizer.decode(ids)
-    warnings.warn(
-        f"a response of step {state.step} cannot be scored and is left out of the update "
-        f"({type(error).__name__}: {error}): {text[:500]!r}. More of them are counted in "
-        "`unscored_share` of metrics.jsonl",
-        TokenCreditWarning,
-        stacklevel=2,
-    )
-
-
-def _adapt(run: PolicyRun, experience: Experience, state: RunState, row: dict[str, Any]) -> None:
-    """Adapt the KL coefficient and count the scores."""
-    config = run.config
-    if config.kl.target is not None:
-        state.kl_coef = adapted_kl_coef(
-            state.kl_coef,
-            row["kl"],
-            kl_target=config.kl.target,
-            responses=config.batch_size,
-            horizon=config.kl.horizon,
-        )
-    for source in config.sources:
-        if (
-            source.score.normalization in ("running", "scale")
-            and source.label in experience.moments
-        ):
-            state.moments[source.label] = experience.moments[source.label]
-    _warn_of_farmed_kl(config, state, row)
-
-
-def _warn_of_farmed_kl(config: TrainPolicyConfig, state: RunState, row: dict[str, Any]) -> None:
-    if config.kl.estimator != "k1" or config.batch_size < 8 or state.warned_of_negative_kl:
-        return  # the noise of fewer responses cannot be told from themselves
-    noise = 3 * row["kl_std"] / config.batch_size**0.5
-    if row["kl"] < -noise:
-        state.warned_of_negative_kl = True
-        warnings.warn(
-            f"the KL estimate is {row['kl']:.2f} nats at step {row['step']}, negative beyond its "
-            f"noise of {noise:.2f}; a KL is never negative. The log-probs are not those of the "
-            "distribution that was sampled from, and the policy can farm that: set "
-            "sampling.logprobs_of='sampled'",
-            TokenCreditWarning,
-            stacklevel=2,
-        )
 
 
 def _checkpoint(run: PolicyRun, state: RunState) -> None:
