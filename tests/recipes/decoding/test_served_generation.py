@@ -93,7 +93,7 @@ def test_a_server_that_fails_is_an_error(models, tmp_path):
         found(models, tmp_path, tiny, method="unguided")
 
 
-@pytest.mark.parametrize("method", ({*GUIDANCE_METHODS} | {*SEARCHES}) - {*WHOLE})
+@pytest.mark.parametrize("method", sorted({*GUIDANCE_METHODS, *SEARCHES} - {*WHOLE}))
 def test_methods_that_look_at_the_policy_on_the_way_are_refused(method):
     implicit = method in SEARCHES and "implicit model" in SEARCHES[method].needs
     changes = {"implicit.model": "dpo"} if implicit else {}
