@@ -79,7 +79,7 @@ def tiny_config(architecture: str, **overrides: Any) -> Any:
         "eos_token_id": 1,
         "num_labels": 1,
     }
-    settings |= ARCHITECTURES[architecture] | overrides
+    settings |= ARCHITECTURES.get(architecture, {}) | overrides
     config = AutoConfig.for_model(architecture, **settings)
     for name in list(vars(config)):
         if "dropout" in name or name.endswith("pdrop"):

@@ -2,9 +2,9 @@ import json
 
 import pytest
 import torch
-from tiny_models import tiny_model
+from tiny_models import tiny_config, tiny_model
 from tiny_tokenizers import byte_level
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from tokencredit.errors import ConfigError, ModelError, TokenCreditWarning
 from tokencredit.models.hf_loading import (
@@ -142,17 +142,7 @@ DROPOUT = {
 
 @pytest.mark.parametrize("architecture", DROPOUT)
 def test_dropout_is_off_in_every_causal_architecture(architecture):
-    config = AutoConfig.for_model(
-        architecture,
-        vocab_size=41,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        pad_token_id=40,
-        **{"bos_token_id": 0, "eos_token_id": 1} | DROPOUT[architecture],
-    )
+    config = tiny_config(architecture, **DROPOUT[architecture])
     for name, value in list(vars(config).items()):
         if isinstance(value, float) and "drop" in name:
             setattr(config, name, 0.5)

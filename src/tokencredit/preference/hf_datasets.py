@@ -5,7 +5,6 @@ rejected, or chosen and rejected alone; a prompt. Prompts may be texts or lists 
 Names that columns have elsewhere are known (`layouts`).
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -173,50 +172,13 @@ def load_prompted_responses(
             neither true nor false.
         ConfigError: as in `load_labelled_responses`.
     """
-    return list(
-        prompted_responses(
-            path_or_id,
-            prompt_column=prompt_column,
-            response_column=response_column,
-            split=split,
-            limit=limit,
-            dataset=dataset,
-            left_out=left_out,
-        )
-    )
-
-
-def prompted_responses(
-    path_or_id: str | Path,
-    *,
-    split: str = "train",
-    prompt_column: str = "prompt",
-    response_column: str = "completion",
-    limit: int | None = None,
-    dataset: DatasetSettings = _WHOLE,
-    left_out: list[LeftOut] | None = None,
-) -> Iterator[PromptedResponse]:
-    """What `load_prompted_responses` loads, one row after another as they are asked for.
-
-    Args:
-        path_or_id: as in `load_texts`.
-        split: as there.
-        prompt_column: as in `load_prompted_responses`.
-        response_column: as there.
-        limit: as in `load_texts`.
-        dataset: as there.
-        left_out: as there.
-
-    Raises:
-        DataError, ConfigError: as in `load_prompted_responses`.
-    """
 
     def answered(row: Row) -> PromptedResponse:
         answer = row_answer(row, prompt_column, response_column)
         return PromptedResponse(*answer, ended=has_ended(row))
 
     rows = dataset_rows(path_or_id, split=split, limit=limit, dataset=dataset)
-    return made_rows(answered, rows, name=path_or_id, left_out=left_out)
+    return list(made_rows(answered, rows, name=path_or_id, left_out=left_out))
 
 
 def has_ended(row: Row) -> bool:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_guides import language_model, prompts, responses
 from tiny_models import tiny_ids, tiny_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM
 
 from tokencredit.decoding.candidates.hf_choice import CheckedScorer, candidate_scorer
 from tokencredit.decoding.candidates.hf_packed import PackedScorer
@@ -58,20 +58,8 @@ def test_rows_for_local_attention_of_its_own():
 
 
 def tiny_model_with_local_attention():
-    config = AutoConfig.for_model(
-        "gpt_neo",
-        vocab_size=41,
-        hidden_size=32,
-        num_layers=2,
-        num_heads=4,
-        intermediate_size=48,
-        max_position_embeddings=64,
-        window_size=4,
-        attention_types=[[["global", "local"], 1]],
-        num_labels=1,
-        pad_token_id=40,
-    )
-    return AutoModelForSequenceClassification.from_config(config).eval()
+    kinds = [[["global", "local"], 1]]
+    return tiny_model("gpt_neo", attn_implementation="eager", window_size=4, attention_types=kinds)
 
 
 @pytest.mark.parametrize(

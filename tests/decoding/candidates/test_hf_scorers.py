@@ -3,7 +3,7 @@ import torch
 from tiny_guides import score_of
 from tiny_models import DECODERS, PAD_ID, VOCAB_SIZE, padding_mask, tiny_ids, tiny_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM
 
 from tokencredit.decoding.candidates.hf_packed import PackedScorer
 from tokencredit.decoding.candidates.hf_scorers import FullScorer, RowsScorer, VocabScorer
@@ -234,14 +234,9 @@ def test_an_encoder_reads_the_whole_text():
 
 
 def recurrent_model():
-    config = AutoConfig.for_model(
+    return tiny_model(
         "qwen3_next",
-        vocab_size=VOCAB_SIZE,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
         layer_types=["linear_attention", "full_attention"],
-        num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=8,
         linear_num_value_heads=4,
@@ -250,10 +245,7 @@ def recurrent_model():
         linear_value_head_dim=8,
         num_experts=0,
         mlp_only_layers=[0, 1],
-        num_labels=1,
-        pad_token_id=PAD_ID,
     )
-    return AutoModelForSequenceClassification.from_config(config).eval()
 
 
 def test_recurrent_layers_take_rows():

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from ending_models import ASKED, PADDING, ends_of, tokenizer_of, write_models
-from generate_settings import generate_config
+from generate_settings import generate_config, written
 from saved_models import save_reward_model
 from tiny_tokenizers import wordpiece
 from tokenizers.processors import TemplateProcessing
@@ -17,17 +17,6 @@ from tokencredit.decoding.rules import GUIDANCE_METHODS
 from tokencredit.decoding.search.hf_methods import SEARCHES
 from tokencredit.errors import ConfigError
 from tokencredit.recipes.decoding import methods as recipe
-from tokencredit.recipes.decoding.generate import generate
-from tokencredit.recipes.run_folder import read_jsonl
-
-EXTRA: dict[str, dict[str, Any]] = {
-    "cards": {"cards.target_reward": 2.0, "cards.entropy_threshold": 1.0, "cards.max_proposals": 3},
-    "chunk-beam": {"n": 2, "chunk_beam.tokens": 2, "chunk_beam.beams": 2},
-    "tree-bon": {"n": 4, "tree_bon.layers": 3},
-    "speculative-rejection": {"n": 4, "rejection.check_every": 2},
-    "implicit-beam": {"implicit_beam.beams": 3, "implicit_beam.top_k": 0},
-    "best-of-n": {"n": 3},
-}
 
 
 @pytest.fixture(scope="module")
@@ -41,22 +30,10 @@ def models(tmp_path_factory):
 
 
 def found(models: Path, output: Path, method: str, **changes: Any) -> tuple[list[dict], dict]:
-    settings: dict[str, Any] = {
-        "policy": str(models / "policy"),
-        "reward_model": str(models / "reward"),
-        "prompts": str(models / "prompts.jsonl"),
-        "output": str(output),
-        "method": method,
-        "sampling.max_new_tokens": 8,
-        "progress": False,
-    }
-    if method in GUIDANCE_METHODS and GUIDANCE_METHODS[method].needs == "vocabulary":
-        settings["reward_model"] = str(models / "policy")
-    if method in SEARCHES and "implicit model" in SEARCHES[method].needs:
-        settings["implicit.model"] = str(models / "dpo")
-    config = generate_config(**settings | EXTRA.get(method, {}) | changes)
-    rows = read_jsonl(generate(config))
-    return rows, json.loads((output / "metrics.json").read_text())
+    own: dict[str, Any] = {"sampling.max_new_tokens": 8}
+    if method == "implicit-beam":
+        own["implicit_beam.top_k"] = 0  # padding too is a candidate, if nothing forbids it
+    return written(models, output, method, **own | changes)
 
 
 @pytest.mark.parametrize("method", [*GUIDANCE_METHODS, *SEARCHES])
