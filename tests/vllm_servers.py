@@ -24,7 +24,7 @@ ARGUMENTS = ("--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager", "--
 WRITING = ("--generation-config", "vllm", "--logprobs-mode", "processed_logprobs")
 SCORING = ("--runner", "pooling", "--pooler-config",
            '{"task":"token_classify","use_activation":false}')  # fmt: skip
-PATIENCE = 400.0  # seconds; it takes 30 to 60 where the machine has nothing else to do
+PATIENCE = 900.0  # seconds; it takes 30 to 60 where the machine has nothing else to do
 
 
 def started(model: Path, port: int, log: Path, *arguments: str) -> subprocess.Popen[bytes]:

@@ -15,14 +15,14 @@ from vllm_servers import free_port
 SCRIPT = Path(__file__).resolve().parents[1] / "vllm_colocated.py"
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_token_credit_pays_what_vllm_draws(tmp_path):
     write_models(tmp_path, hidden_size=64, head_dim=32)
     done = subprocess.run(
         [sys.executable, str(SCRIPT), str(tmp_path), str(free_port())],
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1100,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     rows = json.loads(done.stdout.splitlines()[-1])

@@ -39,7 +39,7 @@ from tokencredit.server.vllm_writing import (
     writing_server,
 )
 
-pytestmark = pytest.mark.timeout(900)  # a server takes up to a minute to start, several processes
+pytestmark = pytest.mark.timeout(2400)  # a server takes up to a minute to start, several processes
 # The CPU attention of vLLM knows heads of 32 and more.
 SHAPE = {"hidden_size": 64, "head_dim": 32}
 LIKELIEST = {"sampling.logprobs_of": "unmasked", "sampling.min_new_tokens": 2, "sampling.top_k": 1}

@@ -28,7 +28,7 @@ from tokencredit.text.hf_encoding import encode_responses
 from tokencredit.text.hf_known_readings import written_by
 from tokencredit.text.segments import SegmentSettings
 
-pytestmark = pytest.mark.timeout(900)  # a server takes up to a minute to start
+pytestmark = pytest.mark.timeout(2400)  # a server takes up to a minute to start
 SHAPE = {"hidden_size": 64, "head_dim": 32}
 CUT = SegmentSettings(kind="ngram", length=2)
 GIVEN = {"sequence_scores", "prefix_scores", "position_scores", "kept_tokens", "segments"}
