@@ -1,12 +1,13 @@
 """Servers of vLLM, each in a process of its own on this machine's CPU."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -53,13 +54,15 @@ def is_up(address: str) -> bool:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a server with its workers, which notice it by themselves."""
+    """End a server with its workers, also those that it has left behind; they are one session."""
     process.terminate()
     try:
         process.wait(30)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def free_port() -> int:
