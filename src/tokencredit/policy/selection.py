@@ -194,7 +194,7 @@ def score_reliability(
 def _ranked(
     scores: Float[Tensor, "batch"], group_ids: Int[Tensor, "batch"]
 ) -> list[tuple[list[int], int]]:
-    """Of each group the numbers of its rows from best to worst, and how many of them are scored.
+    """Numbers of the rows of each group from best to worst, and how many of them are scored.
 
     Raises:
         ShapeError: scores and groups differ in number.
