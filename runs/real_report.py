@@ -38,9 +38,16 @@ Row = dict[str, Any]
 
 
 def costs(runs: Path) -> dict[str, Row]:
-    """Processor seconds, seconds and peak memory of everything that ran, added up by name."""
+    """Processor seconds, seconds and peak memory of everything that ran, added up by name.
+
+    What was killed by a signal at any time is left out: the time of its own processes is lost.
+    """
     found: dict[str, Row] = {}
-    for row in read_jsonl(runs / "costs.jsonl"):
+    rows = list(read_jsonl(runs / "costs.jsonl"))
+    killed = {row["name"] for row in rows if row["status"] < 0}
+    for row in rows:
+        if row["name"] in killed:
+            continue
         one = found.setdefault(row["name"], {"cpu_seconds": 0.0, "seconds": 0.0, "peak_gb": 0.0})
         for name in ("cpu_seconds", "seconds"):
             one[name] = round(one[name] + row[name], 1)
@@ -189,12 +196,33 @@ def learning(task: str, kept: Path) -> Iterator[str]:
     else:
         rows = [list(row.values()) for row in found["table"]]
         yield from table(list(found["table"][0]), rows)
+        yield from leads(found["curves"], {row["method"]: row for row in found["table"]})
         for figure, title in (("learning", "Learning curves"), ("frontier", "Judge over KL")):
             yield f"![{title}](real/{task}-{figure}.png)\n"
     for name, samples in found["samples"].items() if task == "imdb" else ():
         shown = (f"step {s['step']}, {s['score']:+.2f}: {quoted(s)}" for s in samples)
         yield "\n".join([f"- {name}", *(f"    - {line}" for line in shown)])
     yield ""
+
+
+def leads(curves: dict[str, Row], methods: dict[str, Row]) -> Iterator[str]:
+    """How far the judge puts each credit above the terminal reward, seed by seed, along the run."""
+
+    def judged(method: str, seed: int) -> list[float]:
+        start = f"{method}_lr{methods[method]['learning rate']}_"
+        name = next(n for n in curves if n.startswith(start) and n.endswith(f"_seed{seed}"))
+        score = curves[name]["held_out_score"]
+        return [statistics.mean(score[at : at + 5]) for at in range(0, len(score), 5)]
+
+    rows = []
+    for method in methods:
+        for seed in range(int(methods[method]["seeds"])) if method != "terminal" else ():
+            both = zip(judged(method, seed), judged("terminal", seed), strict=True)
+            rows.append([f"{method}, seed {seed}", *(f"{own - other:+.2f}" for own, other in both)])
+    steps = max(len(curve["score"]) for curve in curves.values())
+    yield "How much higher the judge's score is than with the terminal reward of the same seed:\n"
+    head = [f"steps {at + 1} to {min(at + 5, steps)}" for at in range(0, steps, 5)]
+    yield from table(["", *head], rows)
 
 
 def ends(curve: Row) -> list[str]:
