@@ -34,6 +34,7 @@ LESS = {
     "generate": "--sampling.max_new_tokens 6 --data.limit 2 --progress false --device cpu",
     "compare-credit": "--faithfulness_documents 1 --resamples 20 --heatmaps 1 --progress false "
     "--credit.probe.samples 2 --credit.probe.steps 2",
+    "merge-weights": "--ama.groups 2",
 }
 """Added to a command, so that it takes seconds."""
 LEFT_OUT = {

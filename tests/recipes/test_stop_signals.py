@@ -7,6 +7,15 @@ import pytest
 from tokencredit.recipes.stop_signals import StopRequest, stop_requests
 
 
+@pytest.fixture
+def interruptible():
+    """What a shell in the background takes away: an interrupt that raises KeyboardInterrupt."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_the_first_signal_is_noted_and_the_second_one_is_not(capfd):
     handler = signal.getsignal(signal.SIGINT)
     with stop_requests("one more step") as stop:

@@ -32,7 +32,7 @@ from tokencredit.scorers.segment_ends import SegmentEndSettings
 from tokencredit.scorers.served import served_reward_model
 from tokencredit.scorers.token_scores import score_for_policy, served_token_scorer
 from tokencredit.scorers.trained_reading import remember_score_positions
-from tokencredit.server import client
+from tokencredit.server import asking
 from tokencredit.server.client import RewardServer, about
 from tokencredit.text.hf_encoding import encode_responses
 from tokencredit.text.hf_known_readings import ReadingSettings
@@ -298,7 +298,7 @@ def test_many_responses_go_in_requests_and_passes_of_bounded_size(tokenizer, mon
     served, batch = served_by(TOKENIZERS[tokenizer]), generated()
     many = batch[torch.arange(len(batch)).repeat(7)]
     requests, passes = [], []
-    sent, scored = client.exchanged, ServedModel.scores
+    sent, scored = asking.exchanged, ServedModel.scores
 
     def counted(address, method, path, headers, body, **keywords):
         if path == "/score":
@@ -310,7 +310,7 @@ def test_many_responses_go_in_requests_and_passes_of_bounded_size(tokenizer, mon
         passes.append(len(rows) * max(row.length for row in rows))
         return scored(self, rows)
 
-    monkeypatch.setattr(client, "exchanged", counted)
+    monkeypatch.setattr(asking, "exchanged", counted)
     monkeypatch.setattr(ServedModel, "scores", recorded)  # which the application asks for at once
     with at_address(served, queue_size=4, max_batch_tokens=128) as server:
         found = served_reward_model(server, written_by(POLICY))(many)

@@ -35,6 +35,7 @@ def merged_weights(
         ModelError: the models differ in the names or the shapes of their weights, as they do where
             one ties weights that the other does not.
 
+    >>> import torch
     >>> base, tuned = {"w": torch.tensor([0.0, 2.0])}, {"w": torch.tensor([1.0, 4.0])}
     >>> merged_weights(base, tuned, {"w": 0.5})["w"]
     tensor([0.5000, 3.0000])
@@ -169,6 +170,7 @@ def adaptive_base_shares(
 
     Source: Lin et al. 2023, arXiv 2309.06256, with their 0.2 and 0.2.
 
+    >>> import torch
     >>> adaptive_base_shares(torch.zeros(3))
     tensor([0.2000, 0.2000, 0.2000])
     """
