@@ -37,7 +37,7 @@ from tokencredit.text.pooling import segment_end_scores
 from tokencredit.text.segments import SegmentSettings
 
 _Scores = tuple[Float[Tensor, "time_plus_1"], Float[Tensor, "segments"] | None]
-"""Of one response: the scores of its prefixes, and those at the ends of its segments."""
+"""Scores of the prefixes of one response, and those at the ends of its segments."""
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,10 @@ All of them are sums: over the response tokens of a micro-batch, or over its res
 micro-batches add up to exactly the minibatch.
 """
 
-from functools import partial
-from typing import Any
-
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from tokencredit.logprobs import predicting_positions
 from tokencredit.masking import masked_sum
-from tokencredit.models.hf_architecture import text_positions
 from tokencredit.policy.losses.divergences import (
     chi_square_terms,
     chunked_entropies,
@@ -24,7 +18,7 @@ from tokencredit.recipes.policy.experience import Experience
 from tokencredit.recipes.policy.models import PolicyModels
 from tokencredit.recipes.policy.setting_groups import KLSettings
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
-from tokencredit.recipes.policy.views import PolicyView
+from tokencredit.recipes.policy.views import PolicyView, reference_logits
 from tokencredit.shaping import kl_estimates
 
 Losses = dict[str, Tensor]
@@ -63,7 +57,9 @@ def divergence_terms(
     if kl.forward_coef:
         assert logits is not None
         with accelerator.autocast():
-            ref_logits = models.of_reference(partial(_logits, part=part))
+            ref_logits = models.of_reference(
+                lambda model: reference_logits(models, model, part.batch)
+            )
         temperature = config.sampling.temperature
         kls = chunked_forward_kls(logits, ref_logits, temperature=temperature, allowed=part.support)
         found["forward_kl"] = masked_sum(kls, mask).sum()
@@ -101,17 +97,3 @@ def chi_square_slope(
     rows = accelerator.reduce(mask.any(-1).sum(), reduction="sum")
     everywhere = accelerator.reduce(total, reduction="sum")
     return kl.loss_coef * root_slope(float(everywhere / rows)) / float(rows)
-
-
-@torch.no_grad()
-def _logits(model: Any, part: Experience) -> Tensor:
-    """The reference's own logits where each response token is predicted."""
-    batch, time = part.batch, part.batch.response_ids.shape[1]
-    logits = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=text_positions(batch.attention_mask),
-        logits_to_keep=time + 1,
-        use_cache=False,
-    ).logits
-    return predicting_positions(logits[:, -(time + 1) :], time)

@@ -114,7 +114,7 @@ def _scores_of(
     unfinished: Bool[Tensor, "batch"] | None,
     references: Mapping[str, ReferenceScores],
 ) -> tuple[PaidResponses, Unscored]:
-    """The same, where every prompt has something to compare with."""
+    """Scores of responses whose prompts all have something to compare with."""
     mask = responses.batch.response_mask
     none = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
     known: dict[str, RunningMoments] = {}

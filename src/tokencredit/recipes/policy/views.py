@@ -41,7 +41,7 @@ class PolicyView:
     last_values: Float[Tensor, "batch"] | Any = None
 
     def detached(self) -> "PolicyView":
-        """The same numbers without their graph."""
+        """This view without its graph."""
         if self.values is None:
             return PolicyView(self.logprobs.detach())
         return PolicyView(self.logprobs.detach(), self.values.detach(), self.last_values.detach())
@@ -63,7 +63,7 @@ def view_and_logits(
     support: Bool[Tensor, "*#batch vocab"] | None,
     temperature: float,
 ) -> tuple[PolicyView, Float[Tensor, "batch time vocab"]]:
-    """The same, with the logits of the distribution that each token was drawn from."""
+    """A view of a batch, and the logits of the distribution that each token was drawn from."""
     time = batch.response_ids.shape[1]
     output = model(batch.input_ids, batch.attention_mask, time)
     logits = sampled_logits(
@@ -149,6 +149,30 @@ def old_view(
 
 
 @torch.no_grad()
+def reference_logits(
+    models: PolicyModels, model: Any, batch: ResponseBatch
+) -> Float[Tensor, "batch time vocab"]:
+    """Logits of the frozen reference where each response token is predicted.
+
+    Args:
+        models: of the run.
+        model: the reference, as `PolicyModels.of_reference` hands it out.
+        batch: the responses.
+    """
+    time = batch.response_ids.shape[1]
+    with short_attention(model, batch.input_ids.shape[1]):
+        arguments = pass_arguments(
+            model,
+            batch.input_ids,
+            batch.attention_mask,
+            columns=time + 1,
+            once=models.actor_critic.reads_beginnings_once,
+        )
+        logits = model(**arguments, logits_to_keep=time + 1).logits[:, -(time + 1) :]
+    return predicting_positions(logits, time)
+
+
+@torch.no_grad()
 def reference_logprobs(
     models: PolicyModels,
     batch: ResponseBatch,
@@ -157,22 +181,12 @@ def reference_logprobs(
     micro_batch_size: int | None,
 ) -> Float[Tensor, "batch time"]:
     """Log-probabilities under the frozen reference, of the same distribution as the policy's."""
-    time = batch.response_ids.shape[1]
 
     def logprobs(model: Any) -> Float[Tensor, "batch time"]:
         found = []
         for part, allowed in _parts(batch, support, micro_batch_size):
-            with short_attention(model, part.input_ids.shape[1]):
-                arguments = pass_arguments(
-                    model,
-                    part.input_ids,
-                    part.attention_mask,
-                    columns=time + 1,
-                    once=models.actor_critic.reads_beginnings_once,
-                )
-                logits = model(**arguments, logits_to_keep=time + 1).logits[:, -(time + 1) :]
             logits = sampled_logits(
-                predicting_positions(logits, time), temperature=temperature, allowed=allowed
+                reference_logits(models, model, part), temperature=temperature, allowed=allowed
             )
             found.append(token_logprobs(logits, part.response_ids))
         return torch.cat(found)

@@ -20,7 +20,7 @@ History = list[dict[str, float]]
 
 
 def watched(row: Mapping[str, Any]) -> dict[str, float]:
-    """Of a row of metrics what is watched."""
+    """What is watched of a row of metrics."""
     return {name: row[name] for name in WATCHED if name in row}
 
 

@@ -99,7 +99,10 @@ class ServedModel:
         )
 
     def _fingerprint(self, read: Mapping[str, Any]) -> str:
-        """Of all that scores depend on; the settings of credit, which a client makes, are not."""
+        """A fingerprint of all that scores depend on, which the settings of credit are not.
+
+        A client makes the credit.
+        """
         weights = [
             (one.weight, one.score, weights_fingerprint(model))
             if isinstance(model := getattr(one.scorer, "model", None), nn.Module)
