@@ -1,6 +1,6 @@
 """Pairs of the built-in task that no reward model of a policy sees, for the one that watches.
 
-    python runs/honest_data.py output/honest/watch.jsonl
+python runs/honest_data.py output/honest/watch.jsonl
 """
 
 import json
