@@ -78,6 +78,7 @@ docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.installed-dev $(PPO_PEER)/.installed
+	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/scoring.py --batch-size 1 --repeats 7
 	$(BIN)/python benchmarks/credit.py
 	$(BIN)/python benchmarks/decoding.py
