@@ -9,6 +9,7 @@ from .aggregation.combining import (
 from .aggregation.references import (
     log_win_probabilities,
     reference_quantiles,
+    win_margins,
     win_probabilities,
 )
 from .aggregation.transforms import RunningMoments, normalised_scores, priced_scores
@@ -101,10 +102,13 @@ from .policy.losses.divergences import (
     chi_square_terms,
     chunked_entropies,
     chunked_forward_kls,
+    chunked_log_normalisers,
     dense_chi_square_penalties,
     root_slope,
 )
 from .policy.losses.likelihood import likelihood_losses
+from .policy.losses.path_consistency import path_consistency_losses
+from .policy.mixtures import geometric_mixture_logits
 from .policy.selection import kept_responses, resampled_responses, score_reliability
 from .preference.error_spans import error_severity_ids, labelled_error_spans
 from .preference.labels import (
@@ -189,6 +193,7 @@ __all__ = [
     "chosen_tokens",
     "chunked_entropies",
     "chunked_forward_kls",
+    "chunked_log_normalisers",
     "classification_loss",
     "clipped_policy_losses",
     "clipped_step_scores",
@@ -210,6 +215,7 @@ __all__ = [
     "fine_grained_credit",
     "fitted_location_normaliser",
     "gae_advantages",
+    "geometric_mixture_logits",
     "gradient_times_input_credit",
     "group_mean_to_go_advantages",
     "grpo_advantages",
@@ -249,6 +255,7 @@ __all__ = [
     "ngram_segments",
     "nominal_and_worst_scores",
     "normalised_scores",
+    "path_consistency_losses",
     "perplexity_segments",
     "pooled_by_segment",
     "potential_shaping",
@@ -309,6 +316,7 @@ __all__ = [
     "utterance_credit",
     "weighted_implicit_rewards",
     "weighted_sum_scores",
+    "win_margins",
     "win_probabilities",
     "window_credit",
     "worst_case_scores",

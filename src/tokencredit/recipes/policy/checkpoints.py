@@ -27,6 +27,7 @@ from tokencredit.recipes.policy.sharding import (
     placed_like,
     restore_moments,
 )
+from tokencredit.recipes.policy.target_network import FILE as TARGET
 from tokencredit.recipes.run_folder import flush, writing
 
 
@@ -102,6 +103,7 @@ def write_checkpoint(
     *,
     keep: int,
     spare: int | None = None,
+    target: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write beside, flush to disk, then rename; older checkpoints beyond `keep` go afterwards.
 
@@ -116,6 +118,7 @@ def write_checkpoint(
         state: what else the run must remember, as JSON has it.
         keep: how many checkpoints stay, the newest.
         spare: the steps of one that stays besides, however old it is.
+        target: weights of a target network; none or an empty dictionary writes none.
 
     Raises:
         RunFolderError: the disk is full or cannot be written; older checkpoints stay.
@@ -127,6 +130,8 @@ def write_checkpoint(
         save_actor_critic(actor_critic, weights, beside)
         tokenizer.save_pretrained(beside / "policy")
         save_file(moments, beside / "optimizer.safetensors")
+        if target:
+            save_file({k: v.contiguous() for k, v in target.items()}, beside / TARGET)
         (beside / "state.json").write_text(json.dumps(state))
         seal(beside)
         shutil.rmtree(path, ignore_errors=True)

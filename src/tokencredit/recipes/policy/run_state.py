@@ -9,11 +9,13 @@ from accelerate import Accelerator
 from tokencredit.aggregation.transforms import RunningMoments
 from tokencredit.batch import TokenScorer
 from tokencredit.recipes.policy.checkpoints import read_state
+from tokencredit.recipes.policy.demonstrations import Demonstrations
 from tokencredit.recipes.policy.models import PolicyModels
 from tokencredit.recipes.policy.pretraining import PretrainingRows
 from tokencredit.recipes.policy.prompts import PolicyPrompts
 from tokencredit.recipes.policy.references import Reference
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
+from tokencredit.recipes.policy.target_network import TargetWeights
 from tokencredit.recipes.policy.watching import History
 
 
@@ -35,6 +37,9 @@ class PolicyRun:
             drawn in a step is added.
         pretraining: texts that the policy learns besides.
         history: what was watched of the steps so far; each step adds its row.
+        target: weights of the target network, which follow those of the policy; empty for
+            algorithms that have none.
+        demonstrations: responses of others that the policy learns from besides.
     """
 
     config: TrainPolicyConfig
@@ -49,6 +54,8 @@ class PolicyRun:
     references: dict[str, Reference]
     pretraining: PretrainingRows
     history: History
+    target: TargetWeights = field(default_factory=dict)
+    demonstrations: Demonstrations = field(default_factory=Demonstrations)
 
 
 @dataclass

@@ -4,7 +4,7 @@ import warnings
 from dataclasses import dataclass, replace
 
 from tokencredit.aggregation.methods import CombinationSettings
-from tokencredit.aggregation.transforms import ScoreSettings
+from tokencredit.aggregation.transforms import SCORE_TRANSFORMS, ScoreSettings
 from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError, TokenCreditWarning
 from tokencredit.policy.methods import ALGORITHMS
@@ -21,7 +21,9 @@ from tokencredit.recipes.policy.setting_groups import (
     SamplingSettings,
     ServerSettings,
 )
+from tokencredit.recipes.policy.value_groups import SoftQSettings
 from tokencredit.recipes.policy.watch_groups import (
+    OpponentSettings,
     PretrainingSettings,
     ReferenceSettings,
     SelectionSettings,
@@ -84,12 +86,16 @@ class TrainPolicyConfig:
     """What is done to the score of `reward_model` before it is spread."""
     references: ReferenceSettings = group(ReferenceSettings)
     """Responses of the reference with which scores are compared."""
+    opponent: OpponentSettings = group(OpponentSettings)
+    """Whom the policy is to beat, for Nash-MD."""
     sampling: SamplingSettings = group(SamplingSettings)
     """How responses are drawn."""
     selection: SelectionSettings = group(SelectionSettings)
     """Which responses the policy learns from."""
     algorithm: AlgorithmSettings = group(AlgorithmSettings)
     """How token rewards become updates."""
+    soft_q: SoftQSettings = group(SoftQSettings)
+    """What soft Q-learning is about, and what else it learns from."""
     optimizer: OptimizerSettings = group(OptimizerSettings)
     """The optimiser."""
     kl: KLSettings = group(KLSettings)
@@ -131,6 +137,7 @@ class TrainPolicyConfig:
         _require_responses_to_choose_from(self.selection, self.algorithm)
         _require_critic_to_warm_up(self.optimizer, self.algorithm)
         _require_references_that_fit(self)
+        _require_soft_q_that_fits(self)
         _require_server_that_fits(self)
         if self.machine.vllm_server is not None and self.lora.rank:
             raise ConfigError(
@@ -235,7 +242,8 @@ def _require_references_that_fit(config: TrainPolicyConfig) -> None:
         ConfigError: a transform of a score needs more of them.
     """
     for one in config.sources:
-        needed = one.score.reference_responses
+        row = SCORE_TRANSFORMS[one.score.transform]
+        needed = 0 if row.against_mixture else row.references
         if config.references.per_prompt < needed:
             raise ConfigError(
                 f"references.per_prompt is {config.references.per_prompt} and the transform "
@@ -243,15 +251,39 @@ def _require_references_that_fit(config: TrainPolicyConfig) -> None:
                 f"expected at least {needed}"
             )
     usual, kl = KLSettings().coef, config.kl
-    bounded = [one.label for one in config.sources if one.score.transform == "par"]
+    bounded = [one for one in config.sources if one.score.transform in ("par", "nash")]
     if bounded and kl.target is None and max(kl.coef, kl.loss_coef) >= usual:
         warnings.warn(
             f"kl.coef is {kl.coef} and kl.loss_coef {kl.loss_coef}, and the score of "
-            f"{bounded[0]!r} becomes a probability (transform 'par'), which no response raises by "
+            f"{bounded[0].label!r} becomes a probability (transform "
+            f"{bounded[0].score.transform!r}), which no response raises by "
             f"more than 1: {usual} and more are prices for raw scores, at which little is worth "
             "its KL. A smaller coefficient, or kl.target, leaves room",
             TokenCreditWarning,
             stacklevel=4,
+        )
+
+
+def _require_soft_q_that_fits(config: TrainPolicyConfig) -> None:
+    """Refuse soft Q-learning without a price of its KL, and what only makes sense with it."""
+    kl, name = config.kl, config.algorithm.name
+    if ALGORITHMS[name].loss != "path-consistency":
+        if config.soft_q.data is not None:
+            raise ConfigError(
+                f"soft_q.data is {config.soft_q.data!r} with algorithm.name {name!r}; expected "
+                "algorithm.name 'soft-q', which alone learns from responses of others"
+            )
+        return
+    if kl.coef <= 0 or kl.penalty != "kl":
+        raise ConfigError(
+            f"kl.coef is {kl.coef} and kl.penalty {kl.penalty!r} with algorithm.name {name!r}, "
+            "whose best policy is one at a price of a nat; expected kl.coef above 0 and "
+            "kl.penalty 'kl'"
+        )
+    if config.soft_q.data is not None and config.selection.keep != "all":
+        raise ConfigError(
+            f"selection.keep is {config.selection.keep!r} with soft_q.data "
+            f"{config.soft_q.data!r}; expected 'all': responses of others have no group"
         )
 
 
