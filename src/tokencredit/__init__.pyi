@@ -6,6 +6,11 @@ from .aggregation.combining import (
     weighted_sum_scores,
     worst_case_scores,
 )
+from .aggregation.euler import (
+    mean_less_deviation_slopes,
+    nominal_and_worst_slopes,
+    worst_case_slopes,
+)
 from .aggregation.references import (
     log_win_probabilities,
     reference_quantiles,
@@ -108,6 +113,11 @@ from .policy.losses.divergences import (
 )
 from .policy.losses.likelihood import likelihood_losses
 from .policy.losses.path_consistency import path_consistency_losses
+from .policy.losses.utterances import (
+    utterance_advantages,
+    utterance_q_losses,
+    utterance_v_losses,
+)
 from .policy.mixtures import geometric_mixture_logits
 from .policy.selection import kept_responses, resampled_responses, score_reliability
 from .preference.error_spans import error_severity_ids, labelled_error_spans
@@ -250,10 +260,12 @@ __all__ = [
     "maximum_constraint_loss",
     "mean_attention_received",
     "mean_less_deviation_scores",
+    "mean_less_deviation_slopes",
     "mean_less_variance_scores",
     "merged_weights",
     "ngram_segments",
     "nominal_and_worst_scores",
+    "nominal_and_worst_slopes",
     "normalised_scores",
     "path_consistency_losses",
     "perplexity_segments",
@@ -313,11 +325,15 @@ __all__ = [
     "top_share_mask",
     "uniform_credit",
     "updated_spread",
+    "utterance_advantages",
     "utterance_credit",
+    "utterance_q_losses",
+    "utterance_v_losses",
     "weighted_implicit_rewards",
     "weighted_sum_scores",
     "win_margins",
     "win_probabilities",
     "window_credit",
     "worst_case_scores",
+    "worst_case_slopes",
 ]

@@ -204,7 +204,8 @@ def _begins_update(config: TrainPolicyConfig, accelerator: Accelerator) -> bool:
     at_once = (algorithm.minibatch_size or size) == size <= (algorithm.micro_batch_size or size)
     needs_logits = config.kl.entropy_coef or config.kl.forward_coef
     needs_logits = needs_logits or ALGORITHMS[algorithm.name].loss == "path-consistency"
-    learns_from_all = config.selection.keep == "all"
+    # Of dialogues there are more utterances than `batch_size`, and so several minibatches.
+    learns_from_all = config.selection.keep == "all" and config.dialogue.environment is None
     one_process = accelerator.distributed_type == DistributedType.NO
     return at_once and learns_from_all and not needs_logits and one_process
 

@@ -14,8 +14,15 @@ def require_shared_evenly(config: TrainPolicyConfig, processes: int) -> None:
     """Refuse batches that processes cannot share evenly.
 
     Raises:
-        ConfigError: one of them is no multiple of the number of processes, or would cut a group.
+        ConfigError: one of them is no multiple of the number of processes, or would cut a group;
+            or there are dialogues.
     """
+    if processes > 1 and config.dialogue.environment is not None:
+        raise ConfigError(
+            f"dialogue.environment is {config.dialogue.environment!r} on {processes} processes; "
+            "expected one process: dialogues differ in length, and each would need another number "
+            "of passes"
+        )
     sizes = (config.batch_size, config.algorithm.minibatch_size or config.batch_size)
     if any(size % processes for size in sizes):
         raise ConfigError(

@@ -11,6 +11,10 @@ from tokencredit.policy.methods import ALGORITHMS
 from tokencredit.policy.selection import SELECTIONS
 from tokencredit.preference.hf_rows import DatasetSettings
 from tokencredit.ranges import require_at_least
+from tokencredit.recipes.policy.algorithm_checks import (
+    require_dialogues_that_fit,
+    require_soft_q_that_fits,
+)
 from tokencredit.recipes.policy.setting_groups import (
     AlgorithmSettings,
     KLSettings,
@@ -21,7 +25,7 @@ from tokencredit.recipes.policy.setting_groups import (
     SamplingSettings,
     ServerSettings,
 )
-from tokencredit.recipes.policy.value_groups import SoftQSettings
+from tokencredit.recipes.policy.value_groups import DialogueSettings, SoftQSettings
 from tokencredit.recipes.policy.watch_groups import (
     OpponentSettings,
     PretrainingSettings,
@@ -94,6 +98,8 @@ class TrainPolicyConfig:
     """Which responses the policy learns from."""
     algorithm: AlgorithmSettings = group(AlgorithmSettings)
     """How token rewards become updates."""
+    dialogue: DialogueSettings = group(DialogueSettings)
+    """With whom the policy talks, in the place of single responses."""
     soft_q: SoftQSettings = group(SoftQSettings)
     """What soft Q-learning is about, and what else it learns from."""
     optimizer: OptimizerSettings = group(OptimizerSettings)
@@ -135,9 +141,11 @@ class TrainPolicyConfig:
                 source.own_credit or self.credit, source.segments or self.segments
             )
         _require_responses_to_choose_from(self.selection, self.algorithm)
-        _require_critic_to_warm_up(self.optimizer, self.algorithm)
+        require_dialogues_that_fit(self)
+        if self.dialogue.environment is None:
+            _require_critic_to_warm_up(self.optimizer, self.algorithm)
         _require_references_that_fit(self)
-        _require_soft_q_that_fits(self)
+        require_soft_q_that_fits(self)
         _require_server_that_fits(self)
         if self.machine.vllm_server is not None and self.lora.rank:
             raise ConfigError(
@@ -157,6 +165,9 @@ class TrainPolicyConfig:
     @property
     def sources(self) -> tuple[RewardSource, ...]:
         """The sources of reward, one in the short form."""
+        environment = self.dialogue.environment
+        if environment is not None and self.reward_model is None and not self.rewards:
+            return (RewardSource(environment, credit=CreditSettings("terminal")),)
         return required_sources(
             self.reward_model,
             self.rewards,
@@ -192,6 +203,14 @@ def warn_of_biased_gradient(config: TrainPolicyConfig) -> None:
         f"{algorithm.name!r} leaves rewards before a token out of its advantage, as if it could "
         "not have changed them: the gradient is biased"
     )
+    if config.combine.credit == "each" and config.combine.method != "sum":
+        warnings.warn(
+            "combine.credit 'each' weighs sources by the finished response, and algorithm.name "
+            f"{because}. combine.credit 'together' or algorithm.name {safe} has no such bias",
+            TokenCreditWarning,
+            stacklevel=2,
+        )
+        return
     for credit, _ in used:
         if not credit_method(credit.method).causal and credit.terminal_share != 1:
             warnings.warn(
@@ -261,29 +280,6 @@ def _require_references_that_fit(config: TrainPolicyConfig) -> None:
             "its KL. A smaller coefficient, or kl.target, leaves room",
             TokenCreditWarning,
             stacklevel=4,
-        )
-
-
-def _require_soft_q_that_fits(config: TrainPolicyConfig) -> None:
-    """Refuse soft Q-learning without a price of its KL, and what only makes sense with it."""
-    kl, name = config.kl, config.algorithm.name
-    if ALGORITHMS[name].loss != "path-consistency":
-        if config.soft_q.data is not None:
-            raise ConfigError(
-                f"soft_q.data is {config.soft_q.data!r} with algorithm.name {name!r}; expected "
-                "algorithm.name 'soft-q', which alone learns from responses of others"
-            )
-        return
-    if kl.coef <= 0 or kl.penalty != "kl":
-        raise ConfigError(
-            f"kl.coef is {kl.coef} and kl.penalty {kl.penalty!r} with algorithm.name {name!r}, "
-            "whose best policy is one at a price of a nat; expected kl.coef above 0 and "
-            "kl.penalty 'kl'"
-        )
-    if config.soft_q.data is not None and config.selection.keep != "all":
-        raise ConfigError(
-            f"selection.keep is {config.selection.keep!r} with soft_q.data "
-            f"{config.soft_q.data!r}; expected 'all': responses of others have no group"
         )
 
 

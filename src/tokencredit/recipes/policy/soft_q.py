@@ -59,9 +59,9 @@ def with_soft_targets(run: PolicyRun, experience: Experience, *, kl_coef: float)
 
 def drawn_rows(run: PolicyRun, experience: Experience) -> Experience:
     """The part of an experience that the policy has drawn itself, which metrics are about."""
-    count = run.config.batch_size // run.accelerator.num_processes
-    if len(experience.batch) == count:
+    if not run.demonstrations.responses:
         return experience
+    count = run.config.batch_size // run.accelerator.num_processes
     return rows_of(experience, torch.arange(count, device=experience.kl.device))
 
 

@@ -40,7 +40,9 @@ from tokencredit.recipes.policy.checkpoints import (
     restore_optimizer,
     write_checkpoint,
 )
-from tokencredit.recipes.policy.demonstrations import demonstrations_of, with_demonstrations
+from tokencredit.recipes.policy.demonstrations import demonstrations_of
+from tokencredit.recipes.policy.dialogue_critic import opened_dialogues
+from tokencredit.recipes.policy.dialogue_step import rollout_of_step
 from tokencredit.recipes.policy.experience import experience_of, rows_of
 from tokencredit.recipes.policy.metrics import StepProgress, sample_rows, step_metrics, timed
 from tokencredit.recipes.policy.models import PolicyModels, loaded_models
@@ -65,7 +67,7 @@ from tokencredit.recipes.policy.refusals import (
     require_shared_evenly,
     require_what_sharding_allows,
 )
-from tokencredit.recipes.policy.rollout import Rollout, draw_responses
+from tokencredit.recipes.policy.rollout import Rollout
 from tokencredit.recipes.policy.run_state import PolicyRun, RunState
 from tokencredit.recipes.policy.selection import kept_rows
 from tokencredit.recipes.policy.setting_groups import OptimizerSettings
@@ -249,6 +251,7 @@ def open_run(
         pretraining,
         by_the_first(accelerator, lambda: list(map(watched, read_jsonl(folder / "metrics.jsonl")))),
         demonstrations=demonstrations_of(config, models.reading),
+        dialogues=opened_dialogues(config, checkpoint, accelerator.device),
     )
     if ALGORITHMS[config.algorithm.name].loss == "path-consistency":
         run.target.update(opened_target(models.actor_critic, checkpoint))
@@ -362,9 +365,8 @@ def _train_step(run: PolicyRun, state: RunState) -> tuple[dict[str, Any], list[d
     rng = seeded(config.seed, state.step, accelerator.process_index)
     with timed(seconds, "rollout"):
         # prompt_ids (batch, prompt), response_ids (batch, time), truncated (batch)
-        rollout = draw_responses(config, accelerator, models, run.prompts, state.step, rng)
-        others, pad = run.demonstrations, models.tokenizer.pad_token_id
-        rollout = with_demonstrations(config, accelerator, others, rollout, state.step, pad=pad)
+        drawing = rollout_of_step(run, state.step, rng)
+        rollout = drawing.rollout
     with timed(seconds, "score"):
         # sequence scores (batch); log-probs of policy and reference, values, token scores, and
         # from them token rewards, advantages and returns: (batch, time)
@@ -376,7 +378,7 @@ def _train_step(run: PolicyRun, state: RunState) -> tuple[dict[str, Any], list[d
             accelerator,
             kl_coef=state.kl_coef,
             moments=state.moments,
-            token_scorer=run.token_scorer,
+            token_scorer=drawing.token_scorer,
             references=_references(run, rollout, state.step) | opponent_scores(run, rollout),
         )
         experience = with_soft_targets(run, experience, kl_coef=state.kl_coef)
@@ -405,6 +407,7 @@ def _train_step(run: PolicyRun, state: RunState) -> tuple[dict[str, Any], list[d
         reduce=accelerator.gather,
         kept=kept,
     )
+    row |= drawing.told
     samples = []
     if state.step % config.record.sample_every == 0 and accelerator.is_main_process:
         count = config.record.sample_count
@@ -452,5 +455,5 @@ def _checkpoint(run: PolicyRun, state: RunState) -> None:
             },
             keep=run.config.record.keep_checkpoints,
             spare=state.best_step,
-            target=run.target,
+            others=run.tensors,
         )
