@@ -2,6 +2,7 @@
 
 import json
 
+import ending_models
 import pytest
 import torch
 from accelerate import Accelerator
@@ -122,6 +123,25 @@ def test_dialogues_are_those_of_the_environment(models, tmp_path, turns):
             text = tokenizer.decode(one.state) + tokenizer.decode(one.said) + " the cast is"
             assert one.following == tokenizer.encode(text.replace("<bos>", ""))
             assert any(other.state == one.following for other in played.utterances)
+
+
+def test_a_chat_policy_reads_the_turns_by_its_template(tmp_path):
+    folder = ending_models.write_models(tmp_path / "models")
+    more = {"batch_size": 4, "sampling.max_new_tokens": 4, "sampling.response_lengths": "eos"}
+    run, rng = begun(folder, tmp_path / "run", **more)
+    played = play_dialogues(run, lambda heard: [("why ?", 0.5)] * len(heard), 0, rng)
+    assert played.returns == [2.0] * 4
+
+    def text(ids):
+        return run.models.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+    ends = run.models.reading.turn_ends
+    for one in played.utterances:
+        assert one.has_ended == (one.said[-1] in ends)
+        if one.following:
+            said = text([token for token in one.said if token not in ends])
+            expected = f"{text(one.state)}{said}<eot>\nuser why ?<eot>\nassistant "
+            assert text(one.following) == expected
 
 
 def test_a_dialogue_ends_where_the_policy_could_read_no_more(models, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import math
 
+import ending_models
 import pytest
 import torch
 from accelerate import Accelerator
@@ -162,6 +163,24 @@ def test_responses_of_others_are_as_the_policy_would_have_written_them(models, t
     config = tiny_config(models, tmp_path, **SOFT, **data, sampling__min_new_tokens=5)
     with pytest.raises(DataError, match=r"answers.jsonl, row 0: a response of 3 tokens; expected"):
         demonstrations_of(config, reading)
+
+
+def test_responses_of_others_to_a_chat_policy_end_as_its_turns_do(tmp_path):
+    folder = ending_models.write_models(tmp_path / "models")
+    asked = [{"role": "user", "content": "hello"}]
+    row = {"prompt": asked, "completion": [{"role": "assistant", "content": "good plot"}]}
+    cut = {**row, "ended": False}
+    (folder / "answers.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(cut)}\n")
+    data = {"soft_q.data": str(folder / "answers.jsonl")}
+    config = tiny_config(folder, tmp_path, **SOFT, **data, sampling__max_new_tokens=40)
+    reading = loaded_models(config, None, torch.device("cpu")).reading
+    found = demonstrations_of(config, reading)
+    assert [reading.tokenizer.decode(ids) for ids in found.prompts] == [
+        "user hello<eot>\nassistant "
+    ] * 2
+    texts = [reading.tokenizer.decode(ids) for ids in found.responses]
+    assert texts == ["good plot<eot>", "good plot"]
+    assert found.ended == [True, False]
 
 
 @pytest.mark.parametrize(

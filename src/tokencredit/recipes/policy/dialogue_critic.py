@@ -125,7 +125,7 @@ def utterance_batch(
     return ResponseBatch.of_rows(states, texts, pad_token_id=pad, device=device)
 
 
-def critic_values(critic: nn.Module, batch: ResponseBatch) -> Values:
+def critic_values(critic: Any, batch: ResponseBatch) -> Values:
     """Values of utterances at their last token, and of states at their last.
 
     A causal trunk reads both in one pass.
@@ -191,7 +191,7 @@ def learn_values(
         ).mean()
         v_loss = utterance_v_losses(values, fresh_values).mean()
         require_finite("the loss of the critic of utterances", q_loss + v_loss)
-        (q_loss + v_loss).backward()
+        torch.autograd.backward(q_loss + v_loss)
         nn.utils.clip_grad_norm_(critic.parameters(), config.optimizer.max_grad_norm)
         dialogues.optimizer.step()
         dialogues.optimizer.zero_grad()

@@ -62,8 +62,8 @@ def play_dialogues(run: PolicyRun, environment: Environment, step: int, rng: Any
     active, utterances = list(range(len(states))), list[Utterance]()
     for turn in range(config.dialogue.turns):
         batch, truncated = drawn_utterances(run, [states[i] for i in active], rng)
-        for i, row in zip(active, decoded_responses(run.models.tokenizer, batch), strict=True):
-            dialogues[i].append({"role": "assistant", "content": row.response})
+        for i, text in zip(active, decoded_responses(run.models.tokenizer, batch), strict=True):
+            dialogues[i].append({"role": "assistant", "content": text.response})
         answers = _answers(environment, [dialogues[i] for i in active])
         going_on = []
         for row, (i, (answer, reward)) in enumerate(zip(active, answers, strict=True)):

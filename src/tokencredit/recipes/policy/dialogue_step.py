@@ -81,8 +81,8 @@ def _dialogues(run: PolicyRun, step: int, rng: torch.Generator) -> StepRollout:
             advantages = utterance_advantages(*critic_values(dialogues.critic, batch))
     cut = [not one.has_ended for one in played.utterances]
 
-    def pay(of_step: ResponseBatch) -> torch.Tensor:
-        return terminal_credit(advantages, of_step.response_mask)
+    def pay(batch: ResponseBatch) -> torch.Tensor:
+        return terminal_credit(advantages, batch.response_mask)
 
     turns = len(played.utterances) / len(played.returns)
     mean = sum(played.returns) / len(played.returns)
