@@ -38,8 +38,10 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("methods")
     models = write_models(folder / "models")
     files = {"pretraining.data": "text", "soft_q.data": "completion"}
+    words = ("good", "bad", "slow")
     for name, column in files.items():
-        rows = [{"prompt": "the film", column: f" is {word} ."} for word in ("good", "bad", "slow")]
+        texts = (f" is {word} . the plot is {word} ." for word in words)
+        rows = [{"prompt": "the film", column: text} for text in texts]
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(lines)
     jobs = []
