@@ -68,6 +68,7 @@ def test_the_best_policy_is_found_beyond_what_pays_at_once(models, tmp_path):
         "steps": 25,
         "batch_size": 64,
         "algorithm.epochs": 2,
+        "algorithm.minibatch_size": 64,
         "algorithm.whiten_advantages": True,
         "dialogue.critic_updates": 4,
         "dialogue.critic_batch_size": 64,

@@ -31,6 +31,9 @@ def utterance_q_losses(
         is_last: True where no utterance follows.
         discount: γ per utterance.
 
+    Returns:
+        Losses of the utterances, in squared units of the reward.
+
     Source: Zhou et al. 2024, arXiv 2402.19446 (ArCHer), the critic's loss of their code.
 
     >>> q, v = torch.tensor([[1.0]]), torch.tensor([[2.0]])
@@ -52,6 +55,9 @@ def utterance_v_losses(
         values: V of the state, by each critic.
         fresh_q_values: Q̄ of an utterance that the policy as it is has drawn in this state, by the
             slow copy of each critic; constants.
+
+    Returns:
+        Losses of the states, in squared units of the reward.
 
     Source: Zhou et al. 2024, arXiv 2402.19446 (ArCHer), likewise.
 

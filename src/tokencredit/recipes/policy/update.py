@@ -68,7 +68,9 @@ def update_policy(
         left = 1 - step / config.steps if config.optimizer.lr_schedule == "linear" else 1.0
         group["lr"] = config.optimizer.rate * left
     share = len(experience.batch)
-    minibatch = (algorithm.minibatch_size or config.batch_size) // accelerator.num_processes
+    minibatch = share
+    if algorithm.minibatch_size is not None:
+        minibatch = algorithm.minibatch_size // accelerator.num_processes
     micro_batch = min(algorithm.micro_batch_size or minibatch, minibatch)
     totals: dict[str, float] = {}
     updates = 0
