@@ -6,9 +6,15 @@ from .aggregation.combining import (
     weighted_sum_scores,
     worst_case_scores,
 )
+from .aggregation.euler import (
+    mean_less_deviation_slopes,
+    nominal_and_worst_slopes,
+    worst_case_slopes,
+)
 from .aggregation.references import (
     log_win_probabilities,
     reference_quantiles,
+    win_margins,
     win_probabilities,
 )
 from .aggregation.transforms import RunningMoments, normalised_scores, priced_scores
@@ -101,10 +107,18 @@ from .policy.losses.divergences import (
     chi_square_terms,
     chunked_entropies,
     chunked_forward_kls,
+    chunked_log_normalisers,
     dense_chi_square_penalties,
     root_slope,
 )
 from .policy.losses.likelihood import likelihood_losses
+from .policy.losses.path_consistency import path_consistency_losses
+from .policy.losses.utterances import (
+    utterance_advantages,
+    utterance_q_losses,
+    utterance_v_losses,
+)
+from .policy.mixtures import geometric_mixture_logits
 from .policy.selection import kept_responses, resampled_responses, score_reliability
 from .preference.error_spans import error_severity_ids, labelled_error_spans
 from .preference.labels import (
@@ -189,6 +203,7 @@ __all__ = [
     "chosen_tokens",
     "chunked_entropies",
     "chunked_forward_kls",
+    "chunked_log_normalisers",
     "classification_loss",
     "clipped_policy_losses",
     "clipped_step_scores",
@@ -210,6 +225,7 @@ __all__ = [
     "fine_grained_credit",
     "fitted_location_normaliser",
     "gae_advantages",
+    "geometric_mixture_logits",
     "gradient_times_input_credit",
     "group_mean_to_go_advantages",
     "grpo_advantages",
@@ -244,11 +260,14 @@ __all__ = [
     "maximum_constraint_loss",
     "mean_attention_received",
     "mean_less_deviation_scores",
+    "mean_less_deviation_slopes",
     "mean_less_variance_scores",
     "merged_weights",
     "ngram_segments",
     "nominal_and_worst_scores",
+    "nominal_and_worst_slopes",
     "normalised_scores",
+    "path_consistency_losses",
     "perplexity_segments",
     "pooled_by_segment",
     "potential_shaping",
@@ -306,10 +325,15 @@ __all__ = [
     "top_share_mask",
     "uniform_credit",
     "updated_spread",
+    "utterance_advantages",
     "utterance_credit",
+    "utterance_q_losses",
+    "utterance_v_losses",
     "weighted_implicit_rewards",
     "weighted_sum_scores",
+    "win_margins",
     "win_probabilities",
     "window_credit",
     "worst_case_scores",
+    "worst_case_slopes",
 ]

@@ -93,7 +93,9 @@ class Algorithm:
         discounts: whether it has a discount.
         whitens: whether advantages are whitened over the batch unless a setting says otherwise.
         loss: `clipped` for the surrogate of PPO, `likelihood` for the plain negative
-            log-likelihood of the responses that are learnt from.
+            log-likelihood of the responses that are learnt from, `path-consistency` for that of
+            soft Q-learning.
+        pays_kl_itself: whether its loss holds the price of the KL, which rewards then leave out.
     """
 
     advantages: Callable[[Outcome, AdvantageSettings], Advantages]
@@ -103,7 +105,8 @@ class Algorithm:
     needs_causal_credit: bool = True
     discounts: bool = True
     whitens: bool = False
-    loss: Literal["clipped", "likelihood"] = "clipped"
+    loss: Literal["clipped", "likelihood", "path-consistency"] = "clipped"
+    pays_kl_itself: bool = False
 
 
 def _gae(outcome: Outcome, settings: AdvantageSettings) -> Advantages:
@@ -198,6 +201,13 @@ ALGORITHMS: dict[str, Algorithm] = {
         needs_causal_credit=False,
         discounts=False,
         loss="likelihood",
+    ),
+    "soft-q": Algorithm(
+        lambda o, _: (reinforce_advantages(o.token_rewards, o.response_mask), None),
+        "no advantage: rewards to go, which the path consistency of soft Q-learning is to match",
+        discounts=False,
+        loss="path-consistency",
+        pays_kl_itself=True,
     ),
 }
 """Rows by the names that settings and adapters take."""

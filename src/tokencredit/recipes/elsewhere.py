@@ -64,6 +64,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "max_completion_length": ("sampling.max_new_tokens",),
     "response_length": ("sampling.max_new_tokens",),
     "num_generations": ("algorithm.samples_per_prompt", "n"),
+    "mixture_coef": ("opponent.reference_share",),
     "beta": ("dpo_beta", "kl.coef"),
     "kl_coef": ("kl.coef",),
     "init_kl_coef": ("kl.coef",),

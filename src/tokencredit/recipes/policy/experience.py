@@ -25,6 +25,7 @@ from tokencredit.recipes.policy.setting_groups import AlgorithmSettings, Samplin
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.recipes.policy.views import (
     PolicyView,
+    SoftTargets,
     old_view,
     reference_entropies,
     reference_logprobs,
@@ -43,7 +44,8 @@ class Experience:
     `source_scores` are those of each source of reward, as it gave them; `sequence_scores` are the
     same, combined. Both are zero where `unscored` says so; `fault` is why, for one of them, with
     the number of its row. `moments` are those that scores were normalised by. `first_pass` is `old`
-    with its graph, where the first update may start from it.
+    with its graph, where the first update may start from it. `soft` is there for soft Q-learning
+    alone.
     """
 
     batch: ResponseBatch
@@ -65,6 +67,7 @@ class Experience:
     loss_mask: Bool[Tensor, "batch time"]
     advantages: Float[Tensor, "batch time"]
     returns: Float[Tensor, "batch time"] | None
+    soft: SoftTargets | None = None
 
 
 def with_truncation(
@@ -144,7 +147,8 @@ def experience_of(
     penalties = kl
     if config.kl.penalty == "sqrt-chi-square" and kl_coef:
         penalties = _chi_square_penalties(old.logprobs, ref_logprobs, mask, accelerator)
-    token_rewards = kl_penalised_rewards(paid, penalties, mask, kl_coef=kl_coef)
+    charged = 0.0 if ALGORITHMS[config.algorithm.name].pays_kl_itself else kl_coef
+    token_rewards = kl_penalised_rewards(paid, penalties, mask, kl_coef=charged)
     if not bool(token_rewards.isfinite().all()):
         raise NumericError(
             "a token reward is NaN or infinite; expected finite scores and log-probabilities. "
@@ -199,7 +203,9 @@ def _begins_update(config: TrainPolicyConfig, accelerator: Accelerator) -> bool:
     algorithm, size = config.algorithm, config.batch_size
     at_once = (algorithm.minibatch_size or size) == size <= (algorithm.micro_batch_size or size)
     needs_logits = config.kl.entropy_coef or config.kl.forward_coef
-    learns_from_all = config.selection.keep == "all"
+    needs_logits = needs_logits or ALGORITHMS[algorithm.name].loss == "path-consistency"
+    # Of dialogues there are more utterances than `batch_size`, and so several minibatches.
+    learns_from_all = config.selection.keep == "all" and config.dialogue.environment is None
     one_process = accelerator.distributed_type == DistributedType.NO
     return at_once and learns_from_all and not needs_logits and one_process
 
@@ -320,8 +326,8 @@ def rows_of(experience: Experience, rows: Tensor) -> Experience:
     """The experience of some responses."""
 
     def part(value: Any) -> Any:
-        if isinstance(value, PolicyView):
-            return PolicyView(**{k: part(v) for k, v in vars(value).items()})
+        if isinstance(value, PolicyView | SoftTargets):
+            return type(value)(**{k: part(v) for k, v in vars(value).items()})
         if isinstance(value, dict):
             return {k: part(v) for k, v in value.items()}
         return value[rows] if isinstance(value, Tensor | ResponseBatch) else value
