@@ -162,7 +162,7 @@ def calibrated_pair_losses(
         policy_logprobs: of the policy now, in nats.
         ref_logprobs: of the reference.
         signs: 1 for a chosen response, −1 for a rejected one, in turns; 0 for both leaves a pair
-            out.
+            out, and so does a response without a token.
         response_mask: True on tokens of the policy.
         dpo_beta: β.
         likelihood_coef: λ.
@@ -187,7 +187,8 @@ def calibrated_pair_losses(
     chosen, mask = masked_sum(policy_logprobs, response_mask)[0::2], response_mask[0::2]
     likelihoods = chosen / mask.sum(-1).clamp(min=1)
     losses = -logsigmoid(dpo_beta * margins) - likelihood_coef * likelihoods
-    return losses.masked_fill(signs[0::2] <= 0, 0.0)
+    there = (signs[0::2] > 0) & mask.any(-1) & response_mask[1::2].any(-1)
+    return losses.masked_fill(~there, 0.0)
 
 
 def _groups(group_ids: Int[Tensor, "batch"]) -> list[Int[Tensor, "rows"]]:

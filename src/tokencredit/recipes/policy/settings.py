@@ -11,6 +11,14 @@ from tokencredit.policy.methods import ALGORITHMS
 from tokencredit.policy.selection import SELECTIONS
 from tokencredit.preference.hf_rows import DatasetSettings
 from tokencredit.ranges import require_at_least
+from tokencredit.recipes.policy.objective_checks import require_objectives_that_fit
+from tokencredit.recipes.policy.objective_groups import (
+    NONE,
+    ConstraintSettings,
+    JudgesSettings,
+    ObjectiveSettings,
+    PreferenceSettings,
+)
 from tokencredit.recipes.policy.setting_groups import (
     AlgorithmSettings,
     KLSettings,
@@ -84,6 +92,14 @@ class TrainPolicyConfig:
     """What is done to the score of `reward_model` before it is spread."""
     references: ReferenceSettings = group(ReferenceSettings)
     """Responses of the reference with which scores are compared."""
+    objectives: ObjectiveSettings = group(ObjectiveSettings)
+    """Several rewards with advantages of their own."""
+    constraints: ConstraintSettings = group(ConstraintSettings)
+    """Thresholds that single rewards keep."""
+    judges: JudgesSettings = group(JudgesSettings)
+    """Who decides whether a response may earn anything."""
+    preference: PreferenceSettings = group(PreferenceSettings)
+    """Weights of rewards that prompts name."""
     sampling: SamplingSettings = group(SamplingSettings)
     """How responses are drawn."""
     selection: SelectionSettings = group(SelectionSettings)
@@ -132,6 +148,7 @@ class TrainPolicyConfig:
         _require_critic_to_warm_up(self.optimizer, self.algorithm)
         _require_references_that_fit(self)
         _require_server_that_fits(self)
+        require_objectives_that_fit(self)
         if self.machine.vllm_server is not None and self.lora.rank:
             raise ConfigError(
                 f"machine.vllm_server is {self.machine.vllm_server!r} with lora.rank "
@@ -150,13 +167,27 @@ class TrainPolicyConfig:
     @property
     def sources(self) -> tuple[RewardSource, ...]:
         """The sources of reward, one in the short form."""
-        return required_sources(
+        found = required_sources(
             self.reward_model,
             self.rewards,
             score=self.score,
             combine=self.combine,
             has_references=True,
         )
+        if not self.weighs_rewards:
+            return found
+        return tuple(replace(one, credit=one.credit or self.credit) for one in found)
+
+    @property
+    def has_streams(self) -> bool:
+        """Whether every reward has advantages of its own."""
+        return self.objectives.mix != NONE or self.constraints.has_streams
+
+    @property
+    def weighs_rewards(self) -> bool:
+        """Whether every reward has a credit of its own, since it is weighed by itself."""
+        linear = self.constraints.is_linear or bool(self.preference.names)
+        return linear or self.has_streams
 
 
 def _settle_learning_rate(config: TrainPolicyConfig) -> None:

@@ -401,6 +401,7 @@ def _train_step(run: PolicyRun, state: RunState) -> tuple[dict[str, Any], list[d
             moments=state.moments,
             token_scorer=run.token_scorer,
             references=_references(run, rollout, state.step),
+            multipliers=state.multipliers,
         )
     kept = kept_rows(config, experience, rollout, rng)
     with timed(seconds, "update"):
