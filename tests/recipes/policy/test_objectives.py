@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -161,8 +162,10 @@ def test_the_bound_drives_a_pessimistic_multiplier(models, tmp_path):
 @pytest.mark.parametrize("name", OBJECTIVE_MIXES)
 def test_every_mix_trains_on_single_rewards(models, tmp_path, name):
     sources = two(models, cost=str(models / "held-out"))
-    train_policy(config_of(models, tmp_path, **GROUPS, **sources, objectives__mix=name))
-    assert all(row["gradient_norm"] > 0 for row in rows(tmp_path))
+    settings = {**GROUPS, **sources, "objectives.mix": name, "batch_size": 8}
+    train_policy(config_of(models, tmp_path, **settings))
+    learnt = [row["gradient_norm"] > 0 for row in rows(tmp_path)]
+    assert any(learnt) if name == "pama" else all(learnt)  # no token may please both rewards
     assert {"score/reward", "score/cost"} <= set(rows(tmp_path)[0])
 
 
@@ -318,6 +321,13 @@ def test_prompts_tell_the_weights_that_responses_are_paid_by(models, tmp_path):
     plain = experienced(models, tmp_path / "plain", **GROUPS)[1]
     assert rollout.asked == plain.asked
     assert rollout.batch.prompt_ids.shape[1] > plain.batch.prompt_ids.shape[1]
+    # The reward model reads what was asked, without the words.
+    asked = replace(
+        rollout.batch, prompt_ids=plain.batch.prompt_ids, prompt_mask=plain.batch.prompt_mask
+    )
+    run, _ = recipe.open_run(config_of(models, tmp_path / "again"), Accelerator(cpu=True), None)
+    scores = run.models.rewards.sources[0].scorer(asked).sequence_scores
+    torch.testing.assert_close(scores, found.source_scores["reward"])
 
 
 def test_weights_stand_before_texts_and_chats():
@@ -369,15 +379,16 @@ def test_two_processes_see_the_statistics_of_all(models, tmp_path):
         {"model": str(models / "reward"), "name": "reward"},
         {"model": held, "name": "cost"},
     )
+    # Of likeliest responses those to one prompt are the same, so that groups would say nothing.
+    alone = {"algorithm.name": "reinforce", "algorithm.samples_per_prompt": 1}
     runs = {
         "pessimistic": {**PESSIMISTIC, **CERTAIN},
-        "mix": {**CERTAIN, **GROUPS, "objectives.mix": "max-min", "kl.coef": 0.1},
-        "xi": {**XI, **CERTAIN, "constraints.start": 0.5},
+        "mix": {**CERTAIN, **alone, "objectives.mix": "max-min", "kl.coef": 0.1},
+        "xi": {**CERTAIN, **XI, **alone, "constraints.start": 0.5},
     }
     for name, settings in runs.items():
         known = {**settings, **TERMINAL, "reward_model": None, "steps": 2}
-        mine = tuple(RewardSource(**one) for one in sources)
-        train_policy(tiny_config(models, tmp_path / name / "one", **known, rewards=mine))
+        train_policy(tiny_config(models, tmp_path / name / "one", **known, rewards=sources))
         output = str(tmp_path / name / "two")
         job = {"models": str(models), "environment": {}, "output": output, **known}
         jobs.append({**job, "rewards": sources})

@@ -73,12 +73,7 @@ from tokencredit.recipes.policy.sharding import (
 )
 from tokencredit.recipes.policy.update import update_policy
 from tokencredit.recipes.policy.vllm import connect
-from tokencredit.recipes.policy.watching import (
-    held_out_now,
-    plot_run,
-    reason_to_stop,
-    watched,
-)
+from tokencredit.recipes.policy.watching import held_out_now, plot_run, reason_to_stop, watched
 from tokencredit.recipes.run_folder import (
     append_jsonl,
     held,
