@@ -89,6 +89,16 @@ from .logprobs import (
 )
 from .models.merging import adaptive_base_shares, lines_shares, merged_weights
 from .policy.advantages import gae_advantages, macro_gae_advantages, rewards_to_go
+from .policy.bounds import (
+    hoeffding_upper_bound,
+    pessimism,
+    safety_test,
+)
+from .policy.constraints import (
+    mixed_advantages,
+    pessimistic_cost_factors,
+    updated_multiplier,
+)
 from .policy.dense_estimators import (
     group_mean_to_go_advantages,
     index_baseline_to_go_advantages,
@@ -101,6 +111,13 @@ from .policy.estimators import (
     reinforce_plus_plus_advantages,
     remax_advantages,
     rloo_advantages,
+)
+from .policy.judged import (
+    batch_centred_advantages,
+    best_judged_weights,
+    calibrated_pair_losses,
+    judged_factors,
+    judged_pair_signs,
 )
 from .policy.losses.clipped import clipped_policy_losses, clipped_tokens, clipped_value_losses
 from .policy.losses.divergences import (
@@ -119,6 +136,13 @@ from .policy.losses.utterances import (
     utterance_v_losses,
 )
 from .policy.mixtures import geometric_mixture_logits
+from .policy.objectives import (
+    least_nonnegative_advantages,
+    normalised_advantages,
+    normalised_then_summed_advantages,
+    summed_then_normalised_advantages,
+    worst_objectives,
+)
 from .policy.selection import kept_responses, resampled_responses, score_reliability
 from .preference.error_spans import error_severity_ids, labelled_error_spans
 from .preference.labels import (
@@ -193,11 +217,14 @@ __all__ = [
     "adaptive_base_shares",
     "attention_credit",
     "autoregressive_reward_loss",
+    "batch_centred_advantages",
     "best_candidates",
+    "best_judged_weights",
     "best_values",
     "blended_scores",
     "bootstrapped_targets",
     "bradley_terry_loss",
+    "calibrated_pair_losses",
     "candidate_tokens",
     "chi_square_terms",
     "chosen_tokens",
@@ -231,18 +258,22 @@ __all__ = [
     "grpo_advantages",
     "guidance_kl",
     "guided_logits",
+    "hoeffding_upper_bound",
     "implicit_advantages",
     "implicit_q_values",
     "implicit_values",
     "index_baseline_to_go_advantages",
     "index_centred_advantages",
     "integrated_gradients_credit",
+    "judged_factors",
+    "judged_pair_signs",
     "kept_responses",
     "kl_estimates",
     "kl_penalised_rewards",
     "labelled_error_spans",
     "last_attention_received",
     "layer_lengths",
+    "least_nonnegative_advantages",
     "leave_one_out_credit",
     "leave_one_out_to_go_advantages",
     "length_centred_prefix_scores",
@@ -263,12 +294,17 @@ __all__ = [
     "mean_less_deviation_slopes",
     "mean_less_variance_scores",
     "merged_weights",
+    "mixed_advantages",
     "ngram_segments",
     "nominal_and_worst_scores",
     "nominal_and_worst_slopes",
+    "normalised_advantages",
     "normalised_scores",
+    "normalised_then_summed_advantages",
     "path_consistency_losses",
     "perplexity_segments",
+    "pessimism",
+    "pessimistic_cost_factors",
     "pooled_by_segment",
     "potential_shaping",
     "predicting_positions",
@@ -291,6 +327,7 @@ __all__ = [
     "rewards_to_go",
     "rloo_advantages",
     "root_slope",
+    "safety_test",
     "sampled_logits",
     "score_reliability",
     "scores_at_segment_ends",
@@ -312,6 +349,7 @@ __all__ = [
     "step_classification_loss",
     "step_score_credit",
     "step_segment_ids",
+    "summed_then_normalised_advantages",
     "surviving_candidates",
     "survivor_counts",
     "terminal_credit",
@@ -324,6 +362,7 @@ __all__ = [
     "top_allowed",
     "top_share_mask",
     "uniform_credit",
+    "updated_multiplier",
     "updated_spread",
     "utterance_advantages",
     "utterance_credit",
@@ -336,4 +375,5 @@ __all__ = [
     "window_credit",
     "worst_case_scores",
     "worst_case_slopes",
+    "worst_objectives",
 ]

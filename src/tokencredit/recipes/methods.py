@@ -13,7 +13,9 @@ from tokencredit.credit.methods import CREDIT_METHODS
 from tokencredit.decoding.rules import GUIDANCE_METHODS
 from tokencredit.decoding.search.hf_methods import SEARCHES
 from tokencredit.names import require_named
+from tokencredit.policy.constraints import CONSTRAINTS
 from tokencredit.policy.methods import ALGORITHMS
+from tokencredit.policy.objectives import OBJECTIVE_MIXES
 from tokencredit.policy.selection import SELECTIONS
 from tokencredit.reward_model.objectives import OBJECTIVES
 
@@ -23,8 +25,8 @@ class MethodsConfig:
     """Settings of the overview."""
 
     kind: str | None = None
-    """`credit`, `transform`, `combination`, `selection`, `algorithm`, `objective` or `generation`;
-    None shows all tables."""
+    """`credit`, `transform`, `combination`, `mix`, `constraint`, `selection`, `algorithm`,
+    `objective` or `generation`; None shows all tables."""
 
     def __post_init__(self) -> None:
         if self.kind is not None:
@@ -64,6 +66,18 @@ def _combination() -> Table:
     rows = ((name, one.text, one.acts, str(one.models)) for name, one in AGGREGATIONS.items())
     columns = ("--combine.method", "is", "acts", "rewards at least")
     return _table("Combinations of several rewards", columns, rows)
+
+
+def _mix() -> Table:
+    rows = ((name, one.text, one.kl, _yes(one.groups)) for name, one in OBJECTIVE_MIXES.items())
+    columns = ("--objectives.mix", "an advantage is", "price of KL", "needs groups")
+    return _table("Mixes of advantages of several rewards", columns, rows)
+
+
+def _constraint() -> Table:
+    rows = ((name, one.text, f"{one.start:g}") for name, one in CONSTRAINTS.items())
+    columns = ("--constraints.method", "keeps", "multiplier at first")
+    return _table("Constraints on single rewards", columns, rows)
 
 
 def _selection() -> Table:
@@ -113,6 +127,8 @@ _KINDS: dict[str, Callable[[], Table]] = {
     "credit": _credit,
     "transform": _transform,
     "combination": _combination,
+    "mix": _mix,
+    "constraint": _constraint,
     "selection": _selection,
     "algorithm": _algorithm,
     "objective": _objective,
