@@ -6,7 +6,8 @@ import torch
 from reference.preference_losses import Response
 
 from tokencredit.policy.losses.compared import Answers
-from tokencredit.policy.losses.methods import PREFERENCE_LOSSES, loss_options, negative_weights
+from tokencredit.policy.losses.grouped import negative_weights
+from tokencredit.policy.losses.methods import PREFERENCE_LOSSES, loss_options
 from tokencredit.policy.losses.options import PreferenceLossSettings
 
 NAMES = sorted(PREFERENCE_LOSSES)

@@ -53,6 +53,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "policy.train_policy",
         "PPO with a reward on every token, or RLOO, GRPO and others without a critic",
     ),
+    "train-preferences": (
+        "preferences.train_preferences",
+        "DPO and every other offline loss, with a weight for each token from any credit",
+    ),
     "merge-weights": (
         "merging.merge_weights",
         "weights between a policy before its training and after it: averages, LiNeS, AMA",

@@ -9,6 +9,7 @@ from tokencredit.cli import main
 from tokencredit.credit.methods import CREDIT_METHODS, CreditMethod
 from tokencredit.decoding.rules import GUIDANCE_METHODS
 from tokencredit.decoding.search.hf_methods import SEARCHES
+from tokencredit.policy.losses.methods import PREFERENCE_LOSSES
 from tokencredit.policy.methods import ALGORITHMS
 from tokencredit.policy.selection import SELECTIONS
 from tokencredit.recipes import methods as recipe
@@ -20,6 +21,7 @@ NAMES = {
     "combination": AGGREGATIONS,
     "selection": SELECTIONS,
     "algorithm": ALGORITHMS,
+    "loss": PREFERENCE_LOSSES,
     "objective": [name for pair in OBJECTIVES for name in pair],
     "generation": [*GUIDANCE_METHODS, *SEARCHES],
 }

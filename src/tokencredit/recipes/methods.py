@@ -13,6 +13,7 @@ from tokencredit.credit.methods import CREDIT_METHODS
 from tokencredit.decoding.rules import GUIDANCE_METHODS
 from tokencredit.decoding.search.hf_methods import SEARCHES
 from tokencredit.names import require_named
+from tokencredit.policy.losses.methods import PREFERENCE_LOSSES
 from tokencredit.policy.methods import ALGORITHMS
 from tokencredit.policy.selection import SELECTIONS
 from tokencredit.reward_model.objectives import OBJECTIVES
@@ -23,8 +24,8 @@ class MethodsConfig:
     """Settings of the overview."""
 
     kind: str | None = None
-    """`credit`, `transform`, `combination`, `selection`, `algorithm`, `objective` or `generation`;
-    None shows all tables."""
+    """`credit`, `transform`, `combination`, `selection`, `algorithm`, `loss`, `objective` or
+    `generation`; None shows all tables."""
 
     def __post_init__(self) -> None:
         if self.kind is not None:
@@ -87,6 +88,25 @@ def _algorithm() -> Table:
     return _table("Algorithms of train-policy", columns, rows)
 
 
+def _loss() -> Table:
+    rows = (
+        (
+            name,
+            one.words,
+            one.learns_from,
+            " and ".join(one.references) or "none",
+            ", ".join(need.replace("_", " ") for need in one.needs),
+            ", ".join(
+                f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
+                for key, value in one.options.items()
+            ),
+        )
+        for name, one in PREFERENCE_LOSSES.items()
+    )
+    columns = ("--loss", "is", "learns from", "compares with", "needs", "options")
+    return _table("Losses of train-preferences", columns, rows)
+
+
 def _objective() -> Table:
     rows = (
         (objective, positions, one.rows, one.reading, ", ".join(one.options))
@@ -115,6 +135,7 @@ _KINDS: dict[str, Callable[[], Table]] = {
     "combination": _combination,
     "selection": _selection,
     "algorithm": _algorithm,
+    "loss": _loss,
     "objective": _objective,
     "generation": _generation,
 }

@@ -7,6 +7,7 @@ from reference import preference_losses as reference
 from torch.nn.functional import logsigmoid
 
 from tokencredit.errors import ConfigError, DataError
+from tokencredit.policy.losses.grouped import negative_weights
 from tokencredit.policy.losses.listwise import (
     best_answers,
     discriminative_losses,
@@ -16,7 +17,6 @@ from tokencredit.policy.losses.listwise import (
     require_lists,
     soft_list_losses,
 )
-from tokencredit.policy.losses.methods import negative_weights
 
 ALL = torch.ones(1, 3, dtype=torch.bool)
 SCORES = torch.tensor([[-1.0, -0.5, -2.0]], dtype=torch.float64)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tokencredit.errors import DataError
 from tokencredit.policy.losses.preference import Link, pair_losses, side_scores
 
 
@@ -57,8 +58,16 @@ class Answers:
         Args:
             shares: of the references.
             length_normalised: whether they are divided by the length.
+
+        Raises:
+            DataError: a reference is missing.
         """
-        anchors = list(zip(shares, self.references, strict=True)) if shares else []
+        if shares and len(shares) != len(self.references):
+            raise DataError(
+                f"the loss compares with {len(shares)} frozen models, and {len(self.references)} "
+                "are there; expected the log-probabilities of each"
+            )
+        anchors = list(zip(shares, self.references, strict=False)) if shares else []
 
         def scores(logprobs: Tensor, anchors: Any, weights: Tensor | None) -> Tensor:
             return side_scores(

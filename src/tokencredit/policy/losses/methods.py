@@ -17,16 +17,15 @@ from tokencredit.errors import ConfigError
 from tokencredit.masking import masked_sum
 from tokencredit.names import named
 from tokencredit.policy.losses.compared import Answers, PairForm
-from tokencredit.policy.losses.likelihood import likelihood_losses
-from tokencredit.policy.losses.listwise import (
-    best_answers,
-    discriminative_losses,
-    discriminative_weights,
-    misordering_losses,
-    ranking_losses,
-    soft_list_losses,
+from tokencredit.policy.losses.grouped import (
+    discriminated,
+    imitated,
+    imitated_by_score,
+    of_leftovers,
+    ordered,
+    ranked,
+    soft_listed,
 )
-from tokencredit.policy.losses.offline import leftover_lunch_losses
 from tokencredit.policy.losses.options import PreferenceLossSettings, require_in_range
 from tokencredit.policy.losses.preference import calibrated_likelihoods
 
@@ -103,87 +102,6 @@ def _calibrated(setting: Literal["online", "offline"]) -> Callable[[Any, Answers
         return sides[options.calibration]
 
     return term
-
-
-def _with_best(
-    group: Callable[..., Tensor], more: Callable[[Tensor], Tensor]
-) -> Callable[[Answers, Any], Tensor]:
-    """A loss of per-token scores, and the price of the likelihood of the best response."""
-
-    def losses(answers: Answers, options: Any) -> Tensor:
-        found = group(answers.side_scores(length_normalised=True), answers.scores, answers.present)
-        best = best_answers(answers.scores, answers.present)
-        sums = answers.by_row(masked_sum(answers.logprobs, answers.response_mask))
-        price = options.sft_coef * more(answers.present).to(found.dtype)
-        return found - price * masked_sum(sums, best)
-
-    return losses
-
-
-def _brain(answers: Answers, options: Any) -> Tensor:
-    return soft_list_losses(
-        answers.side_scores((1.0,)),
-        answers.scores,
-        answers.present,
-        temperature=options.list_temperature,
-    )
-
-
-def _discriminative(*, by_length: bool) -> Callable[[Answers, Any], Tensor]:
-    def losses(answers: Answers, _options: Any) -> Tensor:
-        scores = answers.side_scores(length_normalised=by_length)
-        return discriminative_losses(
-            scores[:, 0], scores[:, 1:], answers.negative_weights, answers.present[:, 1:]
-        )
-
-    return losses
-
-
-def negative_weights(
-    answers: Answers, options: Any, log_averages: Float[Tensor, "rows"]
-) -> tuple[Float[Tensor, "rows others"], Float[Tensor, "rows"]]:
-    """Weights of all responses but the first under `dft` and `dft2`, and the new averages.
-
-    Args:
-        answers: of a batch; with a reference the loss is `dft`, without `dft2`.
-        options: that `loss_options` resolved.
-        log_averages: of each row so far, minus infinity for none.
-    """
-    scores = answers.side_scores(length_normalised=not answers.references)
-    start = None
-    if answers.references:
-        start = answers.by_row(masked_sum(answers.references[0], answers.response_mask))[:, 1:]
-    return discriminative_weights(
-        scores[:, 1:],
-        start,
-        answers.present[:, 1:],
-        log_averages,
-        temperature=options.list_temperature,
-        average_rate=options.average_rate,
-    )
-
-
-def _leftover_lunch(answers: Answers, options: Any) -> Tensor:
-    return leftover_lunch_losses(
-        answers.logprobs,
-        answers.references[0] if answers.references else None,
-        answers.scores[:, 0],
-        answers.response_mask,
-        ratio=options.ratio,
-        clip_eps=options.ratio_clip,
-        token_weights=answers.token_weights,
-    )
-
-
-def _likelihood(answers: Answers, _options: Any) -> Tensor:
-    weights = answers.token_weights
-    if weights is None:
-        weights = answers.response_mask.float()
-    return likelihood_losses(answers.logprobs, weights, answers.response_mask).sum(-1)
-
-
-def _weighted_likelihood(answers: Answers, options: Any) -> Tensor:
-    return answers.scores[:, 0] * _likelihood(answers, options)
 
 
 _BETA = {"dpo_beta": 0.1}
@@ -341,7 +259,7 @@ PREFERENCE_LOSSES: dict[str, PreferenceLoss] = {
         "each response against all worse ones, sharper by the gap",
         "2306.17492",
         {"sft_coef": 0.05},
-        group=_with_best(ranking_losses, lambda present: (present.sum(-1) - 1).square()),
+        group=ranked,
         learns_from="lists",
         references=(),
         needs=("scores",),
@@ -350,7 +268,7 @@ PREFERENCE_LOSSES: dict[str, PreferenceLoss] = {
         "how much likelier worse responses are",
         "2304.05302",
         {"sft_coef": 0.01},
-        group=_with_best(misordering_losses, lambda present: present.any(-1).float()),
+        group=ordered,
         learns_from="lists",
         references=(),
         needs=("scores",),
@@ -359,7 +277,7 @@ PREFERENCE_LOSSES: dict[str, PreferenceLoss] = {
         "KL to the shares that the scores call for",
         "2402.02479",
         {"list_temperature": 1.0},
-        group=_brain,
+        group=soft_listed,
         learns_from="lists",
         needs=("scores",),
     ),
@@ -367,14 +285,14 @@ PREFERENCE_LOSSES: dict[str, PreferenceLoss] = {
         "the first response against all others, by their likelihood",
         "2502.18679",
         {"list_temperature": 1.0, "average_rate": 0.85},
-        group=_discriminative(by_length=False),
+        group=discriminated,
         learns_from="lists",
     ),
     "dft2": PreferenceLoss(
         "dft per token, without the model that wrote the others",
         "2502.18679",
         {"list_temperature": 0.3, "average_rate": 0.9},
-        group=_discriminative(by_length=True),
+        group=discriminated,
         learns_from="lists",
         references=(),
     ),
@@ -382,21 +300,21 @@ PREFERENCE_LOSSES: dict[str, PreferenceLoss] = {
         "likelihood by advantage and clipped ratio",
         "2305.14718",
         {"ratio": "sequence", "ratio_clip": 0.9, "prompt_value": "head"},
-        group=_leftover_lunch,
+        group=of_leftovers,
         learns_from="singles",
         needs=("scores", "prompt_values"),
     ),
     "likelihood": PreferenceLoss(
         "likelihood of the responses (SFT, rejection sampling)",
         "2304.06767",
-        group=_likelihood,
+        group=imitated,
         learns_from="singles",
         references=(),
     ),
     "weighted-likelihood": PreferenceLoss(
         "likelihood times the score",
         "2304.06767",
-        group=_weighted_likelihood,
+        group=imitated_by_score,
         learns_from="singles",
         references=(),
         needs=("scores",),

@@ -93,16 +93,18 @@ def effective_share(weights: Float[Tensor, "batch"]) -> Float[Tensor, ""]:
 def prompt_values(
     features: Float[Tensor, "rows width"],
     rewards: Float[Tensor, "rows"],
+    asked: Float[Tensor, "others width"] | None = None,
     *,
     ridge: float = 1.0,
-) -> Float[Tensor, "rows"]:
+) -> Float[Tensor, "asked"]:
     """What is expected of each prompt: rewards regressed on what a frozen model says of it.
 
-        V = (X − x̄) (XᵀX + λ n σ² I)⁻¹ Xᵀ (R − R̄) + R̄
+        V(x) = (x − x̄)ᵀ (XᵀX + λ n σ² I)⁻¹ Xᵀ (R − R̄) + R̄,   rows of X are x_i − x̄
 
     Args:
         features: the last hidden state at the end of each prompt, of the frozen reference.
         rewards: of the response to it.
+        asked: features of the prompts that are asked about; None for the same.
         ridge: λ, in units of the mean variance σ² of the features; the larger, the nearer values
             stay to the mean reward.
 
@@ -122,12 +124,16 @@ def prompt_values(
     if ridge <= 0:
         raise ConfigError(f"ridge is {ridge}; expected a positive number")
     x, r = features.double(), rewards.double()
-    x, mean = x - x.mean(0), r.mean()
-    variance = x.square().mean().clamp(min=1e-12)
-    price = ridge * len(x) * variance
-    if len(x) < x.shape[1]:  # the same numbers from the smaller of the two systems
-        kernel = x @ x.T
-        solved = torch.linalg.solve(kernel + price * torch.eye(len(x), dtype=x.dtype), r - mean)
-        return (kernel @ solved + mean).float()
-    gram = x.T @ x + price * torch.eye(x.shape[1], dtype=x.dtype)
-    return (x @ torch.linalg.solve(gram, x.T @ (r - mean)) + mean).float()
+    centre, mean = x.mean(0), r.mean()
+    x, r = x - centre, r - mean
+    price = ridge * len(x) * x.square().mean().clamp(min=1e-12)
+    if len(x) < x.shape[1]:  # the same weights from the smaller of the two systems
+        weights = x.T @ torch.linalg.solve(x @ x.T + price * _identity(len(x)), r)
+    else:
+        weights = torch.linalg.solve(x.T @ x + price * _identity(x.shape[1]), x.T @ r)
+    there = features if asked is None else asked
+    return ((there.double() - centre) @ weights + mean).float()
+
+
+def _identity(size: int) -> Float[Tensor, "size size"]:
+    return torch.eye(size, dtype=torch.float64)
