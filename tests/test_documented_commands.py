@@ -35,6 +35,7 @@ LESS = {
     "compare-credit": "--faithfulness_documents 1 --resamples 20 --heatmaps 1 --progress false "
     "--credit.probe.samples 2 --credit.probe.steps 2",
     "merge-weights": "--ama.groups 2",
+    "train-preferences": "--training.max_steps 2 --device cpu --progress false",
 }
 """Added to a command, so that it takes seconds."""
 LEFT_OUT = {
