@@ -87,6 +87,7 @@ bench: $(VENV)/.installed-dev $(PPO_PEER)/.installed
 	$(BIN)/python benchmarks/ppo.py
 	$(BIN)/python benchmarks/grpo.py
 	$(BIN)/python benchmarks/reward_training.py
+	$(BIN)/python benchmarks/dpo.py
 	$(BIN)/python benchmarks/processes.py
 	$(BIN)/python benchmarks/server.py throughput
 
