@@ -89,6 +89,16 @@ from .logprobs import (
 )
 from .models.merging import adaptive_base_shares, lines_shares, merged_weights
 from .policy.advantages import gae_advantages, macro_gae_advantages, rewards_to_go
+from .policy.bounds import (
+    hoeffding_upper_bound,
+    pessimism,
+    safety_test,
+)
+from .policy.constraints import (
+    mixed_advantages,
+    pessimistic_cost_factors,
+    updated_multiplier,
+)
 from .policy.dense_estimators import (
     group_mean_to_go_advantages,
     index_baseline_to_go_advantages,
@@ -102,6 +112,13 @@ from .policy.estimators import (
     remax_advantages,
     rloo_advantages,
 )
+from .policy.judged import (
+    batch_centred_advantages,
+    best_judged_weights,
+    calibrated_pair_losses,
+    judged_factors,
+    judged_pair_signs,
+)
 from .policy.losses.clipped import clipped_policy_losses, clipped_tokens, clipped_value_losses
 from .policy.losses.divergences import (
     chi_square_terms,
@@ -112,13 +129,44 @@ from .policy.losses.divergences import (
     root_slope,
 )
 from .policy.losses.likelihood import likelihood_losses
+from .policy.losses.listwise import (
+    discriminative_losses,
+    discriminative_weights,
+    misordering_losses,
+    ranking_losses,
+    soft_list_losses,
+)
+from .policy.losses.offline import (
+    leftover_lunch_losses,
+    prompt_values,
+)
 from .policy.losses.path_consistency import path_consistency_losses
+from .policy.losses.preference import (
+    calibrated_likelihoods,
+    pair_losses,
+    side_scores,
+)
+from .policy.losses.token_weights import (
+    bounded_scores,
+    credit_weights,
+    decay_weights,
+    edit_weights,
+    selected_weights,
+    token_regularisers,
+)
 from .policy.losses.utterances import (
     utterance_advantages,
     utterance_q_losses,
     utterance_v_losses,
 )
 from .policy.mixtures import geometric_mixture_logits
+from .policy.objectives import (
+    least_nonnegative_advantages,
+    normalised_advantages,
+    normalised_then_summed_advantages,
+    summed_then_normalised_advantages,
+    worst_objectives,
+)
 from .policy.selection import kept_responses, resampled_responses, score_reliability
 from .preference.error_spans import error_severity_ids, labelled_error_spans
 from .preference.labels import (
@@ -193,11 +241,16 @@ __all__ = [
     "adaptive_base_shares",
     "attention_credit",
     "autoregressive_reward_loss",
+    "batch_centred_advantages",
     "best_candidates",
+    "best_judged_weights",
     "best_values",
     "blended_scores",
     "bootstrapped_targets",
+    "bounded_scores",
     "bradley_terry_loss",
+    "calibrated_likelihoods",
+    "calibrated_pair_losses",
     "candidate_tokens",
     "chi_square_terms",
     "chosen_tokens",
@@ -210,10 +263,15 @@ __all__ = [
     "clipped_tokens",
     "clipped_value_losses",
     "contrastive_prompt_credit",
+    "credit_weights",
+    "decay_weights",
     "delta_step_scores",
     "dense_chi_square_penalties",
+    "discriminative_losses",
+    "discriminative_weights",
     "discriminator_credit",
     "edit_labels",
+    "edit_weights",
     "ends_segment",
     "entropy_segments",
     "error_severity_ids",
@@ -231,20 +289,25 @@ __all__ = [
     "grpo_advantages",
     "guidance_kl",
     "guided_logits",
+    "hoeffding_upper_bound",
     "implicit_advantages",
     "implicit_q_values",
     "implicit_values",
     "index_baseline_to_go_advantages",
     "index_centred_advantages",
     "integrated_gradients_credit",
+    "judged_factors",
+    "judged_pair_signs",
     "kept_responses",
     "kl_estimates",
     "kl_penalised_rewards",
     "labelled_error_spans",
     "last_attention_received",
     "layer_lengths",
+    "least_nonnegative_advantages",
     "leave_one_out_credit",
     "leave_one_out_to_go_advantages",
+    "leftover_lunch_losses",
     "length_centred_prefix_scores",
     "length_weighted_classification_loss",
     "length_weighted_regression_loss",
@@ -263,12 +326,19 @@ __all__ = [
     "mean_less_deviation_slopes",
     "mean_less_variance_scores",
     "merged_weights",
+    "misordering_losses",
+    "mixed_advantages",
     "ngram_segments",
     "nominal_and_worst_scores",
     "nominal_and_worst_slopes",
+    "normalised_advantages",
     "normalised_scores",
+    "normalised_then_summed_advantages",
+    "pair_losses",
     "path_consistency_losses",
     "perplexity_segments",
+    "pessimism",
+    "pessimistic_cost_factors",
     "pooled_by_segment",
     "potential_shaping",
     "predicting_positions",
@@ -279,9 +349,11 @@ __all__ = [
     "prefix_regression_loss",
     "priced_scores",
     "project_token_scores",
+    "prompt_values",
     "q_classification_loss",
     "q_value_loss",
     "random_ngram_segments",
+    "ranking_losses",
     "reference_quantiles",
     "regression_loss",
     "reinforce_advantages",
@@ -291,6 +363,7 @@ __all__ = [
     "rewards_to_go",
     "rloo_advantages",
     "root_slope",
+    "safety_test",
     "sampled_logits",
     "score_reliability",
     "scores_at_segment_ends",
@@ -302,16 +375,20 @@ __all__ = [
     "segment_held_prefix_scores",
     "segment_lengths",
     "segment_thresholds",
+    "selected_weights",
     "severity_credit",
     "shaped_log_ratio_credit",
     "shapley_credit",
+    "side_scores",
     "smoothed_prefix_scores",
+    "soft_list_losses",
     "span_end_scores",
     "spread_over_segments",
     "standardised_scores",
     "step_classification_loss",
     "step_score_credit",
     "step_segment_ids",
+    "summed_then_normalised_advantages",
     "surviving_candidates",
     "survivor_counts",
     "terminal_credit",
@@ -319,11 +396,13 @@ __all__ = [
     "token_classification_loss",
     "token_entropies",
     "token_logprobs",
+    "token_regularisers",
     "token_span_labels",
     "token_values",
     "top_allowed",
     "top_share_mask",
     "uniform_credit",
+    "updated_multiplier",
     "updated_spread",
     "utterance_advantages",
     "utterance_credit",
@@ -336,4 +415,5 @@ __all__ = [
     "window_credit",
     "worst_case_scores",
     "worst_case_slopes",
+    "worst_objectives",
 ]

@@ -78,6 +78,7 @@ class RunState:
     moments: dict[str, RunningMoments] = field(default_factory=dict)
     warned_of_negative_kl: bool = False
     warned_of_unscored: bool = False
+    multipliers: dict[str, list[float]] = field(default_factory=dict)
     best_step: int | None = None
     best_held_out_score: float | None = None
 

@@ -15,6 +15,14 @@ from tokencredit.recipes.policy.algorithm_checks import (
     require_dialogues_that_fit,
     require_soft_q_that_fits,
 )
+from tokencredit.recipes.policy.objective_checks import require_objectives_that_fit
+from tokencredit.recipes.policy.objective_groups import (
+    NONE,
+    ConstraintSettings,
+    JudgesSettings,
+    ObjectiveSettings,
+    PreferenceSettings,
+)
 from tokencredit.recipes.policy.setting_groups import (
     AlgorithmSettings,
     KLSettings,
@@ -92,6 +100,14 @@ class TrainPolicyConfig:
     """Responses of the reference with which scores are compared."""
     opponent: OpponentSettings = group(OpponentSettings)
     """Whom the policy is to beat, for Nash-MD."""
+    objectives: ObjectiveSettings = group(ObjectiveSettings)
+    """Several rewards with advantages of their own."""
+    constraints: ConstraintSettings = group(ConstraintSettings)
+    """Thresholds that single rewards keep."""
+    judges: JudgesSettings = group(JudgesSettings)
+    """Who decides whether a response may earn anything."""
+    preference: PreferenceSettings = group(PreferenceSettings)
+    """Weights of rewards that prompts name."""
     sampling: SamplingSettings = group(SamplingSettings)
     """How responses are drawn."""
     selection: SelectionSettings = group(SelectionSettings)
@@ -147,6 +163,7 @@ class TrainPolicyConfig:
         _require_references_that_fit(self)
         require_soft_q_that_fits(self)
         _require_server_that_fits(self)
+        require_objectives_that_fit(self)
         if self.machine.vllm_server is not None and self.lora.rank:
             raise ConfigError(
                 f"machine.vllm_server is {self.machine.vllm_server!r} with lora.rank "
@@ -168,13 +185,27 @@ class TrainPolicyConfig:
         environment = self.dialogue.environment
         if environment is not None and self.reward_model is None and not self.rewards:
             return (RewardSource(environment, credit=CreditSettings("terminal")),)
-        return required_sources(
+        found = required_sources(
             self.reward_model,
             self.rewards,
             score=self.score,
             combine=self.combine,
             has_references=True,
         )
+        if not self.weighs_rewards:
+            return found
+        return tuple(replace(one, credit=one.credit or self.credit) for one in found)
+
+    @property
+    def has_streams(self) -> bool:
+        """Whether every reward has advantages of its own."""
+        return self.objectives.mix != NONE or self.constraints.has_streams
+
+    @property
+    def weighs_rewards(self) -> bool:
+        """Whether every reward has a credit of its own, since it is weighed by itself."""
+        linear = self.constraints.is_linear or bool(self.preference.names)
+        return linear or self.has_streams
 
 
 def _settle_learning_rate(config: TrainPolicyConfig) -> None:

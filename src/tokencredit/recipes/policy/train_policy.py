@@ -83,12 +83,7 @@ from tokencredit.recipes.policy.soft_q import drawn_rows, with_soft_targets
 from tokencredit.recipes.policy.target_network import follow, opened_target
 from tokencredit.recipes.policy.update import update_policy
 from tokencredit.recipes.policy.vllm import connect
-from tokencredit.recipes.policy.watching import (
-    held_out_now,
-    plot_run,
-    reason_to_stop,
-    watched,
-)
+from tokencredit.recipes.policy.watching import held_out_now, plot_run, reason_to_stop, watched
 from tokencredit.recipes.run_folder import (
     append_jsonl,
     held,
@@ -380,6 +375,7 @@ def _train_step(run: PolicyRun, state: RunState) -> tuple[dict[str, Any], list[d
             moments=state.moments,
             token_scorer=drawing.token_scorer,
             references=_references(run, rollout, state.step) | opponent_scores(run, rollout),
+            multipliers=state.multipliers,
         )
         experience = with_soft_targets(run, experience, kl_coef=state.kl_coef)
     kept = kept_rows(config, experience, rollout, rng)
