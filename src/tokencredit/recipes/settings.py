@@ -8,7 +8,8 @@ setting of a group is `group.setting`.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tokencredit.errors import ConfigError
 from tokencredit.names import nearest
@@ -154,10 +155,22 @@ def _built(settings_class: type, given: Mapping[str, Any]) -> Any:
         inside.setdefault(first, {})[rest] = value
     return settings_class(
         **{
-            name: values[""] if "" in values else _built(kinds[name], values)
+            name: _typed(kinds[name], values[""]) if "" in values else _built(kinds[name], values)
             for name, values in inside.items()
         }
     )
+
+
+def _typed(kind: Any, value: Any) -> Any:
+    """A value of YAML in the type of its setting: 1 as 1.0, lists as tuples, mappings as groups."""
+    for one in get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,):
+        if is_dataclass(one) and isinstance(value, Mapping):
+            return settings_from(one, value)  # type: ignore[arg-type]
+        if one is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if get_origin(one) is tuple and isinstance(value, list):
+            return tuple(_typed(get_args(one)[0], inner) for inner in value)
+    return value
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from tokencredit.recipes.policy.compare_learning import (
     LearningRun,
     best_points,
     compare_learning,
+    tuning_runs,
 )
 from tokencredit.recipes.policy.learning_report import (
     COLUMNS,
@@ -21,6 +22,8 @@ from tokencredit.recipes.policy.learning_report import (
     rows_at_equal_kl,
 )
 from tokencredit.recipes.run_folder import read_jsonl
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +167,33 @@ def test_a_grid_of_its_own_is_tuned_for_one_method_alone(models, tmp_path):
     rows = json.loads((tmp_path / "out" / "at-equal-kl.json").read_text())
     best = max(scores, key=scores.__getitem__)
     assert [row["own settings"] for row in rows] == ["-", f"sampling.temperature {best}"]
+
+
+def test_a_method_may_have_several_rewards(models, tmp_path):
+    rewards = [
+        {"model": str(models / "reward"), "name": "first", "score": {"clip": 2.0}},
+        {"model": str(models / "held-out"), "name": "second", "credit": {"method": "uniform"}},
+    ]
+    methods = {"both": {"reward_model": None, "rewards": rewards}}
+    compare_learning(comparison(models, tmp_path, methods=methods, gae_lambdas=(0.9,), seeds=1))
+    kept = (tmp_path / "out" / "samples" / "both_lr0.001_lam0.9_seed0.jsonl").read_text()
+    assert len(kept.splitlines()) == 4
+    wrong = {"both": {"reward_model": None, "rewards": [{"model": "m", "wieght": 2.0}]}}
+    with pytest.raises(ConfigError, match=r"method 'both': there is no setting 'wieght'"):
+        compare_learning(comparison(models, tmp_path, methods=wrong, output=str(tmp_path / "new")))
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(path for path in ROOT.glob("runs/*/*.yaml") if not path.name.endswith("ppo.yaml")),
+)
+def test_comparisons_of_this_project_have_points_that_can_be(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    settings = yaml.safe_load(path.read_text())
+    lists = ("learning_rates", "gae_lambdas")
+    settings |= {name: tuple(settings[name]) for name in lists if name in settings}
+    runs = tuning_runs(CompareLearningConfig(**settings))
+    assert len({run.name for run in runs}) == len(runs) > 1
 
 
 def test_every_method_is_run_at_every_target_of_the_kl(models, tmp_path, monkeypatch):

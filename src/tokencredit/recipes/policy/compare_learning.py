@@ -138,23 +138,10 @@ def compare_learning(config: CompareLearningConfig) -> Path:
         ConfigError: it, or a method, names a setting that there is not.
         RunFolderError: the folder holds another comparison, or cannot be written.
     """
-    methods, grids = _methods_and_grids(config)
+    methods, _ = _methods_and_grids(config)
     shared = _shared_settings(config)
-    asked = {
-        name: _policy_config(shared, changes, name, {"output": config.output})
-        for name, changes in methods.items()
-    }
-    for method, own in grids.items():
-        for name, values in own.items():
-            for value in values:
-                _policy_config(shared, methods[method], method, {"output": "-", name: value})
+    tuning = tuning_runs(config)
     curves = _open_folder(config, shared)
-    tuning = [
-        LearningRun(method, *point, seed)
-        for seed in range(config.tuning_seeds)
-        for method, policy_config in asked.items()
-        for point in _grid(config, policy_config.algorithm, grids.get(method, {}))
-    ]
     _run_missing(config, tuning, methods, shared, curves)
     best = best_points(tuning, curves, config.tuned_by)
     final = [
@@ -171,6 +158,30 @@ def compare_learning(config: CompareLearningConfig) -> Path:
         _tuning_scores(tuning, curves, config.tuned_by),
         config.judged_by,
     )
+
+
+def tuning_runs(config: CompareLearningConfig) -> list[LearningRun]:
+    """Every point of every method's grid, with every seed of the tuning.
+
+    Raises:
+        DataError: the settings file is not there.
+        ConfigError: it, or a point of a grid, is none of train-policy.
+    """
+    methods, grids = _methods_and_grids(config)
+    shared = _shared_settings(config)
+    points: dict[str, list[Point]] = {}
+    for method, changes in methods.items():
+        own = grids.get(method, {})
+        for values in product(*own.values()):
+            chosen = {"output": config.output, **dict(zip(own, values, strict=True))}
+            asked = _policy_config(shared, changes, method, chosen)
+        points[method] = _grid(config, asked.algorithm, own)
+    return [
+        LearningRun(method, *point, seed)
+        for seed in range(config.tuning_seeds)
+        for method in methods
+        for point in points[method]
+    ]
 
 
 def _methods_and_grids(
