@@ -23,6 +23,7 @@ from tokencredit.recipes.policy import train_policy as recipe
 from tokencredit.recipes.policy.experience import experience_of
 from tokencredit.recipes.policy.objective_groups import PreferenceSettings
 from tokencredit.recipes.policy.preferences import preference_vector, told
+from tokencredit.recipes.policy.rollout import draw_responses
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.run_folder import read_jsonl
 from tokencredit.scorers.sources import RewardSource
@@ -94,7 +95,7 @@ def same_weights(first, second):
 def experienced(models, output, raw=None, **settings):
     config = config_of(models, output, **settings)
     run, state = recipe.open_run(config, Accelerator(cpu=True), None)
-    rollout = recipe.draw_responses(
+    rollout = draw_responses(
         config, run.accelerator, run.models, run.prompts, 0, recipe.seeded(0, 0, 0)
     )
     found = experience_of(

@@ -48,16 +48,22 @@ def demonstrations_of(config: TrainPolicyConfig, reading: Reading) -> Demonstrat
         response_column=settings.response,
         dataset=config.dataset,
     )
-    rows = reading.rows([one.prompt for one in found], [one.response for one in found], ended=True)
+    asked = [one.prompt for one in found]
+    rows = reading.rows(asked, [one.response for one in found], ended=True)
+    prompts = reading.prompt_rows(asked, where=settings.data)
     ends_itself = sampling.response_lengths == "eos"
     responses, ended = [], []
-    for number, (row, one) in enumerate(zip(rows, found, strict=True)):
-        ids = _up_to_an_end(row.input_ids[row.start :], reading.turn_ends)
+    for number, (row, prompt, one) in enumerate(zip(rows, prompts, found, strict=True)):
+        ids = row.input_ids[len(prompt) :]
+        if row.input_ids[: len(prompt)] != prompt:  # a token that reaches over the border
+            ids = reading.tokenizer(one.response, add_special_tokens=False)["input_ids"]
+        ids = _up_to_an_end(ids, reading.turn_ends)
         closed = bool(ids) and ids[-1] in reading.turn_ends
         if closed and not (ends_itself and one.ended):
             ids, closed = ids[:-1], False
         elif not closed and ends_itself and one.ended:
-            ids, closed = [*ids, reading.turn_ends[0]], True
+            closing = [token for token in row.input_ids[row.start :] if token in reading.turn_ends]
+            ids, closed = [*ids, (*closing, reading.turn_ends[0])[0]], True
         if len(ids) < max(1, sampling.min_new_tokens):
             raise DataError(
                 f"{settings.data}, row {number}: a response of {len(ids)} tokens; expected at "
@@ -66,8 +72,7 @@ def demonstrations_of(config: TrainPolicyConfig, reading: Reading) -> Demonstrat
             )
         responses.append(ids[: sampling.max_new_tokens])
         ended.append(closed and len(ids) <= sampling.max_new_tokens)
-    prompts = [row.input_ids[: row.start] for row in rows]
-    return Demonstrations(prompts, responses, [one.prompt for one in found], ended)
+    return Demonstrations(prompts, responses, asked, ended)
 
 
 def _up_to_an_end(ids: list[int], ends: Sequence[int]) -> list[int]:

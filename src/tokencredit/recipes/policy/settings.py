@@ -4,7 +4,7 @@ import warnings
 from dataclasses import dataclass, replace
 
 from tokencredit.aggregation.methods import CombinationSettings
-from tokencredit.aggregation.transforms import SCORE_TRANSFORMS, ScoreSettings
+from tokencredit.aggregation.transforms import ScoreSettings
 from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError, TokenCreditWarning
 from tokencredit.policy.methods import ALGORITHMS
@@ -23,6 +23,7 @@ from tokencredit.recipes.policy.objective_groups import (
     ObjectiveSettings,
     PreferenceSettings,
 )
+from tokencredit.recipes.policy.reference_checks import require_references_that_fit
 from tokencredit.recipes.policy.setting_groups import (
     AlgorithmSettings,
     KLSettings,
@@ -160,7 +161,7 @@ class TrainPolicyConfig:
         require_dialogues_that_fit(self)
         if self.dialogue.environment is None:
             _require_critic_to_warm_up(self.optimizer, self.algorithm)
-        _require_references_that_fit(self)
+        require_references_that_fit(self)
         require_soft_q_that_fits(self)
         _require_server_that_fits(self)
         require_objectives_that_fit(self)
@@ -282,35 +283,6 @@ def _require_critic_to_warm_up(optimizer: OptimizerSettings, algorithm: Algorith
         raise ConfigError(
             f"optimizer.critic_warmup is {optimizer.critic_warmup} with algorithm.name "
             f"{algorithm.name!r}, which has no critic; expected 0, or 'ppo'"
-        )
-
-
-def _require_references_that_fit(config: TrainPolicyConfig) -> None:
-    """Refuse too few responses of the reference; warn of a price of KL that is that of raw scores.
-
-    Raises:
-        ConfigError: a transform of a score needs more of them.
-    """
-    for one in config.sources:
-        row = SCORE_TRANSFORMS[one.score.transform]
-        needed = 0 if row.against_mixture else row.references
-        if config.references.per_prompt < needed:
-            raise ConfigError(
-                f"references.per_prompt is {config.references.per_prompt} and the transform "
-                f"{one.score.transform!r} of the score of {one.label!r} fits a distribution; "
-                f"expected at least {needed}"
-            )
-    usual, kl = KLSettings().coef, config.kl
-    bounded = [one for one in config.sources if one.score.transform in ("par", "nash")]
-    if bounded and kl.target is None and max(kl.coef, kl.loss_coef) >= usual:
-        warnings.warn(
-            f"kl.coef is {kl.coef} and kl.loss_coef {kl.loss_coef}, and the score of "
-            f"{bounded[0].label!r} becomes a probability (transform "
-            f"{bounded[0].score.transform!r}), which no response raises by "
-            f"more than 1: {usual} and more are prices for raw scores, at which little is worth "
-            "its KL. A smaller coefficient, or kl.target, leaves room",
-            TokenCreditWarning,
-            stacklevel=4,
         )
 
 
