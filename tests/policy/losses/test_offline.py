@@ -73,7 +73,7 @@ def test_prompt_values_are_ridge_regression_whichever_side_is_longer():
         weights = torch.linalg.lstsq(wide, target[:, None]).solution[:, 0]
         found = prompt_values(features, rewards, ridge=0.5)
         torch.testing.assert_close(found, (centred @ weights + rewards.mean()).float())
-        again = prompt_values(features, rewards, features[:2], ridge=0.5)
+        again = prompt_values(features, rewards, asked=features[:2], ridge=0.5)
         torch.testing.assert_close(again, found[:2])
 
 

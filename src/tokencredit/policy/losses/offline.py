@@ -93,8 +93,8 @@ def effective_share(weights: Float[Tensor, "batch"]) -> Float[Tensor, ""]:
 def prompt_values(
     features: Float[Tensor, "rows width"],
     rewards: Float[Tensor, "rows"],
-    asked: Float[Tensor, "others width"] | None = None,
     *,
+    asked: Float[Tensor, "others width"] | None = None,
     ridge: float = 1.0,
 ) -> Float[Tensor, "asked"]:
     """What is expected of each prompt: rewards regressed on what a frozen model says of it.

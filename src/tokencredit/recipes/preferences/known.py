@@ -130,7 +130,7 @@ def _above_expectation(
     rewards = torch.tensor([row.scores[0] for row in rows if row.scores])
     sides = []
     for some, of in ((rows, features), (eval_rows, asked)):
-        values = prompt_values(features, rewards, of) if some else torch.zeros(0)
+        values = prompt_values(features, rewards, asked=of) if some else torch.zeros(0)
         scored = [
             with_scores(row, [row.scores[0] - float(value)])
             for row, value in zip(some, values, strict=True)
