@@ -7,7 +7,7 @@ import torch
 from preference_cases import NAMES, answers_for, as_floats, losses_of, options_of, rows_of
 from reference import preference_losses as reference
 
-from tokencredit.errors import ConfigError
+from tokencredit.errors import ConfigError, DataError
 from tokencredit.policy.losses.methods import PREFERENCE_LOSSES, loss_options, preference_loss
 from tokencredit.policy.losses.options import PreferenceLossSettings
 
@@ -147,6 +147,14 @@ def test_rows_say_what_they_read(name):
                 losses_of(name, without)
         else:
             losses_of(name, without)
+
+
+def test_a_reference_that_is_missing_is_told():
+    answers = replace(answers_for("inpo"), references=answers_for("dpo").references)
+    with pytest.raises(DataError, match="compares with 2 frozen models, and 1 are there"):
+        losses_of("inpo", answers)
+    with pytest.raises(DataError, match="compares with 1 frozen models, and 0 are there"):
+        losses_of("dpo", replace(answers, references=()))
 
 
 def test_options_of_others_and_wrong_numbers_are_refused():
