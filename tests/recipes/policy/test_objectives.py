@@ -256,6 +256,35 @@ def test_every_update_of_judged_responses_trains_and_resumes(models, tmp_path, n
     assert any(row["gradient_norm"] > 0 for row in rows(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize("name", ["crraft", "codpo"])
+def test_the_loss_of_chosen_responses_is_that_of_the_paper(models, tmp_path, name):
+    """Before an update all log-ratios are 0, so that a pair costs log 2 and its likelihood."""
+    settings = {
+        "reward_model": str(models / "reward"),
+        "rewards": (),
+        "algorithm.name": name,
+        "algorithm.samples_per_prompt": 4,
+        "algorithm.epochs": 1,
+        "batch_size": 12,
+        "score.transform": "par",
+        "references.per_prompt": 1,
+        **JUDGED,
+    }
+    _, _, found = experienced(models, tmp_path / "seen", **settings)
+    train_policy(config_of(models, tmp_path / "run", **settings, steps=1))
+    weights_ = found.advantages.amax(-1).clamp(min=0)
+    mask, chosen = found.batch.response_mask, weights_ > 0
+    assert 0 < int(chosen.sum()) < 4
+    sums, lengths = masked_sum(found.old.logprobs, mask)[chosen], mask.sum(-1)[chosen]
+    if name == "codpo":
+        expected = math.log(2) - (sums / lengths).mean()
+        assert found.passed[chosen].all()
+        assert int((found.advantages < 0).any(-1).sum()) == int(chosen.sum())
+    else:
+        expected = -(weights_[chosen] * sums).sum() / lengths.sum()
+    assert rows(tmp_path / "run")[0]["policy_loss"] == pytest.approx(float(expected), rel=1e-4)
+
+
 @pytest.mark.parametrize("method", ["terminal", "prefix-difference"])
 def test_a_response_that_fails_earns_nothing(models, tmp_path, method):
     """Dense or not: the sum is the factor times the probability, less that of the prompt."""
@@ -453,6 +482,14 @@ def test_contradictions_are_refused(models, tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         config_of(models, tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_pair_is_not_shared_by_processes(models, tmp_path):
+    settings = {**GROUPS, "algorithm.name": "codpo", "algorithm.minibatch_size": 2}
+    config = config_of(models, tmp_path, **settings)
+    recipe._require_divisible(config, 1)
+    with pytest.raises(ConfigError, match="expected whole pairs on each process: a multiple of 4"):
+        recipe._require_divisible(config, 2)
 
 
 def test_a_weight_of_a_cost_and_a_transform_with_preferences_are_refused(models, tmp_path):

@@ -42,6 +42,7 @@ from tokencredit.recipes.policy.checkpoints import (
 from tokencredit.recipes.policy.experience import experience_of, rows_of
 from tokencredit.recipes.policy.metrics import StepProgress, sample_rows, step_metrics, timed
 from tokencredit.recipes.policy.models import PolicyModels, loaded_models
+from tokencredit.recipes.policy.objective_checks import require_whole_pairs
 from tokencredit.recipes.policy.pretraining import pretraining_rows
 from tokencredit.recipes.policy.processes import (
     by_the_first,
@@ -321,6 +322,7 @@ def _require_divisible(config: TrainPolicyConfig, processes: int) -> None:
             f"{samples}; expected whole groups on each process: make batch_size a multiple of "
             f"{processes * samples}"
         )
+    require_whole_pairs(config, processes)
 
 
 def _models(
