@@ -36,6 +36,7 @@ LESS = {
     "--credit.probe.samples 2 --credit.probe.steps 2",
     "merge-weights": "--ama.groups 2",
     "test-safety": "--threshold 1000 --sampling.max_new_tokens 6",
+    "train-preferences": "--training.max_steps 2 --device cpu --progress false",
 }
 """Added to a command, so that it takes seconds."""
 LEFT_OUT = {

@@ -57,6 +57,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "policy.safety",
         "whether a policy's mean cost on held-out prompts is shown to be low enough",
     ),
+    "train-preferences": (
+        "preferences.train_preferences",
+        "DPO and every other offline loss, with a weight for each token from any credit",
+    ),
     "merge-weights": (
         "merging.merge_weights",
         "weights between a policy before its training and after it: averages, LiNeS, AMA",

@@ -56,7 +56,7 @@ def test_every_name_is_its_function(name):
 
 
 def test_adapters_get_every_row_without_a_critic_and_greedy_responses():
-    others = {"ppo", "remax", "likelihood", "crraft", "codpo"}
+    others = {"ppo", "remax", "likelihood", "crraft", "codpo", "soft-q"}
     assert set(ESTIMATOR_NAMES) == set(FUNCTIONS) == set(ALGORITHMS) - others
 
 

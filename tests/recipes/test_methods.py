@@ -10,6 +10,7 @@ from tokencredit.credit.methods import CREDIT_METHODS, CreditMethod
 from tokencredit.decoding.rules import GUIDANCE_METHODS
 from tokencredit.decoding.search.hf_methods import SEARCHES
 from tokencredit.policy.constraints import CONSTRAINTS
+from tokencredit.policy.losses.methods import PREFERENCE_LOSSES
 from tokencredit.policy.methods import ALGORITHMS
 from tokencredit.policy.objectives import OBJECTIVE_MIXES
 from tokencredit.policy.selection import SELECTIONS
@@ -24,6 +25,7 @@ NAMES = {
     "constraint": CONSTRAINTS,
     "selection": SELECTIONS,
     "algorithm": ALGORITHMS,
+    "loss": PREFERENCE_LOSSES,
     "objective": [name for pair in OBJECTIVES for name in pair],
     "generation": [*GUIDANCE_METHODS, *SEARCHES],
 }

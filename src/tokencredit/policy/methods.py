@@ -111,7 +111,9 @@ class Algorithm:
         whitens: whether advantages are whitened over the batch unless a setting says otherwise.
         loss: `clipped` for the surrogate of PPO, `likelihood` for the negative log-likelihood of
             the responses that are learnt from, weighted by advantages, `pairs` for a loss of pairs
-            of responses, which advantages of 1 and -1 name.
+            of responses, which advantages of 1 and -1 name, `path-consistency` for that of soft
+            Q-learning.
+        pays_kl_itself: whether its loss holds the price of the KL, which rewards then leave out.
     """
 
     advantages: Callable[[Outcome, AdvantageSettings], Advantages]
@@ -121,7 +123,8 @@ class Algorithm:
     needs_causal_credit: bool = True
     discounts: bool = True
     whitens: bool = False
-    loss: Literal["clipped", "likelihood", "pairs"] = "clipped"
+    loss: Literal["clipped", "likelihood", "pairs", "path-consistency"] = "clipped"
+    pays_kl_itself: bool = False
 
 
 def _gae(outcome: Outcome, settings: AdvantageSettings) -> Advantages:
@@ -253,6 +256,13 @@ ALGORITHMS: dict[str, Algorithm] = {
         needs_causal_credit=False,
         discounts=False,
         loss="likelihood",
+    ),
+    "soft-q": Algorithm(
+        lambda o, _: (reinforce_advantages(o.token_rewards, o.response_mask), None),
+        "no advantage: rewards to go, which the path consistency of soft Q-learning is to match",
+        discounts=False,
+        loss="path-consistency",
+        pays_kl_itself=True,
     ),
 }
 """Rows by the names that settings and adapters take."""

@@ -14,6 +14,7 @@ from tokencredit.decoding.rules import GUIDANCE_METHODS
 from tokencredit.decoding.search.hf_methods import SEARCHES
 from tokencredit.names import require_named
 from tokencredit.policy.constraints import CONSTRAINTS
+from tokencredit.policy.losses.methods import PREFERENCE_LOSSES
 from tokencredit.policy.methods import ALGORITHMS
 from tokencredit.policy.objectives import OBJECTIVE_MIXES
 from tokencredit.policy.selection import SELECTIONS
@@ -25,7 +26,7 @@ class MethodsConfig:
     """Settings of the overview."""
 
     kind: str | None = None
-    """`credit`, `transform`, `combination`, `mix`, `constraint`, `selection`, `algorithm`,
+    """`credit`, `transform`, `combination`, `mix`, `constraint`, `selection`, `algorithm`, `loss`,
     `objective` or `generation`; None shows all tables."""
 
     def __post_init__(self) -> None:
@@ -101,6 +102,25 @@ def _algorithm() -> Table:
     return _table("Algorithms of train-policy", columns, rows)
 
 
+def _loss() -> Table:
+    rows = (
+        (
+            name,
+            one.words,
+            one.learns_from,
+            " and ".join(one.references) or "none",
+            ", ".join(need.replace("_", " ") for need in one.needs),
+            ", ".join(
+                f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
+                for key, value in one.options.items()
+            ),
+        )
+        for name, one in PREFERENCE_LOSSES.items()
+    )
+    columns = ("--loss", "is", "learns from", "compares with", "needs", "options")
+    return _table("Losses of train-preferences", columns, rows)
+
+
 def _objective() -> Table:
     rows = (
         (objective, positions, one.rows, one.reading, ", ".join(one.options))
@@ -131,6 +151,7 @@ _KINDS: dict[str, Callable[[], Table]] = {
     "constraint": _constraint,
     "selection": _selection,
     "algorithm": _algorithm,
+    "loss": _loss,
     "objective": _objective,
     "generation": _generation,
 }

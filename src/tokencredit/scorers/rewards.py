@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor, nn, stack, tensor
 
-from tokencredit.aggregation.methods import CombinationSettings
+from tokencredit.aggregation.methods import CombinationSettings, combining_weights
 from tokencredit.aggregation.transforms import (
     ReferenceScores,
     RunningMoments,
@@ -264,6 +264,13 @@ class Rewards:
         by_source = {
             one.name: tokens for (one, _), tokens in zip(own, paid[-len(own) :], strict=True)
         }
+        if self.combine.credit == "each":
+            shares = combining_weights(
+                stack([found.sequence_scores for _, found in own], dim=-1),
+                tensor(weights),
+                self.combine,
+            )
+            return (stack(paid, dim=-1) * shares[:, None]).sum(-1), by_source
         return ensemble_token_scores(paid, weights, CombinationSettings("sum")), by_source
 
 

@@ -23,6 +23,8 @@ from tokencredit.recipes.policy import train_policy as recipe
 from tokencredit.recipes.policy.experience import experience_of
 from tokencredit.recipes.policy.objective_groups import PreferenceSettings
 from tokencredit.recipes.policy.preferences import preference_vector, told
+from tokencredit.recipes.policy.refusals import require_shared_evenly
+from tokencredit.recipes.policy.rollout import draw_responses
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.run_folder import read_jsonl
 from tokencredit.scorers.sources import RewardSource
@@ -94,7 +96,7 @@ def same_weights(first, second):
 def experienced(models, output, raw=None, **settings):
     config = config_of(models, output, **settings)
     run, state = recipe.open_run(config, Accelerator(cpu=True), None)
-    rollout = recipe.draw_responses(
+    rollout = draw_responses(
         config, run.accelerator, run.models, run.prompts, 0, recipe.seeded(0, 0, 0)
     )
     found = experience_of(
@@ -487,9 +489,18 @@ def test_contradictions_are_refused(models, tmp_path, changes, message):
 def test_a_pair_is_not_shared_by_processes(models, tmp_path):
     settings = {**GROUPS, "algorithm.name": "codpo", "algorithm.minibatch_size": 2}
     config = config_of(models, tmp_path, **settings)
-    recipe._require_divisible(config, 1)
+    require_shared_evenly(config, 1)
     with pytest.raises(ConfigError, match="expected whole pairs on each process: a multiple of 4"):
-        recipe._require_divisible(config, 2)
+        require_shared_evenly(config, 2)
+
+
+def test_environments_reward_utterances_and_nothing_else(models, tmp_path):
+    talking = {"reward_model": None, "rewards": (), "dialogue.environment": "my:environment"}
+    with pytest.raises(ConfigError, match="with judges; expected single responses"):
+        config_of(models, tmp_path, **talking, **JUDGED)
+    settings = {"algorithm.name": "reinforce", "objectives.mix": "max-min"}
+    with pytest.raises(ConfigError, match=r"with objectives\.mix; expected single responses"):
+        config_of(models, tmp_path, **talking, **settings)
 
 
 def test_a_weight_of_a_cost_and_a_transform_with_preferences_are_refused(models, tmp_path):

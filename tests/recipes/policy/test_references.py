@@ -20,6 +20,7 @@ from tokencredit.errors import ConfigError, DataError, TokenCreditWarning
 from tokencredit.recipes.policy import references as module
 from tokencredit.recipes.policy import train_policy as recipe
 from tokencredit.recipes.policy.references import Reference, _drawn, _drawn_at_once
+from tokencredit.recipes.policy.rollout import draw_responses
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.run_folder import read_jsonl
 from tokencredit.scorers.evidence import Responses
@@ -63,7 +64,7 @@ def test_tokens_are_paid_for_the_transformed_score(models, tmp_path, name):
 def test_dense_par_sums_to_the_probability_less_that_of_the_prompt(models, tmp_path):
     config = tiny_config(models, tmp_path, steps=1, **PAR)
     run, _ = recipe.open_run(config, recipe._accelerator(config), None)
-    rollout = recipe.draw_responses(
+    rollout = draw_responses(
         config, run.accelerator, run.models, run.prompts, 0, recipe.seeded(0, 0, 0)
     )
     batch, known = rollout.batch, recipe._references(run, rollout, 0)

@@ -31,6 +31,7 @@ from tokencredit.recipes.policy.setting_groups import AlgorithmSettings, Samplin
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.recipes.policy.views import (
     PolicyView,
+    SoftTargets,
     old_view,
     reference_entropies,
     reference_logprobs,
@@ -50,6 +51,7 @@ class Experience:
     same, combined. Both are zero where `unscored` says so; `fault` is why, for one of them, with
     the number of its row. `moments` are those that scores were normalised by. `passed` says what
     all judges pass. `first_pass` is `old` with its graph, where the first update may start from it.
+    `soft` is there for soft Q-learning alone.
     """
 
     batch: ResponseBatch
@@ -72,6 +74,7 @@ class Experience:
     advantages: Float[Tensor, "batch time"]
     returns: Float[Tensor, "batch time"] | None
     passed: Bool[Tensor, "batch"] | None = None
+    soft: SoftTargets | None = None
 
 
 def with_truncation(
@@ -158,13 +161,14 @@ def experience_of(
     penalties = kl
     if config.kl.penalty == "sqrt-chi-square" and kl_coef:
         penalties = _chi_square_penalties(old.logprobs, ref_logprobs, mask, accelerator)
-    token_rewards = kl_penalised_rewards(paid, penalties, mask, kl_coef=kl_coef)
+    charged = 0.0 if ALGORITHMS[config.algorithm.name].pays_kl_itself else kl_coef
+    token_rewards = kl_penalised_rewards(paid, penalties, mask, kl_coef=charged)
     if not bool(token_rewards.isfinite().all()):
         raise NumericError(
             "a token reward is NaN or infinite; expected finite scores and log-probabilities. "
             "The last checkpoint is whole; look at the reward model and at kl.coef"
         )
-    chooses = ALGORITHMS[config.algorithm.name].loss != "clipped"
+    chooses = ALGORITHMS[config.algorithm.name].loss in ("likelihood", "pairs")
     outcome = Outcome(
         token_rewards,
         mask,
@@ -234,8 +238,11 @@ def _begins_update(config: TrainPolicyConfig, accelerator: Accelerator) -> bool:
     algorithm, size = config.algorithm, config.batch_size
     at_once = (algorithm.minibatch_size or size) == size <= (algorithm.micro_batch_size or size)
     needs_logits = config.kl.entropy_coef or config.kl.forward_coef
-    pairs = ALGORITHMS[algorithm.name].loss == "pairs"
-    learns_from_all = config.selection.keep == "all" and not pairs
+    kind = ALGORITHMS[algorithm.name].loss
+    needs_logits = needs_logits or kind == "path-consistency"
+    # Of dialogues there are more utterances than `batch_size`, and so several minibatches.
+    all_at_once = config.dialogue.environment is None and kind != "pairs"
+    learns_from_all = config.selection.keep == "all" and all_at_once
     one_process = accelerator.distributed_type == DistributedType.NO
     return at_once and learns_from_all and not needs_logits and one_process
 
@@ -356,8 +363,8 @@ def rows_of(experience: Experience, rows: Tensor) -> Experience:
     """The experience of some responses."""
 
     def part(value: Any) -> Any:
-        if isinstance(value, PolicyView):
-            return PolicyView(**{k: part(v) for k, v in vars(value).items()})
+        if isinstance(value, PolicyView | SoftTargets):
+            return type(value)(**{k: part(v) for k, v in vars(value).items()})
         if isinstance(value, dict):
             return {k: part(v) for k, v in value.items()}
         return value[rows] if isinstance(value, Tensor | ResponseBatch) else value

@@ -25,6 +25,12 @@ def require_objectives_that_fit(config: "TrainPolicyConfig") -> None:
         "preference.names": bool(config.preference.names),
     }
     several = [name for name, used in chosen.items() if used]
+    if config.dialogue.environment is not None and (several or config.judges.gate):
+        raise ConfigError(
+            f"dialogue.environment is {config.dialogue.environment!r} with "
+            f"{(several or ['judges'])[0]}; expected single responses: an environment rewards "
+            "every utterance by itself"
+        )
     if len(several) > 1:
         raise ConfigError(
             f"{' and '.join(several)} both say what single rewards are worth; expected one of them"

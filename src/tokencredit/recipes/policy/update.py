@@ -18,7 +18,12 @@ from tokencredit.policy.losses.clipped import (
 from tokencredit.policy.losses.likelihood import likelihood_losses
 from tokencredit.policy.methods import ALGORITHMS
 from tokencredit.recipes.policy.experience import Experience, rows_of
-from tokencredit.recipes.policy.loss_terms import chi_square_slope, divergence_terms, weighed
+from tokencredit.recipes.policy.loss_terms import (
+    chi_square_slope,
+    divergence_terms,
+    soft_q_losses,
+    weighed,
+)
 from tokencredit.recipes.policy.metrics import require_finite
 from tokencredit.recipes.policy.models import PolicyModels
 from tokencredit.recipes.policy.pretraining import PretrainingRows, learn_again, rows_of_update
@@ -64,7 +69,9 @@ def update_policy(
         left = 1 - step / config.steps if config.optimizer.lr_schedule == "linear" else 1.0
         group["lr"] = config.optimizer.rate * left
     share = len(experience.batch)
-    minibatch = (algorithm.minibatch_size or config.batch_size) // accelerator.num_processes
+    minibatch = share
+    if algorithm.minibatch_size is not None:
+        minibatch = algorithm.minibatch_size // accelerator.num_processes
     micro_batch = min(algorithm.micro_batch_size or minibatch, minibatch)
     totals: dict[str, float] = {}
     updates = 0
@@ -170,7 +177,9 @@ def _losses(
         view, logits = view_and_logits(model, part.batch, part.support, config.sampling.temperature)
     mask, clip_eps = part.loss_mask, config.algorithm.clip_eps
     kind = ALGORITHMS[config.algorithm.name].loss
-    if kind == "likelihood":
+    if kind == "path-consistency":
+        policy_losses = soft_q_losses(config, part, view, logits)
+    elif kind == "likelihood":
         policy_losses = likelihood_losses(view.logprobs, part.advantages, mask)
     elif kind == "pairs":
         policy_losses = calibrated_pair_losses(
