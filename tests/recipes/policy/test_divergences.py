@@ -17,6 +17,7 @@ from tokencredit.recipes.policy import update as ppo_update
 from tokencredit.recipes.policy.loss_terms import chi_square_slope
 from tokencredit.recipes.policy.pretraining import pretraining_rows, rows_of_update
 from tokencredit.recipes.policy.refusals import require_shared_evenly
+from tokencredit.recipes.policy.rollout import draw_responses
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.run_folder import read_jsonl
 from tokencredit.text.hf_reading import Reading
@@ -62,7 +63,7 @@ def far_from_its_reference(models, output, **settings):
         for weight in run.models.actor_critic.policy.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
     rng = recipe.seeded(0, 0, 0)
-    rollout = recipe.draw_responses(config, run.accelerator, run.models, run.prompts, 0, rng)
+    rollout = draw_responses(config, run.accelerator, run.models, run.prompts, 0, rng)
     experience = recipe.experience_of(
         run.models, run.model, rollout, config, run.accelerator,
         kl_coef=config.kl.coef, moments=state.moments,

@@ -18,6 +18,7 @@ from tokencredit.recipes.policy import opponents
 from tokencredit.recipes.policy import train_policy as recipe
 from tokencredit.recipes.policy.opponents import GeometricMixture, opponent_scores
 from tokencredit.recipes.policy.refusals import require_what_sharding_allows
+from tokencredit.recipes.policy.rollout import draw_responses
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.run_folder import read_jsonl
 from tokencredit.sampling import Sampling
@@ -40,7 +41,7 @@ def begun(models, output, **settings):
         for weight in run.models.actor_critic.policy.parameters():
             if weight.requires_grad:
                 weight += 0.3 * torch.randn_like(weight)
-    rollout = recipe.draw_responses(
+    rollout = draw_responses(
         config, run.accelerator, run.models, run.prompts, 0, recipe.seeded(0, 0, 0)
     )
     return run, rollout
