@@ -23,6 +23,7 @@ from tokencredit.recipes.policy import train_policy as recipe
 from tokencredit.recipes.policy.experience import experience_of
 from tokencredit.recipes.policy.objective_groups import PreferenceSettings
 from tokencredit.recipes.policy.preferences import preference_vector, told
+from tokencredit.recipes.policy.refusals import require_shared_evenly
 from tokencredit.recipes.policy.rollout import draw_responses
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.run_folder import read_jsonl
@@ -257,6 +258,35 @@ def test_every_update_of_judged_responses_trains_and_resumes(models, tmp_path, n
     assert any(row["gradient_norm"] > 0 for row in rows(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize("name", ["crraft", "codpo"])
+def test_the_loss_of_chosen_responses_is_that_of_the_paper(models, tmp_path, name):
+    """Before an update all log-ratios are 0, so that a pair costs log 2 and its likelihood."""
+    settings = {
+        "reward_model": str(models / "reward"),
+        "rewards": (),
+        "algorithm.name": name,
+        "algorithm.samples_per_prompt": 4,
+        "algorithm.epochs": 1,
+        "batch_size": 12,
+        "score.transform": "par",
+        "references.per_prompt": 1,
+        **JUDGED,
+    }
+    _, _, found = experienced(models, tmp_path / "seen", **settings)
+    train_policy(config_of(models, tmp_path / "run", **settings, steps=1))
+    weights_ = found.advantages.amax(-1).clamp(min=0)
+    mask, chosen = found.batch.response_mask, weights_ > 0
+    assert 0 < int(chosen.sum()) < 4
+    sums, lengths = masked_sum(found.old.logprobs, mask)[chosen], mask.sum(-1)[chosen]
+    if name == "codpo":
+        expected = math.log(2) - (sums / lengths).mean()
+        assert found.passed[chosen].all()
+        assert int((found.advantages < 0).any(-1).sum()) == int(chosen.sum())
+    else:
+        expected = -(weights_[chosen] * sums).sum() / lengths.sum()
+    assert rows(tmp_path / "run")[0]["policy_loss"] == pytest.approx(float(expected), rel=1e-4)
+
+
 @pytest.mark.parametrize("method", ["terminal", "prefix-difference"])
 def test_a_response_that_fails_earns_nothing(models, tmp_path, method):
     """Dense or not: the sum is the factor times the probability, less that of the prompt."""
@@ -454,6 +484,23 @@ def test_contradictions_are_refused(models, tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         config_of(models, tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_pair_is_not_shared_by_processes(models, tmp_path):
+    settings = {**GROUPS, "algorithm.name": "codpo", "algorithm.minibatch_size": 2}
+    config = config_of(models, tmp_path, **settings)
+    require_shared_evenly(config, 1)
+    with pytest.raises(ConfigError, match="expected whole pairs on each process: a multiple of 4"):
+        require_shared_evenly(config, 2)
+
+
+def test_environments_reward_utterances_and_nothing_else(models, tmp_path):
+    talking = {"reward_model": None, "rewards": (), "dialogue.environment": "my:environment"}
+    with pytest.raises(ConfigError, match="with judges; expected single responses"):
+        config_of(models, tmp_path, **talking, **JUDGED)
+    settings = {"algorithm.name": "reinforce", "objectives.mix": "max-min"}
+    with pytest.raises(ConfigError, match=r"with objectives\.mix; expected single responses"):
+        config_of(models, tmp_path, **talking, **settings)
 
 
 def test_a_weight_of_a_cost_and_a_transform_with_preferences_are_refused(models, tmp_path):

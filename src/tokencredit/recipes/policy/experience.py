@@ -168,7 +168,7 @@ def experience_of(
             "a token reward is NaN or infinite; expected finite scores and log-probabilities. "
             "The last checkpoint is whole; look at the reward model and at kl.coef"
         )
-    chooses = ALGORITHMS[config.algorithm.name].loss != "clipped"
+    chooses = ALGORITHMS[config.algorithm.name].loss in ("likelihood", "pairs")
     outcome = Outcome(
         token_rewards,
         mask,

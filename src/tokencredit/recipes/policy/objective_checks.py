@@ -25,6 +25,12 @@ def require_objectives_that_fit(config: "TrainPolicyConfig") -> None:
         "preference.names": bool(config.preference.names),
     }
     several = [name for name, used in chosen.items() if used]
+    if config.dialogue.environment is not None and (several or config.judges.gate):
+        raise ConfigError(
+            f"dialogue.environment is {config.dialogue.environment!r} with "
+            f"{(several or ['judges'])[0]}; expected single responses: an environment rewards "
+            "every utterance by itself"
+        )
     if len(several) > 1:
         raise ConfigError(
             f"{' and '.join(several)} both say what single rewards are worth; expected one of them"
@@ -47,6 +53,25 @@ def require_objectives_that_fit(config: "TrainPolicyConfig") -> None:
         _require_scores_to_judge(config)
     if config.algorithm.name in ("crraft", "codpo"):
         _require_whole_scores(config)
+
+
+def require_whole_pairs(config: "TrainPolicyConfig", processes: int) -> None:
+    """Raise ConfigError where a minibatch of a process would cut a pair of responses.
+
+    Args:
+        config: the settings.
+        processes: how many share a minibatch.
+    """
+    algorithm = config.algorithm
+    size = algorithm.minibatch_size  # the whole batch has whole pairs
+    if size is None or ALGORITHMS[algorithm.name].loss != "pairs":
+        return
+    if size // processes % 2:
+        raise ConfigError(
+            f"algorithm.minibatch_size is {size} on {processes} processes with algorithm.name "
+            f"{algorithm.name!r}, which learns from pairs; expected whole pairs on each process: a "
+            f"multiple of {2 * processes}"
+        )
 
 
 def _require_no_greedy_baseline(config: "TrainPolicyConfig", several: list[str]) -> None:
@@ -206,13 +231,10 @@ def _require_whole_scores(config: "TrainPolicyConfig") -> None:
             f"selection.keep is {config.selection.keep!r} with algorithm.name {algorithm.name!r}, "
             "which chooses a pair itself; expected 'all'"
         )
-    sizes = {
-        "algorithm.minibatch_size": algorithm.minibatch_size,
-        "algorithm.micro_batch_size": algorithm.micro_batch_size,
-    }
-    for name, size in sizes.items():
-        if size is not None and size % 2:
-            raise ConfigError(
-                f"{name} is {size} with algorithm.name {algorithm.name!r}, which learns from "
-                "pairs; expected an even number"
-            )
+    size = algorithm.micro_batch_size
+    if size is not None and size % 2:
+        raise ConfigError(
+            f"algorithm.micro_batch_size is {size} with algorithm.name {algorithm.name!r}, which "
+            "learns from pairs; expected an even number"
+        )
+    require_whole_pairs(config, 1)

@@ -5,6 +5,7 @@ from accelerate.utils import DistributedType
 
 from tokencredit.errors import ConfigError
 from tokencredit.policy.methods import ALGORITHMS
+from tokencredit.recipes.policy.objective_checks import require_whole_pairs
 from tokencredit.recipes.policy.opponents import opposed_sources
 from tokencredit.recipes.policy.references import compared_sources, normalised_by_reference
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
@@ -14,8 +15,8 @@ def require_shared_evenly(config: TrainPolicyConfig, processes: int) -> None:
     """Refuse batches that processes cannot share evenly.
 
     Raises:
-        ConfigError: one of them is no multiple of the number of processes, or would cut a group;
-            or there are dialogues.
+        ConfigError: one of them is no multiple of the number of processes, or would cut a group or
+            a pair; or there are dialogues.
     """
     if processes > 1 and config.dialogue.environment is not None:
         raise ConfigError(
@@ -46,6 +47,7 @@ def require_shared_evenly(config: TrainPolicyConfig, processes: int) -> None:
             f"{samples}; expected whole groups on each process: make batch_size a multiple of "
             f"{processes * samples}"
         )
+    require_whole_pairs(config, processes)
 
 
 def require_what_sharding_allows(config: TrainPolicyConfig, accelerator: Accelerator) -> None:
