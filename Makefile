@@ -60,8 +60,9 @@ test-engines: $(VENV)/.installed-dev $(VERL)/.installed $(VLLM)/.installed
 endif
 
 # What reads, loads, trains and serves by other libraries. Warnings of what the newest ones will take
-# away are errors there, but for what PEFT asks of transformers.
-NO_LONGER := -W error::FutureWarning -W 'ignore:`is_gradient_checkpointing` is:FutureWarning'
+# away are errors there, but for what PEFT and TRL ask of transformers.
+NO_LONGER := -W error::FutureWarning -W 'ignore:`is_gradient_checkpointing` is:FutureWarning' \
+	-W 'ignore:`gradient_checkpointing` is:FutureWarning'
 SEAMS := tests/text tests/models tests/reward_model tests/policy tests/decoding tests/preference \
 	tests/scorers tests/server/test_app.py tests/recipes/policy/test_train_policy.py \
 	tests/recipes/reward_model/test_train_reward_model.py tests/engines/test_trl_grpo.py \
@@ -162,7 +163,8 @@ $(VERL)/.installed: tests/engines/requirements-verl.txt tests/engines/requiremen
 	@touch $@
 
 # torch is the same in both, see tests/lowest_versions.py.
-TESTED_WITH := beartype hypothesis httpx2 pytest pytest-timeout pytest-xdist torch==2.13.0
+TESTED_WITH := beartype hypothesis httpx2 pytest pytest-timeout pytest-xdist \
+	tensorboard torch==2.13.0
 TESTED := --editable ".[peft,trl,serve]" $(TESTED_WITH)
 
 $(LOWEST)/.installed: tests/lowest_versions.py pyproject.toml | $(VENV)/bin/python
