@@ -93,13 +93,16 @@ docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.installed-dev $(PPO_PEER)/.installed
+	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/scoring.py --batch-size 1 --repeats 7
 	$(BIN)/python benchmarks/credit.py
+	$(BIN)/python benchmarks/ensembles.py
 	$(BIN)/python benchmarks/decoding.py
 	$(BIN)/python benchmarks/alignment.py
 	$(BIN)/python benchmarks/ppo.py
 	$(BIN)/python benchmarks/grpo.py
 	$(BIN)/python benchmarks/reward_training.py
+	$(BIN)/python benchmarks/dpo.py
 	$(BIN)/python benchmarks/processes.py
 	$(BIN)/python benchmarks/server.py throughput
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 from shutil import copyfile
+from typing import Any
 
 from tokencredit.recipes.run_folder import write_atomically
 
@@ -23,16 +24,31 @@ TASKS = {
 }
 
 
+def version() -> str:
+    """The commit of this folder."""
+    described = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(described, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def finished(comparison: Path) -> dict[str, Any]:
+    """The curves of a comparison by the names of their runs."""
+    files = sorted((comparison / "curves").glob("*.json"))
+    return {file.stem: json.loads(file.read_text()) for file in files}
+
+
+def markdown(rows: list[dict[str, str]]) -> list[str]:
+    """A table, from its rows by the names of its columns."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
 def keep(task: str, commit: str) -> None:
     source = Path("output/learning") / task
     DOCS.mkdir(parents=True, exist_ok=True)
     found = {
         "commit": commit,
         "table": json.loads((source / "learning.json").read_text()),
-        "curves": {
-            file.stem: json.loads(file.read_text())
-            for file in sorted((source / "curves").glob("*.json"))
-        },
+        "curves": finished(source),
     }
     write_atomically(DOCS / f"{task}.json", json.dumps(found) + "\n")
     for figure in ("learning", "frontier"):
@@ -41,8 +57,6 @@ def keep(task: str, commit: str) -> None:
 
 def section(task: str, title: str) -> list[str]:
     found = json.loads((DOCS / f"{task}.json").read_text())
-    columns = list(found["table"][0])
-    rows = [columns, ["---"] * len(columns), *(list(row.values()) for row in found["table"])]
     return [
         f"## {title}",
         "",
@@ -51,7 +65,7 @@ def section(task: str, title: str) -> list[str]:
         f"{len(found['curves'])} finished runs, kept at commit {found['commit']}; settings in "
         f"`runs/learning/{task}.yaml` and `runs/learning/{task.split('-')[0]}-ppo.yaml`.",
         "",
-        *("| " + " | ".join(row) + " |" for row in rows),
+        *markdown(found["table"]),
         "",
         f"![Learning curves](learning/{task}-learning.png)",
         "",
@@ -61,9 +75,7 @@ def section(task: str, title: str) -> list[str]:
 
 
 def main() -> None:
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    commit = version()
     for task in sys.argv[1:]:
         keep(task, commit)
     page = [(Path(__file__).parent / "learning_report.md").read_text()]

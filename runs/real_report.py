@@ -62,19 +62,26 @@ def keep(runs: Path, kept: Path) -> None:
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     ).stdout.strip()
     if (runs / "costs.jsonl").exists():
-        found = {"commit": commit or "unknown", "costs": costs(runs)}
-        write_atomically(kept / "costs.json", json.dumps(found, indent=1) + "\n")
+        spent = {name: {**row, "commit": commit or "unknown"} for name, row in costs(runs).items()}
+        add(kept / "costs.json", spent)
     if (runs / "accuracy.json").exists():
-        copyfile(runs / "accuracy.json", kept / "accuracy.json")
+        add(kept / "accuracy.json", json.loads((runs / "accuracy.json").read_text()))
     judged = {
         name: json.loads((runs / name / "prefix_accuracy.json").read_text())
         for name in CLASSIFIERS
         if (runs / name / "prefix_accuracy.json").exists()
     }
     if judged:
-        write_atomically(kept / "classifiers.json", json.dumps(judged) + "\n")
+        add(kept / "classifiers.json", judged)
     for task in TASKS:
         keep_learning(task, runs / f"{task}-learning", kept)
+
+
+def add(file: Path, found: dict[str, Any]) -> None:
+    """Put rows by name into a file, beside those of runs that are not on this machine."""
+    before = json.loads(file.read_text()) if file.exists() else {}
+    rows = (f"{json.dumps(name)}: {json.dumps(row)}" for name, row in {**before, **found}.items())
+    write_atomically(file, "{" + ",\n".join(rows) + "}\n")
 
 
 def keep_learning(task: str, source: Path, kept: Path) -> None:
@@ -107,7 +114,7 @@ def reward_models(kept: Path) -> Iterator[str]:
         yield "Not run yet: `runs/real_models.sh trl hh_reward_models accuracy`.\n"
         return
     found = json.loads((kept / "accuracy.json").read_text())
-    spent = json.loads((kept / "costs.json").read_text())["costs"]
+    spent = json.loads((kept / "costs.json").read_text())
     rows = []
     for name, row in found.items():
         cost = spent[name]
@@ -162,7 +169,7 @@ def classifiers(kept: Path) -> Iterator[str]:
         yield "Not trained yet: `runs/real_models.sh imdb_models`.\n"
         return
     found = json.loads((kept / "classifiers.json").read_text())
-    spent = json.loads((kept / "costs.json").read_text())["costs"]
+    spent = json.loads((kept / "costs.json").read_text())
     yield from table(
         ["held-out accuracy", "20 %", "40 %", "60 %", "80 %", "100 %", "rows", "CPU s"],
         [
@@ -264,9 +271,10 @@ def main() -> None:
     keep(runs, kept)
     page = (Path(__file__).parent / "real_report.md").read_text()
     spent = kept / "costs.json"
-    commit = f", here at commit {json.loads(spent.read_text())['commit']}" if spent.exists() else ""
+    rows = json.loads(spent.read_text()).values() if spent.exists() else ()
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
     text = page.format(
-        commit=commit,
+        commit=f", here at {commits}" if commits else "",
         reward_models="\n".join(reward_models(kept)),
         classifiers="\n".join(classifiers(kept)),
         imdb="\n".join([*learning("imdb", kept), *heatmap(runs, kept)]),

@@ -20,6 +20,7 @@ import tokencredit
 from tokencredit import errors
 from tokencredit.aggregation.methods import AGGREGATIONS
 from tokencredit.cli import COMMANDS, _parsed, recipe_of
+from tokencredit.policy.losses.methods import PREFERENCE_LOSSES
 from tokencredit.policy.methods import ALGORITHMS, Algorithm
 from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
 from tokencredit.recipes.run_folder import read_jsonl
@@ -222,6 +223,24 @@ def test_every_combination_of_rewards_has_its_row():
     for row in rows:
         assert set(quoted(row[2])) <= set(tokencredit.__all__)
         assert all((PROJECT / path).is_file() for path in quoted(row[6]))
+
+
+def test_every_loss_of_preferences_has_its_row():
+    rows = {quoted(row[0])[0]: row for row in table("docs/train-preferences.md", "`loss`")}
+    assert list(rows) == list(PREFERENCE_LOSSES)
+    for name, loss in PREFERENCE_LOSSES.items():
+        _, _, source, learns_from, compares_with, options = rows[name]
+        assert loss.source in source
+        needs = {"scores": "scores", "soft_labels": "soft labels"}
+        said = [{"singles": "single answers"}.get(loss.learns_from, loss.learns_from)]
+        said += [needs[need] for need in loss.needs if need in needs]
+        assert learns_from == ", ".join(said)
+        assert compares_with == (", ".join(loss.references) or "none")
+        shown = ", ".join(
+            f"`{key}` {value:.3g}" if isinstance(value, float) else f"`{key}` {value}"
+            for key, value in loss.options.items()
+        )
+        assert options == shown
 
 
 def test_method_names_are_those_of_the_table():

@@ -35,6 +35,8 @@ LESS = {
     "compare-credit": "--faithfulness_documents 1 --resamples 20 --heatmaps 1 --progress false "
     "--credit.probe.samples 2 --credit.probe.steps 2",
     "merge-weights": "--ama.groups 2",
+    "test-safety": "--threshold 1000 --sampling.max_new_tokens 6",
+    "train-preferences": "--training.max_steps 2 --device cpu --progress false",
 }
 """Added to a command, so that it takes seconds."""
 LEFT_OUT = {
@@ -48,6 +50,7 @@ INSTEAD = {
     "lvwerra/gpt2-imdb": "my/policy",
     "XanderJC/gpt2-rm-imdb": "my/reward",
     "prompts: prompts.jsonl": "prompts: my/prompts.jsonl",
+    "my/held-out.jsonl": "my/prompts.jsonl",
     "<|endoftext|>": "<pad>",
     "output/imdb/language-model": "my/policy",
     "DATA": "pairs.jsonl",

@@ -1,6 +1,7 @@
 """What `runs/real_models.sh` measures by: parts of answers, their accuracy, and the data of HH."""
 
 import importlib.util
+import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -78,3 +79,12 @@ def test_a_difference_of_two_models_has_the_error_of_its_pairs(monkeypatch):
     report = script("real_report", monkeypatch)
     mine, theirs = [[1.0], [1.0], [-1.0], [1.0]], [[1.0], [-1.0], [-1.0], [1.0]]
     assert list(report.differences(mine, theirs)) == ["+0.250 ± 0.250"]
+
+
+def test_rows_of_runs_on_other_machines_stay(monkeypatch, tmp_path):
+    report = script("real_report", monkeypatch)
+    kept = tmp_path / "costs.json"
+    report.add(kept, {"first": {"cpu_seconds": 1.0}, "second": {"cpu_seconds": 2.0}})
+    report.add(kept, {"second": {"cpu_seconds": 3.0}})
+    rows = json.loads(kept.read_text())
+    assert rows == {"first": {"cpu_seconds": 1.0}, "second": {"cpu_seconds": 3.0}}

@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 from tokencredit.recipes.policy.train_policy import TrainPolicyConfig
 from tokencredit.recipes.settings import settings_from
+from tokencredit.scorers.sources import RewardSource
 from tokencredit.toy.hf_tokenizer import toy_tokenizer
 
 PROMPTS = ("the plot is", "this film", "the music was", "a", "his first comedy is a", "the cast")
@@ -65,5 +66,9 @@ def tiny_config(models: Path, output: Path, **changes: Any) -> TrainPolicyConfig
         "record.figure": False,
     }
     changed = {name.replace("__", "."): value for name, value in changes.items()}
+    if "rewards" in changed:  # mappings where they come from JSON
+        changed["rewards"] = tuple(
+            RewardSource(**one) if isinstance(one, dict) else one for one in changed["rewards"]
+        )
     config: TrainPolicyConfig = settings_from(TrainPolicyConfig, {**settings, **changed})
     return config

@@ -53,6 +53,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "policy.train_policy",
         "PPO with a reward on every token, or RLOO, GRPO and others without a critic",
     ),
+    "test-safety": (
+        "policy.safety",
+        "whether a policy's mean cost on held-out prompts is shown to be low enough",
+    ),
+    "train-preferences": (
+        "preferences.train_preferences",
+        "DPO and every other offline loss, with a weight for each token from any credit",
+    ),
     "merge-weights": (
         "merging.merge_weights",
         "weights between a policy before its training and after it: averages, LiNeS, AMA",
@@ -144,14 +152,14 @@ def _run(name: str, arguments: list[str]) -> int:
         config = _parsed(name, config_class, arguments)
         _show(name, config)
         with _loading_told():
-            recipe(config)
+            found = recipe(config)
     except TokenCreditError as error:
         print(f"tokencredit {name}: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"tokencredit {name}: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return getattr(found, "exit_status", 0)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from tokencredit.aggregation.combining import weighted_sum_scores
 from tokencredit.aggregation.references import (
     log_win_probabilities,
     reference_quantiles,
+    win_margins,
     win_probabilities,
 )
 from tokencredit.credit.prefixes import prefix_difference_credit
@@ -53,6 +54,16 @@ def test_against_the_reference(seed, count):
 def test_the_references_own_response_has_one_half():
     scores = torch.randn(5)
     assert win_probabilities(scores, scores[:, None]).tolist() == [0.5] * 5
+
+
+def test_the_margin_over_an_equal_is_zero_and_turns_with_the_sides():
+    scores, others = torch.randn(2, 5, dtype=DOUBLE)
+    margins = win_margins(scores, others[:, None], slope=0.7)
+    torch.testing.assert_close(win_margins(others, scores[:, None], slope=0.7), -margins)
+    assert win_margins(scores, scores[:, None]).tolist() == [0.0] * 5
+    everyone = win_margins(scores, scores.expand(5, 5))  # each against all of the same policy
+    assert everyone.mean().item() == pytest.approx(0.0, abs=1e-12)
+    assert win_margins(torch.tensor([1e9]), torch.zeros(1, 2)).item() == 0.5
 
 
 @given(seeds)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tokencredit.errors import ConfigError
-from tokencredit.policy import dense_estimators, estimators
+from tokencredit.policy import dense_estimators, estimators, judged
 from tokencredit.policy.advantages import gae_advantages, macro_gae_advantages
 from tokencredit.policy.methods import (
     ALGORITHMS,
@@ -26,6 +26,7 @@ FUNCTIONS = {
     "reinforce++": lambda r, m, g, **options: estimators.reinforce_plus_plus_advantages(
         r, m, **options
     ),
+    "crpg": lambda r, m, g, **options: judged.batch_centred_advantages(r, m, **options),
     "rloo": estimators.rloo_advantages,
     "grpo": estimators.grpo_advantages,
 }
@@ -55,9 +56,8 @@ def test_every_name_is_its_function(name):
 
 
 def test_adapters_get_every_row_without_a_critic_and_greedy_responses():
-    assert (
-        set(ESTIMATOR_NAMES) == set(FUNCTIONS) == set(ALGORITHMS) - {"ppo", "remax", "likelihood"}
-    )
+    others = {"ppo", "remax", "likelihood", "crraft", "codpo", "soft-q"}
+    assert set(ESTIMATOR_NAMES) == set(FUNCTIONS) == set(ALGORITHMS) - others
 
 
 def test_ppo_is_gae_with_the_returns_of_its_critic():
@@ -90,6 +90,22 @@ def test_the_pooling_of_values_arrives(pooling):
     assert torch.equal(found[0], plain[0]) == (pooling == "first")
 
 
+def test_updates_of_judged_responses_are_their_functions():
+    rewards, mask, groups = ARGUMENTS
+    paid, passed = torch.tensor([0.3, 0.6, 0.0, 0.0]), torch.tensor([True, False, False, False])
+    outcome = Outcome(rewards, mask, group_ids=groups, paid=paid, passed=passed)
+    for name, expected in {
+        "crraft": judged.best_judged_weights(paid, groups),
+        "codpo": judged.judged_pair_signs(paid, passed, groups),
+    }.items():
+        found, _ = ALGORITHMS[name].advantages(outcome, AdvantageSettings())
+        assert torch.equal(found, expected[:, None].expand(4, 3))
+        alone, _ = ALGORITHMS[name].advantages(
+            Outcome(rewards, mask, group_ids=groups), AdvantageSettings()
+        )
+        assert not torch.equal(alone, found)
+
+
 def test_remax_is_its_function():
     expected = estimators.remax_advantages(*ARGUMENTS[:2], GREEDY)
     torch.testing.assert_close(made("remax"), expected)
@@ -104,8 +120,11 @@ def test_a_row_keeps_the_credit_of_tokens_if_it_says_so(name):
 
 @every_row
 def test_a_row_drops_earlier_rewards_if_it_says_so(name):
-    if ALGORITHMS[name].loss == "likelihood":
+    if name == "likelihood":
         assert made(name).tolist() == ARGUMENTS[1].float().tolist()  # it reads no rewards at all
+        return
+    if ALGORITHMS[name].loss != "clipped":
+        assert not ALGORITHMS[name].needs_causal_credit  # it reads sums of rewards alone
         return
     rewards = ARGUMENTS[0].clone().requires_grad_()
     last = made(name, rewards, scale="none")[0, -1]

@@ -32,6 +32,8 @@ def test_the_page_shows_the_table():
         ("train-policy", "--beta", "'kl.coef'"),
         ("train-implicit-reward", "--beta", "'dpo_beta'"),
         ("train-implicit-reward", "--lora-r", "'lora.rank'"),
+        ("train-preferences", "--beta", "'options.dpo_beta'"),
+        ("train-preferences", "--loss-type", "'loss'"),
         ("train-language-model", "--bf16", "'training.mixed_precision'"),
         ("train-policy", "--report_to", "'record.trackers'"),
         ("train-policy", "--pretrain", "'policy'"),

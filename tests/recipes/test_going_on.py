@@ -40,6 +40,13 @@ RUNS = {
     "train-rewriter": {"epochs": 1.0, "evaluate_every": 3},
     "train-implicit-reward": {**LORA, "evaluate_every": 3, "learning_rate": 1e-3},
     "train-language-model": {"max_length": 8, "epochs": 1.0},
+    "train-preferences": {
+        "loss": "dft",
+        "token_weights_kind": "decay",
+        "evaluate_every": 3,
+        "learning_rate": 1e-3,
+        **LORA,
+    },
 }
 
 

@@ -9,7 +9,10 @@ from tokencredit.cli import main
 from tokencredit.credit.methods import CREDIT_METHODS, CreditMethod
 from tokencredit.decoding.rules import GUIDANCE_METHODS
 from tokencredit.decoding.search.hf_methods import SEARCHES
+from tokencredit.policy.constraints import CONSTRAINTS
+from tokencredit.policy.losses.methods import PREFERENCE_LOSSES
 from tokencredit.policy.methods import ALGORITHMS
+from tokencredit.policy.objectives import OBJECTIVE_MIXES
 from tokencredit.policy.selection import SELECTIONS
 from tokencredit.recipes import methods as recipe
 from tokencredit.reward_model.objectives import OBJECTIVES
@@ -18,8 +21,11 @@ NAMES = {
     "credit": CREDIT_METHODS,
     "transform": SCORE_TRANSFORMS,
     "combination": AGGREGATIONS,
+    "mix": OBJECTIVE_MIXES,
+    "constraint": CONSTRAINTS,
     "selection": SELECTIONS,
     "algorithm": ALGORITHMS,
+    "loss": PREFERENCE_LOSSES,
     "objective": [name for pair in OBJECTIVES for name in pair],
     "generation": [*GUIDANCE_METHODS, *SEARCHES],
 }

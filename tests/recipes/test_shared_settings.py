@@ -84,6 +84,7 @@ def test_what_is_not_asked_for_is_not_refused():
         ("train-token-classifier", 2e-5, 2e-4),
         ("train-vocabulary-reward", 5e-6, 5e-5),
         ("train-implicit-reward", 1e-6, 1e-5),
+        ("train-preferences", 1e-6, 1e-5),
     ],
 )
 def test_adapters_have_a_learning_rate_of_their_own_that_is_printed(command, of_all, of_lora):

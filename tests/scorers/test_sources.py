@@ -10,7 +10,11 @@ from saved_models import save_reward_model
 from tiny_tokenizers import byte_level, word_level, wordpiece
 from transformers import AutoModelForTokenClassification
 
-from tokencredit.aggregation.methods import CombinationSettings
+from tokencredit.aggregation.methods import (
+    CombinationSettings,
+    combined_scores,
+    combining_weights,
+)
 from tokencredit.aggregation.transforms import RunningMoments, ScoreSettings
 from tokencredit.batch import RewardScorer, TokenScorer
 from tokencredit.credit.methods import CreditSettings, ProbeSettings
@@ -149,6 +153,26 @@ def test_the_worst_case_is_taken_before_credit(folder):
     sums = both(batch()).sum(-1)
     end = torch.minimum(found[0].sequence_scores, found[1].sequence_scores)
     torch.testing.assert_close(sums, end - least[:, 0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["worst-case", "mean-less-deviation", "nominal-and-worst"])
+@pytest.mark.parametrize("credit", ["attention", "uniform", "prefix-difference"])
+def test_credit_of_each_source_sums_to_the_combined_score(folder, name, credit):
+    """Exactly where a credit conserves the score, and less that of the prompt elsewhere."""
+    combine = CombinationSettings(name, credit="each", deviation_coef=0.7)
+    sources = (
+        RewardSource(str(folder / "first"), weight=0.5),
+        RewardSource(str(folder / "second"), credit=CreditSettings("uniform")),
+    )
+    both = rewards_of(*sources, credit=credit, combine=combine)
+    found = [one.scorer(batch()) for one in both.sources]
+    weights = torch.tensor([0.5, 1.0])
+    scores = torch.stack([one.sequence_scores for one in found], dim=-1)
+    expected = combined_scores(scores, weights, combine)
+    if credit == "prefix-difference":
+        shares = combining_weights(scores, weights, combine)
+        expected = expected - shares[:, 0] * found[0].prefix_scores[:, 0]
+    torch.testing.assert_close(both(batch()).sum(-1), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_each_source_can_have_a_credit_of_its_own(folder):

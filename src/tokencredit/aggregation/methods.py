@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,6 +19,11 @@ from tokencredit.aggregation.combining import (
     require_nominal_share,
     weighted_sum_scores,
     worst_case_scores,
+)
+from tokencredit.aggregation.euler import (
+    mean_less_deviation_slopes,
+    nominal_and_worst_slopes,
+    worst_case_slopes,
 )
 from tokencredit.errors import ConfigError
 from tokencredit.names import named
@@ -36,9 +42,20 @@ class CombinationSettings:
     """Price of `mean-less-deviation`: how many standard deviations are taken off the mean."""
     nominal_share: float = 0.5
     """For `nominal-and-worst`: share of the first source; the rest is the least of all."""
+    credit: Literal["together", "each"] = "together"
+    """`together` combines scores, prefix by prefix, before credit is given; `each` gives every
+    source its credit by itself and weighs it by its slope in the combined score, so that token
+    scores sum to it (Euler weights)."""
 
     def __post_init__(self) -> None:
-        named("combination method", self.method, AGGREGATIONS)
+        row = named("combination method", self.method, AGGREGATIONS)
+        if self.credit == "each" and row.slopes is None:
+            able = ", ".join(name for name, one in AGGREGATIONS.items() if one.slopes is not None)
+            raise ConfigError(
+                f"combine.credit is 'each' with combine.method {self.method!r}, which does not "
+                f"grow in step with its scores; expected one of {able}, or combine.credit "
+                "'together'"
+            )
         require_coefficient("variance_coef", self.variance_coef)
         require_coefficient("deviation_coef", self.deviation_coef)
         require_nominal_share(self.nominal_share)
@@ -63,6 +80,9 @@ class Aggregation:
     """How many it needs at least to say anything."""
     text: str
     """What it is, with its source, in one line."""
+    slopes: Callable[[Tensor, CombinationSettings], Tensor] | None = None
+    """From weighted scores to the slope of each, where these times the scores are the combined
+    score; None where they are not."""
 
 
 AGGREGATIONS: dict[str, Aggregation] = {
@@ -71,12 +91,14 @@ AGGREGATIONS: dict[str, Aggregation] = {
         acts="linear",
         models=1,
         text="the weighted sum (Fine-Grained RLHF, arXiv 2306.01693)",
+        slopes=lambda scores, _: torch.ones_like(scores),
     ),
     "worst-case": Aggregation(
         lambda scores, weights, _: worst_case_scores(scores * weights),
         acts="elementwise",
         models=2,
         text="the least weighted score (WCO, arXiv 2310.02743)",
+        slopes=lambda scores, _: worst_case_slopes(scores),
     ),
     "mean-less-variance": Aggregation(
         lambda scores, weights, settings: mean_less_variance_scores(
@@ -93,6 +115,9 @@ AGGREGATIONS: dict[str, Aggregation] = {
         acts="elementwise",
         models=2,
         text="the mean less a multiple of the standard deviation (arXiv 2401.16635)",
+        slopes=lambda scores, settings: mean_less_deviation_slopes(
+            scores, deviation_coef=settings.deviation_coef
+        ),
     ),
     "nominal-and-worst": Aggregation(
         lambda scores, weights, settings: nominal_and_worst_scores(
@@ -101,6 +126,9 @@ AGGREGATIONS: dict[str, Aggregation] = {
         acts="elementwise",
         models=2,
         text="the first weighted score, mixed with the least (BRME, arXiv 2409.15360)",
+        slopes=lambda scores, settings: nominal_and_worst_slopes(
+            scores, nominal_share=settings.nominal_share
+        ),
     ),
     "log-sigmoid-sum": Aggregation(
         lambda scores, weights, _: log_sigmoid_sum_scores(scores * weights),
@@ -143,6 +171,45 @@ def combined_scores(
     counts = weights != 0
     weights = weights[counts].to(scores.device)
     return AGGREGATIONS[settings.method].combined(scores[..., counts], weights, settings)
+
+
+def combining_weights(
+    scores: Float[Tensor, "*batch models"],
+    weights: Float[Tensor, "models"],
+    settings: CombinationSettings,
+) -> Float[Tensor, "*batch models"]:
+    """What to multiply the token scores of each model by, so that all sum to the combined score.
+
+    Args:
+        scores: of whole responses, in nats, each brought to a common scale before.
+        weights: of the models, which are part of the result; one of weight 0 has 0.
+        settings: the method and its options.
+
+    Returns:
+        Float32. Times the scores they sum to `combined_scores`.
+
+    Raises:
+        ConfigError, ShapeError: as `combined_scores`; or the combination is none that grows in step
+            with its scores.
+
+    >>> import torch
+    >>> scores, settings = torch.tensor([[1.0, 3.0, 9.0]]), CombinationSettings("worst-case")
+    >>> combining_weights(scores, torch.tensor([1.0, 0.1, 0.0]), settings)
+    tensor([[0.0000, 0.1000, 0.0000]])
+    """
+    require_models(scores, weights)
+    require_weights(weights.tolist(), settings)
+    slopes = AGGREGATIONS[settings.method].slopes
+    if slopes is None:
+        raise ConfigError(
+            f"combine.method is {settings.method!r}, which does not grow in step with its scores; "
+            "expected one that does, worst-case for example"
+        )
+    counts, weights = weights != 0, weights.to(scores.device)
+    found = torch.zeros_like(scores, dtype=torch.promote_types(scores.dtype, torch.float32))
+    own = weights[counts]
+    found[..., counts] = slopes(scores[..., counts] * own, settings) * own
+    return found
 
 
 def require_weights(weights: Sequence[float], settings: CombinationSettings) -> None:

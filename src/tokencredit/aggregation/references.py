@@ -59,6 +59,41 @@ def win_probabilities(
     return wins.sum(1) / known.sum(1)[columns]
 
 
+def win_margins(
+    scores: Float[Tensor, "batch *columns"],
+    opponent_scores: Float[Tensor, "batch opponents"],
+    *,
+    slope: float = 1.0,
+) -> Float[Tensor, "batch *columns"]:
+    """How much more probably than not a response beats those of an opponent (Nash-MD).
+
+        s' = 1/M Σ_m σ(k (s − s_m)) − 1/2
+
+    Against a policy that is as good it is 0 on average. Applied to prefix scores it is a potential,
+    so that its differences pay every token and sum to the margin above that of the prompt.
+
+    Args:
+        scores: in nats; sequence scores, or prefix scores of the same responses.
+        opponent_scores: of the opponent's responses to the prompt of each row, in nats; NaN for
+            those that could not be scored.
+        slope: k, per nat.
+
+    Returns:
+        Float32, between −1/2 and 1/2.
+
+    Raises:
+        ConfigError: `slope` is not positive.
+        DataError: a row has no score of the opponent.
+
+    Source: Munos et al. 2024, arXiv 2312.00886, whose policy gradient weighs with P(y ≻ y') − 1/2.
+    Theirs is for whole responses; prefix scores are ours.
+
+    >>> win_margins(torch.tensor([2.0, 2.0]), torch.tensor([[2.0], [0.0]]))
+    tensor([0.0000, 0.3808])
+    """
+    return win_probabilities(scores, opponent_scores, slope=slope) - 0.5
+
+
 def log_win_probabilities(
     scores: Float[Tensor, "batch *columns"], reference_quantiles: Float[Tensor, "batch"]
 ) -> Float[Tensor, "batch *columns"]:

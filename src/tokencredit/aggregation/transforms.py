@@ -11,6 +11,7 @@ from torch import Tensor
 from tokencredit.aggregation.references import (
     log_win_probabilities,
     reference_quantiles,
+    win_margins,
     win_probabilities,
 )
 from tokencredit.batch import ResponseScores
@@ -39,9 +40,10 @@ class ScoreSettings:
     """What each response token costs, in nats as the reward model gives them."""
     transform: str = "none"
     """`par` puts in the place of a score how probably the response is better than one of the
-    reference, `lsc` the log-sigmoid of what it is above a good one of these; `none` keeps it."""
+    reference, `lsc` the log-sigmoid of what it is above a good one of these, `nash` how much more
+    probably than not it beats an opponent between policy and reference; `none` keeps it."""
     slope: float = 1.0
-    """For `par`: steepness of the probability, per nat."""
+    """For `par` and `nash`: steepness of the probability, per nat."""
     quantile: float = 0.85
     """For `lsc`: share of the reference's responses that a good one is better than."""
 
@@ -127,11 +129,14 @@ class ScoreTransform:
         transformed: from scores, those of the reference and the settings to bounded scores.
         references: how many responses of the reference to each prompt it needs.
         text: what it is, with its source, in one line.
+        against_mixture: whether these are responses of an opponent between the reference and the
+            policy as it is, drawn in every step.
     """
 
     transformed: Callable[[Tensor, Tensor, ScoreSettings], Tensor]
     references: int
     text: str
+    against_mixture: bool = False
 
 
 SCORE_TRANSFORMS: dict[str, ScoreTransform] = {
@@ -149,6 +154,13 @@ SCORE_TRANSFORMS: dict[str, ScoreTransform] = {
         ),
         2,
         "log-sigmoid of what it is above a good one of these (LSC, arXiv 2402.00742)",
+    ),
+    "nash": ScoreTransform(
+        lambda scores, opponents, settings: win_margins(scores, opponents, slope=settings.slope),
+        1,
+        "how much more probably than not it beats a mixture of policy and reference (Nash-MD, "
+        "arXiv 2312.00886)",
+        against_mixture=True,
     ),
 }
 """Rows by the names that `score.transform` takes."""

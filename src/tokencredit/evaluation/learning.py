@@ -27,6 +27,32 @@ def first_step_at(curve: Sequence[float], level: float, *, window: int = WINDOW)
     return next((i + offset for i, mean in enumerate(means) if mean >= level), None)
 
 
+def value_at(
+    paid: Sequence[float], gained: Sequence[float], level: float, *, window: int = WINDOW
+) -> float | None:
+    """What was gained where the price of it first reached a level; None if it never did.
+
+    Both curves are smoothed first; between two steps the straight line counts.
+
+    Args:
+        paid: one value a step, the KL for example.
+        gained: one value a step, the score for example.
+        level: of `paid`.
+        window: steps that are averaged.
+
+    >>> value_at([0.0, 4.0, 8.0], [1.0, 2.0, 6.0], 5.0, window=1)
+    3.0
+    """
+    prices, gains = running_means(paid, window), running_means(gained, window)
+    at = next((i for i, price in enumerate(prices) if price >= level), None)
+    if at is None:
+        return None
+    if at == 0:
+        return gains[0]
+    share = (level - prices[at - 1]) / (prices[at] - prices[at - 1])
+    return gains[at - 1] + share * (gains[at] - gains[at - 1])
+
+
 def mean_curve(seeds: Sequence[Sequence[float]]) -> list[float]:
     """Mean over seeds, step by step; as long as the shortest of them.
 

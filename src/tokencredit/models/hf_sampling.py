@@ -142,6 +142,7 @@ def drawn_sequences(
     copies: int = 1,
     in_step: bool = False,
     watch: Watch | None = None,
+    mixture: LogitsProcessor | None = None,
 ) -> Int[Tensor, "rows sequence"]:
     """Prompts with a response after each, drawn by `generate()` from `sampling_logits`.
 
@@ -156,6 +157,7 @@ def drawn_sequences(
         in_step: make as many forward passes as the process with the longest responses, for weights
             that the processes gather together in every pass.
         watch: as of `SampledDistribution`.
+        mixture: changes the model's logits before all that `sampling` says; None keeps them.
 
     Raises:
         DataError: a prompt is empty, or prompt and response do not fit the model's context.
@@ -171,7 +173,7 @@ def drawn_sequences(
             input_ids=prompt_ids,
             attention_mask=prompt_mask.long(),
             generation_config=config,
-            logits_processor=LogitsProcessorList([processor]),
+            logits_processor=LogitsProcessorList([mixture, processor] if mixture else [processor]),
             synced_gpus=in_step,
         )
 

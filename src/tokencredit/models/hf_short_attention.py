@@ -1,7 +1,8 @@
 """Attention of short rows in half precision on the CPU.
 
 PyTorch's fused attention is made for long rows. In bfloat16 on the CPU it takes longer than plain
-matrix products up to about 256 tokens, most of it in its backward pass (`benchmarks/attention.py`).
+matrix products up to about 192 tokens, most of it in its backward pass. At 256 tokens these are no
+faster, and keep eight times the memory (`benchmarks/attention.py`).
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from torch import nn
 
 from tokencredit.models.hf_attention import pretrained_model
 
-LONGEST = 256
+LONGEST = 192
 
 
 @contextmanager

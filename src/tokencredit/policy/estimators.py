@@ -231,7 +231,7 @@ def group_means(
     tensor([2., 2., 2.])
     """
     kept = values.masked_fill(~counts, 0.0)
-    return _group_sums(kept, group_ids) / _group_sums(counts.to(kept), group_ids).clamp(min=1)
+    return group_sums(kept, group_ids) / group_sums(counts.to(kept), group_ids).clamp(min=1)
 
 
 def others_means(
@@ -246,8 +246,8 @@ def others_means(
     (tensor([3., 1., 0.]), tensor([ True,  True, False]))
     """
     kept, own = values.masked_fill(~counts, 0.0), counts.to(values)
-    number = _group_sums(own, group_ids) - own
-    return (_group_sums(kept, group_ids) - kept) / number.clamp(min=1), number > 0
+    number = group_sums(own, group_ids) - own
+    return (group_sums(kept, group_ids) - kept) / number.clamp(min=1), number > 0
 
 
 def group_deviations(
@@ -259,12 +259,17 @@ def group_deviations(
     tensor([1.4142, 1.4142])
     """
     errors = (values - group_means(values, counts, group_ids)).masked_fill(~counts, 0.0)
-    number = _group_sums(counts.to(errors), group_ids)
-    return (_group_sums(errors.square(), group_ids) / (number - 1).clamp(min=1)).sqrt()
+    number = group_sums(counts.to(errors), group_ids)
+    return (group_sums(errors.square(), group_ids) / (number - 1).clamp(min=1)).sqrt()
 
 
-def _group_sums(
+def group_sums(
     values: Float[Tensor, "batch *rest"], group_ids: Int[Tensor, "batch"]
 ) -> Float[Tensor, "batch *rest"]:
+    """Sum of the values of each row's group, the row's own among them.
+
+    >>> group_sums(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([0, 0, 1]))
+    tensor([4., 4., 9.])
+    """
     _, groups = torch.unique(group_ids, return_inverse=True)
     return torch.zeros_like(values).index_add(0, groups, values)[groups]

@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxtyping import Bool, Int
 from torch import Tensor
+from transformers import LogitsProcessor
 
 from tokencredit.batch import ResponseBatch
 from tokencredit.errors import ConfigError
@@ -22,6 +23,7 @@ def sampled_responses(
     eos_token_id: int | Sequence[int] | None,
     response_lengths: Int[Tensor, "batch"] | None = None,
     in_step: bool = False,
+    mixture: LogitsProcessor | None = None,
 ) -> tuple[ResponseBatch, Bool[Tensor, "batch"]]:
     """Draw one response per prompt.
 
@@ -38,6 +40,7 @@ def sampled_responses(
             beforehand; None lets responses end by themselves.
         in_step: make as many forward passes as the process with the longest responses, for weights
             that the processes gather together in every pass.
+        mixture: changes the model's logits before they are shaped, as in `drawn_sequences`.
 
     Returns:
         The batch, and True for each response that was cut off before it ended.
@@ -58,6 +61,7 @@ def sampled_responses(
         pad_token_id=pad_token_id,
         eos_token_id=eos_token_id,
         in_step=in_step,
+        mixture=mixture,
     )
     response_ids = sequences[:, prompt_ids.shape[1] :]
     mask, ended = response_extent(response_ids, eos_token_id, response_lengths)

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tokencredit.errors import ConfigError
+from tokencredit.masking import masked_sum
 from tokencredit.names import named
 from tokencredit.policy.advantages import ValuePooling, gae_advantages, macro_gae_advantages
 from tokencredit.policy.dense_estimators import (
@@ -27,6 +29,11 @@ from tokencredit.policy.estimators import (
     reinforce_plus_plus_advantages,
     remax_advantages,
     rloo_advantages,
+)
+from tokencredit.policy.judged import (
+    batch_centred_advantages,
+    best_judged_weights,
+    judged_pair_signs,
 )
 
 Scale = Literal["group", "batch", "none"]
@@ -60,6 +67,8 @@ class Outcome:
         segment_ids: the macro actions, where advantages are those of segments; None for tokens.
         bootstrap_values: value of the state after a response that was cut off, zero for others;
             None where all have ended.
+        paid: what each response earned, KL left out; None for the sum of its token rewards.
+        passed: True for responses that all judges pass; None where there are no judges.
     """
 
     token_rewards: Float[Tensor, "batch time"]
@@ -70,6 +79,14 @@ class Outcome:
     greedy_returns: Float[Tensor, "batch"] | Any = None
     segment_ids: Int[Tensor, "batch time"] | None = None
     bootstrap_values: Float[Tensor, "batch"] | None = None
+    paid: Float[Tensor, "batch"] | None = None
+    passed: Bool[Tensor, "batch"] | None = None
+
+    @property
+    def earned(self) -> Float[Tensor, "batch"]:
+        """What each response earned, KL left out where that is known."""
+        sums = masked_sum(self.token_rewards, self.response_mask)
+        return sums if self.paid is None else self.paid
 
 
 Advantages = tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"] | None]
@@ -92,8 +109,11 @@ class Algorithm:
             biases the gradient where a reward depends on later tokens.
         discounts: whether it has a discount.
         whitens: whether advantages are whitened over the batch unless a setting says otherwise.
-        loss: `clipped` for the surrogate of PPO, `likelihood` for the plain negative
-            log-likelihood of the responses that are learnt from.
+        loss: `clipped` for the surrogate of PPO, `likelihood` for the negative log-likelihood of
+            the responses that are learnt from, weighted by advantages, `pairs` for a loss of pairs
+            of responses, which advantages of 1 and -1 name, `path-consistency` for that of soft
+            Q-learning.
+        pays_kl_itself: whether its loss holds the price of the KL, which rewards then leave out.
     """
 
     advantages: Callable[[Outcome, AdvantageSettings], Advantages]
@@ -103,7 +123,8 @@ class Algorithm:
     needs_causal_credit: bool = True
     discounts: bool = True
     whitens: bool = False
-    loss: Literal["clipped", "likelihood"] = "clipped"
+    loss: Literal["clipped", "likelihood", "pairs", "path-consistency"] = "clipped"
+    pays_kl_itself: bool = False
 
 
 def _gae(outcome: Outcome, settings: AdvantageSettings) -> Advantages:
@@ -130,6 +151,21 @@ def _to_go(function: Callable[..., Tensor], *fields: str) -> Callable[..., Advan
         return made, None
 
     return advantages
+
+
+def _best_judged(outcome: Outcome, _: AdvantageSettings) -> Advantages:
+    """The best response to each prompt, weighted by what it earned."""
+    return _on_tokens(best_judged_weights(outcome.earned, outcome.group_ids), outcome), None
+
+
+def _judged_pairs(outcome: Outcome, _: AdvantageSettings) -> Advantages:
+    """1 for the chosen response to each prompt, -1 for the rejected one."""
+    passed = torch.ones_like(outcome.group_ids).bool() if outcome.passed is None else outcome.passed
+    return _on_tokens(judged_pair_signs(outcome.earned, passed, outcome.group_ids), outcome), None
+
+
+def _on_tokens(values: Float[Tensor, "batch"], outcome: Outcome) -> Float[Tensor, "batch time"]:
+    return values[:, None].float().masked_fill(~outcome.response_mask, 0.0)
 
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -191,6 +227,28 @@ ALGORITHMS: dict[str, Algorithm] = {
         "rewards less those of the others at the same index, to go",
         needs="groups",
     ),
+    "crpg": Algorithm(
+        _to_go(batch_centred_advantages),
+        "rewards to go less the mean return of the batch (CRPG)",
+    ),
+    "crraft": Algorithm(
+        _best_judged,
+        "what the best response to a prompt earned; 0 for the others (CRRAFT)",
+        needs="groups",
+        keeps_credit=False,
+        needs_causal_credit=False,
+        discounts=False,
+        loss="likelihood",
+    ),
+    "codpo": Algorithm(
+        _judged_pairs,
+        "1 for the best response that passes, -1 for the worst that fails (CODPO)",
+        needs="groups",
+        keeps_credit=False,
+        needs_causal_credit=False,
+        discounts=False,
+        loss="pairs",
+    ),
     "likelihood": Algorithm(
         lambda o, _: (o.response_mask.float(), None),
         "no reward: 1 on every token of the responses that `selection.keep` leaves",
@@ -198,6 +256,13 @@ ALGORITHMS: dict[str, Algorithm] = {
         needs_causal_credit=False,
         discounts=False,
         loss="likelihood",
+    ),
+    "soft-q": Algorithm(
+        lambda o, _: (reinforce_advantages(o.token_rewards, o.response_mask), None),
+        "no advantage: rewards to go, which the path consistency of soft Q-learning is to match",
+        discounts=False,
+        loss="path-consistency",
+        pays_kl_itself=True,
     ),
 }
 """Rows by the names that settings and adapters take."""

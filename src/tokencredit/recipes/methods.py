@@ -13,7 +13,10 @@ from tokencredit.credit.methods import CREDIT_METHODS
 from tokencredit.decoding.rules import GUIDANCE_METHODS
 from tokencredit.decoding.search.hf_methods import SEARCHES
 from tokencredit.names import require_named
+from tokencredit.policy.constraints import CONSTRAINTS
+from tokencredit.policy.losses.methods import PREFERENCE_LOSSES
 from tokencredit.policy.methods import ALGORITHMS
+from tokencredit.policy.objectives import OBJECTIVE_MIXES
 from tokencredit.policy.selection import SELECTIONS
 from tokencredit.reward_model.objectives import OBJECTIVES
 
@@ -23,8 +26,8 @@ class MethodsConfig:
     """Settings of the overview."""
 
     kind: str | None = None
-    """`credit`, `transform`, `combination`, `selection`, `algorithm`, `objective` or `generation`;
-    None shows all tables."""
+    """`credit`, `transform`, `combination`, `mix`, `constraint`, `selection`, `algorithm`, `loss`,
+    `objective` or `generation`; None shows all tables."""
 
     def __post_init__(self) -> None:
         if self.kind is not None:
@@ -66,6 +69,18 @@ def _combination() -> Table:
     return _table("Combinations of several rewards", columns, rows)
 
 
+def _mix() -> Table:
+    rows = ((name, one.text, one.kl, _yes(one.groups)) for name, one in OBJECTIVE_MIXES.items())
+    columns = ("--objectives.mix", "an advantage is", "price of KL", "needs groups")
+    return _table("Mixes of advantages of several rewards", columns, rows)
+
+
+def _constraint() -> Table:
+    rows = ((name, one.text, f"{one.start:g}") for name, one in CONSTRAINTS.items())
+    columns = ("--constraints.method", "keeps", "multiplier at first")
+    return _table("Constraints on single rewards", columns, rows)
+
+
 def _selection() -> Table:
     rows = ((name, one.text, str(one.samples)) for name, one in SELECTIONS.items())
     columns = ("--selection.keep", "learns from", "responses to a prompt at least")
@@ -85,6 +100,25 @@ def _algorithm() -> Table:
     )
     columns = ("--algorithm.name", "takes", "needs", "keeps dense credit", "wants causal credit")
     return _table("Algorithms of train-policy", columns, rows)
+
+
+def _loss() -> Table:
+    rows = (
+        (
+            name,
+            one.words,
+            one.learns_from,
+            " and ".join(one.references) or "none",
+            ", ".join(need.replace("_", " ") for need in one.needs),
+            ", ".join(
+                f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
+                for key, value in one.options.items()
+            ),
+        )
+        for name, one in PREFERENCE_LOSSES.items()
+    )
+    columns = ("--loss", "is", "learns from", "compares with", "needs", "options")
+    return _table("Losses of train-preferences", columns, rows)
 
 
 def _objective() -> Table:
@@ -113,8 +147,11 @@ _KINDS: dict[str, Callable[[], Table]] = {
     "credit": _credit,
     "transform": _transform,
     "combination": _combination,
+    "mix": _mix,
+    "constraint": _constraint,
     "selection": _selection,
     "algorithm": _algorithm,
+    "loss": _loss,
     "objective": _objective,
     "generation": _generation,
 }

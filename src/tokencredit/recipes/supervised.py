@@ -3,14 +3,16 @@
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
+from accelerate import PartialState
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -255,26 +257,43 @@ def finished_run(config: SupervisedConfig) -> Path | None:
     return folder
 
 
+def processes_of(config: SupervisedConfig) -> PartialState | None:
+    """The processes that Accelerate or torchrun launched; None where there is one.
+
+    Args:
+        config: of a supervised recipe.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return None
+    return PartialState(cpu=config.device == "cpu" or not torch.accelerator.is_available())
+
+
 @contextmanager
 def supervised_run(config: SupervisedConfig) -> Iterator[Path]:
     """The folder of a run; one that did not exist before goes again when the run fails.
 
     It stays where there is a checkpoint to go on from, unless numbers went wrong, as they would
     again. Inside, transformers shows neither bars nor remarks of its own; the
-    bar of training stays.
+    bar of training stays. Of several processes the first one holds the folder for all.
 
     Raises:
         RunFolderError: another process holds the folder, it holds another run, or cannot be
             written.
     """
-    existed = Path(config.output).exists()
-    with held(config.output):
+    existed, state = Path(config.output).exists(), processes_of(config)
+    first = state is None or state.is_main_process
+    with held(config.output) if first else nullcontext():
+        if not first and state is not None:
+            state.wait_for_everyone()  # until the first one has written the settings
         folder = open_run_folder(config.output, config, free=free_settings(type(config)))
+        if first and state is not None:
+            state.wait_for_everyone()
         try:
             with quiet_transformers():
                 yield folder
         except Exception as error:
-            if not existed and (isinstance(error, NumericError) or not checkpoints_in(folder)):
+            gone = isinstance(error, NumericError) or not checkpoints_in(folder)
+            if first and not existed and gone:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 
@@ -289,7 +308,7 @@ def write_results(
 ) -> None:
     """Write and print the numbers of a run, and put its model into its folder.
 
-    Its checkpoints, which nobody needs any more, go.
+    Its checkpoints, which nobody needs any more, go. Of several processes the first one writes.
 
     Args:
         model: as it was trained.
@@ -302,12 +321,15 @@ def write_results(
         NumericError: a weight is NaN or infinite.
         RunFolderError: the disk is full or not writable.
     """
-    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    write_model(model, tokenizer, folder)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    told = (f"{key} {value:,.6g}" for key, value in metrics.items() if value is not None)
-    print("  ".join(told))
-    print(f"{name}: {folder}")
+    state = PartialState()
+    if state.is_main_process:
+        write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        write_model(model, tokenizer, folder)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        told = (f"{key} {value:,.6g}" for key, value in metrics.items() if value is not None)
+        print("  ".join(told))
+        print(f"{name}: {folder}")
+    state.wait_for_everyone()
 
 
 def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -509,7 +509,8 @@ def train(trainer: SupervisedTrainer, *, tokens: int) -> dict[str, float]:
         trainer.recall(trainer.progress.more)
         print(f"the run goes on from {checkpoint}", flush=True)
     progress = trainer.progress
-    _forget_rows_after(run.folder / "metrics.jsonl", progress)
+    if trainer.is_world_process_zero():
+        _forget_rows_after(run.folder / "metrics.jsonl", progress)
     if run.training.gradient_checkpointing:
         recompute_activations(trainer.model)
     trainer.started = time.perf_counter()

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor, nn, stack, tensor
 
-from tokencredit.aggregation.methods import CombinationSettings
+from tokencredit.aggregation.methods import CombinationSettings, combining_weights
 from tokencredit.aggregation.transforms import (
     ReferenceScores,
     RunningMoments,
@@ -101,12 +101,19 @@ class PaidResponses:
         sequence_scores: raw scores, combined.
         token_scores: what each token is paid.
         seen: moments that the scores of each source were normalised by.
+        by_source: what each source with a credit of its own pays each token, without its weight.
+        transformed: sequence scores after what is done to those of each source, combined; None
+            where tokens are paid without them.
+        transformed_by_source: likewise, of each source by its name.
     """
 
     raw: dict[str, Float[Tensor, "batch"]]
     sequence_scores: Float[Tensor, "batch"]
     token_scores: Float[Tensor, "batch time"]
     seen: dict[str, RunningMoments] = field(default_factory=dict)
+    by_source: dict[str, Float[Tensor, "batch time"]] = field(default_factory=dict)
+    transformed: Float[Tensor, "batch"] | None = None
+    transformed_by_source: dict[str, Float[Tensor, "batch"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -186,11 +193,15 @@ class Rewards:
             ).transformed
             for one, found in zip(self.sources, raw, strict=True)
         ]
+        token_scores, by_source = self._token_scores(responses, changed, ask_policy, unfinished)
         return PaidResponses(
             {name: one.sequence_scores for name, one in zip(names, raw, strict=True)},
             self._combined(raw).sequence_scores,
-            self._token_scores(responses, changed, ask_policy, unfinished),
+            token_scores,
             seen,
+            by_source,
+            self._combined(changed).sequence_scores,
+            {name: one.sequence_scores for name, one in zip(names, changed, strict=True)},
         )
 
     def scores(
@@ -221,7 +232,7 @@ class Rewards:
         scores: Sequence[ResponseScores],
         ask_policy: AskPolicy | None,
         unfinished: Bool[Tensor, "batch"] | None,
-    ) -> Float[Tensor, "batch time"]:
+    ) -> tuple[Float[Tensor, "batch time"], dict[str, Float[Tensor, "batch time"]]]:
         pairs = list(zip(self.sources, scores, strict=True))
         shared = [(one, found) for one, found in pairs if one.credited is None]
         own = [(one, found) for one, found in pairs if one.credited is not None]
@@ -249,8 +260,18 @@ class Rewards:
             )
             weights.append(one.weight)
         if not own:
-            return paid[0]
-        return ensemble_token_scores(paid, weights, CombinationSettings("sum"))
+            return paid[0], {}
+        by_source = {
+            one.name: tokens for (one, _), tokens in zip(own, paid[-len(own) :], strict=True)
+        }
+        if self.combine.credit == "each":
+            shares = combining_weights(
+                stack([found.sequence_scores for _, found in own], dim=-1),
+                tensor(weights),
+                self.combine,
+            )
+            return (stack(paid, dim=-1) * shares[:, None]).sum(-1), by_source
+        return ensemble_token_scores(paid, weights, CombinationSettings("sum")), by_source
 
 
 def require_scores_as_read(name: str, score: ScoreSettings, credit: CreditSettings) -> None:

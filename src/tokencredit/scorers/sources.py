@@ -240,10 +240,11 @@ def required_sources(
             "`name`"
         )
     own = [one.label for one in rewards if one.credit is not None]
-    if own and AGGREGATIONS[combine.method].acts != "linear":
+    if own and combine.credit == "together" and AGGREGATIONS[combine.method].acts != "linear":
         raise ConfigError(
             f"combine.method is {combine.method!r} and the reward {own[0]!r} has a credit of its "
-            "own; expected 'sum', or one credit of the combined scores: set `credit` of the run"
+            "own; expected 'sum', combine.credit 'each', or one credit of the combined scores: set "
+            "`credit` of the run"
         )
     require_weights([one.weight for one in rewards], combine)
     return tuple(rewards)
@@ -303,6 +304,7 @@ def loaded_rewards(
             sums = TokenSums(writer, own, models_of(own), cut, size)
             loaded.append(LoadedSource(one.label, sums, one.weight, one.score, sums.credited))
             continue
+        own = own or (credit if combine.credit == "each" else None)
         scorer = _loaded(one, own or credit, writer, known or {}, server, reading, size, loading)
         credited = None
         if own is not None:

@@ -190,18 +190,55 @@ class Reading:
         Raises:
             DataError, ModelError: as in `rows`.
         """
-        sides = [self.rows(prompts, answers) for answers in (chosen, rejected)]
-        pairs = []
-        for number, (one, other) in enumerate(zip(*sides, strict=True)):
-            longest = max(len(one), len(other))
-            better, worse = (
+        pairs = self.groups(
+            [(prompt, prompt) for prompt in prompts],
+            list(zip(chosen, rejected, strict=True)),
+            max_length=max_length,
+            truncation=truncation,
+        )
+        return [(better, worse) for better, worse in pairs]
+
+    def groups(
+        self,
+        prompts: Sequence[Sequence[Prompt]],
+        responses: Sequence[Sequence[str]],
+        *,
+        ended: Sequence[Sequence[bool]] | None = None,
+        max_length: int,
+        truncation: Truncation,
+    ) -> list[tuple[EncodedText, ...]]:
+        """Groups of answers as token ids, all of a group cut to the same prompt.
+
+        Args:
+            prompts: of each answer of each group.
+            responses: the answers of each group.
+            ended: of each answer, as in `encoded`; None for all.
+            max_length: in tokens.
+            truncation: as in `rows`; of the start of the prompt all answers of a group lose what
+                the longest one has too much.
+
+        Raises:
+            DataError, ModelError: as in `rows`.
+        """
+        rows = iter(
+            self.rows(
+                [prompt for group in prompts for prompt in group],
+                [response for group in responses for response in group],
+                ended=True if ended is None else [end for group in ended for end in group],
+            )
+        )
+        groups = []
+        for number, group in enumerate(responses):
+            whole = [next(rows) for _ in group]
+            longest = max(map(len, whole))
+            cut = (
                 shortened_text(
                     row, number, max_length, truncation, stays=self._beginnings, longest=longest
                 )
-                for row in (one, other)
+                for row in whole
             )
-            pairs.append((better, worse))
-        return pairs
+            groups.append(tuple(cut))
+        return groups
 
     @property
     def _beginnings(self) -> set[int | None]:

@@ -15,10 +15,10 @@ from tokencredit.errors import ConfigError, TokenCreditWarning
 from tokencredit.masking import masked_sum
 from tokencredit.policy import dense_estimators, estimators
 from tokencredit.policy.methods import ALGORITHMS, Algorithm
-from tokencredit.recipes.policy import train_policy as recipe
 from tokencredit.recipes.policy.experience import experience_of
 from tokencredit.recipes.policy.models import loaded_models
 from tokencredit.recipes.policy.prompts import seeded, tokenized_prompts
+from tokencredit.recipes.policy.refusals import require_shared_evenly
 from tokencredit.recipes.policy.rollout import draw_responses
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.run_folder import read_jsonl
@@ -76,7 +76,7 @@ def test_no_critic_is_built_trained_stored_or_reported(models, tmp_path, name):
     assert {key.split(".")[0] for key in parts.actor_critic.state_dict()} == {"policy"}
     train_policy(config)
     checkpoint = tmp_path / "checkpoints" / "step-000001"
-    kept = {path.name for path in checkpoint.iterdir()}
+    kept = {path.name for path in checkpoint.iterdir()} - {"target.safetensors"}
     assert kept == {"policy", "optimizer.safetensors", "state.json", "checksums.json"}
     moved = load_file(checkpoint / "optimizer.safetensors")
     assert {key.split(".")[0] for key in moved} == {"policy"}
@@ -253,9 +253,9 @@ def test_what_an_algorithm_cannot_do_is_refused(models, tmp_path, changes, messa
 
 def test_groups_that_processes_would_cut_are_refused(models, tmp_path):
     config = tiny_config(models, tmp_path, batch_size=12, **by("rloo", 4))
-    recipe._require_divisible(config, 3)
+    require_shared_evenly(config, 3)
     with pytest.raises(ConfigError, match=r"whole groups on each process.* a multiple of 8"):
-        recipe._require_divisible(config, 2)
+        require_shared_evenly(config, 2)
 
 
 def biased(caught) -> list[str]:

@@ -14,7 +14,12 @@ from tokencredit.recipes.policy.compare_learning import (
     best_points,
     compare_learning,
 )
-from tokencredit.recipes.policy.learning_report import COLUMNS, learning_rows
+from tokencredit.recipes.policy.learning_report import (
+    COLUMNS,
+    KL_COLUMNS,
+    learning_rows,
+    rows_at_equal_kl,
+)
 from tokencredit.recipes.run_folder import read_jsonl
 
 
@@ -120,10 +125,10 @@ def test_the_best_point_is_that_of_the_best_mean_over_tuning_seeds(tmp_path):
     scores = {(0.1, 0.9, 0): 1.0, (0.1, 0.9, 1): 5.0, (0.2, 0.9, 0): 4.0, (0.2, 0.9, 1): 1.0}
     runs = []
     for (rate, lam, seed), score in scores.items():
-        run = LearningRun("a", rate, lam, seed)
+        run = LearningRun("a", rate, lam, (), seed)
         (tmp_path / f"{run.name}.json").write_text(json.dumps({"score": [score - 1, score + 1]}))
         runs.append(run)
-    assert best_points(runs, tmp_path) == {"a": (0.1, 0.9)}
+    assert best_points(runs, tmp_path, "score") == {"a": (0.1, 0.9, ())}
 
 
 def test_rows_say_when_the_best_of_terminal_is_reached():
@@ -134,11 +139,86 @@ def test_rows_say_when_the_best_of_terminal_is_reached():
     fast = [curve([1.0] * 20)]
     never = [curve([0.5] * 20)]
     curves = {"terminal": slow, "fast": fast, "never": never}
-    rows = learning_rows(curves, dict.fromkeys(curves, (1e-3, 0.9)), "score")
+    rows = learning_rows(curves, dict.fromkeys(curves, (1e-3, 0.9, ())), "score")
     steps = [dict(zip(COLUMNS, row, strict=True))["terminal's best at step"] for row in rows]
     shares = [row[-1] for row in rows]
     assert steps == ["15", "5", "not reached"]
     assert shares == ["1.00", "0.33", "-"]
+
+
+def test_a_grid_of_its_own_is_tuned_for_one_method_alone(models, tmp_path):
+    grids = {"even": {"sampling.temperature": [0.1, 3.0]}}
+    changes = {"gae_lambdas": (0.9,), "seeds": 1, "tuned_by": "held_out_score"}
+    compare_learning(comparison(models, tmp_path, grids=grids, **changes))
+    curves = tmp_path / "out" / "curves"
+    own = {value: f"even_lr0.001_lam0.9_sampling.temperature{value}_seed0" for value in (0.1, 3.0)}
+    assert {file.stem for file in curves.iterdir()} == {
+        "terminal_lr0.001_lam0.9_seed0",
+        *own.values(),
+    }
+    scores = {}
+    for value, name in own.items():
+        curve = json.loads((curves / f"{name}.json").read_text())
+        scores[value] = sum(curve["held_out_score"])
+    assert len(set(scores.values())) == 2
+    rows = json.loads((tmp_path / "out" / "at-equal-kl.json").read_text())
+    best = max(scores, key=scores.__getitem__)
+    assert [row["own settings"] for row in rows] == ["-", f"sampling.temperature {best}"]
+
+
+def test_every_method_is_run_at_every_target_of_the_kl(models, tmp_path, monkeypatch):
+    targets = {}
+
+    def trained(run, changes, shared, curves, judged_by):
+        targets[run.method] = changes["kl.target"]
+        (curves / f"{run.name}.json").write_text(json.dumps({"score": [0.0], "kl": [1.0]}))
+        return 0.0
+
+    monkeypatch.setattr("tokencredit.recipes.policy.compare_learning.train_one", trained)
+    compare_learning(comparison(models, tmp_path, kl_targets=(2.0, 8.0), seeds=1))
+    names = {"terminal, KL 2": 2.0, "terminal, KL 8": 8.0, "even, KL 2": 2.0, "even, KL 8": 8.0}
+    assert targets == names
+    rows = json.loads((tmp_path / "out" / "learning.json").read_text())
+    assert [row["method"] for row in rows] == list(names)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grids": {"none": {"kl.coef": [1.0]}}}, "grids names none; expected names of methods"),
+        ({"grids": {"even": {"kl.coef": []}}}, "no value for even: kl.coef"),
+        ({"grids": {"even": {"kl.price": [1.0]}}}, "method 'even': there is no setting 'kl.price'"),
+    ],
+)
+def test_grids_that_cannot_be_are_named_before_the_first_run(models, tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        compare_learning(comparison(models, tmp_path, **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_tuning_by_a_held_out_model_needs_one(models, tmp_path):
+    settings = settings_file(models, tmp_path, held_out_reward_model=None)
+    (tmp_path / "other").mkdir()
+    config = comparison(models, tmp_path / "other", settings=settings, tuned_by="held_out_score")
+    with pytest.raises(ConfigError, match="names no held_out_reward_model"):
+        compare_learning(config)
+
+
+def test_rows_at_equal_kl_say_how_many_seeds_got_there():
+    kl = [0.0] * 5 + [20.0] * 10
+    seeds = [
+        {"true_reward": [0.0] * 5 + [8.0] * 5 + [2.0] * 5, "kl": kl},
+        {"true_reward": [0.0] * 15, "kl": [1.0] * 15},
+    ]
+    points = {"a": (1e-3, 0.9, (("kl.coef", 0.1),))}
+    [row] = rows_at_equal_kl({"a": seeds}, points, "true_reward")
+    cells = dict(zip(KL_COLUMNS, row, strict=True))
+    # Means of five neighbours: after one step at 20 the KL is 4, after two 8.
+    assert cells["at KL 5"] == "2.00 (1 of 2)"
+    assert cells["at KL 40"] == "-"
+    assert cells["highest"] == "4.00 ± 5.66"
+    assert cells["fall after it"] == "3.00 ± 4.24"
+    assert cells["own settings"] == "kl.coef 0.1"
 
 
 def test_curves_of_other_settings_are_not_mixed_in(models, tmp_path):

@@ -16,6 +16,7 @@ from tokencredit.recipes.policy import train_policy as recipe
 from tokencredit.recipes.policy import update as ppo_update
 from tokencredit.recipes.policy.loss_terms import chi_square_slope
 from tokencredit.recipes.policy.pretraining import pretraining_rows, rows_of_update
+from tokencredit.recipes.policy.refusals import require_shared_evenly
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.run_folder import read_jsonl
 from tokencredit.text.hf_reading import Reading
@@ -287,4 +288,4 @@ def test_texts_without_anything_to_predict_are_refused(models, tmp_path):
 def test_texts_that_processes_cannot_share_are_refused(models, tmp_path):
     config = tiny_config(models, tmp_path, **texts(models, batch_size=3))
     with pytest.raises(ConfigError, match=r"pretraining\.batch_size is 3 on 2 processes"):
-        recipe._require_divisible(config, 2)
+        require_shared_evenly(config, 2)

@@ -34,6 +34,7 @@ from tokencredit.recipes.policy import update as ppo_update
 from tokencredit.recipes.policy import views as policy_views
 from tokencredit.recipes.policy.after_step import warn_of_farmed_kl
 from tokencredit.recipes.policy.processes import explain_lost_processes
+from tokencredit.recipes.policy.refusals import require_shared_evenly
 from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
 from tokencredit.recipes.run_folder import read_jsonl
 from tokencredit.recipes.settings import flat_settings
@@ -438,7 +439,7 @@ def test_a_mistyped_model_leaves_no_folder_behind(models, tmp_path):
 
 def test_batches_that_processes_cannot_share_are_refused(models, tmp_path):
     with pytest.raises(ConfigError, match="3 processes"):
-        recipe._require_divisible(tiny_config(models, tmp_path), 3)
+        require_shared_evenly(tiny_config(models, tmp_path), 3)
 
 
 def test_another_run_in_the_folder_is_refused(models, tmp_path):

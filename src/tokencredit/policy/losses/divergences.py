@@ -108,6 +108,23 @@ def chunked_entropies(
     )
 
 
+def chunked_log_normalisers(
+    logits: Float[Tensor, "batch time vocab"], *, chunk_size: int = 512
+) -> Float[Tensor, "batch time"]:
+    """Logarithm of the sum of the exponentials of all logits at each column, with a gradient.
+
+    Where logits are soft values of tokens, it is the soft value of the state.
+
+    Args:
+        logits: in any precision; -inf for tokens that cannot be drawn.
+        chunk_size: tokens of which the vocabulary stands in float32 at the same time.
+
+    >>> chunked_log_normalisers(torch.zeros(1, 2, 4), chunk_size=1)
+    tensor([[1.3863, 1.3863]])
+    """
+    return _by_chunks(lambda part, _: _in_float32(part).logsumexp(-1), [logits], None, chunk_size)
+
+
 def chunked_forward_kls(
     policy_logits: Float[Tensor, "batch time vocab"],
     ref_logits: Float[Tensor, "batch time vocab"],

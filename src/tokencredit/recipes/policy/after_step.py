@@ -5,6 +5,7 @@ from typing import Any
 
 from tokencredit.errors import NumericError, TokenCreditWarning
 from tokencredit.recipes.policy.experience import Experience
+from tokencredit.recipes.policy.objectives import adapted_multipliers
 from tokencredit.recipes.policy.run_state import PolicyRun, RunState
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.shaping import adapted_kl_coef
@@ -40,8 +41,12 @@ def tell_unscored(
 
 
 def adapt(run: PolicyRun, experience: Experience, state: RunState, row: dict[str, Any]) -> None:
-    """Adapt the KL coefficient and count the scores."""
+    """Adapt the KL coefficient and multipliers, and count the scores."""
     config = run.config
+    state.multipliers, told = adapted_multipliers(
+        config, experience.source_scores, experience.unscored, state.multipliers, run.accelerator
+    )
+    row |= told
     if config.kl.target is not None:
         state.kl_coef = adapted_kl_coef(
             state.kl_coef,

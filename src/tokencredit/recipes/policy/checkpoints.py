@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,7 @@ def write_checkpoint(
     *,
     keep: int,
     spare: int | None = None,
+    others: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
 ) -> None:
     """Write beside, flush to disk, then rename; older checkpoints beyond `keep` go afterwards.
 
@@ -116,6 +118,7 @@ def write_checkpoint(
         state: what else the run must remember, as JSON has it.
         keep: how many checkpoints stay, the newest.
         spare: the steps of one that stays besides, however old it is.
+        others: more tensors, by the name of their file.
 
     Raises:
         RunFolderError: the disk is full or cannot be written; older checkpoints stay.
@@ -127,6 +130,8 @@ def write_checkpoint(
         save_actor_critic(actor_critic, weights, beside)
         tokenizer.save_pretrained(beside / "policy")
         save_file(moments, beside / "optimizer.safetensors")
+        for name, tensors in (others or {}).items():
+            save_file({k: v.contiguous() for k, v in tensors.items()}, beside / name)
         (beside / "state.json").write_text(json.dumps(state))
         seal(beside)
         shutil.rmtree(path, ignore_errors=True)
@@ -144,21 +149,28 @@ def write_checkpoint(
             shutil.rmtree(old)
 
 
-def restore_optimizer(actor_critic: ActorCritic, optimizer: Any, path: Path) -> None:
+def restore_optimizer(
+    actor_critic: torch.nn.Module,
+    optimizer: Any,
+    path: Path,
+    *,
+    file: str = "optimizer.safetensors",
+) -> None:
     """Put the moments of a checkpoint back, each process its part of those that are sharded.
 
     Args:
         actor_critic: what is trained, after it was sharded.
         optimizer: of it, without Accelerate's wrapper.
         path: of the checkpoint.
+        file: in which the moments stand there.
 
     Raises:
         RunFolderError: the checkpoint holds moments of other parameters.
     """
     parameters = named_parameters(actor_critic)
     moments: dict[str, dict[str, torch.Tensor]] = {}
-    with safe_open(path / "optimizer.safetensors", "pt") as file:
-        for key in file.keys():  # noqa: SIM118 (not a dictionary)
+    with safe_open(path / file, "pt") as saved:
+        for key in saved.keys():  # noqa: SIM118 (not a dictionary)
             name, moment = key.rsplit(".", 1)
             if name not in parameters:
                 raise RunFolderError(
@@ -166,7 +178,7 @@ def restore_optimizer(actor_critic: ActorCritic, optimizer: Any, path: Path) -> 
                     "policy or its critic: it was written by another version, so delete the "
                     "folder or choose another `output`"
                 )
-            value = placed_like(file.get_tensor(key), parameters[name])
+            value = placed_like(saved.get_tensor(key), parameters[name])
             moments.setdefault(name, {})[moment] = value
     if any(map(is_partitioned, parameters.values())):
         restore_moments(parameters, optimizer, moments)

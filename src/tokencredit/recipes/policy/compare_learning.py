@@ -3,9 +3,10 @@
     tokencredit compare-learning --settings ppo.yaml --output comparison
 
 Every method is tuned on the same grid of learning rates, and of gae_lambda where it has a critic,
-then run with more seeds at its best point. A method is any setting of train-policy: a credit, an
-algorithm, a kind of segments. Finished runs leave a small curve and a few samples and are skipped,
-so that an interrupted comparison goes on where it stopped; nothing else of a run is kept.
+and on a grid of its own if it has one, then run with more seeds at its best point. A method is any
+setting of train-policy: a credit, an algorithm, a kind of segments. Finished runs leave a small
+curve and a few samples and are skipped, so that an interrupted comparison goes on where it stopped;
+nothing else of a run is kept.
 """
 
 import json
@@ -60,14 +61,23 @@ class CompareLearningConfig:
     """Grid of every method."""
     gae_lambdas: tuple[float, ...] = (0.8, 0.95)
     """Grid of every method with a critic."""
+    grids: dict[str, dict[str, list[Any]]] | None = setting(None, free=True)
+    """Name of a method to more settings that are tuned for it, each with its values,
+    `{cautious: {combine.variance_coef: [0.1, 1]}}` for example."""
+    kl_targets: tuple[float, ...] = ()
+    """Every method is tuned and run at each of these values of `kl.target`, as a row of its own;
+    none for the settings as they are."""
     tuning_seeds: int = setting(2, free=True)
     """Runs per grid point."""
     seeds: int = setting(5, free=True)
     """Runs per method at its best grid point; those of the tuning count."""
+    tuned_by: Literal["score", "held_out_score"] = "score"
+    """Which curve chooses the point of the grid: `score` of the guiding reward model, or
+    `held_out_score` of the second one. The guiding one always prefers to be followed, so
+    coefficients that hold a policy back need the second."""
     judged_by: Judge = "score"
     """Which curve the report compares: `score` of the guiding reward model, `held_out_score` of
-    the second one, or `true_reward` of the built-in task. Tuning looks at `score` alone, as a user
-    would have to."""
+    the second one, or `true_reward` of the built-in task."""
     processes: int = setting(1, free=True)
     """Runs at the same time, one thread each."""
     progress: bool = setting(True, free=True)
@@ -80,6 +90,17 @@ class CompareLearningConfig:
                 f"learning_rates is {self.learning_rates} and gae_lambdas {self.gae_lambdas}; "
                 "expected at least one of each"
             )
+        strangers = set(self.grids or ()) - set(self.methods or REWARD_MODEL_ALONE)
+        if strangers:
+            raise ConfigError(
+                f"grids names {', '.join(sorted(strangers))}; expected names of methods, which are "
+                f"{', '.join(self.methods or REWARD_MODEL_ALONE)}"
+            )
+        empty = [
+            f"{m}: {name}" for m, own in (self.grids or {}).items() for name in own if not own[name]
+        ]
+        if empty:
+            raise ConfigError(f"grids has no value for {empty[0]}; expected a list of at least one")
         for name in self.methods or ():
             if Path(name).name != name or "\x00" in name:
                 raise ConfigError(
@@ -95,13 +116,15 @@ class LearningRun:
     method: str
     learning_rate: float
     gae_lambda: float | None
+    own: tuple[tuple[str, Any], ...]
     seed: int
 
     @property
     def name(self) -> str:
         """Name of its curve: all that differs between runs."""
         smoothing = "" if self.gae_lambda is None else f"_lam{self.gae_lambda:g}"
-        return f"{self.method}_lr{self.learning_rate:g}{smoothing}_seed{self.seed}"
+        own = "".join(f"_{name}{value}" for name, value in self.own)
+        return f"{self.method}_lr{self.learning_rate:g}{smoothing}{own}_seed{self.seed}"
 
 
 def compare_learning(config: CompareLearningConfig) -> Path:
@@ -115,21 +138,25 @@ def compare_learning(config: CompareLearningConfig) -> Path:
         ConfigError: it, or a method, names a setting that there is not.
         RunFolderError: the folder holds another comparison, or cannot be written.
     """
-    methods = config.methods or REWARD_MODEL_ALONE
+    methods, grids = _methods_and_grids(config)
     shared = _shared_settings(config)
     asked = {
         name: _policy_config(shared, changes, name, {"output": config.output})
         for name, changes in methods.items()
     }
+    for method, own in grids.items():
+        for name, values in own.items():
+            for value in values:
+                _policy_config(shared, methods[method], method, {"output": "-", name: value})
     curves = _open_folder(config, shared)
     tuning = [
         LearningRun(method, *point, seed)
         for seed in range(config.tuning_seeds)
         for method, policy_config in asked.items()
-        for point in _grid(config, policy_config.algorithm)
+        for point in _grid(config, policy_config.algorithm, grids.get(method, {}))
     ]
     _run_missing(config, tuning, methods, shared, curves)
-    best = best_points(tuning, curves)
+    best = best_points(tuning, curves, config.tuned_by)
     final = [
         LearningRun(method, *best[method], seed)
         for seed in range(config.seeds)
@@ -138,29 +165,56 @@ def compare_learning(config: CompareLearningConfig) -> Path:
     _run_missing(config, final, methods, shared, curves)
     found = {name: [_read(run, curves) for run in final if run.method == name] for name in methods}
     return write_learning_report(
-        Path(config.output), found, best, _tuning_scores(tuning, curves), config.judged_by
+        Path(config.output),
+        found,
+        best,
+        _tuning_scores(tuning, curves, config.tuned_by),
+        config.judged_by,
     )
 
 
-def _grid(config: CompareLearningConfig, algorithm: AlgorithmSettings) -> list[Point]:
-    """Learning rate and gae_lambda of every run of a method; None without a critic to smooth."""
+def _methods_and_grids(
+    config: CompareLearningConfig,
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, list[Any]]]]:
+    """Changes of every row and its own grid; with `kl_targets` each method is a row per target."""
+    methods, grids = config.methods or REWARD_MODEL_ALONE, config.grids or {}
+    if not config.kl_targets:
+        return methods, grids
+    rows = {
+        f"{name}, KL {target:g}": (name, {**changes, "kl.target": target})
+        for name, changes in methods.items()
+        for target in config.kl_targets
+    }
+    return (
+        {row: changes for row, (_, changes) in rows.items()},
+        {row: grids[name] for row, (name, _) in rows.items() if name in grids},
+    )
+
+
+def _grid(
+    config: CompareLearningConfig, algorithm: AlgorithmSettings, own: dict[str, list[Any]]
+) -> list[Point]:
+    """Every point that a method is tuned over; no gae_lambda without a critic to smooth."""
     lambdas = config.gae_lambdas if algorithm.has_critic else (None,)
-    return list(product(config.learning_rates, lambdas))
+    chosen = [tuple(zip(own, values, strict=True)) for values in product(*own.values())]
+    return list(product(config.learning_rates, lambdas, chosen))
 
 
-def best_points(runs: list[LearningRun], curves: Path) -> dict[str, Point]:
-    """Learning rate and gae_lambda of each method with the best mean score over tuning."""
+def best_points(runs: list[LearningRun], curves: Path, tuned_by: str) -> dict[str, Point]:
+    """The point of each method with the best mean over tuning of the curve that chooses."""
     return {
         method: max(points, key=points.__getitem__)
-        for method, points in _tuning_scores(runs, curves).items()
+        for method, points in _tuning_scores(runs, curves, tuned_by).items()
     }
 
 
-def _tuning_scores(runs: list[LearningRun], curves: Path) -> dict[str, dict[Point, float]]:
+def _tuning_scores(
+    runs: list[LearningRun], curves: Path, tuned_by: str
+) -> dict[str, dict[Point, float]]:
     found: dict[str, dict[Point, list[float]]] = {}
     for run in runs:
-        point = (run.learning_rate, run.gae_lambda)
-        score = statistics.mean(_read(run, curves)["score"])
+        point = (run.learning_rate, run.gae_lambda, run.own)
+        score = statistics.mean(_read(run, curves)[tuned_by])
         found.setdefault(run.method, {}).setdefault(point, []).append(score)
     return {
         method: {point: statistics.mean(values) for point, values in points.items()}
@@ -177,6 +231,11 @@ def _shared_settings(config: CompareLearningConfig) -> dict[str, Any]:
     require_small_file(path)
     shared = flat_settings(TrainPolicyConfig, yaml.safe_load(path.read_text()) or {})
     tuned = set(_CHOSEN) & set(shared)
+    if config.tuned_by == "held_out_score" and not shared.get("held_out_reward_model"):
+        raise ConfigError(
+            f"tuned_by is 'held_out_score' and {config.settings} names no held_out_reward_model; "
+            "expected one there"
+        )
     if tuned:
         raise ConfigError(
             f"{config.settings} sets {', '.join(sorted(tuned))}, which the comparison chooses; "
@@ -254,7 +313,7 @@ def train_one(
         torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix="learning-"))
     chosen = zip(_CHOSEN, (str(folder), run.learning_rate, run.gae_lambda, run.seed), strict=True)
-    point = {name: value for name, value in chosen if value is not None}
+    point = {**dict(run.own), **{name: value for name, value in chosen if value is not None}}
     asked = _policy_config(shared, changes, run.method, point)
     last = asked.steps - 1
     record = RecordSettings(

@@ -18,6 +18,12 @@ from tokencredit.masking import masked_sum
 from tokencredit.policy.losses.divergences import chi_square_terms, dense_chi_square_penalties
 from tokencredit.policy.methods import ALGORITHMS, Advantages, Outcome
 from tokencredit.recipes.policy.models import PolicyModels
+from tokencredit.recipes.policy.objectives import (
+    Raw,
+    judged_scores,
+    objective_advantages,
+    weighed_scores,
+)
 from tokencredit.recipes.policy.processes import own_rows, rows_of_all
 from tokencredit.recipes.policy.rollout import Rollout
 from tokencredit.recipes.policy.scoring import held_out_scores, references_of_rows, scores_of
@@ -25,6 +31,7 @@ from tokencredit.recipes.policy.setting_groups import AlgorithmSettings, Samplin
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.recipes.policy.views import (
     PolicyView,
+    SoftTargets,
     old_view,
     reference_entropies,
     reference_logprobs,
@@ -42,8 +49,9 @@ class Experience:
 
     `source_scores` are those of each source of reward, as it gave them; `sequence_scores` are the
     same, combined. Both are zero where `unscored` says so; `fault` is why, for one of them, with
-    the number of its row. `moments` are those that scores were normalised by. `first_pass` is `old`
-    with its graph, where the first update may start from it.
+    the number of its row. `moments` are those that scores were normalised by. `passed` says what
+    all judges pass. `first_pass` is `old` with its graph, where the first update may start from it.
+    `soft` is there for soft Q-learning alone.
     """
 
     batch: ResponseBatch
@@ -65,6 +73,8 @@ class Experience:
     loss_mask: Bool[Tensor, "batch time"]
     advantages: Float[Tensor, "batch time"]
     returns: Float[Tensor, "batch time"] | None
+    passed: Bool[Tensor, "batch"] | None = None
+    soft: SoftTargets | None = None
 
 
 def with_truncation(
@@ -103,6 +113,7 @@ def experience_of(
     moments: Mapping[str, RunningMoments],
     token_scorer: TokenScorer | None = None,
     references: Mapping[str, ReferenceScores] | None = None,
+    multipliers: Raw | None = None,
 ) -> Experience:
     """What the updates need of a rollout: its scores, token rewards, advantages.
 
@@ -139,17 +150,25 @@ def experience_of(
         unfinished=truncated if bootstraps else None,
         references=references,
     )
+    scores = weighed_scores(
+        config, scores, unscored.rows, multipliers or {}, rollout.preferences, accelerator
+    )
+    scores, unscored, passed = judged_scores(
+        config, models, responses, scores, unscored, old.logprobs, ref_logprobs
+    )
     kl = kl_estimates(old.logprobs, ref_logprobs, estimator=config.kl.estimator)
     paid = with_truncation(scores.token_scores, batch, truncated, config.sampling)
     penalties = kl
     if config.kl.penalty == "sqrt-chi-square" and kl_coef:
         penalties = _chi_square_penalties(old.logprobs, ref_logprobs, mask, accelerator)
-    token_rewards = kl_penalised_rewards(paid, penalties, mask, kl_coef=kl_coef)
+    charged = 0.0 if ALGORITHMS[config.algorithm.name].pays_kl_itself else kl_coef
+    token_rewards = kl_penalised_rewards(paid, penalties, mask, kl_coef=charged)
     if not bool(token_rewards.isfinite().all()):
         raise NumericError(
             "a token reward is NaN or infinite; expected finite scores and log-probabilities. "
             "The last checkpoint is whole; look at the reward model and at kl.coef"
         )
+    chooses = ALGORITHMS[config.algorithm.name].loss != "clipped"
     outcome = Outcome(
         token_rewards,
         mask,
@@ -160,9 +179,28 @@ def experience_of(
         ),
         segment_ids=responses.segment_ids if config.segments.use == "macro-actions" else None,
         bootstrap_values=old.last_values * truncated if bootstraps else None,
+        paid=scores.transformed if chooses else None,
+        passed=passed,
     )
-    advantages, returns = advantages_of(outcome, config.algorithm, accelerator)
     left_out = _not_comparable(unscored.rows, config.algorithm)
+    if config.has_streams:
+        advantages, returns = (
+            objective_advantages(
+                config,
+                outcome,
+                scores,
+                penalties,
+                ~left_out,
+                multipliers or {},
+                accelerator,
+                kl_coef=kl_coef,
+            ),
+            None,
+        )
+    else:
+        advantages, returns = advantages_of(outcome, config.algorithm, accelerator)
+    if chooses:
+        left_out = left_out | ~advantages.bool().any(-1)  # responses that were not chosen
     if config.sampling.truncated == "mask":
         left_out = left_out | truncated
     held_out, not_judged = held_out_scores(models, batch, rollout.asked)
@@ -186,6 +224,7 @@ def experience_of(
         loss_mask=mask & ~left_out[:, None],
         advantages=advantages,
         returns=returns,
+        passed=passed,
     )
 
 
@@ -199,7 +238,11 @@ def _begins_update(config: TrainPolicyConfig, accelerator: Accelerator) -> bool:
     algorithm, size = config.algorithm, config.batch_size
     at_once = (algorithm.minibatch_size or size) == size <= (algorithm.micro_batch_size or size)
     needs_logits = config.kl.entropy_coef or config.kl.forward_coef
-    learns_from_all = config.selection.keep == "all"
+    kind = ALGORITHMS[algorithm.name].loss
+    needs_logits = needs_logits or kind == "path-consistency"
+    # Of dialogues there are more utterances than `batch_size`, and so several minibatches.
+    all_at_once = config.dialogue.environment is None and kind != "pairs"
+    learns_from_all = config.selection.keep == "all" and all_at_once
     one_process = accelerator.distributed_type == DistributedType.NO
     return at_once and learns_from_all and not needs_logits and one_process
 
@@ -320,8 +363,8 @@ def rows_of(experience: Experience, rows: Tensor) -> Experience:
     """The experience of some responses."""
 
     def part(value: Any) -> Any:
-        if isinstance(value, PolicyView):
-            return PolicyView(**{k: part(v) for k, v in vars(value).items()})
+        if isinstance(value, PolicyView | SoftTargets):
+            return type(value)(**{k: part(v) for k, v in vars(value).items()})
         if isinstance(value, dict):
             return {k: part(v) for k, v in value.items()}
         return value[rows] if isinstance(value, Tensor | ResponseBatch) else value

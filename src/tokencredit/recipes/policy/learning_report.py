@@ -4,6 +4,7 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,18 +15,25 @@ from tokencredit.evaluation.learning import (
     mean_and_deviation,
     mean_curve,
     running_means,
+    value_at,
 )
 from tokencredit.evaluation.plots import plot_frontier, plot_learning_curves
 from tokencredit.evaluation.report import ReportFigure, ReportTable, report_html
 from tokencredit.recipes.run_folder import write_atomically
 
 Curve = dict[str, list[float]]
-Point = tuple[float, float | None]
-"""Learning rate, and gae_lambda where there is a critic."""
+Point = tuple[float, float | None, tuple[tuple[str, Any], ...]]
+"""Learning rate, gae_lambda where there is a critic, and the settings of the method's own grid."""
 COLUMNS = (
     "method", "seeds", "learning rate", "gae_lambda", "mean", "last 20", "held-out, last 20",
     "KL, last 20", "terminal's best at step", "share of terminal's steps",
 )  # fmt: skip
+KL_LEVELS = (5.0, 10.0, 20.0, 40.0)
+KL_COLUMNS = (
+    "method", "own settings", *(f"at KL {level:g}" for level in KL_LEVELS), "highest",
+    "fall after it", "KL, last 5",
+)  # fmt: skip
+TUNING_COLUMNS = ("method", "learning rate", "gae_lambda", "own settings", "mean score")
 NOTE = (
     "`mean` is the mean over all steps, `last 20` that of the last 20, in nats; "
     "after ± one standard deviation over seeds. `terminal's best at step`: where the running mean "
@@ -71,6 +79,41 @@ def learning_rows(
     return rows
 
 
+def rows_at_equal_kl(
+    curves: Mapping[str, Sequence[Curve]], best: Mapping[str, Point], judged_by: str
+) -> list[list[str]]:
+    """One row per method, in the order of `KL_COLUMNS`.
+
+    A level that only some seeds reach is averaged over these, and the row says how many they are.
+    `highest` is the largest running mean of each seed; `fall after it` is what the last running
+    mean is below it.
+    """
+    rows = []
+    for method, seeds in curves.items():
+        at = []
+        for level in KL_LEVELS:
+            found = [value_at(seed["kl"], seed[judged_by], level) for seed in seeds]
+            reached = [value for value in found if value is not None]
+            some = "" if len(reached) == len(seeds) else f" ({len(reached)} of {len(seeds)})"
+            at.append(mean_and_deviation(reached) + some if reached else "-")
+        means = [running_means(seed[judged_by], WINDOW) for seed in seeds]
+        rows.append(
+            [
+                method,
+                _own(best[method]),
+                *at,
+                mean_and_deviation([max(curve) for curve in means]),
+                mean_and_deviation([max(curve) - curve[-1] for curve in means]),
+                mean_and_deviation([statistics.mean(seed["kl"][-WINDOW:]) for seed in seeds]),
+            ]
+        )
+    return rows
+
+
+def _own(point: Point) -> str:
+    return ", ".join(f"{name} {value}" for name, value in point[2]) or "-"
+
+
 def _shown(gae_lambda: float | None) -> str:
     return "-" if gae_lambda is None else f"{gae_lambda:g}"
 
@@ -87,7 +130,7 @@ def write_learning_report(
     Args:
         folder: to write `learning.html`, `.md`, `.json` and the figures into.
         curves: name of a method to its seeds at its best point.
-        best: learning rate and gae_lambda of each method.
+        best: the point of the grid that each method was run at.
         tuning: mean score of each method at each point of the grid.
         judged_by: name of the curve to compare.
 
@@ -125,25 +168,33 @@ def write_learning_report(
         title="What was reached at which KL",
     )
     grid = [
-        [method, f"{rate:g}", _shown(lam), f"{score:.3f}"]
+        [method, f"{point[0]:g}", _shown(point[1]), _own(point), f"{score:.3f}"]
         for method, points in tuning.items()
-        for (rate, lam), score in points.items()
+        for point, score in points.items()
     ]
+    at_equal_kl = rows_at_equal_kl(curves, best, judged_by)
     page = report_html(
         "Which method learns fastest",
         notes=[NOTE],
         tables=[
             ReportTable("Learning", COLUMNS, rows),
-            ReportTable("Tuning", ("method", "learning rate", "gae_lambda", "mean score"), grid),
+            ReportTable("At equal KL", KL_COLUMNS, at_equal_kl),
+            ReportTable("Tuning", TUNING_COLUMNS, grid),
         ],
         figures=[
             ReportFigure("Learning curves", learning, f"Running mean of {WINDOW} steps."),
             ReportFigure("Frontier", frontier, "Along training; the dot is its end."),
         ],
     )
-    lines = ["| " + " | ".join(row) + " |" for row in (COLUMNS, ["---"] * len(COLUMNS), *rows)]
-    write_atomically(folder / "learning.md", "\n".join(lines) + "\n")
-    as_rows = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
-    write_atomically(folder / "learning.json", json.dumps(as_rows, indent=1) + "\n")
+    _write_table(folder / "learning", COLUMNS, rows)
+    _write_table(folder / "at-equal-kl", KL_COLUMNS, at_equal_kl)
     write_atomically(folder / "learning.html", page)
     return folder / "learning.html"
+
+
+def _write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table as Markdown and as JSON, one object a row."""
+    lines = ["| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows)]
+    write_atomically(path.with_suffix(".md"), "\n".join(lines) + "\n")
+    as_rows = [dict(zip(columns, row, strict=True)) for row in rows]
+    write_atomically(path.with_suffix(".json"), json.dumps(as_rows, indent=1) + "\n")

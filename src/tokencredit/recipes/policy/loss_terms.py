@@ -12,8 +12,10 @@ from tokencredit.policy.losses.divergences import (
     chi_square_terms,
     chunked_entropies,
     chunked_forward_kls,
+    chunked_log_normalisers,
     root_slope,
 )
+from tokencredit.policy.losses.path_consistency import path_consistency_losses
 from tokencredit.recipes.policy.experience import Experience
 from tokencredit.recipes.policy.models import PolicyModels
 from tokencredit.recipes.policy.setting_groups import KLSettings
@@ -22,6 +24,32 @@ from tokencredit.recipes.policy.views import PolicyView, reference_logits
 from tokencredit.shaping import kl_estimates
 
 Losses = dict[str, Tensor]
+
+
+def soft_q_losses(
+    config: TrainPolicyConfig, part: Experience, view: PolicyView, logits: Tensor | None
+) -> Tensor:
+    """Losses of soft Q-learning, for each token of a micro-batch.
+
+    Args:
+        config: the settings.
+        part: the responses, with what the policy is compared with.
+        view: what the policy says of them now.
+        logits: of the policy where each token is predicted, as they were sampled from.
+    """
+    soft = part.soft
+    assert soft is not None
+    assert logits is not None
+    return path_consistency_losses(
+        view.logprobs - soft.ref_logprobs,
+        chunked_log_normalisers(logits) - soft.ref_normalisers,
+        soft.log_ratios,
+        soft.values,
+        soft.rewards,
+        part.loss_mask,
+        consistency=config.soft_q.consistency,
+        reversed_share=config.soft_q.reversed_share,
+    )
 
 
 def divergence_terms(

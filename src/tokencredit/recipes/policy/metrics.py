@@ -78,6 +78,8 @@ def step_metrics(
         "length": experience.batch.lengths.float(),
         "truncated_share": experience.truncated.float(),
     }
+    if experience.passed is not None:
+        per_response["passed_share"] = experience.passed.float()
     if experience.held_out_scores is not None:
         per_response["held_out_score"] = experience.held_out_scores.float()
     gathered = {name: _numbers(reduce(value)) for name, value in per_response.items()}

@@ -62,6 +62,7 @@ class PolicyModels:
         undrawable: ids that the policy has logits for and no token stands behind.
         policy_autocast: the precision that the policy's frozen weights were rounded to, under whose
             autocast alone it can be called; None where none were.
+        judges: say of each response whether it passes.
     """
 
     actor_critic: ActorCritic
@@ -73,6 +74,7 @@ class PolicyModels:
     server: VLLMServer | None = None
     undrawable: tuple[int, ...] = ()
     policy_autocast: torch.dtype | None = None
+    judges: tuple[FunctionScorer, ...] = ()
 
     @property
     def tokenizer(self) -> Any:
@@ -146,6 +148,10 @@ def loaded_models(
         loading=frozen,
         has_policy=True,
     )
+    judges = tuple(
+        FunctionScorer(named_function(name), reading, f"the judge {name}")
+        for name in config.judges.functions
+    )
     held_out: RewardScorer | None = None
     if names_function(config.held_out_reward_model or ""):
         name = str(config.held_out_reward_model)
@@ -179,6 +185,7 @@ def loaded_models(
         visits=device if config.machine.offload_frozen else None,
         undrawable=undrawable_ids(tokenizer, policy),
         policy_autocast=torch.bfloat16 if rounds else None,
+        judges=judges,
     )
 
 

@@ -10,6 +10,7 @@ from tokencredit.preference.hf_datasets import load_prompts
 from tokencredit.preference.hf_rows import LeftOut
 from tokencredit.recipes.left_out import encodable_prompts
 from tokencredit.recipes.policy.models import PolicyModels
+from tokencredit.recipes.policy.preferences import require_room_for_preferences
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
 
 
@@ -63,6 +64,7 @@ def tokenized_prompts(config: TrainPolicyConfig, models: PolicyModels) -> Policy
         readers=[one for one in (actor_critic.policy, actor_critic.critic) if one is not None],
     )
     asked = None if bounds is not None else [prompt for prompt, _ in encoded]
+    require_room_for_preferences(config, models, asked or [])
     return PolicyPrompts([ids for _, ids in encoded], asked, left_out or [])
 
 

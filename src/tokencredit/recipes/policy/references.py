@@ -16,7 +16,12 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from tokencredit.aggregation.transforms import ReferenceScores, RunningMoments, priced_scores
+from tokencredit.aggregation.transforms import (
+    SCORE_TRANSFORMS,
+    ReferenceScores,
+    RunningMoments,
+    priced_scores,
+)
 from tokencredit.batch import Prompt, padded_rows
 from tokencredit.errors import DataError
 from tokencredit.policy.hf_rollout import sampled_responses
@@ -64,7 +69,12 @@ class AskedPrompt:
 
 def compared_sources(config: TrainPolicyConfig) -> list[str]:
     """The sources whose scores are compared with the reference's, prompt by prompt."""
-    return [one.label for one in config.sources if one.score.reference_responses]
+    return [
+        one.label
+        for one in config.sources
+        if one.score.reference_responses
+        and not SCORE_TRANSFORMS[one.score.transform].against_mixture
+    ]
 
 
 def normalised_by_reference(config: TrainPolicyConfig) -> list[str]:

@@ -8,13 +8,14 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tokencredit.batch import Prompt, ResponseBatch, padded_rows
 from tokencredit.policy.hf_rollout import sampled_responses
 from tokencredit.policy.methods import ALGORITHMS
 from tokencredit.recipes.policy.models import PolicyModels
+from tokencredit.recipes.policy.preferences import told_rows
 from tokencredit.recipes.policy.prompts import PolicyPrompts, prompts_of_step
 from tokencredit.recipes.policy.setting_groups import MachineSettings, SamplingSettings, sampling_of
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
@@ -37,6 +38,7 @@ class Rollout:
         group_ids: responses of all processes with the same number answer the same prompt.
         greedy: the likeliest response to each prompt, for algorithms that compare with it.
         greedy_truncated: True for each of those that was cut off.
+        preferences: the weight of each reward that the prompt told; None where none did.
     """
 
     batch: ResponseBatch
@@ -45,6 +47,7 @@ class Rollout:
     group_ids: Int[Tensor, "batch"] | None = None
     greedy: ResponseBatch | None = None
     greedy_truncated: Bool[Tensor, "prompts"] | None = None
+    preferences: Float[Tensor, "batch rewards"] | None = None
 
 
 def draw_responses(
@@ -71,6 +74,11 @@ def draw_responses(
     first = accelerator.process_index * share
     mine = prompts_of_step(len(prompts.rows), count, config.seed, step)[first : first + share]
     rows = kept_rows([prompts.rows[i] for i in mine], config.data.tokens, rng)
+    preferences = None
+    if config.preference.names and prompts.asked is not None:
+        questions = [prompts.asked[i] for i in mine]
+        rows, vectors = told_rows(config, models, questions, step=step, first=first)
+        preferences = vectors.repeat_interleave(samples, dim=0).to(accelerator.device)
     asked = None if prompts.asked is None else repeated([prompts.asked[i] for i in mine], samples)
     device = accelerator.device
     prompt_ids, prompt_mask = padded_rows(
@@ -90,7 +98,10 @@ def draw_responses(
         requests.append(_greedy_request(request, samples))
     (batch, truncated), *greedy = _drawn_responses(config.machine, accelerator, models, requests)
     group_ids = first + torch.arange(share * samples, device=device) // samples
-    return Rollout(batch, truncated, asked, group_ids, *(greedy[0] if greedy else ()))
+    drawn = Rollout(batch, truncated, asked, group_ids, preferences=preferences)
+    if not greedy:
+        return drawn
+    return replace(drawn, greedy=greedy[0][0], greedy_truncated=greedy[0][1])
 
 
 def kept_rows(

@@ -5,15 +5,20 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from torch import Tensor
 
 from tokencredit.aggregation.transforms import RunningMoments
 from tokencredit.batch import TokenScorer
 from tokencredit.recipes.policy.checkpoints import read_state
+from tokencredit.recipes.policy.demonstrations import Demonstrations
+from tokencredit.recipes.policy.dialogue_critic import Dialogues
 from tokencredit.recipes.policy.models import PolicyModels
 from tokencredit.recipes.policy.pretraining import PretrainingRows
 from tokencredit.recipes.policy.prompts import PolicyPrompts
 from tokencredit.recipes.policy.references import Reference
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
+from tokencredit.recipes.policy.target_network import FILE as TARGET
+from tokencredit.recipes.policy.target_network import TargetWeights
 from tokencredit.recipes.policy.watching import History
 
 
@@ -35,6 +40,10 @@ class PolicyRun:
             drawn in a step is added.
         pretraining: texts that the policy learns besides.
         history: what was watched of the steps so far; each step adds its row.
+        target: weights of the target network, which follow those of the policy; empty for
+            algorithms that have none.
+        demonstrations: responses of others that the policy learns from besides.
+        dialogues: environment and critic of a run whose policy talks; None for single responses.
     """
 
     config: TrainPolicyConfig
@@ -49,6 +58,15 @@ class PolicyRun:
     references: dict[str, Reference]
     pretraining: PretrainingRows
     history: History
+    target: TargetWeights = field(default_factory=dict)
+    demonstrations: Demonstrations = field(default_factory=Demonstrations)
+    dialogues: Dialogues | None = None
+
+    @property
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint holds besides the policy and its optimiser, by the name of the file."""
+        own = {TARGET: dict(self.target)} if self.target else {}
+        return own | (self.dialogues.tensors if self.dialogues is not None else {})
 
 
 @dataclass
@@ -60,6 +78,7 @@ class RunState:
     moments: dict[str, RunningMoments] = field(default_factory=dict)
     warned_of_negative_kl: bool = False
     warned_of_unscored: bool = False
+    multipliers: dict[str, list[float]] = field(default_factory=dict)
     best_step: int | None = None
     best_held_out_score: float | None = None
 

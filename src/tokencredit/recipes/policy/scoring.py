@@ -84,7 +84,7 @@ def scores_of(
     if not alone.faults:
         return found, unscored
     rows, faults = unscored.rows | alone.rows, {**alone.faults, **unscored.faults}
-    return _without(found, rows), Unscored(rows, faults)
+    return without_scores(found, rows), Unscored(rows, faults)
 
 
 def _something_to_compare_with(
@@ -155,15 +155,22 @@ def _scores_of(
         for name in names:
             if name not in known:
                 known[name] = moments_of(name, zeros, none)
+        tokens = torch.zeros_like(mask.float())
         found = PaidResponses(
-            dict.fromkeys(names or ["reward"], zeros), zeros, torch.zeros_like(mask.float()), known
+            dict.fromkeys(names or ["reward"], zeros),
+            zeros,
+            tokens,
+            known,
+            dict.fromkeys(names, tokens),
+            zeros,
+            dict.fromkeys(names, zeros),
         )
         return found, unscored
     # A response that can be scored stands in for each that cannot, and its score is not used.
     rows = torch.arange(len(mask), device=mask.device)
     stand_in = int((~unscored.rows).nonzero()[0])
     found = paid(_rows_of(responses, rows.where(~unscored.rows, stand_in)), unscored)
-    return _without(found, unscored.rows), unscored
+    return without_scores(found, unscored.rows), unscored
 
 
 def _paid(
@@ -248,12 +255,29 @@ def _rows_of(responses: Responses, rows: Int[Tensor, "some"]) -> Responses:
     )
 
 
-def _without(paid: PaidResponses, unscored: Bool[Tensor, "batch"]) -> PaidResponses:
+def without_scores(paid: PaidResponses, unscored: Bool[Tensor, "batch"]) -> PaidResponses:
+    """Scores that are 0 for the responses that have none.
+
+    Args:
+        paid: scores of all.
+        unscored: True for these responses.
+    """
     return replace(
         paid,
         raw={name: scores.masked_fill(unscored, 0.0) for name, scores in paid.raw.items()},
         sequence_scores=paid.sequence_scores.masked_fill(unscored, 0.0),
         token_scores=paid.token_scores.masked_fill(unscored[:, None], 0.0),
+        by_source={
+            name: tokens.masked_fill(unscored[:, None], 0.0)
+            for name, tokens in paid.by_source.items()
+        },
+        transformed=None
+        if paid.transformed is None
+        else paid.transformed.masked_fill(unscored, 0.0),
+        transformed_by_source={
+            name: scores.masked_fill(unscored, 0.0)
+            for name, scores in paid.transformed_by_source.items()
+        },
     )
 
 

@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokencredit.masking import masked_sum
+from tokencredit.policy.methods import ALGORITHMS
 from tokencredit.policy.selection import kept_responses, resampled_responses
 from tokencredit.recipes.policy.experience import Experience, with_truncation
 from tokencredit.recipes.policy.rollout import Rollout
@@ -25,6 +26,8 @@ def kept_rows(
         rng: draws where a selection draws.
     """
     settings = config.selection
+    if ALGORITHMS[config.algorithm.name].loss == "pairs":
+        return _pairs(experience.advantages.sum(-1), config.algorithm.samples_per_prompt)
     if settings.keep == "all" or rollout.group_ids is None:
         return None
     choose = resampled_responses if settings.how == "resample" else kept_responses
@@ -35,6 +38,14 @@ def kept_rows(
         count=settings.count,
         rng=rng,
     )
+
+
+def _pairs(signs: Float[Tensor, "batch"], samples: int) -> Int[Tensor, "kept"]:
+    """Of each prompt the chosen response and then the rejected one; two any where there is none."""
+    groups = signs.view(-1, samples)
+    chosen = torch.stack([groups.argmax(-1), groups.argmin(-1)], dim=-1)
+    starts = samples * torch.arange(len(groups), device=signs.device)
+    return (starts[:, None] + chosen).flatten()
 
 
 def _ranked_by(config: TrainPolicyConfig, experience: Experience) -> Float[Tensor, "batch"]:

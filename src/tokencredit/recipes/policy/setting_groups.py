@@ -105,7 +105,8 @@ class AlgorithmSettings:
     name: str = "ppo"
     """`ppo` with a critic; without one `reinforce`, `reinforce++`, `rloo`, `grpo`, `remax`, and
     `leave-one-out-to-go`, `group-mean-to-go`, `index-baseline-to-go`, `index-centred`, which keep
-    the credit of each token; `likelihood` learns to repeat what `selection.keep` leaves."""
+    the credit of each token; `likelihood` learns to repeat what `selection.keep` leaves; `crpg`,
+    `crraft` and `codpo` learn from what `judges` say; `soft-q` is soft Q-learning."""
     samples_per_prompt: int = 1
     """Responses to each prompt of a step; at least 2 for algorithms that compare them."""
     epochs: int = setting(4, was="ppo_epochs")
@@ -158,11 +159,17 @@ class AlgorithmSettings:
             raise ConfigError(
                 f"algorithm.advantage_clip is {self.advantage_clip}; expected more than 0, or none"
             )
-        if row.loss == "likelihood" and (self.whiten_advantages or self.advantage_clip):
+        if row.loss != "clipped" and (self.whiten_advantages or self.advantage_clip):
             raise ConfigError(
                 f"algorithm.whiten_advantages is {self.whiten_advantages} and "
                 f"algorithm.advantage_clip {self.advantage_clip} with algorithm.name "
                 f"{self.name!r}, which weighs every token alike; expected neither"
+            )
+        if row.loss == "path-consistency" and (self.whiten_advantages or self.advantage_clip):
+            raise ConfigError(
+                f"algorithm.whiten_advantages is {self.whiten_advantages} and "
+                f"algorithm.advantage_clip {self.advantage_clip} with algorithm.name "
+                f"{self.name!r}, which has no advantages; expected neither"
             )
         if not self.has_critic and self.critic != "shared":
             raise ConfigError(

@@ -4,13 +4,25 @@ import warnings
 from dataclasses import dataclass, replace
 
 from tokencredit.aggregation.methods import CombinationSettings
-from tokencredit.aggregation.transforms import ScoreSettings
+from tokencredit.aggregation.transforms import SCORE_TRANSFORMS, ScoreSettings
 from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError, TokenCreditWarning
 from tokencredit.policy.methods import ALGORITHMS
 from tokencredit.policy.selection import SELECTIONS
 from tokencredit.preference.hf_rows import DatasetSettings
 from tokencredit.ranges import require_at_least
+from tokencredit.recipes.policy.algorithm_checks import (
+    require_dialogues_that_fit,
+    require_soft_q_that_fits,
+)
+from tokencredit.recipes.policy.objective_checks import require_objectives_that_fit
+from tokencredit.recipes.policy.objective_groups import (
+    NONE,
+    ConstraintSettings,
+    JudgesSettings,
+    ObjectiveSettings,
+    PreferenceSettings,
+)
 from tokencredit.recipes.policy.setting_groups import (
     AlgorithmSettings,
     KLSettings,
@@ -21,7 +33,9 @@ from tokencredit.recipes.policy.setting_groups import (
     SamplingSettings,
     ServerSettings,
 )
+from tokencredit.recipes.policy.value_groups import DialogueSettings, SoftQSettings
 from tokencredit.recipes.policy.watch_groups import (
+    OpponentSettings,
     PretrainingSettings,
     ReferenceSettings,
     SelectionSettings,
@@ -84,12 +98,26 @@ class TrainPolicyConfig:
     """What is done to the score of `reward_model` before it is spread."""
     references: ReferenceSettings = group(ReferenceSettings)
     """Responses of the reference with which scores are compared."""
+    opponent: OpponentSettings = group(OpponentSettings)
+    """Whom the policy is to beat, for Nash-MD."""
+    objectives: ObjectiveSettings = group(ObjectiveSettings)
+    """Several rewards with advantages of their own."""
+    constraints: ConstraintSettings = group(ConstraintSettings)
+    """Thresholds that single rewards keep."""
+    judges: JudgesSettings = group(JudgesSettings)
+    """Who decides whether a response may earn anything."""
+    preference: PreferenceSettings = group(PreferenceSettings)
+    """Weights of rewards that prompts name."""
     sampling: SamplingSettings = group(SamplingSettings)
     """How responses are drawn."""
     selection: SelectionSettings = group(SelectionSettings)
     """Which responses the policy learns from."""
     algorithm: AlgorithmSettings = group(AlgorithmSettings)
     """How token rewards become updates."""
+    dialogue: DialogueSettings = group(DialogueSettings)
+    """With whom the policy talks, in the place of single responses."""
+    soft_q: SoftQSettings = group(SoftQSettings)
+    """What soft Q-learning is about, and what else it learns from."""
     optimizer: OptimizerSettings = group(OptimizerSettings)
     """The optimiser."""
     kl: KLSettings = group(KLSettings)
@@ -129,9 +157,13 @@ class TrainPolicyConfig:
                 source.own_credit or self.credit, source.segments or self.segments
             )
         _require_responses_to_choose_from(self.selection, self.algorithm)
-        _require_critic_to_warm_up(self.optimizer, self.algorithm)
+        require_dialogues_that_fit(self)
+        if self.dialogue.environment is None:
+            _require_critic_to_warm_up(self.optimizer, self.algorithm)
         _require_references_that_fit(self)
+        require_soft_q_that_fits(self)
         _require_server_that_fits(self)
+        require_objectives_that_fit(self)
         if self.machine.vllm_server is not None and self.lora.rank:
             raise ConfigError(
                 f"machine.vllm_server is {self.machine.vllm_server!r} with lora.rank "
@@ -150,13 +182,30 @@ class TrainPolicyConfig:
     @property
     def sources(self) -> tuple[RewardSource, ...]:
         """The sources of reward, one in the short form."""
-        return required_sources(
+        environment = self.dialogue.environment
+        if environment is not None and self.reward_model is None and not self.rewards:
+            return (RewardSource(environment, credit=CreditSettings("terminal")),)
+        found = required_sources(
             self.reward_model,
             self.rewards,
             score=self.score,
             combine=self.combine,
             has_references=True,
         )
+        if not self.weighs_rewards:
+            return found
+        return tuple(replace(one, credit=one.credit or self.credit) for one in found)
+
+    @property
+    def has_streams(self) -> bool:
+        """Whether every reward has advantages of its own."""
+        return self.objectives.mix != NONE or self.constraints.has_streams
+
+    @property
+    def weighs_rewards(self) -> bool:
+        """Whether every reward has a credit of its own, since it is weighed by itself."""
+        linear = self.constraints.is_linear or bool(self.preference.names)
+        return linear or self.has_streams
 
 
 def _settle_learning_rate(config: TrainPolicyConfig) -> None:
@@ -185,6 +234,14 @@ def warn_of_biased_gradient(config: TrainPolicyConfig) -> None:
         f"{algorithm.name!r} leaves rewards before a token out of its advantage, as if it could "
         "not have changed them: the gradient is biased"
     )
+    if config.combine.credit == "each" and config.combine.method != "sum":
+        warnings.warn(
+            "combine.credit 'each' weighs sources by the finished response, and algorithm.name "
+            f"{because}. combine.credit 'together' or algorithm.name {safe} has no such bias",
+            TokenCreditWarning,
+            stacklevel=2,
+        )
+        return
     for credit, _ in used:
         if not credit_method(credit.method).causal and credit.terminal_share != 1:
             warnings.warn(
@@ -235,7 +292,8 @@ def _require_references_that_fit(config: TrainPolicyConfig) -> None:
         ConfigError: a transform of a score needs more of them.
     """
     for one in config.sources:
-        needed = one.score.reference_responses
+        row = SCORE_TRANSFORMS[one.score.transform]
+        needed = 0 if row.against_mixture else row.references
         if config.references.per_prompt < needed:
             raise ConfigError(
                 f"references.per_prompt is {config.references.per_prompt} and the transform "
@@ -243,11 +301,12 @@ def _require_references_that_fit(config: TrainPolicyConfig) -> None:
                 f"expected at least {needed}"
             )
     usual, kl = KLSettings().coef, config.kl
-    bounded = [one.label for one in config.sources if one.score.transform == "par"]
+    bounded = [one for one in config.sources if one.score.transform in ("par", "nash")]
     if bounded and kl.target is None and max(kl.coef, kl.loss_coef) >= usual:
         warnings.warn(
             f"kl.coef is {kl.coef} and kl.loss_coef {kl.loss_coef}, and the score of "
-            f"{bounded[0]!r} becomes a probability (transform 'par'), which no response raises by "
+            f"{bounded[0].label!r} becomes a probability (transform "
+            f"{bounded[0].score.transform!r}), which no response raises by "
             f"more than 1: {usual} and more are prices for raw scores, at which little is worth "
             "its KL. A smaller coefficient, or kl.target, leaves room",
             TokenCreditWarning,

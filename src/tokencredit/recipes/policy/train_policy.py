@@ -26,8 +26,9 @@ from accelerate.utils import DistributedType
 
 from tokencredit.aggregation.transforms import ReferenceScores
 from tokencredit.batch import TokenScorer
-from tokencredit.errors import ConfigError, RunFolderError
+from tokencredit.errors import RunFolderError
 from tokencredit.models.hf_loading import quiet_transformers
+from tokencredit.policy.methods import ALGORITHMS
 from tokencredit.recipes.checksums import digest
 from tokencredit.recipes.left_out import tell_left_out
 from tokencredit.recipes.policy.after_step import adapt, tell_unscored
@@ -39,9 +40,13 @@ from tokencredit.recipes.policy.checkpoints import (
     restore_optimizer,
     write_checkpoint,
 )
+from tokencredit.recipes.policy.demonstrations import demonstrations_of
+from tokencredit.recipes.policy.dialogue_critic import opened_dialogues
+from tokencredit.recipes.policy.dialogue_step import rollout_of_step
 from tokencredit.recipes.policy.experience import experience_of, rows_of
 from tokencredit.recipes.policy.metrics import StepProgress, sample_rows, step_metrics, timed
 from tokencredit.recipes.policy.models import PolicyModels, loaded_models
+from tokencredit.recipes.policy.opponents import opponent_scores
 from tokencredit.recipes.policy.pretraining import pretraining_rows
 from tokencredit.recipes.policy.processes import (
     by_the_first,
@@ -53,13 +58,16 @@ from tokencredit.recipes.policy.processes import (
 from tokencredit.recipes.policy.prompts import PolicyPrompts, seeded, tokenized_prompts
 from tokencredit.recipes.policy.references import (
     FILE,
-    compared_sources,
     normalised_by_reference,
     read_references,
     reference_moments,
     references_of_rollout,
 )
-from tokencredit.recipes.policy.rollout import Rollout, draw_responses
+from tokencredit.recipes.policy.refusals import (
+    require_shared_evenly,
+    require_what_sharding_allows,
+)
+from tokencredit.recipes.policy.rollout import Rollout
 from tokencredit.recipes.policy.run_state import PolicyRun, RunState
 from tokencredit.recipes.policy.selection import kept_rows
 from tokencredit.recipes.policy.setting_groups import OptimizerSettings
@@ -71,14 +79,11 @@ from tokencredit.recipes.policy.sharding import (
     whole_moments,
     whole_weights,
 )
+from tokencredit.recipes.policy.soft_q import drawn_rows, with_soft_targets
+from tokencredit.recipes.policy.target_network import follow, opened_target
 from tokencredit.recipes.policy.update import update_policy
 from tokencredit.recipes.policy.vllm import connect
-from tokencredit.recipes.policy.watching import (
-    held_out_now,
-    plot_run,
-    reason_to_stop,
-    watched,
-)
+from tokencredit.recipes.policy.watching import held_out_now, plot_run, reason_to_stop, watched
 from tokencredit.recipes.run_folder import (
     append_jsonl,
     held,
@@ -131,7 +136,7 @@ def train_policy(config: TrainPolicyConfig, *, token_scorer: TokenScorer | None 
         SystemExit, KeyboardInterrupt: by SIGTERM, with exit status 143, and by SIGINT.
     """
     accelerator = _accelerator(config)
-    _require_divisible(config, accelerator.num_processes)
+    require_shared_evenly(config, accelerator.num_processes)
     folder = Path(config.output)
     require_same_run(folder, config, free=_FREE_SETTINGS)
     with ExitStack() as stack:
@@ -240,7 +245,11 @@ def open_run(
         by_the_first(accelerator, lambda: read_references(folder)),
         pretraining,
         by_the_first(accelerator, lambda: list(map(watched, read_jsonl(folder / "metrics.jsonl")))),
+        demonstrations=demonstrations_of(config, models.reading),
+        dialogues=opened_dialogues(config, checkpoint, accelerator.device),
     )
+    if ALGORITHMS[config.algorithm.name].loss == "path-consistency":
+        run.target.update(opened_target(models.actor_critic, checkpoint))
     if token_scorer is None and not set(normalised_by_reference(config)) <= set(state.moments):
         state.moments |= reference_moments(
             config, accelerator, models, prompts, run.references, folder=folder
@@ -306,50 +315,14 @@ def _accelerator(config: TrainPolicyConfig) -> Accelerator:
     return accelerator
 
 
-def _require_divisible(config: TrainPolicyConfig, processes: int) -> None:
-    sizes = (config.batch_size, config.algorithm.minibatch_size or config.batch_size)
-    if any(size % processes for size in sizes):
-        raise ConfigError(
-            f"batch_size is {sizes[0]} and algorithm.minibatch_size {sizes[1]} on {processes} "
-            "processes; expected multiples of the number of processes"
-        )
-    texts = config.pretraining
-    if texts.data is not None and texts.batch_size % processes:
-        raise ConfigError(
-            f"pretraining.batch_size is {texts.batch_size} on {processes} processes; expected a "
-            "multiple of the number of processes"
-        )
-    samples = config.algorithm.samples_per_prompt
-    if sizes[0] // processes % samples:
-        raise ConfigError(
-            f"batch_size is {sizes[0]} on {processes} processes with algorithm.samples_per_prompt "
-            f"{samples}; expected whole groups on each process: make batch_size a multiple of "
-            f"{processes * samples}"
-        )
-
-
 def _models(
     config: TrainPolicyConfig, checkpoint: Path | None, accelerator: Accelerator
 ) -> PolicyModels:
     """The models of the run, and the server that draws responses if there is one."""
+    require_what_sharding_allows(config, accelerator)
     sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        if config.optimizer.critic_warmup:
-            raise ConfigError(
-                f"optimizer.critic_warmup is {config.optimizer.critic_warmup} under DeepSpeed, "
-                "which steps before gradients can be held back; expected 0, or FSDP2"
-            )
         configure_deepspeed(accelerator, config)
-    if (
-        sharded
-        and config.lora.rank
-        and (compared_sources(config) or normalised_by_reference(config))
-    ):
-        raise ConfigError(
-            f"the scores of {config.sources[0].label!r} are compared with responses of the "
-            "reference, which with lora.rank is the policy without its adapter, and its weights "
-            "are sharded; expected whole weights (no FSDP2, no ZeRO-3), or lora.rank 0"
-        )
     server = None
     if config.machine.vllm_server is not None:
         server = connect(config.machine, accelerator, Path(config.output))
@@ -387,7 +360,8 @@ def _train_step(run: PolicyRun, state: RunState) -> tuple[dict[str, Any], list[d
     rng = seeded(config.seed, state.step, accelerator.process_index)
     with timed(seconds, "rollout"):
         # prompt_ids (batch, prompt), response_ids (batch, time), truncated (batch)
-        rollout = draw_responses(config, accelerator, models, run.prompts, state.step, rng)
+        drawing = rollout_of_step(run, state.step, rng)
+        rollout = drawing.rollout
     with timed(seconds, "score"):
         # sequence scores (batch); log-probs of policy and reference, values, token scores, and
         # from them token rewards, advantages and returns: (batch, time)
@@ -399,9 +373,11 @@ def _train_step(run: PolicyRun, state: RunState) -> tuple[dict[str, Any], list[d
             accelerator,
             kl_coef=state.kl_coef,
             moments=state.moments,
-            token_scorer=run.token_scorer,
-            references=_references(run, rollout, state.step),
+            token_scorer=drawing.token_scorer,
+            references=_references(run, rollout, state.step) | opponent_scores(run, rollout),
+            multipliers=state.multipliers,
         )
+        experience = with_soft_targets(run, experience, kl_coef=state.kl_coef)
     kept = kept_rows(config, experience, rollout, rng)
     with timed(seconds, "update"):
         # epochs times (minibatch, time): one loss per token, their sum over the tokens that count
@@ -416,19 +392,22 @@ def _train_step(run: PolicyRun, state: RunState) -> tuple[dict[str, Any], list[d
             rng,
             run.pretraining,
         )
+    follow(run.target, models.actor_critic, config.soft_q.target_rate)
+    drawn = drawn_rows(run, experience)
     row = step_metrics(
         state.step,
-        experience,
+        drawn,
         update,
         seconds,
         kl_coef=state.kl_coef,
         reduce=accelerator.gather,
         kept=kept,
     )
+    row |= drawing.told
     samples = []
     if state.step % config.record.sample_every == 0 and accelerator.is_main_process:
         count = config.record.sample_count
-        samples = sample_rows(state.step, experience, models.tokenizer, count=count)
+        samples = sample_rows(state.step, drawn, models.tokenizer, count=count)
     tell_unscored(run, experience, state, row)
     adapt(run, experience, state, row)
     return row, samples
@@ -472,4 +451,5 @@ def _checkpoint(run: PolicyRun, state: RunState) -> None:
             },
             keep=run.config.record.keep_checkpoints,
             spare=state.best_step,
+            others=run.tensors,
         )

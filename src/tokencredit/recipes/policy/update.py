@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from tokencredit.masking import masked_whiten
+from tokencredit.policy.judged import calibrated_pair_losses
 from tokencredit.policy.losses.clipped import (
     clipped_policy_losses,
     clipped_tokens,
@@ -17,7 +18,12 @@ from tokencredit.policy.losses.clipped import (
 from tokencredit.policy.losses.likelihood import likelihood_losses
 from tokencredit.policy.methods import ALGORITHMS
 from tokencredit.recipes.policy.experience import Experience, rows_of
-from tokencredit.recipes.policy.loss_terms import chi_square_slope, divergence_terms, weighed
+from tokencredit.recipes.policy.loss_terms import (
+    chi_square_slope,
+    divergence_terms,
+    soft_q_losses,
+    weighed,
+)
 from tokencredit.recipes.policy.metrics import require_finite
 from tokencredit.recipes.policy.models import PolicyModels
 from tokencredit.recipes.policy.pretraining import PretrainingRows, learn_again, rows_of_update
@@ -63,12 +69,14 @@ def update_policy(
         left = 1 - step / config.steps if config.optimizer.lr_schedule == "linear" else 1.0
         group["lr"] = config.optimizer.rate * left
     share = len(experience.batch)
-    minibatch = (algorithm.minibatch_size or config.batch_size) // accelerator.num_processes
+    minibatch = share
+    if algorithm.minibatch_size is not None:
+        minibatch = algorithm.minibatch_size // accelerator.num_processes
     micro_batch = min(algorithm.micro_batch_size or minibatch, minibatch)
     totals: dict[str, float] = {}
     updates = 0
     for _ in range(algorithm.epochs):
-        order = torch.randperm(share, generator=rng)
+        order = _order(share, algorithm.name, rng)
         for rows in torch.split(order, minibatch):
             texts = rows_of_update(config, accelerator, pretraining, step, updates)
             sums = _step(
@@ -113,6 +121,7 @@ def _step(
     if not bool(tokens):  # Adam would go on with its moments, although there is no gradient
         return {}
     sums: dict[str, Tensor] = {}
+    of_pairs = _tokens_per_pair(config, accelerator, minibatch, tokens)
     parts = torch.split(torch.arange(len(minibatch.batch)), micro_batch)
     slope = None
     if config.kl.has_chi_square_loss and len(parts) > 1:
@@ -128,6 +137,7 @@ def _step(
         last = index == len(parts) - 1
         with nullcontext() if last else without_step(accelerator, model):
             losses = _losses(config, accelerator, models, model, rows_of(minibatch, rows))
+            losses["policy_loss"] = losses["policy_loss"] * of_pairs
             loss = losses["policy_loss"]
             if "value_loss" in losses:
                 loss = loss + config.algorithm.value_coef * losses["value_loss"]
@@ -166,8 +176,20 @@ def _losses(
     if view is None:
         view, logits = view_and_logits(model, part.batch, part.support, config.sampling.temperature)
     mask, clip_eps = part.loss_mask, config.algorithm.clip_eps
-    if ALGORITHMS[config.algorithm.name].loss == "likelihood":
+    kind = ALGORITHMS[config.algorithm.name].loss
+    if kind == "path-consistency":
+        policy_losses = soft_q_losses(config, part, view, logits)
+    elif kind == "likelihood":
         policy_losses = likelihood_losses(view.logprobs, part.advantages, mask)
+    elif kind == "pairs":
+        policy_losses = calibrated_pair_losses(
+            view.logprobs,
+            part.ref_logprobs,
+            part.advantages.sum(-1).sign(),
+            mask,
+            dpo_beta=config.judges.dpo_beta,
+            likelihood_coef=config.judges.likelihood_coef,
+        )
     else:
         policy_losses = clipped_policy_losses(
             view.logprobs, part.old.logprobs, part.advantages, mask, clip_eps=clip_eps
@@ -189,6 +211,25 @@ def _losses(
             view.logprobs.detach(), part.old.logprobs, mask, clip_eps=clip_eps
         ),
     }
+
+
+def _order(share: int, algorithm: str, rng: torch.Generator) -> Tensor:
+    """Numbers of the responses in a new order; those of a pair stay together."""
+    if ALGORITHMS[algorithm].loss != "pairs":
+        return torch.randperm(share, generator=rng)
+    pairs = torch.randperm(share // 2, generator=rng)
+    return torch.stack([2 * pairs, 2 * pairs + 1], dim=-1).flatten()
+
+
+def _tokens_per_pair(
+    config: TrainPolicyConfig, accelerator: Accelerator, minibatch: Experience, tokens: Tensor
+) -> Tensor | float:
+    """What makes a mean over tokens, which the loss is, one over pairs where these are learnt."""
+    if ALGORITHMS[config.algorithm.name].loss != "pairs":
+        return 1.0
+    there = minibatch.loss_mask.any(-1)
+    chosen = (minibatch.advantages.sum(-1) > 0)[0::2] & there[0::2] & there[1::2]
+    return tokens / accelerator.reduce(chosen.sum(), reduction="sum").clamp(min=1)
 
 
 def _with_white_advantages(experience: Experience, accelerator: Accelerator) -> Experience:

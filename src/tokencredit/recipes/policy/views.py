@@ -47,6 +47,25 @@ class PolicyView:
         return PolicyView(self.logprobs.detach(), self.values.detach(), self.last_values.detach())
 
 
+@dataclass(frozen=True)
+class SoftTargets:
+    """What a policy is compared with in soft Q-learning, in nats at a price of 1; all constants.
+
+    Attributes:
+        log_ratios: of the target network to the reference, or its log-probabilities.
+        values: of the target network, before each response token.
+        rewards: of the tokens.
+        ref_logprobs: of the reference; 0 where the price is one of entropy.
+        ref_normalisers: logarithm of the sum of its exponentiated logits; likewise.
+    """
+
+    log_ratios: Float[Tensor, "batch time"]
+    values: Float[Tensor, "batch time"]
+    rewards: Float[Tensor, "batch time"]
+    ref_logprobs: Float[Tensor, "batch time"]
+    ref_normalisers: Float[Tensor, "batch time"]
+
+
 def view_of(
     model: Callable[..., Any],
     batch: ResponseBatch,
@@ -100,14 +119,14 @@ def sampling_support(
     if not sampling.truncates:
         return None if bool(drawable.all()) else drawable
     parts = []
-    for part, _ in _parts(batch, None, micro_batch_size):
+    for part, _ in parts_of(batch, None, micro_batch_size):
         logits = model(part.input_ids, part.attention_mask, time).logits
         logits = predicting_positions(logits, time)
         parts.append(sampling_logits(logits, drawable, sampling) > -torch.inf)
     return torch.cat(parts).scatter(-1, batch.response_ids[..., None], True)
 
 
-def _parts(
+def parts_of(
     batch: ResponseBatch, support: Bool[Tensor, "*#batch vocab"] | None, size: int | None
 ) -> Iterator[tuple[ResponseBatch, Bool[Tensor, "*#rows vocab"] | None]]:
     """Rows of a batch, `size` at a time, and what could be drawn there; None for all at once."""
@@ -135,7 +154,7 @@ def old_view(
     The view has a graph where gradients are enabled.
     """
     views, entropies = [], []
-    for part, allowed in _parts(batch, support, micro_batch_size):
+    for part, allowed in parts_of(batch, support, micro_batch_size):
         view, logits = view_and_logits(model, part, allowed, temperature)
         views.append(view)
         found = token_entropies(logits.detach())
@@ -184,7 +203,7 @@ def reference_logprobs(
 
     def logprobs(model: Any) -> Float[Tensor, "batch time"]:
         found = []
-        for part, allowed in _parts(batch, support, micro_batch_size):
+        for part, allowed in parts_of(batch, support, micro_batch_size):
             logits = sampled_logits(
                 reference_logits(models, model, part), temperature=temperature, allowed=allowed
             )

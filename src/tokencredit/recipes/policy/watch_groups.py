@@ -28,6 +28,24 @@ class ReferenceSettings:
 
 
 @dataclass(frozen=True)
+class OpponentSettings:
+    """Whom the policy is to beat where `score.transform` is `nash` (Nash-MD)."""
+
+    reference_share: float = 0.25
+    """Exponent of the reference in the geometric mixture that the opponent draws each token from: 0
+    is the policy itself, 1 the reference."""
+    per_prompt: int = 1
+    """Responses of the opponent to each prompt, drawn anew in every step."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "per_prompt", room="opponent.")
+        if not 0 <= self.reference_share <= 1:
+            raise ConfigError(
+                f"opponent.reference_share is {self.reference_share}; expected a share from 0 to 1"
+            )
+
+
+@dataclass(frozen=True)
 class SelectionSettings:
     """Which of the responses to a prompt the policy learns from."""
 

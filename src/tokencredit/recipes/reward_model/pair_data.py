@@ -60,7 +60,7 @@ def different_pairs(
     kept = [
         row
         for row in rows
-        if len(texts(row)) < 2 or texts(row)[0].input_ids != texts(row)[1].input_ids
+        if len(texts(row)) < 2 or len({tuple(one.input_ids) for one in texts(row)}) > 1
     ]
     count = len(rows) - len(kept)
     what = f"{count} of {len(rows)} {'held-out ' if held_out else ''}pairs have equal sides"

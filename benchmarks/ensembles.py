@@ -1,0 +1,151 @@
+"""What several reward models cost against one: heads on one trunk, and models side by side.
+
+    python benchmarks/ensembles.py --clock cpu --threads 1
+
+Random weights of one size in one process, the variants in turn within each repeat; medians are
+reported, as ratios to one of the same kind. Every variant ends with the worst case of all prefix
+scores. Five heads are measured as five columns of one linear head on the states of a trunk, which
+is what such an ensemble would compute: no command trains or loads one yet. Models side by side are
+what `rewards` of train-policy asks, without its texts.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from scoring import SIZES, seconds
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, LlamaConfig
+
+from tokencredit.aggregation.combining import worst_case_scores
+from tokencredit.aggregation.methods import CombinationSettings
+from tokencredit.batch import ResponseScores
+from tokencredit.models.heads import float32_outputs
+from tokencredit.reward_model.hf_scores import reward_model_output
+from tokencredit.scorers.ensemble import ensemble_scores
+
+HEADS = 5
+
+
+def model_of(arguments: argparse.Namespace, seed: int) -> Any:
+    """A reward model of random weights."""
+    config = LlamaConfig(
+        **SIZES[arguments.size],
+        max_position_embeddings=max(arguments.lengths),
+        num_labels=1,
+        pad_token_id=0,
+    )
+    torch.manual_seed(seed)
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa")
+    return model.eval().to(arguments.device, getattr(torch, arguments.dtype))
+
+
+def variants(arguments: argparse.Namespace) -> dict[str, Callable[[Tensor], Any]]:
+    """Each way to score, by its name; the one it is compared with stands before it."""
+    most = max(arguments.models)
+    models = [model_of(arguments, seed) for seed in range(most)]
+    trunk = models[0].model
+    width = trunk.config.hidden_size
+    heads = {
+        count: nn.Linear(width, count, bias=False).to(arguments.device, trunk.dtype)
+        for count in (1, HEADS)
+    }
+
+    def on_one_trunk(count: int) -> Callable[[Tensor], Any]:
+        def score(ids: Tensor) -> Tensor:
+            mask = torch.ones_like(ids)
+            hidden = trunk(ids, attention_mask=mask, use_cache=False).last_hidden_state
+            return worst_case_scores(float32_outputs(heads[count], hidden))
+
+        return score
+
+    def side_by_side(count: int) -> Callable[[Tensor], Any]:
+        def score(ids: Tensor) -> ResponseScores:
+            found = [reward_model_output(one, ids, torch.ones_like(ids)) for one in models[:count]]
+            scores = [
+                ResponseScores(one.sequence_scores, one.position_scores, None) for one in found
+            ]
+            settings = CombinationSettings("worst-case" if count > 1 else "sum")
+            return ensemble_scores(scores, [1.0] * count, settings)
+
+        return score
+
+    return {
+        "1 head": on_one_trunk(1),
+        f"{HEADS} heads": on_one_trunk(HEADS),
+        "1 model": side_by_side(1),
+        **{f"{count} models": side_by_side(count) for count in arguments.models},
+    }
+
+
+def measured(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row per length and variant."""
+    rows, ways = [], variants(arguments)
+    for length in arguments.lengths:
+        ids = torch.randint(1, 8192, (arguments.batch_size, length), device=arguments.device)
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for repeat in range(-1, arguments.repeats):
+            turn = repeat % len(ways)
+            for name in [*list(ways)[turn:], *list(ways)[:turn]]:
+                elapsed = seconds(ways[name], ids, arguments.clock)
+                if repeat >= 0:
+                    times[name].append(elapsed)
+        medians = {name: statistics.median(found) for name, found in times.items()}
+        for name in ways:
+            base = "1 head" if name.endswith(("head", "heads")) else "1 model"
+            ratio = medians[name] / medians[base]
+            rows.append({"length": length, "variant": name, "of": base, "ratio": ratio})
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as markdown, those that are compared with themselves left out."""
+    lines = ["| tokens | scoring | against | time |", "|---:|---|---|---:|"]
+    lines += [
+        f"| {row['length']} | {row['variant']} | {row['of']} | {row['ratio']:.2f} |"
+        for row in rows
+        if row["variant"] != row["of"]
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--size", default="small", choices=SIZES)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512])
+    parser.add_argument("--models", type=int, nargs="+", default=[2, 5])
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=None, help="of torch on the CPU")
+    parser.add_argument(
+        "--clock",
+        default="wall",
+        choices=("wall", "cpu"),
+        help="cpu: processor time, for a CPU that others use too",
+    )
+    parser.add_argument("--json", type=Path, default=None, help="also write the rows here")
+    arguments = parser.parse_args()
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    with torch.inference_mode():
+        rows = measured(arguments)
+    print(
+        f"{arguments.size} Llama, {arguments.dtype} on {arguments.device}, batches of "
+        f"{arguments.batch_size}, {arguments.clock} time, medians of {arguments.repeats}, "
+        f"torch {torch.__version__}\n"
+    )
+    print(table(rows))
+    if arguments.json is not None:
+        arguments.json.write_text(
+            json.dumps({"settings": vars(arguments), "rows": rows}, default=str)
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""`train-preferences`: offline losses of preferences with weights of tokens."""
