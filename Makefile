@@ -2,7 +2,8 @@
 #
 #   make quickstart   the whole story on the built-in task, in a few minutes
 #   make test         every test, offline, on the CPU
-#   make test-engines the adapters to TRL, verl and vLLM (TRL=latest: with the newest TRL alone)
+#   make test-engines the adapters to TRL, verl, vLLM and OpenRLHF (TRL=latest: the newest TRL alone)
+#   make test-versions  with the lowest versions that pyproject.toml allows, and with the newest
 #   make check        formatting, lint, types, and who imports what
 #   make audit        what is installed against the known vulnerabilities (needs a network)
 #   make docs         the documentation, built strictly into site/
@@ -21,11 +22,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PPO_PEER := .venv-trl-ppo
 VERL := .venv-verl
 VLLM := .venv-vllm
+LOWEST := .venv-lowest
+NEWEST := .venv-newest
 AUDIT := .venv-audit
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test test-engines check format audit docs bench bench-gpu clean \
-	real-models-inputs real-models-smoke
+.PHONY: help venv quickstart test test-engines test-versions check format audit docs bench \
+	bench-gpu clean real-models-inputs real-models-smoke
 
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
@@ -41,7 +44,7 @@ test: $(VENV)/.installed-dev
 # TRL=latest: in an environment of its own, with a TRL that the adapter may refuse otherwise.
 ENGINE_TESTS := tests/engines tests/policy/test_estimators.py tests/policy/test_estimator_bias.py
 NEWEST_TRL := .venv-trl-latest/bin/python
-VERL_TESTS := $(wildcard tests/engines/test_verl_*.py)
+VERL_TESTS := $(wildcard tests/engines/test_verl_*.py) tests/engines/test_openrlhf.py
 VLLM_TESTS := $(wildcard tests/engines/test_vllm_*.py)
 ifeq ($(TRL),latest)
 test-engines: | $(VENV)/bin/python
@@ -55,6 +58,17 @@ test-engines: $(VENV)/.installed-dev $(VERL)/.installed $(VLLM)/.installed
 	$(VERL)/bin/python -m pytest $(VERL_TESTS) $(PYTEST_ARGS)
 	$(VLLM)/bin/python -m pytest $(VLLM_TESTS) $(PYTEST_ARGS)
 endif
+
+# What reads, loads, trains and serves by other libraries. What the newest transformers warns of is an
+# error in decoding, where caches are ours alone: elsewhere PEFT and TRL ask for names that go as well.
+SEAMS := tests/text tests/models tests/reward_model tests/policy tests/decoding tests/preference \
+	tests/scorers tests/server/test_app.py tests/recipes/policy/test_train_policy.py \
+	tests/recipes/reward_model/test_train_reward_model.py tests/engines/test_trl_grpo.py \
+	tests/engines/test_versions.py tests/test_cli.py tests/test_public_api.py
+test-versions: $(LOWEST)/.installed $(NEWEST)
+	$(LOWEST)/bin/python -m pytest -n $(WORKERS) $(SEAMS) $(PYTEST_ARGS)
+	$(NEWEST)/bin/python -m pytest -n $(WORKERS) -W error::FutureWarning tests/decoding $(PYTEST_ARGS)
+	$(NEWEST)/bin/python -m pytest -n $(WORKERS) $(filter-out tests/decoding,$(SEAMS)) $(PYTEST_ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
@@ -107,7 +121,8 @@ real-models-smoke: real-models-inputs
 	runs/real_models.sh smoke
 
 clean:
-	rm -rf $(VENV) $(PPO_PEER) $(VERL) $(VLLM) $(AUDIT) build dist site src/*.egg-info
+	rm -rf $(VENV) $(PPO_PEER) $(VERL) $(VLLM) $(LOWEST) $(NEWEST) $(AUDIT)
+	rm -rf build dist site src/*.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -140,11 +155,33 @@ $(AUDIT)/.installed: | $(VENV)/bin/python
 	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
 	@touch $@
 
-$(VERL)/.installed: tests/engines/requirements-verl.txt pyproject.toml | $(VENV)/bin/python
+$(VERL)/.installed: tests/engines/requirements-verl.txt tests/engines/requirements-openrlhf.txt \
+		pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m venv $(VERL)
 	$(VERL)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $< \
 		--editable .
+	$(VERL)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--requirement tests/engines/requirements-openrlhf.txt
 	@touch $@
+
+# torch is the same in both, see tests/lowest_versions.py.
+TESTED_WITH := beartype hypothesis httpx2 pytest pytest-timeout pytest-xdist \
+	tensorboard torch==2.13.0
+TESTED := --editable ".[peft,trl,serve]" $(TESTED_WITH)
+
+$(LOWEST)/.installed: tests/lowest_versions.py pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m venv $(LOWEST)
+	$(LOWEST)/bin/python tests/lowest_versions.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(LOWEST)/constraints.txt $(TESTED)
+	@touch $@
+
+# Asked for at every call: what is newest changes.
+.PHONY: $(NEWEST)
+$(NEWEST): | $(VENV)/bin/python
+	test -x $(NEWEST)/bin/python || $(BIN)/python -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade \
+		--upgrade-strategy eager $(TESTED)
 
 # What is taken out again is built for CUDA, and no model can be imported with it.
 $(VLLM)/.installed: tests/engines/requirements-vllm.txt pyproject.toml | $(VENV)/bin/python

@@ -91,10 +91,13 @@ def tiny_model(
     architecture: str,
     *,
     auto_class: Any = AutoModelForSequenceClassification,
-    attn_implementation: str | None = "sdpa",
+    attn_implementation: str | None = None,
     **overrides: Any,
 ) -> PreTrainedModel:
-    """A model with wide random weights that depend on nothing but the config, in eval mode."""
+    """A model with wide random weights that depend on nothing but the config, in eval mode.
+
+    Attention is torch's own (SDPA) where the architecture has it in the transformers that is there.
+    """
     config = tiny_config(architecture, **overrides)
     model = auto_class.from_config(config, attn_implementation=attn_implementation)
     generator = torch.Generator().manual_seed(0)

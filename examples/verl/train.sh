@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# GRPO-style training in verl with a reward on every token. Needs GPUs; not run here.
+# GRPO-style training in verl with a reward on every token. Needs GPUs, as the configuration stands;
+# tests/engines/test_verl_training.py runs it on the CPU.
 #
 #   POLICY=... REWARD_MODEL=... TRAIN_FILES=... VAL_FILES=... examples/verl/train.sh [override ...]
 #

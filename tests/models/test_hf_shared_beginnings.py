@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 from tokencredit.errors import TokenCreditWarning
 from tokencredit.models import hf_shared_beginnings
 from tokencredit.models.hf_shared_beginnings import pass_arguments, shared_beginning
+from tokencredit.recipes.trainer import recompute_activations
 
 COLUMNS = 5
 SHARED = 9
@@ -153,7 +154,7 @@ def test_few_shared_tokens_are_not_worth_a_pass():
 def test_layers_that_run_again_read_whole_rows():
     model = causal("llama")
     ids, mask = rows()
-    model.gradient_checkpointing_enable()
+    recompute_activations(model)
     model.train()
     assert logits_of(model, ids, mask, once=True)[1] == ids.shape[1]
     model.eval()

@@ -4,6 +4,7 @@ from tiny_models import PAD_ID, tiny_ids, tiny_model
 from transformers import AutoModelForCausalLM
 
 from tokencredit.models.hf_short_attention import LONGEST, short_attention
+from tokencredit.recipes.trainer import recompute_activations
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_what_was_chosen_stays():
 
 
 def test_layers_that_run_again_do_so_after_the_context(model):
-    model.gradient_checkpointing_enable()
+    recompute_activations(model)
     model.train()
     assert in_context(model, LONGEST) == ("sdpa", "sdpa")
 

@@ -18,7 +18,7 @@ OTHERS = ["bloom", "gpt_oss", "modernbert", "modernbert-decoder", "albert"]
 
 def scorer(architecture, **overrides):
     eager = architecture in {"gemma2", "bloom", "gpt_oss"}
-    return tiny_model(architecture, attn_implementation="eager" if eager else "sdpa", **overrides)
+    return tiny_model(architecture, attn_implementation="eager" if eager else None, **overrides)
 
 
 def response_batch():

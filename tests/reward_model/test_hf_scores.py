@@ -37,7 +37,7 @@ LENGTHS = [9, 5, 7]
 
 
 def implementation_of(architecture):
-    return "eager" if architecture in {"gemma2", "bloom", "gpt_oss"} else "sdpa"
+    return "eager" if architecture in {"gemma2", "bloom", "gpt_oss"} else None
 
 
 def scorer(architecture, **overrides):

@@ -94,7 +94,8 @@ def merged_adapter(
     config.inference_mode = False
     try:
         model = get_peft_model(base, config)
-        unused = set(set_peft_model_state_dict(model, weights).unexpected_keys)
+        # A copy: PEFT 0.19 renames the keys of the head in what it is given.
+        unused = set(set_peft_model_state_dict(model, dict(weights)).unexpected_keys)
         lacking = set(get_peft_model_state_dict(model, save_embedding_layers=False)) - set(weights)
     except Exception as error:
         raise ModelError(

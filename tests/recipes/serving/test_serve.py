@@ -1,7 +1,6 @@
 """The command: its settings, and a server of its own process on the machine's loopback."""
 
 import json
-import os
 import re
 import shlex
 import signal
@@ -19,6 +18,7 @@ import pytest
 import torch
 from credit_names import ONE_PASS_ALONE
 from saved_models import save_reward_model
+from serve_process import TOKEN, Server
 from tiny_tokenizers import CHAT_TEMPLATE, byte_level, word_level, wordpiece
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
@@ -38,7 +38,6 @@ from tokencredit.recipes.serving.serve import (
 from tokencredit.scorers.sources import RewardSource
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "serve.md").read_text()
-TOKEN = "open-sesame-42"
 WAIT_MS = 700
 
 
@@ -47,32 +46,6 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("served") / "model"
     save_reward_model(folder, byte_level(bos=True))
     return str(folder)
-
-
-class Server:
-    """`tokencredit serve` in a process of its own."""
-
-    def __init__(self, model: str, *settings: str) -> None:
-        command = [sys.executable, "-m", "tokencredit.cli", "serve", "--reward_model", model]
-        self.process = subprocess.Popen(
-            [*command, "--port", "0", *settings],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "REWARD_TOKEN": TOKEN},
-        )
-        self.said = ""
-        while not (found := re.search(r"at (http://\S+)\n", self.said)):
-            line = self.process.stdout.readline()
-            assert line, self.said
-            self.said += line
-        self.address = found[1]
-
-    def stop(self) -> str:
-        """Everything it said, once it has stopped."""
-        self.process.send_signal(signal.SIGTERM)
-        said, _ = self.process.communicate(timeout=60)
-        return self.said + said
 
 
 @pytest.fixture(scope="module")
