@@ -415,9 +415,17 @@ def reading_to_train(
     return reading
 
 
-def print_example(reading: Reading, row: EncodedText) -> None:
-    """Print one row as the model will read it."""
-    print(shown_example(reading, row))
+def print_example(
+    reading: Reading, row: EncodedText, *, counted: Sequence[bool] | None = None
+) -> None:
+    """Print one row as the model will read it.
+
+    Args:
+        reading: of the model.
+        row: prompt, response, and what closes it.
+        counted: tokens whose likelihoods the loss counts; None where the model is read for scores.
+    """
+    print(shown_example(reading, row, counted=counted))
 
 
 def lasting_name(name_or_path: str) -> str:

@@ -561,22 +561,29 @@ def _written(
     return WrittenRows(made.to(device), real.to(device))
 
 
-def shown_example(reading: Reading, row: EncodedText) -> str:
+def shown_example(
+    reading: Reading, row: EncodedText, *, counted: Sequence[bool] | None = None
+) -> str:
     """One row as the model reads it, for people: its text, its tokens, and where scores are read.
 
     Args:
         reading: of the model.
         row: prompt, response, and what closes it.
+        counted: tokens whose likelihoods a loss counts; None where the model is read for scores.
     """
     tokenizer = reading.tokenizer
     names = [repr(tokenizer.decode([id_])) for id_ in row.input_ids]
+    bracketed = row.response_mask if counted is None else counted
     marked = [
-        f"[{name}]" if counts else name
-        for name, counts in zip(names, row.response_mask, strict=True)
+        f"[{name}]" if counts else name for name, counts in zip(names, bracketed, strict=True)
     ]
+    if counted is None:
+        said = f"of the response in brackets ({sum(bracketed)}); the score of the whole is read at "
+        said += f"the last one, {names[-1]}"
+    else:
+        said = f"whose likelihood counts in brackets ({sum(bracketed)})"
     return (
         f"text:   {tokenizer.decode(row.input_ids)!r}\n"
         f"tokens: {' '.join(marked)}\n"
-        f"        {len(row)} tokens; those of the response in brackets ({sum(row.response_mask)}); "
-        f"the score of the whole is read at the last one, {names[-1]}"
+        f"        {len(row)} tokens; those {said}"
     )

@@ -42,6 +42,7 @@ from tokencredit.recipes.preferences.objective import (
 from tokencredit.recipes.preferences.rows import SAID, answer_rows
 from tokencredit.recipes.preferences.settings import TrainPreferencesConfig
 from tokencredit.recipes.reward_model.pair_data import different_pairs
+from tokencredit.recipes.reward_model.vocabulary_turns import read_response
 from tokencredit.recipes.supervised import (
     Source,
     autocast,
@@ -100,7 +101,8 @@ def train_preferences(config: TrainPreferencesConfig) -> Path:
     encoded, eval_rows = encoded_sides(config, encode, data, eval_data, left_out)
     rows = different_pairs(encoded, attrgetter("texts"))
     eval_rows = different_pairs(eval_rows, attrgetter("texts"), held_out=True)
-    print_example(reading, rows[0].texts[0])
+    first = rows[0].texts[0]
+    print_example(reading, first, counted=read_response(first))
     with supervised_run(config) as folder:
         tell_left_out(left_out, folder / "skipped.jsonl")
         known = known_rows(config, model, tokenizer, rows, eval_rows, folder)
