@@ -105,6 +105,9 @@ def test_the_surrogate_of_dft_has_the_gradient_of_its_objective():
     ):
         torch.testing.assert_close(ours, theirs)
     assert float(averages) == pytest.approx(float((bad.detach() / tau - start).exp().mean().log()))
+    weights.requires_grad_()
+    discriminative_losses(good, bad, weights, present).sum().backward()
+    assert weights.grad is None
     alone = discriminative_weights(
         bad[:, :1], None, present[:, :1], averages, temperature=tau, average_rate=1.0
     )[0]

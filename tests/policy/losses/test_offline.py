@@ -49,6 +49,7 @@ def test_ratios_are_constants_clipped_before_they_overflow():
     assert found.tolist() == pytest.approx([0.5 * 1.9 * 3.0, 2.0 * math.exp(-2.0) * 3.0])
     found.sum().backward()
     assert logprobs.grad.tolist()[0] == pytest.approx([-0.95, -0.95])
+    assert float(logprobs.grad[1, 0]) == pytest.approx(-2.0 * math.exp(-2.0))  # not clipped
     assert logprobs.grad[1, 1] == 0
     free = leftover_lunch_losses(logprobs, far, ADVANTAGES, MASK, clip_eps=2.0)
     assert free.tolist() == pytest.approx([0.5 * 3.0 * 3.0, 2.0 * math.exp(-2.0) * 3.0])

@@ -275,6 +275,17 @@ def test_an_unknown_link_is_refused(unchecked):
         pair_losses(CHOSEN, REJECTED, link="hinges")
 
 
+def test_divergences_of_tdpo_move_the_policy_and_those_of_tdpo2_the_rejected_side_alone():
+    for name, signs in (("tdpo1", [1.0, -1.0]), ("tdpo2", [0.0, -1.0])):
+        answers = answers_for(name, weights=False)
+        divergences = answers.divergences.masked_fill(~answers.response_mask, 0.0)
+        divergences.requires_grad_()
+        losses_of(name, replace(answers, divergences=divergences)).sum().backward()
+        # Down the loss the rejected side comes nearer to the reference, and the chosen one may go.
+        found = divergences.grad.sum(-1).view(3, 2).sign()
+        assert found.tolist() == [[-one for one in signs]] * 3, name
+
+
 TRL_NAMES = {
     "dpo": ("sigmoid", {}),
     "slic": ("hinge", {}),

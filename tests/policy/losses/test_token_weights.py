@@ -24,6 +24,7 @@ CREDIT = torch.tensor([[1.0, -1.0, 2.0, 0.0], [0.0, 0.0, torch.nan, torch.inf]])
 def made(credit=CREDIT, mask=MASK) -> dict[str, torch.Tensor]:
     """Weights of every kind."""
     sure = torch.tensor([[-0.1, -0.5, -3.0, -9.0], [-0.2, -0.1, torch.nan, torch.inf]])
+    sure.requires_grad_(credit.requires_grad)
     return {
         "chosen": credit_weights(credit, mask, side="chosen", strength=0.5),
         "rejected": credit_weights(credit, mask, side="rejected", strength=0.5),

@@ -31,7 +31,12 @@ from tokencredit.policy.losses.methods import PREFERENCE_LOSSES
 from tokencredit.recipes.preferences import constants
 from tokencredit.recipes.preferences import train_preferences as recipe
 from tokencredit.recipes.preferences.known import known_rows
-from tokencredit.recipes.preferences.objective import Objective, answer_statistics
+from tokencredit.recipes.preferences.objective import (
+    Objective,
+    answer_statistics,
+    constant_weights,
+    edited_tokens,
+)
 from tokencredit.recipes.preferences.rows import SAID, answer_rows
 from tokencredit.recipes.preferences.train_preferences import (
     TrainPreferencesConfig,
@@ -280,10 +285,12 @@ def test_edits_weigh_what_differs_with_either_confidence(folder, tmp_path):
         with torch.no_grad():  # a policy that has moved from its reference
             for weight in model.parameters():
                 weight += 0.05 * torch.randn_like(weight)
-        inputs = known.batch([0, 1], pad_id=pad_id)
+        inputs = known.batch([4, 1], pad_id=pad_id)
         outputs = answer_statistics(model, **{k: v for k, v in inputs.items() if k not in SAID})
         answers, _ = Objective(asked, known.names).answers(outputs, inputs)
         edited = inputs["edited"]
+        ((own, _),) = edited_tokens(asked, [known.rows[4]])
+        assert edited[0].tolist() == own.tolist() + [False] * (edited.shape[1] - len(own))
         assert edited.any()
         assert not edited.all()
         kept = answers.token_weights[answers.response_mask & ~edited]
@@ -338,6 +345,125 @@ def test_constants_are_computed_once_and_a_stopped_run_goes_on_with_them(
     assert all(torch.equal(one, weights(whole)[name]) for name, one in weights(output).items())
 
 
+def moved_model(folder: Path, output: Path) -> Path:
+    """The tiny language model with other weights and the same vocabulary."""
+    model = AutoModelForCausalLM.from_pretrained(folder / "lm")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.1 * torch.randn_like(weight)
+    model.save_pretrained(output)
+    AutoTokenizer.from_pretrained(folder / "lm").save_pretrained(output)
+    return output
+
+
+def test_constants_are_those_of_their_model_in_the_order_of_the_loss(folder, tmp_path):
+    other = moved_model(folder, tmp_path / "other")
+    settings = config(folder, tmp_path / "run", "inpo", reference=str(other))
+    model, known, _, pad_id = prepared(settings, tmp_path / "known")
+    inputs = known.batch([5, 0, 3], pad_id=pad_id)
+    asked = {name: value for name, value in inputs.items() if name not in SAID}
+    reference = AutoModelForCausalLM.from_pretrained(other).eval()
+    with torch.no_grad():
+        expected = [answer_statistics(one, **asked) for one in (reference, model)]
+    answers, _ = Objective(settings, known.names).answers(expected[1], inputs)
+    mask = answers.response_mask
+    assert not torch.allclose(expected[0][mask], expected[1][mask], atol=1e-2)
+    for found, one in zip(answers.references, expected, strict=True):
+        torch.testing.assert_close(found[mask], one[mask], rtol=1e-4, atol=1e-5)
+
+
+def test_divergences_are_those_of_whole_distributions_from_the_reference(folder, tmp_path):
+    other = moved_model(folder, tmp_path / "other")
+    settings = config(folder, tmp_path / "run", "tdpo1", reference=str(other))
+    model, known, frozen, pad_id = prepared(settings, tmp_path / "known")
+    inputs = known.batch([3], pad_id=pad_id)
+    asked = {name: value for name, value in inputs.items() if name not in SAID}
+    with torch.no_grad():
+        found = answer_statistics(model.eval(), **asked, frozen=frozen)[0, :, 1]
+        text = known.rows[3].texts[0]
+        ids = torch.tensor([text.input_ids])
+        policy, reference = (
+            one(ids).logits[0, text.start - 1 : -1].log_softmax(-1) for one in (model, frozen)
+        )
+    expected = (reference.exp() * (reference - policy)).sum(-1)
+    assert float(expected.min()) > 1e-3
+    torch.testing.assert_close(found[: len(expected)], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_scores_and_labels_go_with_their_rows(folder, tmp_path):
+    for loss in ("copg", "cream"):
+        settings = config(folder, tmp_path / "run", loss)
+        _, known, _, pad_id = prepared(settings, tmp_path / loss)
+        batch = known.batch([4, 1], pad_id=pad_id)
+        if loss == "copg":
+            assert batch["scores"].tolist() == [[1.5, 0.5], [2.5, 0.5]]
+        else:
+            assert batch["soft_labels"].tolist() == pytest.approx([0.8, 0.8])
+        assert batch["row"].tolist() == [4, 1]
+
+
+def test_answers_of_a_list_that_score_its_mean_are_chosen_sides(folder, tmp_path):
+    settings = config(
+        folder,
+        tmp_path / "run",
+        "rrhf",
+        token_weights_kind="credit",
+        method="contrastive-prompts",
+    )
+    _, known, _, _ = prepared(settings, tmp_path)
+    (row,) = known.rows[:1]
+    rising = [[torch.arange(float(length)) for length in row.response_lengths]]
+    (found,) = constant_weights(settings, [row], rising)
+    assert [bool(one[-1] > one[0]) for one in found] == [True, True, False]
+
+
+def test_held_out_numbers_do_not_hang_on_the_batch_size(folder, tmp_path):
+    found = []
+    for size in (4, 3):
+        settings = config(folder, tmp_path / "run", batch_size=size)
+        model, known, _, pad_id = prepared(settings, tmp_path)
+        with torch.no_grad():
+            torch.manual_seed(0)
+            for weight in model.parameters():
+                weight += 0.1 * torch.randn_like(weight)
+        found.append(recipe.held_out_metrics(settings, model, known, None, pad_id=pad_id))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert found[0]["held_out_loss"] != pytest.approx(0.6931, abs=1e-3)
+
+
+def test_the_reference_of_a_training_before_is_forgotten(folder, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(moved_model(folder, tmp_path / "other"))
+    model.config.dpo_reference, model.config.dpo_beta = "before", 7.0
+    model.save_pretrained(tmp_path / "other")
+    for loss in ("simpo", "inpo"):
+        settings = config(folder, tmp_path / "run", loss, model=str(tmp_path / "other"))
+        started, _ = recipe._model_to_train(settings)
+        assert not {"dpo_reference", "dpo_beta"} & set(vars(started.config))
+
+
+def test_running_averages_are_part_of_the_checkpoint(folder, tmp_path, monkeypatch):
+    """A second pass that is stopped after its first step goes on as if it had not been."""
+    more = {"epochs": 2.0, "checkpoint_every": 5, "held_out": 0.2}
+    whole = train_preferences(config(folder, tmp_path / "whole", "dft", **more))
+    settings = config(folder, tmp_path / "run", "dft", **more)
+    real = recipe.with_negative_weights
+    visits = []
+
+    def stopped(*some):
+        visits.append(1)
+        if len(visits) > 6:
+            raise KeyboardInterrupt
+        return real(*some)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(recipe, "with_negative_weights", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train_preferences(settings)
+    output = train_preferences(settings)
+    assert all(torch.equal(one, weights(whole)[name]) for name, one in weights(output).items())
+
+
 def test_numbers_of_other_answers_are_not_taken(folder, tmp_path):
     settings = config(folder, tmp_path / "run")
     _, known, _, _ = prepared(settings, tmp_path)
@@ -374,7 +500,7 @@ def test_answers_end_with_the_end_of_their_turn_and_cut_off_ones_do_not(folder):
     assert said == [" good", " bad<eos>"]
 
 
-def test_pairs_with_equal_sides_are_left_out_with_their_count(folder, tmp_path):
+def test_pairs_with_equal_sides_are_left_out_with_their_count(folder, tmp_path, capsys):
     rows = read_jsonl(folder / "pairs.jsonl")
     far = "a very good film and a plot " * 9
     rows[3] = rows[3] | {"chosen": far + "good", "rejected": far + "bad"}
@@ -385,6 +511,10 @@ def test_pairs_with_equal_sides_are_left_out_with_their_count(folder, tmp_path):
     with pytest.warns(TokenCreditWarning, match="1 of 20 pairs have equal sides"):
         output = train_preferences(settings)
     assert json.loads((output / "metrics.json").read_text())["equal_answers"] == 1
+    shown = capsys.readouterr().out  # what is learnt, with the end of the turn
+    assert "['<eos>']" in shown
+    assert "those whose likelihood counts in brackets" in shown
+    assert "the score of the whole" not in shown
 
 
 @pytest.mark.parametrize(
