@@ -86,6 +86,7 @@ def utterance_advantages(
 
     Source: Zhou et al. 2024, arXiv 2402.19446 (ArCHer), likewise.
 
+    >>> import torch
     >>> utterance_advantages(torch.tensor([[3.0, 2.0]]), torch.tensor([[0.5, 1.0]]))
     tensor([1.5000])
     """
