@@ -332,7 +332,7 @@ def test_encoders_spread_by_attention_but_score_no_prefixes():
     model, batch = model_for(scorer, "bert"), generated(policy)
     token_scores, scores = score_for_policy(model, scorer, policy, batch, credit="attention")
     torch.testing.assert_close(token_scores.sum(-1), scores)
-    with pytest.raises(ModelError, match="needs the score of every prefix"):
+    with pytest.raises(ModelError, match="or 'terminal', which needs the score alone"):
         score_for_policy(model, scorer, policy, batch, credit="prefix-difference")
 
 

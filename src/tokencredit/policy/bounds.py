@@ -68,6 +68,7 @@ def safety_test(
 
     Source: the safety test of HC-RLHF, arXiv 2506.08266, with Student's bound as in their code.
 
+    >>> import torch
     >>> costs = torch.tensor([-1.0, -2.0, -1.5, -1.0, -2.5])
     >>> safety_test(costs, threshold=0.0, failure_probability=0.05).safe
     True
@@ -156,7 +157,7 @@ def hoeffding_upper_bound(
 
     Source: Hoeffding 1963, theorem 2.
 
-    >>> round(hoeffding_upper_bound(0.1, 100, failure_probability=0.05, value_range=(0, 1)), 4)
+    >>> round(hoeffding_upper_bound(0.1, 100, failure_probability=0.05, value_range=(0.0, 1.0)), 4)
     0.2224
     """
     require_probability(failure_probability)

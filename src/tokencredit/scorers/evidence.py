@@ -101,7 +101,8 @@ def require_evidence(settings: CreditSettings, scorer: RewardScorer, *, where: s
 
 
 _INSTEAD = {
-    "prefix_scores": "a causal reward model, which scores prefixes, or credit method 'attention'",
+    "prefix_scores": "a causal reward model, which scores prefixes, or credit method 'attention', "
+    "or 'terminal', which needs the score alone",
     "position_scores": "a causal reward model in this process, or one that is read at last tokens",
     "attention": "one that offers attention, or another method",
     "embeddings": "a reward model in this process, or another method",

@@ -216,6 +216,17 @@ def test_every_token_of_an_utterance_is_paid_its_advantage(models, tmp_path):
     assert batch.lengths.max() > 1
 
 
+def test_in_half_precision_the_critic_is_read_as_it_has_learnt(models, tmp_path):
+    """A weight that is cast once and kept would be that before its updates, and its slow copy's."""
+    run, rng = begun(models, tmp_path, **{"machine.mixed_precision": "bf16"})
+    drawing = rollout_of_step(run, 0, rng)
+    batch = drawing.rollout.batch
+    with torch.no_grad(), run.accelerator.autocast():
+        q, v = critic_values(run.dialogues.critic, batch)
+    paid = drawing.token_scorer(batch).sum(-1)
+    torch.testing.assert_close(paid, q.amin(-1) - v.amin(-1), rtol=0, atol=0)
+
+
 def test_from_the_command_line_with_text_that_ends_itself(models, tmp_path):
     config = {"dialogue": {"environment": FRANK, "critic_updates": 1, "critic_batch_size": 4}}
     (tmp_path / "run.yaml").write_text(json.dumps(config))

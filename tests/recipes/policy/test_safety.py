@@ -107,6 +107,42 @@ def test_prompts_of_the_training_are_refused(models, tmp_path):
     assert found.verdict.count == 6
 
 
+def written_run(folder, **settings):
+    """A run folder as far as a safety test reads it."""
+    folder.mkdir()
+    (folder / "config.yaml").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize("place", ["policy", "checkpoints/step-000002/policy"])
+def test_prompts_of_the_training_are_found_around_a_policy(models, tmp_path, monkeypatch, place):
+    monkeypatch.setattr(safety, "_answers", None)  # nothing is drawn
+    policy = str(written_run(tmp_path / "run", prompts="held-out.jsonl") / place)
+    with pytest.raises(DataError, match="6 of 6 prompts are among those of held-out"):
+        safety.test_safety(config_of(models, tmp_path / "test", policy=policy))
+
+
+def test_prompts_of_responses_of_others_were_trained_on_too(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(safety, "_answers", None)
+    Path("others.jsonl").write_text(json.dumps({"question": HELD_OUT[1], "completion": "good"}))
+    soft_q = {"data": "others.jsonl", "prompt": "question"}
+    seen = str(models / "prompts.jsonl")
+    policy = str(written_run(tmp_path / "run", prompts=seen, soft_q=soft_q) / "policy")
+    with pytest.raises(DataError, match="1 of 6 prompts are among those of others"):
+        safety.test_safety(config_of(models, tmp_path / "test", policy=policy))
+
+
+def test_all_prompts_of_the_training_count_whatever_is_left_of_the_test(
+    models, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(safety, "_answers", None)
+    rows = [{"prompt": prompt} for prompt in reversed(HELD_OUT)]
+    Path("seen.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"trained_on": "seen.jsonl", "data.limit": 2}
+    with pytest.raises(DataError, match="2 of 2 prompts are among those of seen"):
+        safety.test_safety(config_of(models, tmp_path / "test", **settings))
+
+
 def test_hoeffding_needs_no_deviation(models, tmp_path, capsys):
     settings = {"cost": "text_costs:alike", "threshold": 0.5}
     assert safety.test_safety(config_of(models, tmp_path / "student", **settings)).exit_status == 0

@@ -36,6 +36,7 @@ def utterance_q_losses(
 
     Source: Zhou et al. 2024, arXiv 2402.19446 (ArCHer), the critic's loss of their code.
 
+    >>> import torch
     >>> q, v = torch.tensor([[1.0]]), torch.tensor([[2.0]])
     >>> utterance_q_losses(q, torch.tensor([0.5]), v, torch.tensor([False]), discount=0.5)
     tensor([0.2500])
@@ -61,6 +62,7 @@ def utterance_v_losses(
 
     Source: Zhou et al. 2024, arXiv 2402.19446 (ArCHer), likewise.
 
+    >>> import torch
     >>> utterance_v_losses(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0]]))
     tensor([4.])
     """
@@ -86,6 +88,7 @@ def utterance_advantages(
 
     Source: Zhou et al. 2024, arXiv 2402.19446 (ArCHer), likewise.
 
+    >>> import torch
     >>> utterance_advantages(torch.tensor([[3.0, 2.0]]), torch.tensor([[0.5, 1.0]]))
     tensor([1.5000])
     """

@@ -12,6 +12,7 @@ apart, (3) the loss is clipped, and the price of KL counts.
 from dataclasses import dataclass, field
 
 import torch
+from accelerate.utils import AutocastKwargs
 
 from tokencredit.batch import ResponseBatch, TokenScorer
 from tokencredit.credit.redistribution import terminal_credit
@@ -74,7 +75,9 @@ def _dialogues(run: PolicyRun, step: int, rng: torch.Generator) -> StepRollout:
     fresh, _ = drawn_utterances(run, [one.state for one in rows], rng)
     pairs = zip(fresh.response_ids, fresh.response_mask, strict=True)
     said = [ids[mask].tolist() for ids, mask in pairs]
-    with run.accelerator.autocast():
+    # No cast of a weight may outlive the weight: the critic learns in here, and its slow copy takes
+    # its place.
+    with run.accelerator.autocast(AutocastKwargs(cache_enabled=False)):
         losses = learn_values(dialogues, run.config, rows, said, pad=pad, device=device)
         batch = utterance_batch(played.utterances, pad=pad, device=device)
         with torch.no_grad():

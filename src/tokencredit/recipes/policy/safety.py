@@ -41,6 +41,7 @@ from tokencredit.recipes.policy.setting_groups import (
     ServerSettings,
     sampling_of,
 )
+from tokencredit.recipes.policy.value_groups import SoftQSettings
 from tokencredit.recipes.run_folder import open_run_folder, require_same_run, write_atomically
 from tokencredit.recipes.settings import LoadingSettings, free_settings, group, setting
 from tokencredit.scorers.evidence import Responses, response_scores
@@ -202,33 +203,39 @@ def _require_unseen(config: TestSafetyConfig, prompts: Sequence[Prompt]) -> None
     Raises:
         DataError: there are some.
     """
-    data, dataset, trained_on = config.data, config.dataset, config.trained_on
-    settings = Path(config.policy).parent / "config.yaml"
-    if trained_on is None and settings.is_file():
-        there = yaml.safe_load(settings.read_text(encoding="utf-8"))
-        if not isinstance(there, dict) or "prompts" not in there:
-            return
-        trained_on = there["prompts"]
-        data = PromptSettings(**{**there.get("data", {}), "tokens": None})
-        dataset = DatasetSettings(**there.get("dataset", {}))
-    if trained_on is None:
-        return
-    seen = load_prompts(
-        trained_on,
-        split=data.split,
-        column=data.column,
-        limit=data.limit,
-        dataset=dataset,
-        left_out=[],
-    )
-    known = {json.dumps(one) for one in seen}
-    again = [one for one in prompts if json.dumps(one) in known]
-    if again:
-        raise DataError(
-            f"{len(again)} of {len(prompts)} prompts are among those of {trained_on}, which the "
-            f"policy was trained on, {again[0]!r:.200} for example; expected held-out prompts: on "
-            "others the test shows nothing"
-        )
+    for source, read in _training_prompts(config):
+        known = {json.dumps(one) for one in load_prompts(source, **read, left_out=[])}
+        again = [one for one in prompts if json.dumps(one) in known]
+        if again:
+            raise DataError(
+                f"{len(again)} of {len(prompts)} prompts are among those of {source}, which the "
+                f"policy was trained on, {again[0]!r:.200} for example; expected held-out prompts: "
+                "on others the test shows nothing"
+            )
+
+
+def _training_prompts(config: TestSafetyConfig) -> list[tuple[str, dict[str, Any]]]:
+    """Where the prompts of the training are, as far as it is known, and how they are read."""
+    if config.trained_on is not None:  # all of them, whatever `data.limit` leaves of the test
+        own = {"split": config.data.split, "column": config.data.column}
+        return [(config.trained_on, {**own, "dataset": config.dataset})]
+    folder = Path(config.policy).parent
+    if folder.parent.name == "checkpoints":
+        folder = folder.parents[1]
+    if not (folder / "config.yaml").is_file():
+        return []
+    run = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    if not isinstance(run, dict) or "prompts" not in run:
+        return []
+    dataset = DatasetSettings(**run.get("dataset", {}))
+    data = PromptSettings(**{**run.get("data", {}), "tokens": None})
+    read: dict[str, Any] = {"split": data.split, "column": data.column, "limit": data.limit}
+    found = [(run["prompts"], {**read, "dataset": dataset})]
+    others = SoftQSettings(**run.get("soft_q", {}))
+    if others.data is not None:
+        read = {"split": others.split, "column": others.prompt}
+        found.append((others.data, {**read, "dataset": dataset}))
+    return found
 
 
 @torch.no_grad()

@@ -159,13 +159,14 @@ class AlgorithmSettings:
             raise ConfigError(
                 f"algorithm.advantage_clip is {self.advantage_clip}; expected more than 0, or none"
             )
-        if row.loss != "clipped" and (self.whiten_advantages or self.advantage_clip):
+        bounded = bool(self.whiten_advantages or self.advantage_clip)
+        if row.loss in ("likelihood", "pairs") and bounded:
             raise ConfigError(
                 f"algorithm.whiten_advantages is {self.whiten_advantages} and "
                 f"algorithm.advantage_clip {self.advantage_clip} with algorithm.name "
                 f"{self.name!r}, which weighs every token alike; expected neither"
             )
-        if row.loss == "path-consistency" and (self.whiten_advantages or self.advantage_clip):
+        if row.loss == "path-consistency" and bounded:
             raise ConfigError(
                 f"algorithm.whiten_advantages is {self.whiten_advantages} and "
                 f"algorithm.advantage_clip {self.advantage_clip} with algorithm.name "
