@@ -395,12 +395,12 @@ def test_scores_and_labels_go_with_their_rows(folder, tmp_path):
     for loss in ("copg", "cream"):
         settings = config(folder, tmp_path / "run", loss)
         _, known, _, pad_id = prepared(settings, tmp_path / loss)
-        batch = known.batch([4, 1], pad_id=pad_id)
+        batch = known.batch([1, 4], pad_id=pad_id)
         if loss == "copg":
-            assert batch["scores"].tolist() == [[1.5, 0.5], [2.5, 0.5]]
+            assert batch["scores"].tolist() == [[2.5, 0.5], [1.5, 0.5]]
         else:
             assert batch["soft_labels"].tolist() == pytest.approx([0.8, 0.8])
-        assert batch["row"].tolist() == [4, 1]
+        assert batch["row"].tolist() == [1, 4]
 
 
 def test_answers_of_a_list_that_score_its_mean_are_chosen_sides(folder, tmp_path):
