@@ -403,12 +403,13 @@ def test_scores_and_labels_go_with_their_rows(folder, tmp_path):
         assert batch["row"].tolist() == [1, 4]
 
 
-def test_answers_of_a_list_that_score_its_mean_are_chosen_sides(folder, tmp_path):
+@pytest.mark.parametrize("kind", ["credit", "select"])
+def test_answers_of_a_list_that_score_its_mean_are_chosen_sides(folder, tmp_path, kind):
     settings = config(
         folder,
         tmp_path / "run",
         "rrhf",
-        token_weights_kind="credit",
+        token_weights_kind=kind,
         method="contrastive-prompts",
     )
     _, known, _, _ = prepared(settings, tmp_path)
