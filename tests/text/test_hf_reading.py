@@ -306,7 +306,7 @@ def test_the_line_and_the_example_say_what_is_read():
     assert "read at the last one" in shown
     counted = [at >= row.start for at in range(len(row))]
     learnt = shown_example(reading, row, counted=counted)
-    assert learnt.endswith(f"those whose likelihood counts in brackets ({len(row) - row.start})")
+    assert learnt.endswith(f"those that the loss counts in brackets ({len(row) - row.start})")
     assert "['<eos>']" in learnt
     assert written_by(byte_level()).template == "plain"
 

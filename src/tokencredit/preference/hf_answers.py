@@ -77,7 +77,7 @@ class JudgedAnswers:
 
     @property
     def prompt(self) -> Prompt:
-        """Of the first answer."""
+        """The prompt of the first answer."""
         return self.prompts[0]
 
 

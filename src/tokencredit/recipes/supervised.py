@@ -423,7 +423,7 @@ def print_example(
     Args:
         reading: of the model.
         row: prompt, response, and what closes it.
-        counted: tokens whose likelihoods the loss counts; None where the model is read for scores.
+        counted: tokens that the loss counts; None where the model is read for scores.
     """
     print(shown_example(reading, row, counted=counted))
 

@@ -569,7 +569,7 @@ def shown_example(
     Args:
         reading: of the model.
         row: prompt, response, and what closes it.
-        counted: tokens whose likelihoods a loss counts; None where the model is read for scores.
+        counted: tokens that a loss counts; None where the model is read for scores.
     """
     tokenizer = reading.tokenizer
     names = [repr(tokenizer.decode([id_])) for id_ in row.input_ids]
@@ -581,7 +581,7 @@ def shown_example(
         said = f"of the response in brackets ({sum(bracketed)}); the score of the whole is read at "
         said += f"the last one, {names[-1]}"
     else:
-        said = f"whose likelihood counts in brackets ({sum(bracketed)})"
+        said = f"that the loss counts in brackets ({sum(bracketed)})"
     return (
         f"text:   {tokenizer.decode(row.input_ids)!r}\n"
         f"tokens: {' '.join(marked)}\n"

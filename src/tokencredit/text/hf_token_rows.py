@@ -50,6 +50,11 @@ def response_batch(rows: Sequence[EncodedText], *, pad_id: int) -> ResponseBatch
 ReadAt = Callable[[EncodedText], list[bool]]
 
 
+def read_response(text: EncodedText) -> list[bool]:
+    """From the first token of the response to the end of the row."""
+    return [False] * text.start + [True] * (len(text) - text.start)
+
+
 def read_last_token(text: EncodedText) -> list[bool]:
     """Only at the end of the row, where the whole is scored."""
     return [False] * (len(text) - 1) + [True]

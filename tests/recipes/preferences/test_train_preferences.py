@@ -514,7 +514,7 @@ def test_pairs_with_equal_sides_are_left_out_with_their_count(folder, tmp_path, 
     assert json.loads((output / "metrics.json").read_text())["equal_answers"] == 1
     shown = capsys.readouterr().out  # what is learnt, with the end of the turn
     assert "['<eos>']" in shown
-    assert "those whose likelihood counts in brackets" in shown
+    assert "those that the loss counts in brackets" in shown
     assert "the score of the whole" not in shown
 
 

@@ -207,7 +207,7 @@ def test_the_other_direction_holds_out_the_same_prompts(folder, tmp_path):
     assert held_out[0] == held_out[1]
 
 
-def test_lora_is_merged_into_a_whole_model(folder, tmp_path):
+def test_lora_is_merged_into_a_whole_model(folder, tmp_path, capsys):
     pytest.importorskip("peft", reason="PEFT is an extra")
     output = train_implicit_reward(
         config(folder, tmp_path / "dpo", lora_rank=2, lora_alpha=4, learning_rate=1e-2)
@@ -218,6 +218,7 @@ def test_lora_is_merged_into_a_whole_model(folder, tmp_path):
     assert changed
     assert "model.embed_tokens.weight" not in changed
     assert read_jsonl(output / "metrics.jsonl")[0]["loss"] == pytest.approx(torch.tensor(2.0).log())
+    assert "those that the loss counts in brackets" in capsys.readouterr().out
 
 
 def test_rows_are_ours_and_the_end_of_a_turn_counts(folder):

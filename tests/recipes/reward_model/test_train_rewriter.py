@@ -144,10 +144,11 @@ def test_conversations_are_rendered(folder, tmp_path):
     assert text.endswith("assistant\nbad<eos><bos>user\nagain<eos><bos>assistant\ngood<eos>")
 
 
-def test_the_same_seed_gives_the_same_weights(folder, tmp_path):
+def test_the_same_seed_gives_the_same_weights(folder, tmp_path, capsys):
     runs = [train_rewriter(config(folder, tmp_path / name)) for name in "ab"]
     first, second = (load_file(run / "model.safetensors") for run in runs)
     assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert "those that the loss counts in brackets" in capsys.readouterr().out
 
 
 def test_a_finished_run_is_left_alone_and_another_is_refused(folder, trained, capsys):

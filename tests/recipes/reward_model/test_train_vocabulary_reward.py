@@ -225,10 +225,11 @@ def test_what_stands_behind_the_end_of_sequence_is_cut():
     assert training.read_response(row) == [False, True, True, True, True]
 
 
-def test_the_same_seed_gives_the_same_weights(folder, tmp_path):
+def test_the_same_seed_gives_the_same_weights(folder, tmp_path, capsys):
     runs = [train_vocabulary_reward(config(folder, tmp_path / name, "genarm")) for name in "ab"]
     first, second = (load_file(run / "model.safetensors") for run in runs)
     assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert "those that the loss counts in brackets" in capsys.readouterr().out
 
 
 def test_adapters_are_merged(folder, tmp_path):

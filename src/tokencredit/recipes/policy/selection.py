@@ -41,7 +41,7 @@ def kept_rows(
 
 
 def _pairs(signs: Float[Tensor, "batch"], samples: int) -> Int[Tensor, "kept"]:
-    """Of each prompt the chosen response and then the rejected one; two any where there is none."""
+    """Two rows per prompt: the chosen response, then the rejected one; any two where none is."""
     groups = signs.view(-1, samples)
     chosen = torch.stack([groups.argmax(-1), groups.argmin(-1)], dim=-1)
     starts = samples * torch.arange(len(groups), device=signs.device)

@@ -159,18 +159,13 @@ class AlgorithmSettings:
             raise ConfigError(
                 f"algorithm.advantage_clip is {self.advantage_clip}; expected more than 0, or none"
             )
-        bounded = bool(self.whiten_advantages or self.advantage_clip)
-        if row.loss in ("likelihood", "pairs") and bounded:
+        if row.loss != "clipped" and (self.whiten_advantages or self.advantage_clip):
+            has_none = row.loss == "path-consistency"
+            why = "has no advantages" if has_none else "weighs every token alike"
             raise ConfigError(
                 f"algorithm.whiten_advantages is {self.whiten_advantages} and "
                 f"algorithm.advantage_clip {self.advantage_clip} with algorithm.name "
-                f"{self.name!r}, which weighs every token alike; expected neither"
-            )
-        if row.loss == "path-consistency" and bounded:
-            raise ConfigError(
-                f"algorithm.whiten_advantages is {self.whiten_advantages} and "
-                f"algorithm.advantage_clip {self.advantage_clip} with algorithm.name "
-                f"{self.name!r}, which has no advantages; expected neither"
+                f"{self.name!r}, which {why}; expected neither"
             )
         if not self.has_critic and self.critic != "shared":
             raise ConfigError(

@@ -28,7 +28,7 @@ class SoftQSettings:
     """Dataset id, dataset folder or file of prompts with responses, scored as the policy's are and
     learnt from beside these (off-policy); None for the policy's alone."""
     data_batch_size: int = 16
-    """Of these responses, per step, over all processes."""
+    """How many of the responses in `data` a step learns from, over all processes."""
     prompt: str = "prompt"
     """Column of the prompts."""
     response: str = "completion"
@@ -59,17 +59,17 @@ class DialogueSettings:
     turns: int = 4
     """Most utterances of the policy in a dialogue."""
     discount: float = 0.95
-    """Of what comes an utterance later."""
+    """Discount of what comes an utterance later."""
     critic_learning_rate: float = 1e-4
     """Learning rate of AdamW for the critic of utterances."""
     critic_updates: int = 8
-    """Its optimiser steps in every step of the run."""
+    """Optimiser steps of the critic in every step of the run."""
     critic_batch_size: int = 32
-    """Utterances of the buffer in each of them."""
+    """Utterances of the buffer in each of its optimiser steps."""
     target_rate: float = 0.1
-    """How far its slow copy moves towards it after each of them."""
+    """How far the slow copy of the critic moves towards it after each optimiser step."""
     buffer_size: int = 10_000
-    """Utterances that it may learn from, the newest; those of earlier policies among them."""
+    """Utterances that the critic may learn from: the newest, those of earlier policies too."""
 
     def __post_init__(self) -> None:
         room = "dialogue."

@@ -9,9 +9,9 @@ from torch import Tensor
 from tokencredit.batch import Prompt, padded_rows
 from tokencredit.preference.hf_answers import JudgedAnswers
 from tokencredit.recipes.preferences.settings import TrainPreferencesConfig
-from tokencredit.recipes.reward_model.vocabulary_turns import ended_row, read_response
+from tokencredit.recipes.reward_model.vocabulary_turns import ended_row
 from tokencredit.text.hf_reading import Reading
-from tokencredit.text.hf_token_rows import EncodedText, scored_rows
+from tokencredit.text.hf_token_rows import EncodedText, read_response, scored_rows
 
 
 @dataclass(frozen=True)

@@ -39,23 +39,23 @@ class TokenWeightSettings:
     more, the more the less sure the model is of them (BMC). `decay`: each token weighs less than
     the one before."""
     strength: float = 0.5
-    """Of `credit`: how far weights move from 1."""
+    """For `credit`: how far weights move from 1."""
     unit: Literal["row", "nats"] = "row"
-    """Of `credit`: `row` scales the credit of each response to a mean absolute value of one, `nats`
-    takes it as it is."""
+    """For `credit`: `row` scales the credit of each response to a mean absolute value of one,
+    `nats` takes it as it is."""
     clip: float | None = 0.9
-    """Of `credit`: how far a weight may be from 1 before its mean is restored; None for any."""
+    """For `credit`: how far a weight may be from 1 before its mean is restored; None for any."""
     mean: Literal["one", "free"] = "one"
-    """Of `credit`: whether weights of a response are divided by their mean."""
+    """For `credit`: whether weights of a response are divided by their mean."""
     share: float = 0.3
-    """Of `select`: share of the tokens of each response that counts."""
+    """For `select`: share of the tokens of each response that counts."""
     delta: float = 2.0
-    """Of `edits`: the most that is added to a weight."""
+    """For `edits`: the most that is added to a weight."""
     confidence: Literal["policy", "own"] = "policy"
-    """Of `edits`: whose confidence the weights of the reference are made of: the `policy`'s, so
+    """For `edits`: whose confidence the weights of the reference are made of: the `policy`'s, so
     that both have the same weights, or its `own`, as published."""
     decay: float = 0.98
-    """Of `decay`: weight of each token in that of the one before."""
+    """For `decay`: weight of each token as a share of that of the token before."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 0, "strength", "delta", room="token_weights.")
@@ -82,9 +82,10 @@ class RegulariserSettings:
     """T-REG: the likelihood of tokens by what they are worth, beside the loss of pairs."""
 
     strength: float = 0.0
-    """Its price in that of the log-ratio; 0 for none. Published with 0.1 to 0.5."""
+    """Price of the regulariser, as a share of that of the log-ratio; 0 for none. Published with
+    0.1 to 0.5."""
     normalisation: Literal["sum", "mean"] = "sum"
-    """Of the tokens of a response."""
+    """Whether the terms of a response are added up or averaged over its tokens."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 0, "strength", room="regulariser.")

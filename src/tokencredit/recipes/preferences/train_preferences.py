@@ -42,7 +42,6 @@ from tokencredit.recipes.preferences.objective import (
 from tokencredit.recipes.preferences.rows import SAID, answer_rows
 from tokencredit.recipes.preferences.settings import TrainPreferencesConfig
 from tokencredit.recipes.reward_model.pair_data import different_pairs
-from tokencredit.recipes.reward_model.vocabulary_turns import read_response
 from tokencredit.recipes.supervised import (
     Source,
     autocast,
@@ -66,6 +65,7 @@ from tokencredit.recipes.trainer import (
     train,
     training_arguments,
 )
+from tokencredit.text.hf_token_rows import read_response
 
 __all__ = ["TrainPreferencesConfig", "train_preferences"]
 

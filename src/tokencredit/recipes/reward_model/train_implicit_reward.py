@@ -47,7 +47,7 @@ from tokencredit.recipes.supervised import (
 from tokencredit.recipes.trainer import TrainingRun, train, training_arguments
 from tokencredit.scorers.implicit import implicit_fraction_scores, loaded_reference
 from tokencredit.text.hf_reading import Reading
-from tokencredit.text.hf_token_rows import EncodedText
+from tokencredit.text.hf_token_rows import EncodedText, read_response
 
 __all__ = ["TrainImplicitRewardConfig", "train_implicit_reward"]
 
@@ -86,7 +86,8 @@ def train_implicit_reward(config: TrainImplicitRewardConfig) -> Path:
     encoded, eval_rows = encoded_sides(config, encode, pairs, eval_pairs, left_out)
     train_rows = different_pairs(encoded, tuple)
     eval_rows = different_pairs(eval_rows, tuple, held_out=True)
-    print_example(reading, train_rows[0][0])
+    first = train_rows[0][0]
+    print_example(reading, first, counted=read_response(first))
     reference = None if adapter is not None else _reference(config, tokenizer)
     judge = _Judge(config, tokenizer, eval_rows, reference)
     with supervised_run(config) as folder:

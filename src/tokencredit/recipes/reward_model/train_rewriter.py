@@ -50,7 +50,7 @@ from tokencredit.recipes.trainer import (
 )
 from tokencredit.reward_model.hf_rewriter import rewriting_prompt
 from tokencredit.text.hf_reading import Reading
-from tokencredit.text.hf_token_rows import EncodedText, response_batch
+from tokencredit.text.hf_token_rows import EncodedText, read_response, response_batch
 
 
 def train_rewriter(config: TrainRewriterConfig) -> Path:
@@ -90,7 +90,7 @@ def train_rewriter(config: TrainRewriterConfig) -> Path:
     both = different_pairs([rows for _, rows in encoded], tuple)
     rows = [pair[0] for pair in both] + [pair[1] for pair in both]
     eval_pairs = [pair for pair, _ in held_out]
-    print_example(reading, rows[0])
+    print_example(reading, rows[0], counted=read_response(rows[0]))
     with supervised_run(config) as folder:
         tell_left_out(left_out, folder / "skipped.jsonl")
         evaluate = partial(_held_out_metrics, config, model, reading, eval_pairs)

@@ -65,7 +65,7 @@ from tokencredit.recipes.trainer import training_device
 from tokencredit.scorers.implicit import loaded_reference
 from tokencredit.scorers.vocabulary import vocabulary_fraction_scores
 from tokencredit.text.hf_reading import Reading
-from tokencredit.text.hf_token_rows import EncodedText
+from tokencredit.text.hf_token_rows import EncodedText, read_response
 
 __all__ = ["TrainVocabularyRewardConfig", "train_vocabulary_reward"]
 
@@ -102,7 +102,8 @@ def train_vocabulary_reward(config: TrainVocabularyRewardConfig) -> Path:
     rows = different_pairs(encoded, attrgetter("responses"))
     eval_rows = different_pairs(eval_rows, attrgetter("responses"), held_out=True)
     equal = float(len(encoded) - len(rows))
-    print_example(reading, rows[0].responses[0])
+    first = rows[0].responses[0]
+    print_example(reading, first, counted=read_response(first))
     policy = _policy(config, tokenizer)
     if config.learns_outcomes:
         rows = standardised_rows(model, _separate_rows(rows))

@@ -36,7 +36,7 @@ from tokencredit.reward_model.losses.vocabulary import (
     token_values,
 )
 from tokencredit.reward_model.objectives import Judgements
-from tokencredit.text.hf_token_rows import EncodedText, ReadAt, read_last_token
+from tokencredit.text.hf_token_rows import EncodedText, ReadAt, read_last_token, read_response
 
 Loss = Callable[[Judgements], Tensor]
 
@@ -125,11 +125,6 @@ TURNS: dict[str, Callable[[TrainVocabularyRewardConfig, PreTrainedModel | None],
     "cd-q": expectation_turns,
 }
 """The turns of each objective, in their order, from the settings and the frozen policy."""
-
-
-def read_response(text: EncodedText) -> list[bool]:
-    """From the first token of the response to the end of the row."""
-    return [False] * text.start + [True] * (len(text) - text.start)
 
 
 def ended_row(row: EncodedText, turn_ends: Sequence[int]) -> EncodedText:
