@@ -25,11 +25,23 @@ from transformers import LlamaForCausalLM
 
 from tokencredit.recipes.policy import sharding
 from tokencredit.recipes.policy import train_policy as recipe
+from tokencredit.recipes.policy.refusals import require_what_sharding_allows
+from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.recipes.run_folder import read_jsonl
 
 TOLD = ("FSDP_", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_",
         "ACCELERATE_CONFIG_DS_FIELDS")  # fmt: skip
 CONFIGURATIONS = Path(__file__).parents[1] / "examples" / "accelerate"
+
+
+def require_allowed_under(kind: DistributedType, config: TrainPolicyConfig) -> None:
+    """Ask under this kind of distribution whether such a run can be."""
+    accelerator = Accelerator(cpu=True)
+    accelerator.state.distributed_type = kind
+    try:
+        require_what_sharding_allows(config, accelerator)
+    finally:
+        accelerator.state.distributed_type = DistributedType.NO
 
 
 def environment_of(configuration: str, **arguments: str) -> dict[str, str]:

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
+from several_processes import require_allowed_under
 from tiny_policy import tiny_config, write_models
 
 from tokencredit.aggregation.references import win_margins
@@ -17,7 +17,6 @@ from tokencredit.policy.hf_rollout import sampled_responses
 from tokencredit.recipes.policy import opponents
 from tokencredit.recipes.policy import train_policy as recipe
 from tokencredit.recipes.policy.opponents import GeometricMixture, opponent_scores
-from tokencredit.recipes.policy.refusals import require_what_sharding_allows
 from tokencredit.recipes.policy.rollout import draw_responses
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.run_folder import read_jsonl
@@ -196,12 +195,7 @@ def test_shares_outside_are_refused(models, tmp_path):
 
 @pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
 def test_an_opponent_needs_whole_weights(models, tmp_path, kind):
-    accelerator = Accelerator(cpu=True)
     config = tiny_config(models, tmp_path, **NASH)
-    require_what_sharding_allows(config, accelerator)
-    accelerator.state.distributed_type = kind
-    try:
-        with pytest.raises(ConfigError, match="each of whose tokens is drawn from two models"):
-            require_what_sharding_allows(config, accelerator)
-    finally:
-        accelerator.state.distributed_type = DistributedType.NO
+    require_allowed_under(DistributedType.NO, config)
+    with pytest.raises(ConfigError, match="each of whose tokens is drawn from two models"):
+        require_allowed_under(kind, config)

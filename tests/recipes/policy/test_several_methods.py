@@ -1,17 +1,20 @@
 """Losses, selections and opponents on two processes give what one process gives."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from several_processes import CERTAIN, assert_same_training, environment_of, finished
+from several_processes import (
+    CERTAIN,
+    assert_same_training,
+    environment_of,
+    finished,
+    require_allowed_under,
+)
 from tiny_policy import tiny_config, write_models
 
 from tokencredit.errors import ConfigError
-from tokencredit.recipes.policy.refusals import require_what_sharding_allows
 from tokencredit.recipes.policy.train_policy import train_policy
 
 pytestmark = pytest.mark.timeout(900)  # several processes, perhaps on one core
@@ -63,16 +66,6 @@ def test_two_processes_train_as_one_does(folder, kind):
     assert held == pytest.approx(1.0 if kind in WHOLE else 0.5, abs=0.05)
 
 
-def refused(kind: DistributedType, output: Path, **settings: Any) -> None:
-    """Ask under this kind of distribution whether such a run can be."""
-    accelerator = Accelerator(cpu=True)
-    accelerator.state.distributed_type = kind
-    try:
-        require_what_sharding_allows(tiny_config(output, output, **settings), accelerator)
-    finally:
-        accelerator.state.distributed_type = DistributedType.NO
-
-
 @pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
 @pytest.mark.parametrize(
     "settings",
@@ -85,13 +78,15 @@ def refused(kind: DistributedType, output: Path, **settings: Any) -> None:
 )
 def test_a_reference_under_a_sharded_adapter_is_refused(tmp_path, kind, settings):
     with pytest.raises(ConfigError, match=r"the policy without its adapter.*or lora\.rank 0"):
-        refused(kind, tmp_path, lora__rank=2, **settings)
-    refused(DistributedType.NO, tmp_path, lora__rank=2, **settings)
-    refused(kind, tmp_path, **settings)
+        require_allowed_under(kind, tiny_config(tmp_path, tmp_path, lora__rank=2, **settings))
+    require_allowed_under(
+        DistributedType.NO, tiny_config(tmp_path, tmp_path, lora__rank=2, **settings)
+    )
+    require_allowed_under(kind, tiny_config(tmp_path, tmp_path, **settings))
 
 
 def test_a_critic_that_learns_alone_is_refused_under_deepspeed(tmp_path):
     warmed = {"optimizer.critic_warmup": 2}
     with pytest.raises(ConfigError, match=r"critic_warmup is 2 under DeepSpeed.*or FSDP2"):
-        refused(DistributedType.DEEPSPEED, tmp_path, **warmed)
-    refused(DistributedType.FSDP, tmp_path, **warmed)
+        require_allowed_under(DistributedType.DEEPSPEED, tiny_config(tmp_path, tmp_path, **warmed))
+    require_allowed_under(DistributedType.FSDP, tiny_config(tmp_path, tmp_path, **warmed))

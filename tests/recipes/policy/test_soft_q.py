@@ -6,9 +6,9 @@ import math
 import ending_models
 import pytest
 import torch
-from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
+from several_processes import require_allowed_under
 from tiny_policy import tiny_config, write_models
 from transformers import LlamaForCausalLM
 
@@ -16,7 +16,6 @@ from tokencredit.cli import main
 from tokencredit.errors import ConfigError, DataError
 from tokencredit.recipes.policy.demonstrations import demonstrations_of
 from tokencredit.recipes.policy.models import loaded_models
-from tokencredit.recipes.policy.refusals import require_what_sharding_allows
 from tokencredit.recipes.policy.target_network import follow, in_place, opened_target
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.run_folder import read_jsonl
@@ -211,12 +210,7 @@ def test_contradictions_are_refused(models, tmp_path, changes, message):
 
 @pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
 def test_a_target_network_needs_whole_weights(models, tmp_path, kind):
-    accelerator = Accelerator(cpu=True)
     config = tiny_config(models, tmp_path, **SOFT)
-    require_what_sharding_allows(config, accelerator)
-    accelerator.state.distributed_type = kind
-    try:
-        with pytest.raises(ConfigError, match="'soft-q', whose target network is a copy of whole"):
-            require_what_sharding_allows(config, accelerator)
-    finally:
-        accelerator.state.distributed_type = DistributedType.NO
+    require_allowed_under(DistributedType.NO, config)
+    with pytest.raises(ConfigError, match="'soft-q', whose target network is a copy of whole"):
+        require_allowed_under(kind, config)
