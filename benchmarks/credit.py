@@ -10,14 +10,12 @@ Times include everything from token ids to token scores.
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from scoring import SIZES, peak_megabytes, seconds
+from scoring import SIZES, peak_megabytes, report, seconds, variants_parser
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
@@ -181,38 +179,16 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--size", default="small", choices=SIZES)
+    parser = variants_parser(__doc__.split("\n")[0], lengths=[256, 1024], batch_size=1)
     parser.add_argument(
         "--methods",
         nargs="+",
         choices=list(CREDIT_METHODS),
         help=f"default: all but {' and '.join(UNLESS_NAMED)}",
     )
-    parser.add_argument("--lengths", type=int, nargs="+", default=[256, 1024])
-    parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--leave-one-out-up-to", type=int, default=256, help="tokens")
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--clock", default="wall", choices=("wall", "cpu"))
-    parser.add_argument("--json", type=Path, default=None, help="also write the rows here")
-    arguments = parser.parse_args()
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
-    with torch.no_grad():
-        rows = measured(arguments)
-    print(
-        f"{arguments.size} Llama, {arguments.dtype} on {arguments.device}, batches of "
-        f"{arguments.batch_size}, {arguments.clock} time, medians of {arguments.repeats}, "
-        f"torch {torch.__version__}\n"
-    )
-    print(table(rows))
-    if arguments.json is not None:
-        arguments.json.write_text(
-            json.dumps({"settings": vars(arguments), "rows": rows}, default=str)
-        )
+    # Some methods ask for gradients inside, which inference mode would not give.
+    report(parser.parse_args(), measured, table, without_gradients=torch.no_grad)
 
 
 if __name__ == "__main__":

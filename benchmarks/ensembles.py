@@ -10,14 +10,12 @@ what `rewards` of train-policy asks, without its texts.
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from scoring import SIZES, seconds
+from scoring import SIZES, report, seconds, variants_parser
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
@@ -114,37 +112,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--size", default="small", choices=SIZES)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512])
+    parser = variants_parser(__doc__.split("\n")[0], lengths=[128, 512], batch_size=4)
     parser.add_argument("--models", type=int, nargs="+", default=[2, 5])
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=None, help="of torch on the CPU")
-    parser.add_argument(
-        "--clock",
-        default="wall",
-        choices=("wall", "cpu"),
-        help="cpu: processor time, for a CPU that others use too",
-    )
-    parser.add_argument("--json", type=Path, default=None, help="also write the rows here")
-    arguments = parser.parse_args()
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
-    with torch.inference_mode():
-        rows = measured(arguments)
-    print(
-        f"{arguments.size} Llama, {arguments.dtype} on {arguments.device}, batches of "
-        f"{arguments.batch_size}, {arguments.clock} time, medians of {arguments.repeats}, "
-        f"torch {torch.__version__}\n"
-    )
-    print(table(rows))
-    if arguments.json is not None:
-        arguments.json.write_text(
-            json.dumps({"settings": vars(arguments), "rows": rows}, default=str)
-        )
+    report(parser.parse_args(), measured, table)
 
 
 if __name__ == "__main__":

@@ -154,13 +154,16 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def variants_parser(
+    description: str, *, lengths: list[int], batch_size: int
+) -> argparse.ArgumentParser:
+    """Options of benchmarks that time variants of a random Llama in turn."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--size", default="small", choices=SIZES)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512, 1024, 2048])
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--lengths", type=int, nargs="+", default=lengths)
+    parser.add_argument("--batch-size", type=int, default=batch_size)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=None, help="of torch on the CPU")
     parser.add_argument(
@@ -170,10 +173,20 @@ def main() -> None:
         help="cpu: processor time, for a CPU that others use too",
     )
     parser.add_argument("--json", type=Path, default=None, help="also write the rows here")
-    arguments = parser.parse_args()
+    return parser
+
+
+def report(
+    arguments: argparse.Namespace,
+    measured: Callable[[argparse.Namespace], list[dict[str, Any]]],
+    table: Callable[[list[dict[str, Any]]], str],
+    *,
+    without_gradients: Callable[[], Any] = torch.inference_mode,
+) -> None:
+    """Measure without gradients, print the table, and write the rows if they are asked for."""
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    with torch.inference_mode():
+    with without_gradients():
         rows = measured(arguments)
     print(
         f"{arguments.size} Llama, {arguments.dtype} on {arguments.device}, batches of "
@@ -185,6 +198,11 @@ def main() -> None:
         arguments.json.write_text(
             json.dumps({"settings": vars(arguments), "rows": rows}, default=str)
         )
+
+
+def main() -> None:
+    parser = variants_parser(__doc__.split("\n")[0], lengths=[128, 512, 1024, 2048], batch_size=4)
+    report(parser.parse_args(), measured, table)
 
 
 if __name__ == "__main__":
