@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
+from tokencredit.cli import main
 from tokencredit.recipes.policy.train_policy import TrainPolicyConfig
+from tokencredit.recipes.run_folder import read_jsonl
 from tokencredit.recipes.settings import settings_from
-from tokencredit.scorers.sources import RewardSource
 from tokencredit.toy.hf_tokenizer import toy_tokenizer
 
 PROMPTS = ("the plot is", "this film", "the music was", "a", "his first comedy is a", "the cast")
@@ -66,9 +67,27 @@ def tiny_config(models: Path, output: Path, **changes: Any) -> TrainPolicyConfig
         "record.figure": False,
     }
     changed = {name.replace("__", "."): value for name, value in changes.items()}
-    if "rewards" in changed:  # mappings where they come from JSON
-        changed["rewards"] = tuple(
-            RewardSource(**one) if isinstance(one, dict) else one for one in changed["rewards"]
-        )
     config: TrainPolicyConfig = settings_from(TrainPolicyConfig, {**settings, **changed})
     return config
+
+
+def by_command(models: Path, output: Path, **settings: Any) -> list[dict[str, Any]]:
+    """What `tokencredit train-policy` says of each step, of one unless the settings ask for more.
+
+    A setting that is None is left out, `reward_model` for example.
+    """
+    arguments: dict[str, Any] = {
+        "policy": models / "policy",
+        "reward_model": models / "reward",
+        "prompts": models / "prompts.jsonl",
+        "output": output,
+        "steps": 1,
+        "batch_size": 4,
+        "sampling.max_new_tokens": 4,
+        "machine.device": "cpu",
+        "record.progress": "false",
+        **settings,
+    }
+    given = ((f"--{name}", str(value)) for name, value in arguments.items() if value is not None)
+    assert main(["train-policy", *(text for both in given for text in both)]) == 0
+    return list(read_jsonl(output / "metrics.jsonl"))

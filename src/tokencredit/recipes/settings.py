@@ -168,7 +168,7 @@ def _typed(kind: Any, value: Any) -> Any:
             return settings_from(one, value)  # type: ignore[arg-type]
         if one is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
-        if get_origin(one) is tuple and isinstance(value, list):
+        if get_origin(one) is tuple and isinstance(value, list | tuple):
             return tuple(_typed(get_args(one)[0], inner) for inner in value)
     return value
 

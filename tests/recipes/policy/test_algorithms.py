@@ -7,10 +7,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from tiny_policy import tiny_config, write_models
+from tiny_policy import by_command, tiny_config, write_models
 
 from tokencredit.aggregation.transforms import RunningMoments
-from tokencredit.cli import main
 from tokencredit.errors import ConfigError, TokenCreditWarning
 from tokencredit.masking import masked_sum
 from tokencredit.policy import dense_estimators, estimators
@@ -200,24 +199,15 @@ def test_a_row_added_to_the_table_is_used_from_the_command_line(models, tmp_path
 
     monkeypatch.setitem(ALGORITHMS, "halved", Algorithm(halved, "half of each reward"))
     arguments = {
-        "policy": models / "policy",
-        "reward_model": models / "reward",
-        "prompts": models / "prompts.jsonl",
-        "output": tmp_path / "run",
-        "steps": 1,
         "batch_size": 2,
-        "sampling.max_new_tokens": 4,
         "algorithm.name": "halved",
         "algorithm.gamma": 0.5,
-        "machine.device": "cpu",
-        "record.progress": "false",
     }
-    given = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TokenCreditWarning)  # of the discount
-        assert main(["train-policy", *given]) == 0
+        (row,) = by_command(models, tmp_path / "run", **arguments)
     assert [(shape[0], gamma) for shape, gamma in seen] == [(2, 0.5)]
-    assert not OF_VALUES & set(read_jsonl(tmp_path / "run" / "metrics.jsonl")[0])
+    assert not OF_VALUES & set(row)
 
 
 @pytest.mark.parametrize(

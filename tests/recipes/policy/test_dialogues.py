@@ -7,9 +7,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from tiny_policy import write_models
+from tiny_policy import by_command, write_models
 
-from tokencredit.cli import main
 from tokencredit.errors import ConfigError, DataError
 from tokencredit.recipes.policy import train_policy as recipe
 from tokencredit.recipes.policy.dialogue_buffer import Utterance
@@ -231,22 +230,14 @@ def test_from_the_command_line_with_text_that_ends_itself(models, tmp_path):
     config = {"dialogue": {"environment": FRANK, "critic_updates": 1, "critic_batch_size": 4}}
     (tmp_path / "run.yaml").write_text(json.dumps(config))
     arguments = {
+        "reward_model": None,
         "config": tmp_path / "run.yaml",
-        "policy": models / "policy",
-        "prompts": models / "prompts.jsonl",
-        "output": tmp_path / "run",
-        "steps": 1,
-        "batch_size": 4,
         "algorithm.name": "reinforce",
         "optimizer.critic_warmup": 1,
         "sampling.max_new_tokens": 3,
         "lora.rank": 2,
-        "machine.device": "cpu",
-        "record.progress": "false",
     }
-    given = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
-    assert main(["train-policy", *given]) == 0
-    (row,) = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    (row,) = by_command(models, tmp_path / "run", **arguments)
     assert {"return", "turns", "utterance_q_loss", "utterance_v_loss"} <= set(row)
     assert row["gradient_norm"] == 0  # the critic of utterances alone has learnt
     assert row["utterance_q_loss"] > 0

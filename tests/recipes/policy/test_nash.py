@@ -7,10 +7,9 @@ import torch
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from several_processes import require_allowed_under
-from tiny_policy import tiny_config, write_models
+from tiny_policy import by_command, tiny_config, write_models
 
 from tokencredit.aggregation.references import win_margins
-from tokencredit.cli import main
 from tokencredit.decoding.candidates.hf_running_text import RunningText
 from tokencredit.errors import ConfigError, TokenCreditWarning
 from tokencredit.policy.hf_rollout import sampled_responses
@@ -19,7 +18,6 @@ from tokencredit.recipes.policy import train_policy as recipe
 from tokencredit.recipes.policy.opponents import GeometricMixture, opponent_scores
 from tokencredit.recipes.policy.rollout import draw_responses
 from tokencredit.recipes.policy.train_policy import train_policy
-from tokencredit.recipes.run_folder import read_jsonl
 from tokencredit.sampling import Sampling
 from tokencredit.scorers.evidence import Responses
 
@@ -157,12 +155,6 @@ def test_resumed_equals_uninterrupted(models, tmp_path, settings):
 
 def test_from_the_command_line(models, tmp_path):
     arguments = {
-        "policy": models / "policy",
-        "reward_model": models / "reward",
-        "prompts": models / "prompts.jsonl",
-        "output": tmp_path / "run",
-        "steps": 1,
-        "batch_size": 4,
         "algorithm.name": "reinforce",
         "algorithm.epochs": 1,
         "score.transform": "nash",
@@ -170,13 +162,8 @@ def test_from_the_command_line(models, tmp_path):
         "opponent.reference_share": 0.3,
         "opponent.per_prompt": 2,
         "kl.coef": 0.01,
-        "sampling.max_new_tokens": 4,
-        "machine.device": "cpu",
-        "record.progress": "false",
     }
-    given = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
-    assert main(["train-policy", *given]) == 0
-    (row,) = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    (row,) = by_command(models, tmp_path / "run", **arguments)
     assert abs(row["token_score_sum"]) <= 0.5
     assert row["score"] != pytest.approx(row["token_score_sum"])
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from several_processes import CERTAIN, assert_same_training, finished
-from tiny_policy import tiny_config, write_models
+from tiny_policy import by_command, tiny_config, write_models
 
 from tokencredit.aggregation.references import (
     log_win_probabilities,
@@ -15,7 +15,6 @@ from tokencredit.aggregation.references import (
     win_probabilities,
 )
 from tokencredit.aggregation.transforms import RunningMoments
-from tokencredit.cli import main
 from tokencredit.errors import ConfigError, DataError, TokenCreditWarning
 from tokencredit.recipes.policy import references as module
 from tokencredit.recipes.policy import train_policy as recipe
@@ -173,19 +172,12 @@ def test_sources_are_compared_each_with_its_own(models, tmp_path):
     names, lsc = ("reward", "held-out"), {"transform": "lsc"}
     rewards = [{"model": str(models / name), "score": lsc} for name in names]
     arguments = {
-        "policy": models / "policy",
+        "reward_model": None,
         "rewards": json.dumps(rewards),
-        "prompts": models / "prompts.jsonl",
-        "output": tmp_path / "run",
-        "steps": 1,
-        "batch_size": 4,
         "credit.method": "terminal",
         "sampling.max_new_tokens": 5,
-        "record.progress": "false",
-        "machine.device": "cpu",
     }
-    given = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
-    assert main(["train-policy", *given]) == 0
+    by_command(models, tmp_path / "run", **arguments)
     samples, known = read_jsonl(tmp_path / "run/samples.jsonl"), references(tmp_path / "run")
     for sample, row in zip(samples, known, strict=True):
         expected = sum(

@@ -5,9 +5,8 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from several_processes import CERTAIN, assert_same_training, finished
-from tiny_policy import tiny_config, write_models
+from tiny_policy import by_command, tiny_config, write_models
 
-from tokencredit.cli import main
 from tokencredit.errors import ConfigError
 from tokencredit.masking import masked_sum
 from tokencredit.policy.selection import SELECTIONS, kept_responses, score_reliability
@@ -163,24 +162,14 @@ def test_superhf_without_its_penalty_is_rejection_sampling(models, tmp_path):
 
 def test_from_the_command_line(models, tmp_path):
     arguments = {
-        "policy": models / "policy",
-        "reward_model": models / "reward",
-        "prompts": models / "prompts.jsonl",
-        "output": tmp_path / "run",
-        "steps": 1,
         "batch_size": 8,
         "algorithm.name": "likelihood",
         "algorithm.samples_per_prompt": 4,
         "selection.keep": "best",
         "selection.count": 2,
         "kl.forward_coef": 0.35,
-        "sampling.max_new_tokens": 4,
-        "machine.device": "cpu",
-        "record.progress": "false",
     }
-    given = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
-    assert main(["train-policy", *given]) == 0
-    (row,) = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    (row,) = by_command(models, tmp_path / "run", **arguments)
     assert row["kept_score"] > row["score"]
 
 

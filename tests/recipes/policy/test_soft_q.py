@@ -9,10 +9,9 @@ import torch
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from several_processes import require_allowed_under
-from tiny_policy import tiny_config, write_models
+from tiny_policy import by_command, tiny_config, write_models
 from transformers import LlamaForCausalLM
 
-from tokencredit.cli import main
 from tokencredit.errors import ConfigError, DataError
 from tokencredit.recipes.policy.demonstrations import demonstrations_of
 from tokencredit.recipes.policy.models import loaded_models
@@ -117,12 +116,6 @@ def test_the_soft_optimum_is_found(models, tmp_path):
 
 def test_from_the_command_line_as_published_and_with_adapters(models, tmp_path):
     arguments = {
-        "policy": models / "policy",
-        "reward_model": models / "reward",
-        "prompts": models / "prompts.jsonl",
-        "output": tmp_path / "run",
-        "steps": 1,
-        "batch_size": 4,
         "algorithm.name": "soft-q",
         "algorithm.micro_batch_size": 2,
         "soft_q.regulariser": "entropy",
@@ -130,14 +123,9 @@ def test_from_the_command_line_as_published_and_with_adapters(models, tmp_path):
         "soft_q.reversed_share": 0,
         "soft_q.data": models / "answers.jsonl",
         "soft_q.data_batch_size": 1,
-        "sampling.max_new_tokens": 4,
         "lora.rank": 2,
-        "machine.device": "cpu",
-        "record.progress": "false",
     }
-    given = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
-    assert main(["train-policy", *given]) == 0
-    (row,) = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    (row,) = by_command(models, tmp_path / "run", **arguments)
     assert row["gradient_norm"] > 0
     names = load_file(checkpoint(tmp_path / "run", 1) / "target.safetensors")
     assert names

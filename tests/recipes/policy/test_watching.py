@@ -7,9 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from several_processes import CERTAIN, finished
-from tiny_policy import tiny_config, write_models
+from tiny_policy import by_command, tiny_config, write_models
 
-from tokencredit.cli import main
 from tokencredit.errors import ConfigError
 from tokencredit.recipes.policy import train_policy as recipe
 from tokencredit.recipes.policy.train_policy import train_policy
@@ -192,23 +191,14 @@ def test_a_function_judges_from_the_command_line(models, tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     arguments = {
-        "policy": models / "policy",
-        "reward_model": models / "reward",
-        "prompts": models / "prompts.jsonl",
-        "output": tmp_path / "run",
         "held_out_reward_model": "judges:brevity",
         "steps": 2,
-        "batch_size": 4,
         "sampling.max_new_tokens": 5,
         "stop_when.kl_above": 1e9,
         "stop_when.held_out_falls": 2,
         "record.sample_every": 1,
-        "machine.device": "cpu",
-        "record.progress": "false",
     }
-    given = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
-    assert main(["train-policy", *given]) == 0
-    row = read_jsonl(tmp_path / "run" / "metrics.jsonl")[0]
+    row, _ = by_command(models, tmp_path / "run", **arguments)
     samples = [s for s in read_jsonl(tmp_path / "run" / "samples.jsonl") if s["step"] == 0]
     mean = sum(-len(sample["response"]) for sample in samples) / 4
     assert row["held_out_score"] == pytest.approx(mean, abs=1e-6)
