@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -311,6 +312,43 @@ def test_a_function_of_texts_is_a_source(in_folder):
     tokens = batch().response_ids[1][batch().response_mask[1]].tolist()
     lost = [-len(POLICY.decode([token], skip_special_tokens=True)) / 10 for token in tokens]
     assert left_out[1, : len(lost)].tolist() == pytest.approx(lost)
+
+
+def test_a_function_scores_the_text_up_to_each_token(in_folder):
+    paid = rewards_of(RewardSource("my_rewards:shortness"), credit="prefix-difference")(batch())
+    for row, text in enumerate(RESPONSES):
+        tokens = batch().response_ids[row][batch().response_mask[row]].tolist()
+        grown = [
+            POLICY.decode(tokens[:end], skip_special_tokens=True) for end in range(len(tokens) + 1)
+        ]
+        assert grown[-1].endswith(text.split()[-1])
+        lost = [(len(before) - len(after)) / 10 for before, after in pairwise(grown)]
+        assert paid[row, : len(lost)].tolist() == pytest.approx(lost)
+        assert not paid[row, len(lost) :].any()
+    torch.testing.assert_close(paid.sum(-1), torch.tensor([-len(text) / 10 for text in RESPONSES]))
+
+
+def test_what_a_function_says_of_a_prefix_does_not_depend_on_what_follows(in_folder):
+    rewards = rewards_of(RewardSource("my_rewards:shortness"), credit="prefix-difference")
+    whole, changed = batch(), batch()
+    changed.response_ids[0, 3:8] = changed.response_ids[0, :5].clone()
+    before, after = rewards(whole)[0], rewards(changed)[0]
+    assert before[:3].ne(0).all()
+    torch.testing.assert_close(before[:3], after[:3])
+    assert not torch.equal(before, after)
+
+
+def test_a_function_is_asked_for_each_text_once(in_folder):
+    asked = []
+    rewards = rewards_of(RewardSource("my_rewards:shortness"), credit="prefix-difference")
+    scorer = rewards.sources[0].scorer
+    said = scorer.function
+    scorer = replace(scorer, function=lambda *texts: asked.extend(texts[1]) or said(*texts))
+    scorer(batch())
+    assert "" in asked
+    assert set(RESPONSES) <= set(asked)
+    tokens = int(batch().response_mask.sum())
+    assert len(RESPONSES) < len(asked) <= tokens + len(RESPONSES)
 
 
 @pytest.mark.parametrize(

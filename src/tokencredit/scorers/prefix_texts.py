@@ -40,10 +40,12 @@ _MASK_ENTRIES = 2**26
 
 def prefix_reading(credit: CreditSettings) -> PrefixReading:
     """How prefixes are to be scored for a credit: each by itself where credit is made of them."""
-    made_of_prefixes = {"prefix_scores", "position_scores"} & set(
-        credit_method(credit.method).needs
-    )
-    return credit.prefixes if made_of_prefixes else "one-pass"
+    return credit.prefixes if made_of_prefixes(credit) else "one-pass"
+
+
+def made_of_prefixes(credit: CreditSettings) -> bool:
+    """Whether a credit asks for the score of the text up to each token."""
+    return not {"prefix_scores", "position_scores"}.isdisjoint(credit_method(credit.method).needs)
 
 
 def warn_of_served_prefixes(credit: CreditSettings, address: str, *, reads_ids: bool) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from tokencredit.aggregation.methods import (
@@ -16,14 +15,14 @@ from tokencredit.aggregation.methods import (
 from tokencredit.aggregation.transforms import ScoreSettings
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores, RewardScorer
 from tokencredit.credit.methods import CreditSettings, credit_method
-from tokencredit.errors import ConfigError, DataError
+from tokencredit.errors import ConfigError
 from tokencredit.scorers.credit_models import CreditModels, loaded_credit_models
 from tokencredit.scorers.evidence import OF_SCORERS, require_evidence
 from tokencredit.scorers.functions import named_function, names_function
 from tokencredit.scorers.local import LocalScorer
-from tokencredit.scorers.policy_tokens import decoded_responses
 from tokencredit.scorers.pooled import pooled_reward_model, unweighted_reward_model
-from tokencredit.scorers.prefix_texts import prefix_reading
+from tokencredit.scorers.prefix_texts import made_of_prefixes, prefix_reading
+from tokencredit.scorers.python_rewards import FunctionScorer
 from tokencredit.scorers.rewards import (
     CombinedScorer,
     LoadedSource,
@@ -40,9 +39,6 @@ from tokencredit.server.vllm_scoring import is_vllm_address, scoring_server, vll
 from tokencredit.text.hf_known_readings import ReadingSettings
 from tokencredit.text.hf_reading import Reading
 from tokencredit.text.segments import SegmentSettings
-
-TextReward = Callable[[list[Any], list[str]], Sequence[float]]
-"""A reward written in Python: from prompts and responses to one number per response."""
 
 
 @dataclass(frozen=True)
@@ -98,59 +94,6 @@ class RewardSource:
     def is_reward_model(self) -> bool:
         """Whether a reward model is loaded here: no address, no function, no other model."""
         return is_local(self.model) and not self.pays_itself
-
-
-@dataclass(frozen=True)
-class FunctionScorer:
-    """A reward written in Python, which reads text.
-
-    Attributes:
-        function: from prompts and responses to one number per response.
-        writer: how the model reads that writes the responses.
-        name: for messages.
-    """
-
-    function: TextReward
-    writer: Reading
-    name: str = "the function"
-
-    @property
-    def gives(self) -> frozenset[str]:
-        """What methods can be made from."""
-        return frozenset({"sequence_scores", "kept_tokens"})
-
-    def __call__(
-        self,
-        batch: ResponseBatch,
-        *,
-        attention: bool = False,  # noqa: ARG002 - every scorer is asked in the same way
-        conversations: Sequence[Prompt] | None = None,
-    ) -> ResponseScores:
-        """Scores of whole responses, by their text.
-
-        Args:
-            batch: responses of the policy.
-            attention: there is none.
-            conversations: what was asked; None takes the text of the prompt's ids.
-
-        Raises:
-            DataError: the function does not give one finite number per response.
-        """
-        decoded = decoded_responses(self.writer.tokenizer, batch)
-        prompts = [row.prompt for row in decoded] if conversations is None else list(conversations)
-        found = list(self.function(prompts, [row.response for row in decoded]))
-        try:
-            scores = torch.tensor([float(score) for score in found])
-        except (TypeError, ValueError) as error:
-            raise DataError(
-                f"{self.name} gives {found[:3]}; expected one number per response"
-            ) from error
-        if len(scores) != len(batch) or not bool(scores.isfinite().all()):
-            raise DataError(
-                f"{self.name} gives {len(scores)} scores for {len(batch)} responses, of which "
-                f"{int(scores.isfinite().sum())} are finite; expected one finite number for each"
-            )
-        return ResponseScores(scores.to(batch.response_ids.device), None, None)
 
 
 @dataclass(frozen=True)
@@ -379,7 +322,8 @@ def _loaded(
         return served_reward_model(server(source.model), writer, credit=credit)
     if names_function(source.model):
         function = named_function(source.model)
-        return FunctionScorer(function, writer, f"the function {source.model}")
+        name = f"the function {source.model}"
+        return FunctionScorer(function, writer, name, made_of_prefixes(credit))
     model, own = known.get(source.model) or readable_reward_model(
         source, reading=reading, loading=loading
     )

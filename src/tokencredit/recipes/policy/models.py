@@ -38,8 +38,9 @@ from tokencredit.recipes.policy.vllm import VLLMServer
 from tokencredit.reward_model.hf_scores import load_reward_model
 from tokencredit.scorers.functions import named_function, names_function
 from tokencredit.scorers.local import LocalScorer
+from tokencredit.scorers.python_rewards import FunctionScorer
 from tokencredit.scorers.rewards import Rewards
-from tokencredit.scorers.sources import FunctionScorer, loaded_rewards
+from tokencredit.scorers.sources import loaded_rewards
 from tokencredit.scorers.texts import loaded_reward_model
 from tokencredit.server.client import RewardServer
 from tokencredit.server.exchange import token_in

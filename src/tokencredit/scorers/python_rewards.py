@@ -1,0 +1,100 @@
+"""Rewards that are Python functions of a text, asked for the text up to each token where needed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokencredit.batch import Prompt, ResponseBatch, ResponseScores
+from tokencredit.errors import DataError
+from tokencredit.scorers.policy_tokens import decoded_responses
+from tokencredit.text.hf_reading import Reading
+
+TextReward = Callable[[list[Any], list[str]], Sequence[float]]
+"""A reward written in Python: from prompts and responses to one number per response."""
+
+
+@dataclass(frozen=True)
+class FunctionScorer:
+    """A reward written in Python, which reads text.
+
+    Attributes:
+        function: from prompts and responses to one number per response.
+        writer: how the model reads that writes the responses.
+        name: for messages.
+        prefixes: whether it is asked for the text up to every token too, once for each different
+            text of a response.
+    """
+
+    function: TextReward
+    writer: Reading
+    name: str = "the function"
+    prefixes: bool = False
+
+    @property
+    def gives(self) -> frozenset[str]:
+        """What methods can be made from."""
+        found = frozenset({"sequence_scores", "kept_tokens"})
+        return found | {"prefix_scores"} if self.prefixes else found
+
+    def __call__(
+        self,
+        batch: ResponseBatch,
+        *,
+        attention: bool = False,  # noqa: ARG002 - every scorer is asked in the same way
+        conversations: Sequence[Prompt] | None = None,
+    ) -> ResponseScores:
+        """Scores of whole responses by their text, and of the text up to each token.
+
+        Args:
+            batch: responses of the policy.
+            attention: there is none.
+            conversations: what was asked; None takes the text of the prompt's ids.
+
+        Raises:
+            DataError: the function does not give one finite number per response.
+        """
+        decoded = decoded_responses(self.writer.tokenizer, batch)
+        prompts: list[Prompt] = (
+            [row.prompt for row in decoded] if conversations is None else list(conversations)
+        )
+        device = batch.response_ids.device
+        if not self.prefixes:
+            scores = self._scores(prompts, [row.response for row in decoded])
+            return ResponseScores(scores.to(device), None, None)
+        # Characters that are whole before the first token and after each one; the last is the score
+        # of the response, whatever the ids after it stand for.
+        ends = [(0, *row.ends, len(row.response)) for row in decoded]
+        asked = list(dict.fromkeys((row, end) for row, places in enumerate(ends) for end in places))
+        known = self._scores(
+            [prompts[row] for row, _ in asked], [decoded[row].response[:end] for row, end in asked]
+        )
+        found = dict(zip(asked, known.tolist(), strict=True))
+        prefix_scores = torch.zeros(len(batch), batch.response_ids.shape[1] + 1)
+        for row, places in enumerate(ends):
+            values = [found[row, end] for end in places[:-1]]
+            prefix_scores[row, : len(values)] = torch.tensor(values)
+        sequence = torch.tensor([found[row, places[-1]] for row, places in enumerate(ends)])
+        return ResponseScores(sequence.to(device), prefix_scores.to(device), None)
+
+    def _scores(self, prompts: list[Prompt], responses: list[str]) -> Tensor:
+        """What the function says of these texts.
+
+        Raises:
+            DataError: it does not give one finite number for each.
+        """
+        found = list(self.function(prompts, responses))
+        try:
+            scores = torch.tensor([float(score) for score in found])
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"{self.name} gives {found[:3]}; expected one number per response"
+            ) from error
+        if len(scores) != len(responses) or not bool(scores.isfinite().all()):
+            raise DataError(
+                f"{self.name} gives {len(scores)} scores for {len(responses)} responses, of which "
+                f"{int(scores.isfinite().sum())} are finite; expected one finite number for each"
+            )
+        return scores
