@@ -178,6 +178,9 @@ def test_a_method_may_have_several_rewards(models, tmp_path):
     compare_learning(comparison(models, tmp_path, methods=methods, gae_lambdas=(0.9,), seeds=1))
     kept = (tmp_path / "out" / "samples" / "both_lr0.001_lam0.9_seed0.jsonl").read_text()
     assert len(kept.splitlines()) == 4
+    curve = json.loads((tmp_path / "out" / "curves" / "both_lr0.001_lam0.9_seed0.json").read_text())
+    both = zip(curve["score/first"], curve["score/second"], strict=True)
+    assert [sum(one) for one in both] == pytest.approx(curve["score"], abs=2e-4)
     wrong = {"both": {"reward_model": None, "rewards": [{"model": "m", "wieght": 2.0}]}}
     with pytest.raises(ConfigError, match=r"method 'both': there is no setting 'wieght'"):
         compare_learning(comparison(models, tmp_path, methods=wrong, output=str(tmp_path / "new")))

@@ -35,6 +35,7 @@ from tokencredit.recipes.run_folder import open_run_folder, read_jsonl, write_at
 from tokencredit.recipes.settings import flat_settings, free_settings, setting, settings_from
 from tokencredit.recipes.settings_files import require_small_file
 
+_OF_EACH_REWARD = ("score/", "multiplier/")  # curves that runs with several rewards have besides
 Judge = Literal["score", "held_out_score", "true_reward"]
 REWARD_MODEL_ALONE = {
     "terminal": {"credit.method": "terminal"},
@@ -337,8 +338,8 @@ def train_one(
         rows = read_jsonl(folder / "metrics.jsonl")
         curve: Curve = {
             name: [round(row[name], 4) for row in rows]
-            for name in ("score", "kl", "held_out_score")
-            if name in rows[0]
+            for name in rows[0]
+            if name in ("score", "kl", "held_out_score") or name.startswith(_OF_EACH_REWARD)
         }
         if judged_by == "true_reward":
             curve["true_reward"] = [round(value, 4) for value in true_rewards_by_step(folder)]
