@@ -3,14 +3,19 @@
     python runs/honest_report.py ensembles transforms
 
 Reads `output/honest/<experiment>` and writes `docs/results/honest/<experiment>.json`, the figure
-beside it, and `docs/results/honest.md` from all experiments that are there.
+beside it, and `docs/results/honest.md` from all experiments that are there, and from the tables of
+`runs/honest_draws.py`.
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 from shutil import copyfile
+from statistics import mean
+from typing import Any
 
+import yaml
 from learning_report import finished, markdown, version
 
 from tokencredit.recipes.run_folder import write_atomically
@@ -22,7 +27,16 @@ EXPERIMENTS = {
     "transforms": "Scores bounded before they are spread",
     "divergences": "Four prices of leaving the reference",
     "selection": "Which of four responses the policy learns from",
+    "constraints": "Thresholds of two scores",
+    "objectives": "Two rewards, weighed or mixed",
 }
+TABLES = {
+    "best-of-n": "Best of n, without training",
+    "reliability": "What selections keep, without training",
+    "safety-tests": "How often the safety test errs",
+}
+LAST = 5
+Curves = dict[str, dict[str, list[float]]]
 
 
 def keep(experiment: str) -> None:
@@ -34,8 +48,80 @@ def keep(experiment: str) -> None:
     copyfile(source / "frontier.png", DOCS / f"{experiment}.png")
 
 
+def end(curve: dict[str, list[float]], name: str) -> float:
+    """Mean of the last steps."""
+    return mean(curve[name][-LAST:])
+
+
+def distances(curves: Curves) -> list[dict[str, str]]:
+    """How far the scores of each run end from their thresholds."""
+    settings = yaml.safe_load((Path(__file__).parent / "honest" / "constraints.yaml").read_text())
+    wanted = settings["methods"]["mu-PPO"]["constraints.thresholds"]
+    rows = []
+    for run, curve in curves.items():
+        if "score/sentiment" not in curve:
+            continue
+        row = {"run": run.replace("_lr0.0003_lam0.95", "").replace("_", " ")}
+        row |= {
+            f"{name} less {level:g}": f"{end(curve, f'score/{name}') - level:+.2f}"
+            for name, level in wanted.items()
+        }
+        rows.append(
+            row | {"true": f"{end(curve, 'true_reward'):.2f}", "KL": f"{end(curve, 'kl'):.1f}"}
+        )
+    return rows
+
+
+def hypervolume(points: list[tuple[float, float]], origin: tuple[float, float]) -> float:
+    """The area between the origin and what one of the points is at least as good as in both."""
+    area, best = 0.0, origin[1]
+    for x, y in sorted(points, reverse=True):
+        if x > origin[0] and y > best:
+            area += (x - origin[0]) * (y - best)
+            best = y
+    return area
+
+
+def volumes(curves: Curves) -> list[dict[str, str]]:
+    """The area that the runs of each mix cover, from the scores of the reference on."""
+    names = ("score/sentiment", "score/plainness")
+    origin = tuple(mean(curve[name][0] for curve in curves.values()) for name in names)
+    mixes: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for run, curve in curves.items():
+        mix, tenfold, seed = re.match(
+            r"(.*?)(?: 0\.\d)?(, plainness times 10)?_lr.*seed(\d)", run
+        ).groups()
+        ends = (end(curve, names[0]), end(curve, names[1]))
+        mixes.setdefault(f"{mix}{tenfold or ''}", {}).setdefault(seed, []).append(ends)
+    return [
+        {
+            "mix": mix,
+            "area of each seed": ", ".join(
+                f"{hypervolume(points, origin):.2f}" for points in seeds.values()
+            ),
+            "sentiment of its runs": spread([x for points in seeds.values() for x, _ in points]),
+            "plainness of its runs": spread([y for points in seeds.values() for _, y in points]),
+        }
+        for mix, seeds in mixes.items()
+    ]
+
+
+def spread(values: list[float]) -> str:
+    return f"{min(values):.2f} to {max(values):.2f}"
+
+
+MORE: dict[str, Any] = {"constraints": distances, "objectives": volumes}
+
+
+def table(name: str, title: str) -> list[str]:
+    rows = json.loads((DOCS / f"{name}.json").read_text())
+    command = "    python runs/honest_draws.py output/honest docs/results/honest"
+    return [f"## {title}", "", command, "", *markdown(rows), ""]
+
+
 def section(experiment: str, title: str) -> list[str]:
     found = json.loads((DOCS / f"{experiment}.json").read_text())
+    more = MORE[experiment](found["curves"]) if experiment in MORE else []
     return [
         f"## {title}",
         "",
@@ -46,6 +132,7 @@ def section(experiment: str, title: str) -> list[str]:
         "",
         *markdown(found["table"]),
         "",
+        *(([*markdown(more), ""]) if more else []),
         f"![True reward over KL](honest/{experiment}.png)",
         "",
     ]
@@ -55,6 +142,9 @@ def main() -> None:
     for experiment in sys.argv[1:]:
         keep(experiment)
     page = [(Path(__file__).parent / "honest_report.md").read_text()]
+    for name, title in TABLES.items():
+        if (DOCS / f"{name}.json").exists():
+            page += table(name, title)
     for experiment, title in EXPERIMENTS.items():
         if (DOCS / f"{experiment}.json").exists():
             page += section(experiment, title)
