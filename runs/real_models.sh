@@ -23,7 +23,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 python=.venv/bin/python
 tokencredit=.venv/bin/tokencredit
-out=output/real docs=docs/results scale=1 smaller=() kinds=(every last)
+out=output/real docs=docs/results scale=1 smaller=() kinds=(every last) precision=bf16
 stages=(models data trl hh_reward_models accuracy imdb_models imdb_policies hh_policies)
 
 if [ "${1:-}" = smoke ]; then
@@ -31,6 +31,12 @@ if [ "${1:-}" = smoke ]; then
   smaller=(-e 's/^steps: .*/steps: 2/' -e 's/batch_size: [0-9]*/batch_size: 4/g'
     -e 's/^learning_rates: .*/learning_rates: [0.0003]/' -e 's/^seeds: .*/seeds: 1/'
     -e '/^  attention:/d')
+  # What is published is computed in bfloat16, which takes hours where the processor has none.
+  if "$python" -c "import torch; from tokencredit.models.precision import emulates_bfloat16
+raise SystemExit(not emulates_bfloat16(torch.device('cpu')))"; then
+    precision=no
+    smaller+=(-e 's/mixed_precision: bf16/mixed_precision: "no"/')
+  fi
   shift
 fi
 [ $# -gt 0 ] && stages=("$@") || stages+=(report)
@@ -50,7 +56,8 @@ data() {
 
 trl() {
   [ -f "$runs/trl-rm/config.json" ] || costed trl-rm "$python" runs/trl_reward_model.py \
-    --data "$data/hh-train.jsonl" --model "$out/smollm2" --output "$runs/trl-rm"
+    --data "$data/hh-train.jsonl" --model "$out/smollm2" --output "$runs/trl-rm" \
+    --precision "$precision"
 }
 
 reward_model() { # name, start, more settings
@@ -63,7 +70,7 @@ reward_model() { # name, start, more settings
 
 # As trl_reward_model.py has it.
 adapted=(--lora.rank 16 --training.batch_size 8 --training.learning_rate 2e-4
-  --training.warmup 0.05 --training.mixed_precision bf16)
+  --training.warmup 0.05 --training.mixed_precision "$precision")
 
 hh_reward_models() {
   local positions

@@ -25,6 +25,7 @@ def main() -> None:
         parser.add_argument(name, required=True)
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--precision", choices=("bf16", "no"), default="bf16")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     output = Path(arguments.output)
@@ -46,7 +47,7 @@ def main() -> None:
             learning_rate=arguments.learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=-(-steps // 20),
-            bf16=True,
+            bf16=arguments.precision == "bf16",
             gradient_checkpointing=False,
             use_cpu=True,
             dataloader_pin_memory=False,

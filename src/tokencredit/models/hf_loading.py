@@ -31,6 +31,7 @@ from tokencredit.models.hf_loaded_weights import (
     require_whole,
     warn_of_redrawn_head,
 )
+from tokencredit.models.precision import warn_of_emulated_bfloat16
 from tokencredit.names import require_named
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -162,6 +163,8 @@ def load_model(
     if device is not None:
         with _said_as_model_error("model", place, files=f"to {device}"):
             model = model.to(device)
+    if model.dtype == torch.bfloat16:
+        warn_of_emulated_bfloat16(model.device, setting="dtype 'float32'")
     count = sum(weight.numel() for weight in model.parameters())
     _LOG.info(
         "%s: %s, %s parameters, %s%s",

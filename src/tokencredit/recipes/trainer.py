@@ -31,6 +31,7 @@ from transformers.integrations import TensorBoardCallback, get_available_reporti
 
 from tokencredit.errors import ConfigError, NumericError, RunFolderError
 from tokencredit.models.hf_adapters import restore_trained_weights, write_trained_weights
+from tokencredit.models.precision import warn_of_emulated_bfloat16
 from tokencredit.recipes.checksums import seal
 from tokencredit.recipes.policy.checkpoints import (
     checkpoint_path,
@@ -421,6 +422,8 @@ def training_arguments(
     batches = math.ceil(examples / training.batch_size)
     steps = math.ceil(batches / training.gradient_accumulation) * training.epochs
     require_trackers(training.report_to)
+    if training.mixed_precision == "bf16":
+        warn_of_emulated_bfloat16(training_device(config), setting="training.mixed_precision 'no'")
     return TrainingArguments(
         output_dir=str(folder / "checkpoints" / ".writing"),
         run_name=folder.name,

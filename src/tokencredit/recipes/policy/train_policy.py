@@ -28,6 +28,7 @@ from tokencredit.aggregation.transforms import ReferenceScores
 from tokencredit.batch import TokenScorer
 from tokencredit.errors import RunFolderError
 from tokencredit.models.hf_loading import quiet_transformers
+from tokencredit.models.precision import warn_of_emulated_bfloat16
 from tokencredit.policy.methods import ALGORITHMS
 from tokencredit.recipes.checksums import digest
 from tokencredit.recipes.left_out import tell_left_out
@@ -312,6 +313,8 @@ def _accelerator(config: TrainPolicyConfig) -> Accelerator:
         kwargs_handlers=[process_group_settings(config.machine.process_timeout)],
     )
     require_known_distribution(accelerator)
+    if config.machine.mixed_precision == "bf16":
+        warn_of_emulated_bfloat16(accelerator.device, setting="machine.mixed_precision 'no'")
     return accelerator
 
 
