@@ -153,8 +153,12 @@ def test_weights_by_the_size_of_credit_have_mean_one(folder, tmp_path):
     settings = config(
         folder, tmp_path / "run", "dckd", top_k=3, reward_model=str(folder / "reward"), **made
     )
-    _, known, _, _ = said_of(settings, tmp_path / "known")
+    _, known, _, model = said_of(settings, tmp_path / "known")
     assert known.names == ("weights",)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "lm")
+    (credit, _) = constants.token_credit_of(settings, model, tokenizer, pad_id=0)([known.rows[2]])
+    expected = credit.abs() / credit.abs().mean()
+    torch.testing.assert_close(known.constants[2][0][:, 0], expected, rtol=1e-3, atol=1e-5)
     for row in known.constants:
         for numbers in row:
             assert float(numbers.mean()) == pytest.approx(1.0, rel=1e-4)
