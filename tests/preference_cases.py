@@ -44,6 +44,8 @@ def answers_for(name: str, *, rows: int = 3, seed: int = 0, weights: bool = True
         soft_labels=drawn(0.1, 0.9, rows),
         divergences=tokens(0.0, 0.5),
     )
+    if row.teachers:
+        answers = replace(answers, taught=tokens(-0.5, 0.5))
     if name in ("dft", "dft2"):
         averages = drawn(-1, 1, rows)
         found, _ = negative_weights(answers, options_of(name), averages)
@@ -82,7 +84,8 @@ def as_floats(answers: Answers) -> list[list[Response]]:
     blank = torch.zeros_like(answers.logprobs)
     references = [*answers.references, blank, blank][:2]
     weights = torch.ones_like(blank) if answers.token_weights is None else answers.token_weights
-    parts = (answers.logprobs, *references, weights, answers.divergences)
+    said = answers.divergences if answers.taught is None else answers.taught
+    parts = (answers.logprobs, *references, weights, said)
     responses = [
         [tuple(float(part[row, at]) for part in parts) for at in mask.nonzero().flatten()]
         for row, mask in enumerate(answers.response_mask)

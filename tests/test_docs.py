@@ -235,7 +235,7 @@ def test_every_loss_of_preferences_has_its_row():
         said = [{"singles": "single answers"}.get(loss.learns_from, loss.learns_from)]
         said += [needs[need] for need in loss.needs if need in needs]
         assert learns_from == ", ".join(said)
-        assert compares_with == (", ".join(loss.references) or "none")
+        assert compares_with == (", ".join(loss.compares_with) or "none")
         shown = ", ".join(
             f"`{key}` {value:.3g}" if isinstance(value, float) else f"`{key}` {value}"
             for key, value in loss.options.items()

@@ -120,6 +120,12 @@ from .policy.judged import (
     judged_pair_signs,
 )
 from .policy.losses.clipped import clipped_policy_losses, clipped_tokens, clipped_value_losses
+from .policy.losses.distillation import (
+    distilled_alignment_losses,
+    expected_teacher_advantages,
+    kept_logprobs,
+    teacher_divergences,
+)
 from .policy.losses.divergences import (
     chi_square_terms,
     chunked_entropies,
@@ -151,6 +157,7 @@ from .policy.losses.token_weights import (
     credit_weights,
     decay_weights,
     edit_weights,
+    magnitude_weights,
     selected_weights,
     token_regularisers,
 )
@@ -270,12 +277,14 @@ __all__ = [
     "discriminative_losses",
     "discriminative_weights",
     "discriminator_credit",
+    "distilled_alignment_losses",
     "edit_labels",
     "edit_weights",
     "ends_segment",
     "entropy_segments",
     "error_severity_ids",
     "exact_shapley_credit",
+    "expected_teacher_advantages",
     "expected_value_loss",
     "expected_values",
     "extended_beams",
@@ -298,6 +307,7 @@ __all__ = [
     "integrated_gradients_credit",
     "judged_factors",
     "judged_pair_signs",
+    "kept_logprobs",
     "kept_responses",
     "kl_estimates",
     "kl_penalised_rewards",
@@ -320,6 +330,7 @@ __all__ = [
     "log_sigmoid_sum_scores",
     "log_win_probabilities",
     "macro_gae_advantages",
+    "magnitude_weights",
     "maximum_constraint_loss",
     "mean_attention_received",
     "mean_less_deviation_scores",
@@ -391,6 +402,7 @@ __all__ = [
     "summed_then_normalised_advantages",
     "surviving_candidates",
     "survivor_counts",
+    "teacher_divergences",
     "terminal_credit",
     "text_segments",
     "token_classification_loss",

@@ -175,3 +175,15 @@ def a_lol(y: Response, advantage: float, eps: float, ratio: str) -> float:
 
 def likelihood(y: Response, score: float = 1.0) -> float:
     return -score * log_prob(y)
+
+
+def taught(y):
+    return sum(weight * said for _, _, _, weight, said in y) / len(y)
+
+
+def dckd(w, v, sft, strength):
+    return sft * likelihood(w) / len(w) + strength * (taught(w) + taught(v))
+
+
+def adpa(w, v, sft, strength):
+    return sft * likelihood(w) / len(w) - strength * taught(v)

@@ -135,7 +135,7 @@ def test_a_frozen_model_speaks_of_the_same_places_and_gets_no_gradient(architect
         assert not frozen_logits.requires_grad
         return torch.stack([said(logits, token_ids), said(frozen_logits, token_ids)], dim=-1)
 
-    found = trained_statistics(model, ids, mask, counted, both, frozen=frozen, chunk_size=4)
+    found = trained_statistics(model, ids, mask, counted, both, frozen=[frozen], chunk_size=4)
     torch.testing.assert_close(found[..., 0], plain(model), rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(found[..., 1], plain(frozen), rtol=1e-3, atol=1e-5)
     expected = gradients(model, plain(model))

@@ -52,7 +52,7 @@ class AnswerColumns:
     scores: str | None = None
     """Lists of as many scores; None takes the usual names."""
     response: str = "response"
-    """Single answers."""
+    """Single answers; of a pair where this column is not there, the preferred response."""
     score: str = "score"
     """Their scores."""
 
@@ -195,10 +195,18 @@ def _list_of_scores(row: Row, columns: AnswerColumns, count: int) -> tuple[float
 
 
 def _single(row: Row, columns: AnswerColumns, scored: bool) -> JudgedAnswers:
+    if columns.chosen in row.values and columns.response not in row.values:
+        return _first(_pair(row, columns, scored))
     prompt, text = row_answer(row, columns.prompt or "prompt", columns.response)
     text_cell(Row(row.place, {columns.response: text}), columns.response)
     scores = (number_cell(row, columns.score),) if scored else None
     return JudgedAnswers((prompt,), (text,), (has_ended(row),), scores)
+
+
+def _first(pair: JudgedAnswers) -> JudgedAnswers:
+    """The preferred answer of a pair alone."""
+    scores = None if pair.scores is None else pair.scores[:1]
+    return JudgedAnswers(pair.prompts[:1], pair.responses[:1], pair.ended[:1], scores)
 
 
 def _soft_label(row: Row, name: str) -> float:

@@ -108,7 +108,7 @@ def _loss() -> Table:
             name,
             one.words,
             one.learns_from,
-            " and ".join(one.references) or "none",
+            " and ".join(one.compares_with) or "none",
             ", ".join(need.replace("_", " ") for need in one.needs),
             ", ".join(
                 f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"

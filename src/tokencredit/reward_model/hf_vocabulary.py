@@ -5,7 +5,7 @@ hidden states at a time; here with gradient. Each chunk of logits is forgotten a
 the gradient comes back: memory holds one chunk, and the head over the vocabulary runs twice.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,8 @@ def trained_statistics(
     counted: Bool[Tensor, "batch sequence"],
     statistic: Callable[..., Tensor],
     *,
-    frozen: nn.Module | None = None,
+    frozen: Sequence[nn.Module] = (),
+    beside: Float[Tensor, "batch time entries"] | None = None,
     chunk_size: int = CHUNK_SIZE,
 ) -> Float[Tensor, "batch time *rest"]:
     """Any function of the logits in the place of each counted token, and of its id, with gradient.
@@ -39,9 +40,9 @@ def trained_statistics(
         attention_mask: real tokens.
         counted: the tokens that are asked about.
         statistic: from float32 logits and the ids that stand in their place, one row per token, to
-            one entry or more per token. With a frozen model its logits come third.
-        frozen: another causal language model that reads the same ids, without gradient; None for
-            none.
+            one entry or more per token. The logits of frozen models come next, and `beside` last.
+        frozen: other causal language models that read the same ids, without gradient.
+        beside: numbers that are known of each counted token, from column 0 on; None for none.
         chunk_size: tokens whose logits exist at the same time.
 
     Returns:
@@ -57,20 +58,22 @@ def trained_statistics(
     _require_something_before(asked)
     places = asked[:, 1:].nonzero(as_tuple=True)
     logits_of, states = _head_and_states(model, ids, places)
-    inputs = [states, ids[asked]]
-    if frozen is not None:
-        with torch.no_grad():
-            frozen_logits_of, frozen_states = _head_and_states(frozen, ids, places)
-        inputs.append(frozen_states)
+    packed, _ = left_packed(asked, asked)
+    with torch.no_grad():
+        others = [_head_and_states(one, ids, places) for one in frozen]
+    heads = [head for head, _ in others]
+    inputs = [states, ids[asked], *(other for _, other in others)]
+    if beside is not None:
+        inputs.append(beside.to(ids.device)[:, : packed.shape[1]][packed])
 
-    def of_chunk(hidden: Tensor, token_ids: Tensor, *others: Tensor) -> Tensor:
+    def of_chunk(hidden: Tensor, token_ids: Tensor, *known: Tensor) -> Tensor:
         with torch.no_grad():
-            further = [frozen_logits_of(other).float() for other in others]
-        return statistic(logits_of(hidden).float(), token_ids, *further).float()
+            further = [head(other).float() for head, other in zip(heads, known, strict=False)]
+        numbers = known[len(heads) :]
+        return statistic(logits_of(hidden).float(), token_ids, *further, *numbers).float()
 
     chunks = zip(*(torch.split(part, chunk_size) for part in inputs), strict=True)
     values = torch.cat([checkpoint(of_chunk, *chunk, use_reentrant=False) for chunk in chunks])
-    packed, _ = left_packed(asked, asked)
     result = values.new_zeros(*packed.shape, *values.shape[1:])
     result[packed] = values
     return result

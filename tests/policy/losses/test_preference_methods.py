@@ -55,9 +55,18 @@ def expected(name, answers, o) -> list[float]:
             "a-lol": lambda w, _, s=scores: reference.a_lol(w, s[0], o.ratio_clip, o.ratio),
             "likelihood": lambda w, _: reference.likelihood(w),
             "weighted-likelihood": lambda w, _, s=scores: reference.likelihood(w, s[0]),
+            "aligndistil": lambda w, _: reference.taught(w),
+            "dckd": lambda w, v: reference.dckd(w, v, o.sft_coef, o.strength),
+            "adpa": lambda w, v: reference.adpa(w, v, o.sft_coef, o.strength),
         }[name]
         found.append(loop(w, v))
     return found
+
+
+def numbers_of_tokens(answers) -> list[str]:
+    """Fields with one number per token."""
+    names = ("logprobs", "token_weights", "divergences", "taught")
+    return [name for name in names if getattr(answers, name) is not None]
 
 
 @pytest.mark.parametrize("weights", [False, True])
@@ -80,7 +89,7 @@ def test_a_batch_is_its_prompts_one_by_one(name):
 def test_masked_tokens_are_as_good_as_deleted(name):
     answers = answers_for(name)
     grown = {}
-    for key in ("logprobs", "token_weights", "divergences"):
+    for key in numbers_of_tokens(answers):
         value = getattr(answers, key)
         nan = torch.full_like(value[:, :1], torch.nan)
         grown[key] = torch.cat([value[:, :1], nan, value[:, 1:]], dim=-1)
@@ -103,17 +112,24 @@ def test_the_gradient_is_right_and_only_the_policy_has_one(name):
     for one in constants:
         one.requires_grad_()
 
-    def losses(logprobs):
-        return losses_of(name, replace(answers, logprobs=logprobs))
+    # What teachers say is made of the policy as well; AlignDistil is made of nothing else.
+    moves = {} if name == "aligndistil" else {"logprobs": logprobs}
+    if answers.taught is not None:
+        moves["taught"] = answers.taught.masked_fill(~mask, 0.0).requires_grad_()
 
-    losses(logprobs).sum().backward()
-    assert bool(logprobs.grad.isfinite().all())
-    assert not bool(logprobs.grad[~mask].any())
-    assert bool(logprobs.grad[mask].any())
+    def losses(*moved):
+        return losses_of(name, replace(answers, **dict(zip(moves, moved, strict=True))))
+
+    losses(*moves.values()).sum().backward()
+    for one in moves.values():
+        assert bool(one.grad.isfinite().all())
+        assert not bool(one.grad[~mask].any())
+        assert bool(one.grad[mask].any())
     assert all(one.grad is None for one in constants)
     # Where a constant is made of the policy itself, finite differences would see it move.
     if name != "a-lol":
-        assert torch.autograd.gradcheck(losses, logprobs.detach().requires_grad_())
+        leaves = [one.detach().requires_grad_() for one in moves.values()]
+        assert torch.autograd.gradcheck(losses, leaves)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -122,7 +138,7 @@ def test_tokens_and_their_weights_may_change_places_together(name):
     order = torch.tensor([4, 2, 0, 1, 3])
     moved = {
         key: getattr(answers, key)[:, order]
-        for key in ("logprobs", "token_weights", "divergences", "response_mask")
+        for key in (*numbers_of_tokens(answers), "response_mask")
     }
     moved["references"] = tuple(one[:, order] for one in answers.references)
     torch.testing.assert_close(losses_of(name, replace(answers, **moved)), losses_of(name, answers))
@@ -132,7 +148,8 @@ def test_tokens_and_their_weights_may_change_places_together(name):
 def test_rows_say_what_they_read(name):
     row = PREFERENCE_LOSSES[name]
     assert (row.pair is None) != (row.group is None)
-    assert (row.learns_from == "pairs") == (row.pair is not None)
+    assert row.pair is None or row.learns_from == "pairs"
+    assert (row.teachers > 0) == (row.taught is not None)
     assert row.words
     assert row.source
     options = options_of(name)
@@ -167,6 +184,11 @@ def test_options_of_others_and_wrong_numbers_are_refused():
         ("dft", {"average_rate": 0.0}, "average_rate is 0.0; expected a share above 0"),
         ("tdpo2", {"strength": -1.0}, "strength is -1.0; expected at least 0"),
         ("dft", {"list_temperature": 0.0}, "list_temperature is 0.0; expected a positive"),
+        ("aligndistil", {"extrapolation": 0.0}, "extrapolation is 0.0; expected a positive"),
+        ("dckd", {"top_k": -1}, "top_k is -1; expected at least 0"),
+        ("dckd", {"advantage_clip": [0.0, 1.0]}, "which has no such option"),
+        ("adpa", {"advantage_clip": [1.0, 0.0]}, "expected the least and the largest advantage"),
+        ("adpa", {"advantage_clip": [0.0]}, "expected the least and the largest advantage"),
     ]
     for name, given, message in wrong:
         with pytest.raises(ConfigError, match=message):
@@ -174,3 +196,20 @@ def test_options_of_others_and_wrong_numbers_are_refused():
     assert loss_options("brain", PreferenceLossSettings(list_temperature=0.0))
     with pytest.raises(ConfigError, match=r"loss is 'dpi'; expected one of .*did you mean 'dpo'"):
         preference_loss("dpi")
+
+
+def test_teachers_that_agree_and_a_strength_of_nothing_leave_the_likelihood():
+    """ADPA of equal teachers, ADPA and DCKD of strength 0: the mean likelihood of the chosen."""
+    for weights in (True, False):
+        answers = answers_for("adpa", weights=weights)
+        agreeing = replace(answers, taught=torch.zeros_like(answers.taught))
+        found = losses_of("adpa", agreeing)
+        lengths = answers.response_mask.sum(-1)[::2]
+        chosen = replace(answers, present=torch.ones(6, 1, dtype=torch.bool))
+        likelihood = losses_of("likelihood", chosen)[::2] / lengths
+        torch.testing.assert_close(found, likelihood)
+        for name in ("adpa", "dckd"):
+            torch.testing.assert_close(losses_of(name, answers, strength=0.0), likelihood)
+        torch.testing.assert_close(
+            losses_of("dckd", agreeing, sft_coef=0.0), torch.zeros(3, dtype=torch.float64)
+        )

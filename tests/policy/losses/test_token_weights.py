@@ -13,6 +13,7 @@ from tokencredit.policy.losses.token_weights import (
     credit_weights,
     decay_weights,
     edit_weights,
+    magnitude_weights,
     selected_weights,
     token_regularisers,
 )
@@ -28,6 +29,7 @@ def made(credit=CREDIT, mask=MASK) -> dict[str, torch.Tensor]:
     return {
         "chosen": credit_weights(credit, mask, side="chosen", strength=0.5),
         "rejected": credit_weights(credit, mask, side="rejected", strength=0.5),
+        "magnitude": magnitude_weights(credit, mask),
         "selected": selected_weights(credit > 0.5, mask),
         "edits": edit_weights(credit > 0.5, sure[:, : mask.shape[1]], mask, delta=2.0),
         "decay": decay_weights(mask, decay=0.5),
@@ -41,6 +43,9 @@ def test_literals():
     assert found["chosen"][1].tolist() == [1.0, 1.0, 0.0, 0.0]
     raw = torch.tensor([0.5, 1.5, 0.1, 1.0])
     torch.testing.assert_close(found["rejected"][0], raw / raw.mean())
+    assert found["magnitude"].tolist() == [[1.0, 1.0, 2.0, 0.0], [1.0, 1.0, 0.0, 0.0]]
+    clipped = magnitude_weights(CREDIT, MASK, clip=1.5, mean="free")
+    assert clipped[0].tolist() == [1.0, 1.0, 1.5, 0.0]
     assert found["selected"][0].tolist() == [2.0, 0.0, 2.0, 0.0]
     unsure = torch.tensor(0.1).exp().item()
     torch.testing.assert_close(found["edits"][0], torch.tensor([1 + unsure, 1.0, 3.0, 1.0]))
@@ -136,6 +141,8 @@ def test_bad_settings_are_refused():
     for clip, mean in ((0.0, "one"), (1.0, "one"), (-1.0, "free")):
         with pytest.raises(ConfigError, match=f"clip is {clip}; expected a positive number"):
             credit_weights(CREDIT, MASK, side="chosen", strength=0.5, clip=clip, mean=mean)
+    with pytest.raises(ConfigError, match=r"clip is 0\.0; expected a positive number"):
+        magnitude_weights(CREDIT, MASK, clip=0.0)
     with pytest.raises(ConfigError, match=r"delta is -1.0; expected at least 0"):
         edit_weights(MASK, CREDIT, MASK, delta=-1.0)
     for decay in (0.0, 1.5):

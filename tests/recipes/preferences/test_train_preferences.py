@@ -66,11 +66,14 @@ def folder(tmp_path_factory) -> Path:
     lines(folder / "singles.jsonl", singles)
     tokenizer = AutoTokenizer.from_pretrained(folder / "lm")
     save_reward_model(folder / "reward", tokenizer)
+    for seed, name in enumerate(("teacher", "teacher_reference")):
+        moved_model(folder, folder / name, seed=seed)
     return folder
 
 
 def config(folder: Path, output: Path, loss: str = "dpo", **settings) -> TrainPreferencesConfig:
     kind = PREFERENCE_LOSSES[loss].learns_from
+    asked = ("teacher", "teacher_reference")[: PREFERENCE_LOSSES[loss].teachers]
     tiny = {
         "data": str(folder / f"{kind}.jsonl"),
         "model": str(folder / "lm"),
@@ -81,7 +84,7 @@ def config(folder: Path, output: Path, loss: str = "dpo", **settings) -> TrainPr
         "progress": False,
         "device": "cpu",
         "log_every": 1,
-    }
+    } | {name: str(folder / name) for name in asked}
     return configured(TrainPreferencesConfig, output=str(output), loss=loss, **(tiny | settings))
 
 
@@ -92,9 +95,7 @@ def prepared(settings: TrainPreferencesConfig, folder: Path):
     rows = answer_rows(settings, training_reading(settings, tokenizer), data)
     folder.mkdir(exist_ok=True)
     known, _ = known_rows(settings, model, tokenizer, rows, rows[:2], folder)
-    frozen = None
-    if "vocabulary" in settings.row.needs:
-        frozen = constants.frozen_reference(settings, tokenizer)
+    frozen = recipe.frozen_models(settings, tokenizer)
     return model, known, frozen, int(tokenizer.pad_token_id)
 
 
@@ -345,10 +346,10 @@ def test_constants_are_computed_once_and_a_stopped_run_goes_on_with_them(
     assert all(torch.equal(one, weights(whole)[name]) for name, one in weights(output).items())
 
 
-def moved_model(folder: Path, output: Path) -> Path:
+def moved_model(folder: Path, output: Path, *, seed: int = 1) -> Path:
     """The tiny language model with other weights and the same vocabulary."""
     model = AutoModelForCausalLM.from_pretrained(folder / "lm")
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     with torch.no_grad():
         for weight in model.parameters():
             weight += 0.1 * torch.randn_like(weight)
@@ -380,11 +381,11 @@ def test_divergences_are_those_of_whole_distributions_from_the_reference(folder,
     inputs = known.batch([3], pad_id=pad_id)
     asked = {name: value for name, value in inputs.items() if name not in SAID}
     with torch.no_grad():
-        found = answer_statistics(model.eval(), **asked, frozen=frozen)[0, :, 1]
+        found = recipe.said_of_answers(settings, known, frozen)(model.eval(), **asked)[0, :, 1]
         text = known.rows[3].texts[0]
         ids = torch.tensor([text.input_ids])
         policy, reference = (
-            one(ids).logits[0, text.start - 1 : -1].log_softmax(-1) for one in (model, frozen)
+            one(ids).logits[0, text.start - 1 : -1].log_softmax(-1) for one in (model, *frozen)
         )
     expected = (reference.exp() * (reference - policy)).sum(-1)
     assert float(expected.min()) > 1e-3
@@ -428,7 +429,7 @@ def test_held_out_numbers_do_not_hang_on_the_batch_size(folder, tmp_path):
             torch.manual_seed(0)
             for weight in model.parameters():
                 weight += 0.1 * torch.randn_like(weight)
-        found.append(recipe.held_out_metrics(settings, model, known, None, pad_id=pad_id))
+        found.append(recipe.held_out_metrics(settings, model, known, (), pad_id=pad_id))
     assert found[0] == pytest.approx(found[1], rel=1e-4)
     assert found[0]["held_out_loss"] != pytest.approx(0.6931, abs=1e-3)
 

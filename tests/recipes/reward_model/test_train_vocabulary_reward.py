@@ -377,7 +377,7 @@ def test_each_value_learns_what_the_policy_makes_of_the_prefix(folder, trained, 
         batch["attention_mask"],
         batch["counted"],
         turn.statistic,
-        frozen=policy,
+        frozen=[policy],
     )
     mask = torch.arange(said.shape[1]) < batch["counted"].sum(-1)[:, None]
     loss = turn.loss(Judgements(said, mask, batch["targets"], batch["strengths"]))

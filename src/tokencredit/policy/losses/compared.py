@@ -1,8 +1,8 @@
-"""What a loss of preferences is made of: responses to prompts, and the form of a loss of pairs."""
+"""What a loss of preferences is made of: responses to prompts, forms of pairs, and its row."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -29,6 +29,7 @@ class Answers:
         scores: rewards of the responses; None where nothing asks for them.
         soft_labels: of each pair; None where nothing asks for them.
         divergences: KL(reference || policy) over the vocabulary at each token; None likewise.
+        taught: what the teachers say of each token, as the loss makes it; None likewise.
         negative_weights: of all responses but the first, as of `discriminative_weights`.
     """
 
@@ -42,6 +43,7 @@ class Answers:
     scores: Float[Tensor, "rows width"] | Any = None
     soft_labels: Float[Tensor, "rows"] | Any = None
     divergences: Float[Tensor, "answers time"] | Any = None
+    taught: Float[Tensor, "answers time"] | Any = None
     negative_weights: Float[Tensor, "rows others"] | Any = None
 
     def by_row(self, values: Float[Tensor, "answers"]) -> Float[Tensor, "rows width"]:
@@ -130,3 +132,51 @@ class PairForm:
             tau=options.tau or 0.05,
         )
         return found + self.further(options, answers)
+
+
+Rows = Literal["pairs", "lists", "singles"]
+Need = Literal["scores", "soft_labels", "vocabulary", "selection", "prompt_values"]
+
+
+@dataclass(frozen=True)
+class PreferenceLoss:
+    """One row of the table of losses.
+
+    Attributes:
+        words: what it is, in a line.
+        source: where it comes from.
+        options: names of the settings that it reads, with their defaults.
+        pair: its form; None for a loss that is not of pairs.
+        group: from answers and options to one loss per prompt; None for a loss with a form.
+        learns_from: `pairs`, `lists` of scored responses, or `singles`.
+        references: frozen models that it compares with: none, the `reference`, or also the `start`,
+            the model as it was before this training.
+        needs: what rows or models must give besides.
+        teachers: how many models it learns from: a `teacher`, or also a `teacher_reference`.
+        taught: from the log-probabilities of policy and teachers over the events of some tokens,
+            the options, how many of the events are kept tokens, and the size of credit, to a
+            number per token.
+    """
+
+    words: str
+    source: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    pair: PairForm | None = None
+    group: Callable[[Answers, Any], Float[Tensor, "rows"]] | None = None
+    learns_from: Rows = "pairs"
+    references: tuple[Literal["reference", "start"], ...] = ("reference",)
+    needs: tuple[Need, ...] = ()
+    teachers: Literal[0, 1, 2] = 0
+    taught: Callable[..., Float[Tensor, "tokens"]] | None = None
+
+    @property
+    def compares_with(self) -> tuple[str, ...]:
+        """All models that speak besides the policy."""
+        return (*self.references, *("teacher", "teacher_reference")[: self.teachers])
+
+    def losses(self, answers: Answers, options: Any) -> Float[Tensor, "rows"]:
+        """One loss per prompt, of options that `loss_options` resolved."""
+        if self.pair is not None:
+            return self.pair.losses(answers, options)
+        assert self.group is not None
+        return self.group(answers, options)

@@ -41,7 +41,7 @@ def chi_square_terms(log_ratios: Float[Tensor, "batch"]) -> Float[Tensor, "batch
     >>> chi_square_terms(torch.tensor([0.0, 1.0]))
     tensor([0.0000, 1.0862])
     """
-    ratios = _in_float32(log_ratios)
+    ratios = in_float32(log_ratios)
     return (_bounded_exp(ratios) - 1) + (_bounded_exp(-ratios) - 1)
 
 
@@ -75,7 +75,7 @@ def dense_chi_square_penalties(
     >>> dense_chi_square_penalties(half + 0.6931472, half, mask, chi_square=1.0)
     tensor([[1., 2.]])
     """
-    log_ratios = _in_float32(policy_logprobs - ref_logprobs).masked_fill(~response_mask, 0.0)
+    log_ratios = in_float32(policy_logprobs - ref_logprobs).masked_fill(~response_mask, 0.0)
     ratios = _bounded_exp(log_ratios.cumsum(-1))
     before = torch.cat([torch.ones_like(ratios[:, :1]), ratios[:, :-1]], dim=-1)
     penalties = (ratios - before) / max(chi_square, LEAST_CHI_SQUARE) ** 0.5
@@ -103,9 +103,7 @@ def chunked_entropies(
     >>> chunked_entropies(torch.zeros(1, 2, 4), chunk_size=1)
     tensor([[1.3863, 1.3863]])
     """
-    return _by_chunks(
-        lambda part, _: token_entropies(_in_float32(part)), [logits], None, chunk_size
-    )
+    return by_chunks(lambda part, _: token_entropies(in_float32(part)), [logits], None, chunk_size)
 
 
 def chunked_log_normalisers(
@@ -122,7 +120,7 @@ def chunked_log_normalisers(
     >>> chunked_log_normalisers(torch.zeros(1, 2, 4), chunk_size=1)
     tensor([[1.3863, 1.3863]])
     """
-    return _by_chunks(lambda part, _: _in_float32(part).logsumexp(-1), [logits], None, chunk_size)
+    return by_chunks(lambda part, _: in_float32(part).logsumexp(-1), [logits], None, chunk_size)
 
 
 def chunked_forward_kls(
@@ -160,22 +158,29 @@ def chunked_forward_kls(
     """
 
     def kls(part: Tensor, ref: Tensor, here: Tensor | None) -> Tensor:
-        policy = _in_float32(part).log_softmax(-1)
+        policy = in_float32(part).log_softmax(-1)
         reference = sampled_logits(ref, temperature=temperature, allowed=here).log_softmax(-1)
         drawable = reference > -torch.inf
         terms = (reference - policy).masked_fill(~drawable, 0.0)
         return (reference.exp() * terms).sum(-1)
 
-    return _by_chunks(kls, [policy_logits, ref_logits.detach()], allowed, chunk_size)
+    return by_chunks(kls, [policy_logits, ref_logits.detach()], allowed, chunk_size)
 
 
-def _by_chunks(
+def by_chunks(
     function: Callable[..., Tensor],
     tensors: list[Tensor],
     allowed: Bool[Tensor, "*#batch vocab"] | None,
     chunk_size: int,
 ) -> Float[Tensor, "batch time"]:
-    """A function of some columns at a time, computed again in the backward pass."""
+    """A function of some columns at a time, computed again in the backward pass.
+
+    Args:
+        function: of a few columns of each tensor, and of `allowed` there or None.
+        tensors: whose second axis is that of the columns.
+        allowed: False for tokens that cannot be drawn; None for none.
+        chunk_size: entries of the first two axes at the same time.
+    """
     if allowed is not None and allowed.ndim == 1:
         allowed = allowed[None]
     batch, time = tensors[0].shape[:2]
@@ -198,5 +203,6 @@ def _bounded_exp(values: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
     return below * (1 + (values - LARGEST_LOG_RATIO).clamp(min=0.0))
 
 
-def _in_float32(values: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+def in_float32(values: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+    """The values in float32, or in float64 if they are."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

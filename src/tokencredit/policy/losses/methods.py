@@ -5,8 +5,8 @@ side score has, whether it is divided by the length, offset, scale and link. Los
 single responses are rows with a function. `train-preferences` reads the rest off the row.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable
+from dataclasses import fields, replace
 from typing import Any, Literal
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from tokencredit.errors import ConfigError
 from tokencredit.masking import masked_sum
 from tokencredit.names import named
-from tokencredit.policy.losses.compared import Answers, PairForm
+from tokencredit.policy.losses.compared import Answers, PairForm, PreferenceLoss
 from tokencredit.policy.losses.grouped import (
     discriminated,
     imitated,
@@ -28,42 +28,14 @@ from tokencredit.policy.losses.grouped import (
 )
 from tokencredit.policy.losses.options import PreferenceLossSettings, require_in_range
 from tokencredit.policy.losses.preference import calibrated_likelihoods
-
-Rows = Literal["pairs", "lists", "singles"]
-Need = Literal["scores", "soft_labels", "vocabulary", "selection", "prompt_values"]
-
-
-@dataclass(frozen=True)
-class PreferenceLoss:
-    """One row of the table.
-
-    Attributes:
-        words: what it is, in a line.
-        source: where it comes from.
-        options: names of the settings that it reads, with their defaults.
-        pair: its form; None for a loss that is not of pairs.
-        group: from answers and options to one loss per prompt; None for a loss of pairs.
-        learns_from: `pairs`, `lists` of scored responses, or `singles`.
-        references: frozen models that it compares with: none, the `reference`, or also the `start`,
-            the model as it was before this training.
-        needs: what rows or models must give besides.
-    """
-
-    words: str
-    source: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    pair: PairForm | None = None
-    group: Callable[[Answers, Any], Float[Tensor, "rows"]] | None = None
-    learns_from: Rows = "pairs"
-    references: tuple[Literal["reference", "start"], ...] = ("reference",)
-    needs: tuple[Need, ...] = ()
-
-    def losses(self, answers: Answers, options: Any) -> Float[Tensor, "rows"]:
-        """One loss per prompt, of options that `loss_options` resolved."""
-        if self.pair is not None:
-            return self.pair.losses(answers, options)
-        assert self.group is not None
-        return self.group(answers, options)
+from tokencredit.policy.losses.taught import (
+    advantaged_pairs,
+    advantages,
+    alignments,
+    distilled,
+    distilled_pairs,
+    divergences,
+)
 
 
 def _none(_options: Any) -> tuple[float, ...]:
@@ -318,6 +290,41 @@ PREFERENCE_LOSSES: dict[str, PreferenceLoss] = {
         learns_from="singles",
         references=(),
         needs=("scores",),
+    ),
+    "aligndistil": PreferenceLoss(
+        "KL to what two teachers together call for, at each token",
+        "2503.02832",
+        _BETA
+        | {
+            "extrapolation": 10.0,
+            "adaptive": "distance",
+            "anchor": "teacher",
+            "scaling": "inverse",
+            "top_k": 0,
+        },
+        group=distilled,
+        learns_from="singles",
+        references=(),
+        teachers=2,
+        taught=alignments,
+    ),
+    "dckd": PreferenceLoss(
+        "likelihood of the chosen response, and the KL of a teacher on both",
+        "2502.17927",
+        {"sft_coef": 1.0, "strength": 0.2, "top_k": 50},
+        group=distilled_pairs,
+        references=(),
+        teachers=1,
+        taught=divergences,
+    ),
+    "adpa": PreferenceLoss(
+        "likelihood of the chosen response, and the advantage of a teacher on the other",
+        "2502.17927",
+        {"sft_coef": 1.0, "strength": 1.5, "top_k": 50, "advantage_clip": "none"},
+        group=advantaged_pairs,
+        references=(),
+        teachers=2,
+        taught=advantages,
     ),
 }
 """Rows by the names that settings take."""

@@ -74,6 +74,41 @@ def credit_weights(
     return _restored(weights, response_mask, mean)
 
 
+def magnitude_weights(
+    token_scores: Float[Tensor, "batch time"],
+    response_mask: Bool[Tensor, "batch time"],
+    *,
+    clip: float | None = None,
+    mean: Literal["one", "free"] = "one",
+) -> Float[Tensor, "batch time"]:
+    """More weight on tokens that matter, whether they help or harm: the size of their credit.
+
+        w_t = min(|c_t| / mean_u |c_u|, κ)
+
+    Args:
+        token_scores: c, of any credit method.
+        response_mask: True on response tokens; anything may stand outside.
+        clip: κ; None for none.
+        mean: "one" divides by the mean of the row, which `clip` may have lowered; "free" leaves it.
+
+    Returns:
+        Float32, never negative, zero outside the mask. A response without any credit has weights
+        of 1.
+
+    Raises:
+        ConfigError: `clip` is not positive.
+
+    >>> magnitude_weights(torch.tensor([[1.0, -3.0]]), torch.ones(1, 2, dtype=torch.bool))
+    tensor([[0.5000, 1.5000]])
+    """
+    if clip is not None and clip <= 0:
+        raise ConfigError(f"clip is {clip}; expected a positive number")
+    sizes = token_scores.detach().float().masked_fill(~response_mask, 0.0).abs()
+    mean_size = masked_row_mean(sizes, response_mask)[:, None]
+    weights = torch.where(mean_size > 0, sizes / mean_size.where(mean_size > 0, 1.0), 1.0)
+    return _restored(weights.clamp(0.0, clip), response_mask, mean)
+
+
 def selected_weights(
     selected: Bool[Tensor, "batch time"], response_mask: Bool[Tensor, "batch time"]
 ) -> Float[Tensor, "batch time"]:

@@ -128,7 +128,7 @@ def reference_logprobs(
     def of_batch(texts: list[EncodedText]) -> Tensor:
         return response_logprobs(model, response_batch(texts, pad_id=pad_id))
 
-    return _by_batches(config, model, of_batch)
+    return by_batches(config, model, of_batch)
 
 
 def prompt_states(
@@ -151,17 +151,24 @@ def prompt_states(
         ends = torch.tensor([text.start - 1 for text in texts], device=hidden.device)
         return hidden[torch.arange(len(texts), device=hidden.device), ends].float()
 
-    return _by_batches(config, model, of_batch, per_token=False)
+    return by_batches(config, model, of_batch, per_token=False)
 
 
-def _by_batches(
+def by_batches(
     config: TrainPreferencesConfig,
     model: PreTrainedModel,
     of_batch: Callable[[list[EncodedText]], Tensor],
     *,
     per_token: bool = True,
 ) -> OfTexts:
-    """A function of batches of like length as one of rows."""
+    """A function of batches of like length as one of rows.
+
+    Args:
+        config: the settings.
+        model: that the function asks.
+        of_batch: from texts to a tensor with a row for each.
+        per_token: whether the rows have an entry, or several, for each response token.
+    """
 
     @torch.no_grad()
     def made(rows: list[AnswerRow]) -> list[Tensor]:

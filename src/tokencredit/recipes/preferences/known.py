@@ -20,11 +20,18 @@ from tokencredit.recipes.preferences.constants import (
 )
 from tokencredit.recipes.preferences.objective import (
     constant_weights,
+    credit_magnitudes,
     edited_tokens,
     regulariser_scores,
 )
 from tokencredit.recipes.preferences.rows import AnswerRow, answer_batch, with_scores
 from tokencredit.recipes.preferences.settings import TrainPreferencesConfig
+from tokencredit.recipes.preferences.teachers import (
+    loaded_teachers,
+    shared_width,
+    taught_columns,
+    teacher_numbers,
+)
 from tokencredit.recipes.trainer import training_device
 
 
@@ -37,17 +44,27 @@ class KnownRows:
         names: of the numbers that each response token has.
         constants: those numbers, of each answer (tokens, names).
         edited: True on tokens that an edit changed; None where nobody asks.
+        taught: what teachers say of each response token, as of `taught_columns`; None where they
+            are not asked, or asked at every step alone.
+        width: ids that the policy shares with these teachers.
     """
 
     rows: list[AnswerRow]
     names: tuple[str, ...] = ()
     constants: Numbers = ()  # type: ignore[assignment]
     edited: list[list[Tensor]] | None = None
+    taught: Numbers | None = None
+    width: int | None = None
 
     def batch(self, numbers: Sequence[int], *, pad_id: int) -> dict[str, Tensor]:
         """Some of the rows as `answer_batch` has them."""
         return answer_batch(
-            self.rows, numbers, pad_id=pad_id, constants=self.constants, edited=self.edited
+            self.rows,
+            numbers,
+            pad_id=pad_id,
+            constants=self.constants,
+            edited=self.edited,
+            taught=self.taught,
         )
 
 
@@ -97,6 +114,13 @@ def known_rows(
         found["reference"] = cached("reference", reference_logprobs(config, frozen, pad_id=pad_id))
     if "start" in config.row.references:
         found["start"] = cached("start", reference_logprobs(config, model, pad_id=pad_id))
+    said: list[Numbers] | list[None] = [None, None]
+    width: int | None = None
+    if config.options.top_k:
+        teachers = loaded_teachers(config, tokenizer)
+        width = shared_width(model, *teachers)
+        said = cached("taught", teacher_numbers(config, teachers, pad_id=pad_id, width=width))
+        del teachers  # before other models are loaded
     credit: list[Numbers] | list[None] = [None, None]
     if config.needs_credit:
         credit = cached("credit", token_credit_of(config, model, tokenizer, pad_id=pad_id))
@@ -111,7 +135,9 @@ def known_rows(
             for answers in zip(*there.values(), strict=True)
         ]
         edited = edited_tokens(config, some)
-        sides.append(KnownRows(list(some), tuple(there), constants, edited))
+        magnitudes = credit_magnitudes(config, credit[at])
+        taught = taught_columns(said[at], magnitudes, [row.response_lengths for row in some])
+        sides.append(KnownRows(list(some), tuple(there), constants, edited, taught, width))
     return sides[0], sides[1]
 
 

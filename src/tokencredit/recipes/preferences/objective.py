@@ -1,6 +1,6 @@
 """From what the policy says of a batch of answers to its loss, with the weights of tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tokencredit.credit.implicit import top_share_mask
 from tokencredit.logprobs import token_logprobs
-from tokencredit.masking import left_packed, masked_sum
+from tokencredit.masking import left_packed, masked_row_mean, masked_sum
 from tokencredit.models.hf_short_attention import short_attention
 from tokencredit.policy.losses.compared import Answers
 from tokencredit.policy.losses.grouped import negative_weights
@@ -22,6 +22,7 @@ from tokencredit.policy.losses.token_weights import (
     credit_weights,
     decay_weights,
     edit_weights,
+    magnitude_weights,
     selected_weights,
     token_regularisers,
 )
@@ -37,8 +38,10 @@ def answer_statistics(
     input_ids: Int[Tensor, "answers sequence"],
     attention_mask: Int[Tensor, "answers sequence"],
     counted: Tensor,
+    taught: Float[Tensor, "answers time numbers"] | None = None,
     *,
-    frozen: nn.Module | None = None,
+    statistic: Callable[..., Tensor] = token_logprobs,
+    frozen: Sequence[nn.Module] = (),
 ) -> Float[Tensor, "answers time *rest"]:
     """Log-probabilities of response tokens, with gradient, from column 0 on.
 
@@ -47,19 +50,26 @@ def answer_statistics(
         input_ids: as of `answer_batch`.
         attention_mask: likewise.
         counted: likewise.
-        frozen: a reference whose divergence at each token is wanted too; None for none.
+        taught: likewise; None for none.
+        statistic: as of `trained_statistics`, log-probabilities first.
+        frozen: models that it compares with.
     """
-    statistic = token_logprobs if frozen is None else _logprobs_and_divergences
     with short_attention(model, input_ids.shape[1]):
         return trained_statistics(
-            model, input_ids, attention_mask, counted, statistic, frozen=frozen
+            model, input_ids, attention_mask, counted, statistic, frozen=frozen, beside=taught
         )
 
 
-def _logprobs_and_divergences(
+def logprobs_and_divergences(
     logits: Tensor, token_ids: Tensor, frozen_logits: Tensor
 ) -> Float[Tensor, "tokens 2"]:
-    """Log-probabilities, and KL(reference || policy) over the vocabulary in their place."""
+    """Log-probabilities, and KL(reference || policy) over the vocabulary in their place.
+
+    Args:
+        logits: of the policy.
+        token_ids: in their place.
+        frozen_logits: of the reference.
+    """
     width = min(logits.shape[-1], frozen_logits.shape[-1])  # heads may be wider than tokenizers
     policy = logits[:, :width].log_softmax(-1)
     reference = frozen_logits[:, :width].log_softmax(-1)
@@ -81,7 +91,7 @@ def constant_weights(
         credit: of each response token; None where nothing asks for it.
     """
     kind = config.token_weights.kind
-    if kind not in ("credit", "select", "decay"):
+    if kind not in ("credit", "magnitude", "select", "decay"):
         return None
     return [
         [
@@ -114,6 +124,8 @@ def _weights_of(
             credit[None], mask, share=settings.share, side="top" if chosen else "bottom"
         )
         return selected_weights(selected, mask)[0]
+    if settings.kind == "magnitude":
+        return magnitude_weights(credit[None], mask)[0]
     return credit_weights(
         credit[None],
         mask,
@@ -123,6 +135,28 @@ def _weights_of(
         clip=settings.clip,
         mean=settings.mean,
     )[0]
+
+
+def credit_magnitudes(config: TrainPreferencesConfig, credit: Numbers | None) -> Numbers | None:
+    """The size of the credit of each token, mean one before it is cut at 2; None where none is.
+
+    In the place of the distance of two teachers it has the range of that distance.
+
+    Args:
+        config: the settings.
+        credit: of each response token.
+    """
+    if credit is None or config.options.adaptive != "credit":
+        return None
+    return [
+        [
+            magnitude_weights(
+                one[None], torch.ones_like(one[None], dtype=torch.bool), clip=2.0, mean="free"
+            )[0]
+            for one in row
+        ]
+        for row in credit
+    ]
 
 
 def edited_tokens(
@@ -223,6 +257,8 @@ class Objective:
             if settings.confidence == "own" and references:
                 ref_weights = weigh(logprobs=references[0])
         scores = inputs.get("scores")
+        further = outputs[..., 1] if outputs.shape[-1] > 1 else None
+        teaches = self.config.row.teachers > 0
         found = Answers(
             logprobs,
             mask,
@@ -232,7 +268,8 @@ class Objective:
             ref_weights,
             scores=scores,
             soft_labels=inputs.get("soft_labels"),
-            divergences=outputs[..., 1] if outputs.shape[-1] > 1 else None,
+            divergences=None if teaches else further,
+            taught=further if teaches else None,
         )
         return found, constants.get("regulariser")
 
@@ -270,13 +307,16 @@ class Objective:
         if answers.references:
             ratios = masked_sum(answers.logprobs - answers.references[0], answers.response_mask)
             found["log_ratio"] = float(ratios.mean())
+        if answers.taught is not None:
+            mean = masked_row_mean(answers.taught, answers.response_mask).mean()
+            found["taught"] = float(mean)
         if row.pair is not None:
             chosen, rejected = row.pair.scores(answers, options).unbind(-1)
             margins = row.pair.scale(options) * (chosen - rejected)
             found["accuracy"] = float((chosen > rejected).float().mean())
             found["margin"] = float(margins.mean())
             found["largest_margin"] = float(margins.abs().max())
-        elif row.learns_from == "lists":
+        elif row.learns_from != "singles":
             scores = answers.side_scores(length_normalised=True)
             scores = scores.masked_fill(~answers.present, -torch.inf)
             best = scores.argmax(-1)

@@ -89,6 +89,7 @@ def answer_batch(
     pad_id: int,
     constants: Sequence[Sequence[Tensor]] = (),
     edited: Sequence[Sequence[Tensor]] | None = None,
+    taught: Sequence[Sequence[Tensor]] | None = None,
 ) -> dict[str, Tensor]:
     """Answers to several prompts, those of a prompt together, padded on the right.
 
@@ -98,11 +99,13 @@ def answer_batch(
         pad_id: fills padding.
         constants: for each row and each of its answers (tokens, numbers) of its response.
         edited: likewise (tokens), True on tokens that an edit changed; None for none.
+        taught: likewise (tokens, numbers), what teachers say of each token; None for none.
 
     Returns:
         `input_ids`, `attention_mask` and `counted` (answers, sequence); `row` (rows); `present`
         (rows, width), where an answer is; `scores` likewise; `soft_labels` (rows); `constants`
-        (answers, time, numbers) and `edited` (answers, time), response tokens from column 0 on.
+        and `taught` (answers, time, numbers) and `edited` (answers, time), response tokens from
+        column 0 on.
     """
     some = [rows[number] for number in numbers]
     texts = [text for row in some for text in row.texts]
@@ -127,6 +130,8 @@ def answer_batch(
     if edited is not None:
         flags = [one for number in numbers for one in edited[number]]
         batch["edited"] = _padded(flags).bool()
+    if taught is not None:
+        batch["taught"] = _padded([one for number in numbers for one in taught[number]])
     return batch
 
 

@@ -5,7 +5,8 @@ from typing import Literal
 
 from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError
-from tokencredit.policy.losses.methods import PreferenceLoss, loss_options, preference_loss
+from tokencredit.policy.losses.compared import PreferenceLoss
+from tokencredit.policy.losses.methods import loss_options, preference_loss
 from tokencredit.policy.losses.options import PreferenceLossSettings
 from tokencredit.preference.hf_answers import AnswerColumns
 from tokencredit.preference.hf_rows import DatasetSettings
@@ -25,7 +26,7 @@ from tokencredit.text.hf_known_readings import ReadingSettings
 from tokencredit.text.hf_token_rows import Truncation
 from tokencredit.text.segments import SegmentSettings
 
-WeightKind = Literal["none", "credit", "select", "edits", "decay"]
+WeightKind = Literal["none", "credit", "magnitude", "select", "edits", "decay"]
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,11 @@ class TokenWeightSettings:
 
     kind: WeightKind = "none"
     """`credit`: tokens of a chosen response weigh more where their credit is high, those of a
-    rejected one where it is low (TGDPO). `select`: only the best tokens of chosen responses and the
-    worst of rejected ones count (SePO). `edits`: tokens that differ between both responses weigh
-    more, the more the less sure the model is of them (BMC). `decay`: each token weighs less than
-    the one before."""
+    rejected one where it is low (TGDPO). `magnitude`: tokens weigh more where the size of their
+    credit is large, whether it helps or harms. `select`: only the best tokens of chosen responses
+    and the worst of rejected ones count (SePO). `edits`: tokens that differ between both responses
+    weigh more, the more the less sure the model is of them (BMC). `decay`: each token weighs less
+    than the one before."""
     strength: float = 0.5
     """For `credit`: how far weights move from 1."""
     unit: Literal["row", "nats"] = "row"
@@ -109,6 +111,12 @@ class TrainPreferencesConfig:
     reference: str | None = None
     """Hub id or folder of the frozen model that log-ratios are taken to, of losses that have one;
     None for `model` as it is."""
+    teacher: str | None = None
+    """Hub id or folder of the aligned model that is learnt from, of losses that have a teacher."""
+    teacher_reference: str | None = None
+    """Hub id or folder of what that teacher is held against, of losses that compare two: the model
+    that it started from, or one that was trained on pairs turned around. None takes the one that
+    the teacher's configuration names as its reference."""
     token_weights: TokenWeightSettings = group(TokenWeightSettings)
     regulariser: RegulariserSettings = group(RegulariserSettings)
     reward_model: str | None = None
@@ -153,6 +161,7 @@ class TrainPreferencesConfig:
         object.__setattr__(self, "options", loss_options(self.loss, self.options))
         require_float32(self.loading, frozen=self._frozen)
         self._require_reference()
+        self._require_teachers()
         self._require_weights()
 
     @property
@@ -162,8 +171,14 @@ class TrainPreferencesConfig:
 
     @property
     def needs_credit(self) -> bool:
-        """Whether tokens are paid, for their weights or the regulariser."""
-        return self.token_weights.kind in ("credit", "select") or self.regulariser.strength > 0
+        """Whether tokens are paid, for their weights, the regulariser or the target of teachers."""
+        weighed = self.token_weights.kind in ("credit", "magnitude", "select")
+        return weighed or self.regulariser.strength > 0 or self.options.adaptive == "credit"
+
+    @property
+    def keeps_teachers(self) -> bool:
+        """Whether teachers speak at every step, of the whole vocabulary."""
+        return self.row.teachers > 0 and not self.options.top_k
 
     @property
     def credit_of_run(self) -> CreditSettings:
@@ -176,7 +191,7 @@ class TrainPreferencesConfig:
     @property
     def _frozen(self) -> str | int | None:
         """What is loaded beside the model in training."""
-        other = self.reference or self.reward_model or self.credit.model
+        other = self.reference or self.teacher or self.reward_model or self.credit.model
         return other or ("vocabulary" in self.row.needs and self.model) or self.lora.rank
 
     def _require_reference(self) -> None:
@@ -184,6 +199,21 @@ class TrainPreferencesConfig:
             raise ConfigError(
                 f"reference is {self.reference!r} with loss {self.loss!r}, which has no reference; "
                 "expected none, or another loss"
+            )
+
+    def _require_teachers(self) -> None:
+        count = self.row.teachers
+        if count and self.teacher is None:
+            raise ConfigError(
+                f"there is no teacher with loss {self.loss!r}, which learns from one; expected a "
+                "model that was aligned already, for example by train-preferences: name it with "
+                "teacher"
+            )
+        expected = ("no teacher", "a teacher and no teacher_reference", "both")[count]
+        if (self.teacher and not count) or (self.teacher_reference and count < 2):
+            raise ConfigError(
+                f"teacher is {self.teacher!r} and teacher_reference {self.teacher_reference!r} "
+                f"with loss {self.loss!r}; expected {expected}, or another loss"
             )
 
     def _require_weights(self) -> None:
@@ -207,7 +237,7 @@ class TrainPreferencesConfig:
             if self.reward_model is not None:
                 raise ConfigError(
                     f"reward_model is {self.reward_model!r}, and nothing is made of its scores; "
-                    "expected none, token_weights.kind 'credit' or 'select', or a "
+                    "expected none, token_weights.kind 'credit', 'magnitude' or 'select', or a "
                     "regulariser.strength above 0"
                 )
             return

@@ -5,9 +5,10 @@ r"""Train a policy on preferences without drawing responses, with a weight for e
         --token_weights.kind credit --reward_model rm
 
 One table of losses (`tokencredit methods --kind loss`): DPO and its relatives on pairs, PRO, RRHF,
-BRAIn and DFT on lists, A-LoL and likelihoods on single answers. Any of them takes weights of
-tokens, from the credit of a reward model or of other models, from selection, edits or position, the
-same for policy and reference. Whether token weights help is not measured yet.
+BRAIn and DFT on lists, A-LoL and likelihoods on single answers, AlignDistil, DCKD and ADPA from
+teachers. Any of them takes weights of tokens, from the credit of a reward model or of other models,
+from selection, edits or position, the same for policy and reference. Whether token weights help is
+not measured yet.
 
 Departures from the published programs: (1) everything from the first response token to the token
 that ends a turn counts, whatever their masks did; (2) log-probabilities under frozen models are
@@ -15,7 +16,7 @@ computed once and kept in the run folder, as credit is; (3) batches hold rows of
 cosine takes the learning rate to 0. Dropout is off.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
@@ -37,10 +38,12 @@ from tokencredit.recipes.preferences.objective import (
     Measured,
     Objective,
     answer_statistics,
+    logprobs_and_divergences,
     with_negative_weights,
 )
 from tokencredit.recipes.preferences.rows import SAID, answer_rows
 from tokencredit.recipes.preferences.settings import TrainPreferencesConfig
+from tokencredit.recipes.preferences.teachers import loaded_teachers, taught_statistic
 from tokencredit.recipes.reward_model.pair_data import different_pairs
 from tokencredit.recipes.supervised import (
     Source,
@@ -189,7 +192,7 @@ def _train(
 ) -> tuple[PreTrainedModel, dict[str, float]]:
     """The trained model, adapters merged, and what it took."""
     pad_id = int(tokenizer.pad_token_id)
-    frozen = frozen_reference(config, tokenizer) if "vocabulary" in config.row.needs else None
+    frozen = frozen_models(config, tokenizer)
     adapted = with_adapters(model, config.lora, task_type="CAUSAL_LM")
 
     def evaluate() -> dict[str, float]:
@@ -208,6 +211,42 @@ def _train(
     return trained, metrics
 
 
+def frozen_models(
+    config: TrainPreferencesConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel, ...]:
+    """Models that stay beside the policy in training: for losses of whole distributions.
+
+    Args:
+        config: the settings.
+        tokenizer: of the policy.
+
+    Raises:
+        ModelError: one is not there, or has another vocabulary.
+        ConfigError: as `loaded_teachers`.
+    """
+    if "vocabulary" in config.row.needs:
+        return (frozen_reference(config, tokenizer),)
+    return loaded_teachers(config, tokenizer) if config.keeps_teachers else ()
+
+
+def said_of_answers(
+    config: TrainPreferencesConfig, known: KnownRows, frozen: Sequence[PreTrainedModel]
+) -> Callable[..., Tensor]:
+    """The numbers of each response token that the loss is made of, as a function of the policy.
+
+    Args:
+        config: the settings.
+        known: rows, with what teachers say of them.
+        frozen: as of `frozen_models`.
+    """
+    if config.row.teachers:
+        statistic = taught_statistic(config, width=known.width)
+        return partial(answer_statistics, statistic=statistic, frozen=frozen)
+    if frozen:
+        return partial(answer_statistics, statistic=logprobs_and_divergences, frozen=frozen)
+    return answer_statistics
+
+
 def preference_trainer(
     config: TrainPreferencesConfig,
     model: Any,
@@ -215,7 +254,7 @@ def preference_trainer(
     run: TrainingRun,
     *,
     pad_id: int,
-    frozen: PreTrainedModel | None = None,
+    frozen: Sequence[PreTrainedModel] = (),
 ) -> PreferenceTrainer:
     """The Trainer of a policy.
 
@@ -225,7 +264,7 @@ def preference_trainer(
         known: rows to learn from.
         run: what the trainer belongs to.
         pad_id: fills padding.
-        frozen: the reference, for losses of whole distributions.
+        frozen: as of `frozen_models`.
 
     Raises:
         ConfigError: running averages are asked of several processes, which see different rows.
@@ -251,7 +290,7 @@ def preference_trainer(
         return losses.mean()
 
     trainer = PreferenceTrainer(
-        model=ModelFunction(model, partial(answer_statistics, frozen=frozen)),
+        model=ModelFunction(model, said_of_answers(config, known, frozen)),
         args=training_arguments(config, run.folder, examples=len(known.rows)),
         train_dataset=row_numbers([len(row) for row in known.rows]),
         data_collator=batch,
@@ -273,7 +312,7 @@ def held_out_metrics(
     config: TrainPreferencesConfig,
     model: PreTrainedModel,
     known: KnownRows,
-    frozen: PreTrainedModel | None,
+    frozen: Sequence[PreTrainedModel],
     *,
     pad_id: int,
 ) -> dict[str, float]:
@@ -283,10 +322,11 @@ def held_out_metrics(
         config: the settings.
         model: so far.
         known: held-out rows.
-        frozen: the reference, for losses of whole distributions.
+        frozen: as of `frozen_models`.
         pad_id: fills padding.
     """
     objective = Objective(config, known.names)
+    said = said_of_answers(config, known, frozen)
     model.eval()
     found: dict[str, float] = {}
     total = 0.0
@@ -296,7 +336,7 @@ def held_out_metrics(
         inputs = {name: value.to(model.device) for name, value in inputs.items()}
         asked = {name: value for name, value in inputs.items() if name not in SAID}
         with autocast(config.training, model.device):
-            outputs = answer_statistics(model, **asked, frozen=frozen)
+            outputs = said(model, **asked)
         answers, bounded = objective.answers(outputs, inputs)
         if "average_rate" in config.row.options:
             none = torch.full((len(some),), -torch.inf, device=model.device)

@@ -236,9 +236,10 @@ def _turn_trainer(
     def batch(some: Sequence[dict[str, int]]) -> dict[str, Tensor]:
         return reward_batch([rows[one["row"]] for one in some], pad_id=pad_id, read_at=turn.read_at)
 
+    policies = () if turn.policy is None else (turn.policy,)
     trainer = TurnTrainer(
         model=ModelFunction(
-            model, partial(trained_statistics, statistic=turn.statistic, frozen=turn.policy)
+            model, partial(trained_statistics, statistic=turn.statistic, frozen=policies)
         ),
         args=training_arguments(config, run.folder, examples=len(rows)),
         train_dataset=row_numbers([len(one) for one in rows]),
