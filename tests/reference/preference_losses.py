@@ -175,3 +175,7 @@ def a_lol(y: Response, advantage: float, eps: float, ratio: str) -> float:
 
 def likelihood(y: Response, score: float = 1.0) -> float:
     return -score * log_prob(y)
+
+
+def superhf(y: Response, price: float) -> float:
+    return likelihood(y) + price * divergence(y)

@@ -29,8 +29,8 @@ class PreferenceLossSettings:
     own_weight: float | None = None
     """Weight of the preference that is learnt, of `modpo`; the scores of the data have the rest."""
     strength: float | None = None
-    """Alpha: of the divergences of `tdpo1` and `tdpo2`, of the likelihoods of `vpo-online` and
-    `vpo-offline`."""
+    """Alpha: of the divergences of `tdpo1`, `tdpo2` and `superhf`, of the likelihoods of
+    `vpo-online` and `vpo-offline`."""
     calibration: Literal["chosen", "rejected", "both"] | None = None
     """Responses that stand for the calibration policy of `vpo-online` and `vpo-offline`."""
     list_temperature: float | None = None

@@ -163,7 +163,7 @@ class TrainPreferencesConfig:
     @property
     def needs_credit(self) -> bool:
         """Whether tokens are paid, for their weights or the regulariser."""
-        return self.token_weights.kind in ("credit", "select") or self.regulariser.strength > 0
+        return weighs_by_credit(self.token_weights, self.regulariser)
 
     @property
     def credit_of_run(self) -> CreditSettings:
@@ -211,10 +211,7 @@ class TrainPreferencesConfig:
                     "regulariser.strength above 0"
                 )
             return
-        method = credit_method(self.credit.method)
-        asks = not method.model_kind or bool(
-            set(method.needs) & {"sequence_scores", "prefix_scores", "position_scores"}
-        )
+        asks = asks_reward_model(self.credit)
         if asks and self.reward_model is None:
             raise ConfigError(
                 f"credit.method is {self.credit.method!r}, which is made of scores, and there is "
@@ -226,3 +223,15 @@ class TrainPreferencesConfig:
                 f"reward_model is {self.reward_model!r} with credit.method {self.credit.method!r}, "
                 "which asks none; expected none"
             )
+
+
+def asks_reward_model(credit: CreditSettings) -> bool:
+    """Whether credit is made of the scores of a reward model."""
+    method = credit_method(credit.method)
+    of_scores = {"sequence_scores", "prefix_scores", "position_scores"}
+    return not method.model_kind or bool(set(method.needs) & of_scores)
+
+
+def weighs_by_credit(weights: TokenWeightSettings, regulariser: RegulariserSettings) -> bool:
+    """Whether tokens are paid, for their weights or the regulariser."""
+    return weights.kind in ("credit", "select") or regulariser.strength > 0
