@@ -52,7 +52,7 @@ def iterate_preferences(config: IteratePreferencesConfig) -> Path:
     """
     require_trainable_device(config.device, name="device")
     made: list[Chosen] = []
-    said: list[dict[str, float]] = []
+    said: list[dict[str, Any]] = []
     with folder_of_all(config) as folder, quiet_transformers():
         for number in range(config.rounds):
             answers = answers_of_round(config, number, folder)
@@ -92,7 +92,7 @@ def _write_rows(config: IteratePreferencesConfig, made: Sequence[Chosen], number
         state.wait_for_everyone()
 
 
-def _measured(number: int, answers: Sequence[Answer]) -> dict[str, float]:
+def _measured(number: int, answers: Sequence[Answer]) -> dict[str, Any]:
     """What the answers of a policy say of it: means over its own responses."""
     own = [one for one in answers if one.own]
     numbers: dict[str, list[float | None]] = {
@@ -104,7 +104,7 @@ def _measured(number: int, answers: Sequence[Answer]) -> dict[str, float]:
         "length": [float(one.tokens) for one in own],
         "truncated": [float(not one.ended) for one in own],
     }
-    found = {"round": number, "responses": float(len(own))}
+    found: dict[str, Any] = {"round": number, "responses": float(len(own))}
     for name, values in numbers.items():
         known = [value for value in values if value is not None]
         if known:
@@ -119,7 +119,7 @@ def _of_training(folder: Path) -> dict[str, float]:
 
 
 def _tell(
-    config: IteratePreferencesConfig, folder: Path, said: Sequence[Mapping[str, float]]
+    config: IteratePreferencesConfig, folder: Path, said: Sequence[Mapping[str, Any]]
 ) -> None:
     """Write a row for each policy so far, and print the last one."""
     if not _is_first(config):
