@@ -285,27 +285,27 @@ def supervised_run(config: SupervisedConfig) -> Iterator[Path]:
         RunFolderError: another process holds the folder, it holds another run, or cannot be
             written.
     """
-    existed, state = Path(config.output).exists(), processes_of(config)
-    with folder_of_all(config) as folder:
-        try:
-            with quiet_transformers():
-                yield folder
-        except Exception as error:
-            gone = isinstance(error, NumericError) or not checkpoints_in(folder)
-            if (state is None or state.is_main_process) and not existed and gone:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
+
+    def has_checkpoint(folder: Path, error: Exception) -> bool:
+        return bool(checkpoints_in(folder)) and not isinstance(error, NumericError)
+
+    with folder_of_all(config, kept=has_checkpoint) as folder, quiet_transformers():
+        yield folder
 
 
 @contextmanager
-def folder_of_all(config: RunConfig) -> Iterator[Path]:
+def folder_of_all(config: RunConfig, *, kept: Callable[[Path, Exception], bool]) -> Iterator[Path]:
     """The folder of a run, open in all processes; the first one holds it for all.
+
+    Args:
+        config: of a recipe that trains.
+        kept: whether a folder that did not exist before stays after an error.
 
     Raises:
         RunFolderError: another process holds the folder, it holds another run, or cannot be
             written.
     """
-    state = processes_of(config)
+    existed, state = Path(config.output).exists(), processes_of(config)
     first = state is None or state.is_main_process
     with held(config.output) if first else nullcontext():
         if not first and state is not None:
@@ -313,7 +313,12 @@ def folder_of_all(config: RunConfig) -> Iterator[Path]:
         folder = open_run_folder(config.output, config, free=free_settings(type(config)))
         if first and state is not None:
             state.wait_for_everyone()
-        yield folder
+        try:
+            yield folder
+        except Exception as error:
+            if first and not existed and not kept(folder, error):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def write_results(

@@ -178,7 +178,7 @@ def test_another_of_the_others_follows_from_seed_and_round():
 
 def test_judges_let_the_best_of_those_that_pass_win_over_the_worst_that_fails():
     said = ((False, True, True), (True, True, True), (False, False, False))
-    scores = ((9.0, 1.0, 2.0), (1.0, 3.0, 2.0), (1.0, 2.0, 3.0))
+    scores = ((9.0, 1.0, 2.0), (1.0, 3.0, 2.0), (3.0, 2.0, 1.0))
     some = [replace(one, passed=said[one.group][at % 3]) for at, one in enumerate(answers(scores))]
     found = chosen_rows(online(judges=["my:judge"]), some, 0)
     assert [(row["chosen"], row["rejected"]) for row in found.rows] == [

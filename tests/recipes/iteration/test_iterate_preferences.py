@@ -141,13 +141,25 @@ def log_prob(model, tokenizer, prompt: str, response: str, ended: bool) -> float
     return sum(float(logits[at - 1, ids[at]]) for at in range(len(start), len(ids)))
 
 
+def as_drawn(tokenizer, path: Path) -> list[dict[str, Any]]:
+    """Responses whose text has the tokens that were drawn: no special token in the middle."""
+    rows = []
+    for row in read_jsonl(path):
+        both = (row["prompt"] + row["response"], row["prompt"])
+        whole, start = (len(tokenizer(text)["input_ids"]) for text in both)
+        if whole - start + row["ended"] == row["tokens"]:
+            rows.append(row)
+    assert len(rows) > 5
+    return rows
+
+
 def test_the_kl_is_that_of_the_policy_of_the_round_to_the_first_model(models, run):
     tokenizer = AutoTokenizer.from_pretrained(models / "policy")
     policy, first = (
         AutoModelForCausalLM.from_pretrained(folder).eval()
         for folder in (run / "round-000", models / "policy")
     )
-    for row in read_jsonl(run / "responses-001.jsonl")[:4]:
+    for row in as_drawn(tokenizer, run / "responses-001.jsonl"):
         said = (tokenizer, row["prompt"], row["response"], row["ended"])
         expected = log_prob(policy, *said) - log_prob(first, *said)
         assert row["log_ratio"] == pytest.approx(expected, abs=1e-4)
@@ -258,7 +270,7 @@ def test_cream_scores_by_its_own_ratios_and_those_of_the_policy_before(models, t
         AutoModelForCausalLM.from_pretrained(folder).eval() for folder in (base, *policies)
     )
     for number, now in enumerate((first, second)):
-        for row in read_jsonl(output / f"responses-00{number}.jsonl")[:5]:
+        for row in as_drawn(tokenizer, output / f"responses-00{number}.jsonl"):
             said = (tokenizer, row["prompt"], row["response"], row["ended"])
             ratio = log_prob(now, *said) - log_prob(base_model, *said)
             assert row["own_score"] == pytest.approx(ratio, abs=1e-4)
@@ -313,6 +325,8 @@ def test_where_nothing_can_be_learnt_that_is_an_error(models, tmp_path, monkeypa
     missing = config(models, tmp_path / "third", reward_model=str(models / "nothing"))
     with pytest.raises(ModelError):
         iterate_preferences(missing)
+    assert (tmp_path / "run" / "responses-000.jsonl").exists()
+    assert not (tmp_path / "third").exists()  # nothing to go on from: other settings may take it
 
 
 def test_chat_models_are_asked_by_their_template(tmp_path):

@@ -5,7 +5,6 @@ of them. So a round that was stopped goes on with the next prompts, and draws wh
 drawn, however many processes share the work.
 """
 
-import json
 import math
 import shutil
 from collections.abc import Sequence
@@ -34,7 +33,12 @@ from tokencredit.recipes.left_out import encodable, tell_left_out
 from tokencredit.recipes.policy.prompts import prompts_of_step
 from tokencredit.recipes.policy.rollout import repeated
 from tokencredit.recipes.policy.scoring import Unscored, passed_responses, scores_where_possible
-from tokencredit.recipes.run_folder import read_jsonl, write_atomically, writing
+from tokencredit.recipes.run_folder import (
+    jsonl_text,
+    read_jsonl,
+    write_atomically,
+    writing,
+)
 from tokencredit.recipes.supervised import autocast, processes_of
 from tokencredit.scorers.evidence import Responses
 from tokencredit.scorers.policy_tokens import decoded_responses
@@ -123,6 +127,15 @@ def answers_of_round(
     return [Answer(**row) for row in read_jsonl(path)]
 
 
+def has_answers(folder: Path, _error: Exception) -> bool:
+    """Whether a run that fails has drawn anything to go on from.
+
+    Args:
+        folder: of the run.
+    """
+    return any((*folder.glob("responses-*.jsonl"), *folder.glob(".responses-*/*.jsonl")))
+
+
 def _questions(
     config: IteratePreferencesConfig, models: RoundModels, number: int, folder: Path
 ) -> list[Question]:
@@ -185,13 +198,17 @@ def _draw(
             continue
         found: list[Answer] = []
         for start in files[at]:  # of prompts that are asked together
-            torch.manual_seed(((config.seed * 1_000_003 + number) * 4_099 + start) % 2**63)
+            torch.manual_seed(_seed(config.seed, number, start))
             some = questions[start : start + size]
             with autocast(config.training, models.device):
                 found += _answers(config, models, some, start, samples)
         with writing(path):
-            lines = (json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in found)
-            write_atomically(path, "".join(lines))
+            write_atomically(path, jsonl_text(map(asdict, found)))
+
+
+def _seed(seed: int, number: int, start: int) -> int:
+    """Of the run, the round and the first of some prompts."""
+    return ((seed * 1_000_003 + number) * 1_000_003 + start) % 2**63
 
 
 def _answers(

@@ -14,7 +14,7 @@ optimiser and learning rate start anew in every round.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ from accelerate.utils.memory import clear_device_cache
 
 from tokencredit.errors import DataError
 from tokencredit.models.hf_loading import quiet_transformers
-from tokencredit.recipes.iteration.answers import Answer, answers_of_round
+from tokencredit.recipes.iteration.answers import Answer, answers_of_round, has_answers
 from tokencredit.recipes.iteration.chosen import Chosen, chosen_rows
 from tokencredit.recipes.iteration.settings import IteratePreferencesConfig
 from tokencredit.recipes.preferences.train_preferences import train_preferences
-from tokencredit.recipes.run_folder import write_atomically
+from tokencredit.recipes.run_folder import jsonl_text, write_atomically
 from tokencredit.recipes.settings import require_trainable_device
 from tokencredit.recipes.supervised import folder_of_all, processes_of
 
@@ -53,7 +53,7 @@ def iterate_preferences(config: IteratePreferencesConfig) -> Path:
     require_trainable_device(config.device, name="device")
     made: list[Chosen] = []
     said: list[dict[str, Any]] = []
-    with folder_of_all(config) as folder, quiet_transformers():
+    with folder_of_all(config, kept=has_answers) as folder, quiet_transformers():
         for number in range(config.rounds):
             answers = answers_of_round(config, number, folder)
             made.append(chosen_rows(config, answers, number))
@@ -86,7 +86,7 @@ def _write_rows(config: IteratePreferencesConfig, made: Sequence[Chosen], number
         )
     rows = [row for one in made[-config.rounds_of_rows :] for row in one.rows]
     if _is_first(config):
-        write_atomically(config.data_of(number), _lines(rows))
+        write_atomically(config.data_of(number), jsonl_text(rows))
     state = processes_of(config)
     if state is not None:
         state.wait_for_everyone()
@@ -118,13 +118,11 @@ def _of_training(folder: Path) -> dict[str, float]:
     return {name: told[name] for name in told if name not in ("seconds", "tokens_per_second")}
 
 
-def _tell(
-    config: IteratePreferencesConfig, folder: Path, said: Sequence[Mapping[str, Any]]
-) -> None:
+def _tell(config: IteratePreferencesConfig, folder: Path, said: Sequence[dict[str, Any]]) -> None:
     """Write a row for each policy so far, and print the last one."""
     if not _is_first(config):
         return
-    write_atomically(folder / "metrics.jsonl", _lines(said))
+    write_atomically(folder / "metrics.jsonl", jsonl_text(said))
     shown = ("kl", "score", "held_out_score", "passed", "rows", "equal_groups", "consistency")
     told = (f"{name} {said[-1][name]:,.4g}" for name in shown if name in said[-1])
     print(f"round {said[-1]['round']:g}: {'  '.join(told)}", flush=True)
@@ -133,7 +131,3 @@ def _tell(
 def _is_first(config: IteratePreferencesConfig) -> bool:
     state = processes_of(config)
     return state is None or bool(state.is_main_process)
-
-
-def _lines(rows: Sequence[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
