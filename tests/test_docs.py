@@ -22,6 +22,7 @@ from tokencredit.aggregation.methods import AGGREGATIONS
 from tokencredit.cli import COMMANDS, _parsed, recipe_of
 from tokencredit.policy.losses.methods import PREFERENCE_LOSSES
 from tokencredit.policy.methods import ALGORITHMS, Algorithm
+from tokencredit.policy.setups import ONLINE_SETUPS
 from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
 from tokencredit.recipes.run_folder import read_jsonl
 from tokencredit.recipes.settings import all_settings
@@ -241,6 +242,19 @@ def test_every_loss_of_preferences_has_its_row():
             for key, value in loss.options.items()
         )
         assert options == shown
+
+
+def test_every_set_up_of_rounds_has_its_row():
+    rows = {quoted(row[0])[0]: row for row in table("docs/iterate-preferences.md", "`setup` | is")}
+    assert list(rows) == list(ONLINE_SETUPS)
+    for name, one in ONLINE_SETUPS.items():
+        _, _, source, samples, judged_by, kind, loss, references = rows[name]
+        assert one.source in source
+        assert samples == str(one.samples)
+        assert [judged_by, kind, loss] == [
+            f"`{said}`" for said in (one.judged_by, one.rows, one.loss)
+        ]
+        assert references == (" or ".join(one.references) or "none")
 
 
 def test_method_names_are_those_of_the_table():

@@ -37,6 +37,8 @@ LESS = {
     "merge-weights": "--ama.groups 2",
     "test-safety": "--threshold 1000 --sampling.max_new_tokens 6",
     "train-preferences": "--training.max_steps 2 --device cpu --progress false",
+    "iterate-preferences": "--rounds 1 --samples 2 --data.limit 4 --sampling.max_new_tokens 6 "
+    "--training.max_steps 1 --max_length 64 --device cpu --progress false",
 }
 """Added to a command, so that it takes seconds."""
 LEFT_OUT = {

@@ -174,6 +174,7 @@ from .policy.objectives import (
     summed_then_normalised_advantages,
     worst_objectives,
 )
+from .policy.preferred import preferred_pairs, ranking_consistencies, win_rates
 from .policy.selection import kept_responses, resampled_responses, score_reliability
 from .preference.error_spans import error_severity_ids, labelled_error_spans
 from .preference.labels import (
@@ -353,6 +354,7 @@ __all__ = [
     "pooled_by_segment",
     "potential_shaping",
     "predicting_positions",
+    "preferred_pairs",
     "prefix_bradley_terry_loss",
     "prefix_classification_loss",
     "prefix_difference_credit",
@@ -364,6 +366,7 @@ __all__ = [
     "q_classification_loss",
     "q_value_loss",
     "random_ngram_segments",
+    "ranking_consistencies",
     "ranking_losses",
     "reference_quantiles",
     "regression_loss",
@@ -424,6 +427,7 @@ __all__ = [
     "weighted_sum_scores",
     "win_margins",
     "win_probabilities",
+    "win_rates",
     "window_credit",
     "worst_case_scores",
     "worst_case_slopes",

@@ -61,6 +61,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "preferences.train_preferences",
         "DPO and every other offline loss, with a weight for each token from any credit",
     ),
+    "iterate-preferences": (
+        "iteration.iterate_preferences",
+        "offline losses on the policy's own responses, round by round: DPO, INPO, CREAM, SPIN",
+    ),
     "merge-weights": (
         "merging.merge_weights",
         "weights between a policy before its training and after it: averages, LiNeS, AMA",

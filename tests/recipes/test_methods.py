@@ -14,6 +14,7 @@ from tokencredit.policy.losses.methods import PREFERENCE_LOSSES
 from tokencredit.policy.methods import ALGORITHMS
 from tokencredit.policy.objectives import OBJECTIVE_MIXES
 from tokencredit.policy.selection import SELECTIONS
+from tokencredit.policy.setups import ONLINE_SETUPS
 from tokencredit.recipes import methods as recipe
 from tokencredit.reward_model.objectives import OBJECTIVES
 
@@ -26,6 +27,7 @@ NAMES = {
     "selection": SELECTIONS,
     "algorithm": ALGORITHMS,
     "loss": PREFERENCE_LOSSES,
+    "setup": ONLINE_SETUPS,
     "objective": [name for pair in OBJECTIVES for name in pair],
     "generation": [*GUIDANCE_METHODS, *SEARCHES],
 }

@@ -187,3 +187,7 @@ def dckd(w, v, sft, strength):
 
 def adpa(w, v, sft, strength):
     return sft * likelihood(w) / len(w) - strength * taught(v)
+
+
+def superhf(y: Response, price: float) -> float:
+    return likelihood(y) + price * divergence(y)

@@ -114,7 +114,7 @@ def kept_responses(
     """
     selection = named("selection.keep", keep, SELECTIONS)
     chosen: list[int] = []
-    for rows, scored in _ranked(scores, group_ids):
+    for rows, scored in ranked_groups(scores, group_ids):
         if len(rows) < max(selection.samples, count):
             raise ConfigError(
                 f"a prompt has {len(rows)} responses and selection {keep!r} with count {count}; "
@@ -159,7 +159,7 @@ def resampled_responses(
     """
     selection = named("selection.keep", keep, SELECTIONS)
     weights = torch.zeros(len(scores), dtype=torch.float64)
-    for rows, scored in _ranked(scores, group_ids):
+    for rows, scored in ranked_groups(scores, group_ids):
         of_rows = selection.weights(len(rows), scored, count)
         weights[rows] = torch.tensor(of_rows, dtype=torch.float64)
     drawn = torch.multinomial(weights, len(scores), replacement=True, generator=rng)
@@ -191,10 +191,16 @@ def score_reliability(
     return torch.where(spread > 0, found, 0.0).float()
 
 
-def _ranked(
+def ranked_groups(
     scores: Float[Tensor, "batch"], group_ids: Int[Tensor, "batch"]
 ) -> list[tuple[list[int], int]]:
     """Numbers of the rows of each group from best to worst, and how many of them are scored.
+
+    Of two with the same score the first counts as better; those without a score come last.
+
+    Args:
+        scores: in nats; NaN for what could not be scored.
+        group_ids: responses with the same number answer the same prompt.
 
     Raises:
         ShapeError: scores and groups differ in number.

@@ -18,6 +18,7 @@ from tokencredit.policy.losses.methods import PREFERENCE_LOSSES
 from tokencredit.policy.methods import ALGORITHMS
 from tokencredit.policy.objectives import OBJECTIVE_MIXES
 from tokencredit.policy.selection import SELECTIONS
+from tokencredit.policy.setups import ONLINE_SETUPS, ROW_KINDS
 from tokencredit.reward_model.objectives import OBJECTIVES
 
 
@@ -27,7 +28,7 @@ class MethodsConfig:
 
     kind: str | None = None
     """`credit`, `transform`, `combination`, `mix`, `constraint`, `selection`, `algorithm`, `loss`,
-    `objective` or `generation`; None shows all tables."""
+    `setup`, `objective` or `generation`; None shows all tables."""
 
     def __post_init__(self) -> None:
         if self.kind is not None:
@@ -121,6 +122,23 @@ def _loss() -> Table:
     return _table("Losses of train-preferences", columns, rows)
 
 
+def _setup() -> Table:
+    rows = (
+        (
+            name,
+            one.words,
+            str(one.samples),
+            one.judged_by,
+            ROW_KINDS[one.rows][1],
+            one.loss,
+            " or ".join(one.references) or "none",
+        )
+        for name, one in ONLINE_SETUPS.items()
+    )
+    columns = ("--setup", "is", "--samples", "--judged_by", "learns from", "--loss", "--reference")
+    return _table("Set-ups of iterate-preferences", columns, rows)
+
+
 def _objective() -> Table:
     rows = (
         (objective, positions, one.rows, one.reading, ", ".join(one.options))
@@ -152,6 +170,7 @@ _KINDS: dict[str, Callable[[], Table]] = {
     "selection": _selection,
     "algorithm": _algorithm,
     "loss": _loss,
+    "setup": _setup,
     "objective": _objective,
     "generation": _generation,
 }

@@ -306,6 +306,11 @@ def append_jsonl(path: Path, row: dict[str, Any]) -> None:
         file.write(_json_line(row))
 
 
+def jsonl_text(rows: Iterable[dict[str, Any]]) -> str:
+    """Rows as JSON lines; half characters of their texts are escaped."""
+    return b"".join(map(_json_line, rows)).decode()
+
+
 def _json_line(row: dict[str, Any]) -> bytes:
     try:
         return (json.dumps(row, ensure_ascii=False) + "\n").encode()
@@ -347,4 +352,4 @@ def keep_rows_before(path: Path, step: int) -> None:
     """
     rows = [row for row in read_jsonl(path) if row["step"] < step]
     with writing(path):
-        write_atomically(path, b"".join(map(_json_line, rows)).decode())
+        write_atomically(path, jsonl_text(rows))

@@ -51,7 +51,20 @@ from tokencredit.text.hf_token_rows import EncodedText
 
 
 @runtime_checkable
-class SupervisedConfig(Protocol):
+class RunConfig(Protocol):
+    """The settings that every run has which trains."""
+
+    @property
+    def output(self) -> str:
+        """The folder of the run."""
+
+    @property
+    def device(self) -> str | None:
+        """`cpu`, or None."""
+
+
+@runtime_checkable
+class SupervisedConfig(RunConfig, Protocol):
     """The settings that every supervised recipe has."""
 
     @property
@@ -65,10 +78,6 @@ class SupervisedConfig(Protocol):
     @property
     def dataset(self) -> DatasetSettings:
         """Which part of a dataset is read, and what becomes of bad rows."""
-
-    @property
-    def output(self) -> str:
-        """The folder of the run."""
 
     @property
     def max_length(self) -> int:
@@ -89,10 +98,6 @@ class SupervisedConfig(Protocol):
     @property
     def seed(self) -> int:
         """Seed of everything random."""
-
-    @property
-    def device(self) -> str | None:
-        """`cpu`, or None."""
 
     @property
     def progress(self) -> bool:
@@ -257,11 +262,11 @@ def finished_run(config: SupervisedConfig) -> Path | None:
     return folder
 
 
-def processes_of(config: SupervisedConfig) -> PartialState | None:
+def processes_of(config: RunConfig) -> PartialState | None:
     """The processes that Accelerate or torchrun launched; None where there is one.
 
     Args:
-        config: of a supervised recipe.
+        config: of a recipe that trains.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return None
@@ -280,6 +285,26 @@ def supervised_run(config: SupervisedConfig) -> Iterator[Path]:
         RunFolderError: another process holds the folder, it holds another run, or cannot be
             written.
     """
+
+    def has_checkpoint(folder: Path, error: Exception) -> bool:
+        return bool(checkpoints_in(folder)) and not isinstance(error, NumericError)
+
+    with folder_of_all(config, kept=has_checkpoint) as folder, quiet_transformers():
+        yield folder
+
+
+@contextmanager
+def folder_of_all(config: RunConfig, *, kept: Callable[[Path, Exception], bool]) -> Iterator[Path]:
+    """The folder of a run, open in all processes; the first one holds it for all.
+
+    Args:
+        config: of a recipe that trains.
+        kept: whether a folder that did not exist before stays after an error.
+
+    Raises:
+        RunFolderError: another process holds the folder, it holds another run, or cannot be
+            written.
+    """
     existed, state = Path(config.output).exists(), processes_of(config)
     first = state is None or state.is_main_process
     with held(config.output) if first else nullcontext():
@@ -289,11 +314,9 @@ def supervised_run(config: SupervisedConfig) -> Iterator[Path]:
         if first and state is not None:
             state.wait_for_everyone()
         try:
-            with quiet_transformers():
-                yield folder
+            yield folder
         except Exception as error:
-            gone = isinstance(error, NumericError) or not checkpoints_in(folder)
-            if first and not existed and gone:
+            if first and not existed and not kept(folder, error):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 

@@ -41,7 +41,7 @@ from tokencredit.recipes.policy.checkpoints import (
 from tokencredit.recipes.run_folder import append_jsonl, flush, read_jsonl, write_atomically
 from tokencredit.recipes.settings import TrainingSettings
 from tokencredit.recipes.stop_signals import StopRequest, stop_requests
-from tokencredit.recipes.supervised import SupervisedConfig
+from tokencredit.recipes.supervised import RunConfig, SupervisedConfig
 
 _PROGRESS = "progress.json"
 # Batches that are drawn together before they are sorted by length, as in transformers.
@@ -393,7 +393,7 @@ class _LossBar(ProgressCallback):  # type: ignore[misc]
             super().on_train_end(args, state, control, **keywords)
 
 
-def training_device(config: SupervisedConfig) -> str:
+def training_device(config: RunConfig) -> str:
     """Where models beside the one in training are put: where it will be."""
     on_cpu = config.device == "cpu" or not torch.accelerator.is_available()
     return "cpu" if on_cpu else str(torch.accelerator.current_accelerator())

@@ -54,6 +54,7 @@ def expected(name, answers, o) -> list[float]:
             "dft2": lambda *_, y=responses, a=weights: reference.dft(y, a, by_length=True),
             "a-lol": lambda w, _, s=scores: reference.a_lol(w, s[0], o.ratio_clip, o.ratio),
             "likelihood": lambda w, _: reference.likelihood(w),
+            "superhf": lambda w, _: reference.superhf(w, o.strength),
             "weighted-likelihood": lambda w, _, s=scores: reference.likelihood(w, s[0]),
             "aligndistil": lambda w, _: reference.taught(w),
             "dckd": lambda w, v: reference.dckd(w, v, o.sft_coef, o.strength),

@@ -109,6 +109,15 @@ def imitated(answers: Answers, _options: Any) -> Losses:
     return likelihood_losses(answers.logprobs, weights, answers.response_mask).sum(-1)
 
 
+def imitated_near_reference(answers: Answers, options: Any) -> Losses:
+    """SuperHF: negative log-likelihoods, and KL(reference || policy) along the responses.
+
+    L = Σ_t ( −log π(y_t | s_t) + λ KL( π_ref(· | s_t) || π(· | s_t) ) )
+    """
+    divergences = answers.by_row(masked_sum(answers.divergences, answers.response_mask))[:, 0]
+    return imitated(answers, options) + options.strength * divergences
+
+
 def imitated_by_score(answers: Answers, options: Any) -> Losses:
     """Negative log-likelihoods times scores."""
     return answers.scores[:, 0] * imitated(answers, options)

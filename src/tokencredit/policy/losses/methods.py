@@ -21,6 +21,7 @@ from tokencredit.policy.losses.grouped import (
     discriminated,
     imitated,
     imitated_by_score,
+    imitated_near_reference,
     of_leftovers,
     ordered,
     ranked,
@@ -282,6 +283,14 @@ PREFERENCE_LOSSES: dict[str, PreferenceLoss] = {
         group=imitated,
         learns_from="singles",
         references=(),
+    ),
+    "superhf": PreferenceLoss(
+        "likelihood, and KL from the reference at each token",
+        "2310.16763",
+        {"strength": 0.35},
+        group=imitated_near_reference,
+        learns_from="singles",
+        needs=("vocabulary",),
     ),
     "weighted-likelihood": PreferenceLoss(
         "likelihood times the score",

@@ -30,8 +30,9 @@ class PreferenceLossSettings:
     own_weight: float | None = None
     """Weight of the preference that is learnt, of `modpo`; the scores of the data have the rest."""
     strength: float | None = None
-    """Alpha: of the divergences of `tdpo1` and `tdpo2`, of the likelihoods of `vpo-online` and
-    `vpo-offline`; of what the teachers say of `dckd`, and of `adpa`, gamma there."""
+    """Alpha: of the divergences of `tdpo1`, `tdpo2` and `superhf`, of the likelihoods of
+    `vpo-online` and `vpo-offline`; of what the teachers say of `dckd`, and of `adpa`, gamma
+    there."""
     calibration: Literal["chosen", "rejected", "both"] | None = None
     """Responses that stand for the calibration policy of `vpo-online` and `vpo-offline`."""
     list_temperature: float | None = None

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tokencredit.credit.redistribution import terminal_credit
-from tokencredit.errors import ConfigError, DataError, NumericError
+from tokencredit.errors import ConfigError, NumericError
 from tokencredit.masking import masked_sum, masked_whiten
 from tokencredit.policy.bounds import pessimism
 from tokencredit.policy.constraints import (
@@ -28,7 +28,7 @@ from tokencredit.policy.objectives import OBJECTIVE_MIXES, Objectives
 from tokencredit.recipes.policy.models import PolicyModels
 from tokencredit.recipes.policy.objective_groups import NONE, ConstraintSettings
 from tokencredit.recipes.policy.processes import own_rows, rows_of_all
-from tokencredit.recipes.policy.scoring import Unscored, scores_where_possible, without_scores
+from tokencredit.recipes.policy.scoring import Unscored, passed_responses, without_scores
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.scorers.evidence import Responses
 from tokencredit.scorers.rewards import PaidResponses
@@ -228,7 +228,7 @@ def judged_scores(
     settings = config.judges
     if not settings.gate:
         return scores, unscored, None
-    passed, unscored = _passed(models, responses, unscored)
+    passed, unscored = passed_responses(models.judges, responses, unscored)
     name, loss = config.algorithm.name, ALGORITHMS[config.algorithm.name].loss
     hard = loss == "pairs" or name == "crraft"
     log_ratios = masked_sum(policy_logprobs - ref_logprobs, responses.batch.response_mask)
@@ -263,23 +263,6 @@ def _gated(
     """
     unpaid = whole - masked_sum(token_scores, mask)
     return factors[:, None] * token_scores + terminal_credit((factors - 1) * unpaid, mask)
-
-
-def _passed(
-    models: PolicyModels, responses: Responses, unscored: Unscored
-) -> tuple[Bool[Tensor, "batch"], Unscored]:
-    passed = torch.ones_like(unscored.rows)
-    for judge in models.judges:
-        verdicts, failed = scores_where_possible(judge, responses)
-        odd = ~((verdicts == 0) | (verdicts == 1) | verdicts.isnan())
-        if bool(odd.any()):
-            raise DataError(
-                f"{judge.name} gives {float(verdicts[odd][0]):g}; expected True or False for each "
-                "response: a score belongs to `rewards`"
-            )
-        passed = passed & (verdicts == 1)
-        unscored = Unscored(unscored.rows | failed.rows, {**failed.faults, **unscored.faults})
-    return passed, unscored
 
 
 def objective_advantages(

@@ -5,7 +5,7 @@ model, on which a function of the user fails. Such a response gets no score and 
 update, whatever went wrong, as long as it goes wrong for that response alone.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from tokencredit.recipes.policy.models import PolicyModels
 from tokencredit.recipes.policy.sharding import on_device
 from tokencredit.scorers.evidence import Responses, response_scores
 from tokencredit.scorers.rewards import MomentsOf, PaidResponses
+from tokencredit.scorers.sources import FunctionScorer
 
 Result = TypeVar("Result")
 
@@ -320,3 +321,31 @@ def scores_where_possible(
             found[row] = scores.float()
 
         return found, _unscored(score_row, none, error)
+
+
+def passed_responses(
+    judges: Sequence[FunctionScorer], responses: Responses, unscored: Unscored
+) -> tuple[Bool[Tensor, "batch"], Unscored]:
+    """True for responses that all judges pass, and those that could not be scored or judged.
+
+    Args:
+        judges: each says True or False of a response.
+        responses: of a policy.
+        unscored: those that have no score already.
+
+    Raises:
+        DataError: a judge gives something other than True and False.
+        RuntimeError, OSError, ConfigError, Exception: as `scores_of`.
+    """
+    passed = torch.ones_like(unscored.rows)
+    for judge in judges:
+        verdicts, failed = scores_where_possible(judge, responses)
+        odd = ~((verdicts == 0) | (verdicts == 1) | verdicts.isnan())
+        if bool(odd.any()):
+            raise DataError(
+                f"{judge.name} gives {float(verdicts[odd][0]):g}; expected True or False for each "
+                "response: a score belongs to `rewards`"
+            )
+        passed = passed & (verdicts == 1)
+        unscored = Unscored(unscored.rows | failed.rows, {**failed.faults, **unscored.faults})
+    return passed, unscored

@@ -172,8 +172,7 @@ class TrainPreferencesConfig:
     @property
     def needs_credit(self) -> bool:
         """Whether tokens are paid, for their weights, the regulariser or the target of teachers."""
-        weighed = self.token_weights.kind in ("credit", "magnitude", "select")
-        return weighed or self.regulariser.strength > 0 or self.options.adaptive == "credit"
+        return pays_tokens(self.token_weights, self.regulariser, self.options)
 
     @property
     def keeps_teachers(self) -> bool:
@@ -241,10 +240,7 @@ class TrainPreferencesConfig:
                     "regulariser.strength above 0"
                 )
             return
-        method = credit_method(self.credit.method)
-        asks = not method.model_kind or bool(
-            set(method.needs) & {"sequence_scores", "prefix_scores", "position_scores"}
-        )
+        asks = asks_reward_model(self.credit)
         if asks and self.reward_model is None:
             raise ConfigError(
                 f"credit.method is {self.credit.method!r}, which is made of scores, and there is "
@@ -256,3 +252,18 @@ class TrainPreferencesConfig:
                 f"reward_model is {self.reward_model!r} with credit.method {self.credit.method!r}, "
                 "which asks none; expected none"
             )
+
+
+def asks_reward_model(credit: CreditSettings) -> bool:
+    """Whether credit is made of the scores of a reward model."""
+    method = credit_method(credit.method)
+    of_scores = {"sequence_scores", "prefix_scores", "position_scores"}
+    return not method.model_kind or bool(set(method.needs) & of_scores)
+
+
+def pays_tokens(
+    weights: TokenWeightSettings, regulariser: RegulariserSettings, options: PreferenceLossSettings
+) -> bool:
+    """Whether tokens are paid, for their weights, the regulariser or the target of teachers."""
+    weighed = weights.kind in ("credit", "magnitude", "select")
+    return weighed or regulariser.strength > 0 or options.adaptive == "credit"

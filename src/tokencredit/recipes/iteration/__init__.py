@@ -1,0 +1,1 @@
+"""`iterate-preferences`: offline losses on the policy's own responses, round by round."""
