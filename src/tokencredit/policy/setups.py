@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tokencredit.policy.losses.methods import Rows
+from tokencredit.policy.losses.compared import Rows
 
 JudgedBy = Literal["scores", "win-rates", "log-ratio", "nothing"]
 RowKind = Literal[
