@@ -35,7 +35,7 @@ from tokencredit.recipes.serving.serve import (
     bearer_token,
     serve,
 )
-from tokencredit.scorers.sources import RewardSource
+from tokencredit.scorers.source_settings import RewardSource
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "serve.md").read_text()
 WAIT_MS = 700
