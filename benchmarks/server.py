@@ -38,7 +38,8 @@ from tokencredit.credit.methods import CreditSettings
 from tokencredit.recipes.serving.offers import rewards_on_offer
 from tokencredit.recipes.serving.served_model import ServedModel
 from tokencredit.reward_model.hf_scores import load_reward_model
-from tokencredit.scorers.sources import RewardSource, loaded_rewards
+from tokencredit.scorers.source_settings import RewardSource
+from tokencredit.scorers.sources import loaded_rewards
 from tokencredit.server.batching import batch_with_the_oldest
 from tokencredit.server.messages import PromptAndResponse
 from tokencredit.text.hf_known_readings import reading_of

@@ -57,7 +57,8 @@ from tokencredit.preference.labels import (
 from tokencredit.preference.marked_texts import MarkedText, marks_of_annotators
 from tokencredit.preference.pairs import without_common_prompt
 from tokencredit.recipes.run_folder import resolved_yaml
-from tokencredit.scorers.sources import RewardSource, loaded_rewards
+from tokencredit.scorers.source_settings import RewardSource
+from tokencredit.scorers.sources import loaded_rewards
 from tokencredit.scorers.text_rewards import paid_texts
 from tokencredit.text.alignment import project_token_scores, spans_of_words
 from tokencredit.text.hf_known_readings import written_by

@@ -31,8 +31,10 @@ from tokencredit.recipes.run_folder import write_atomically
 from tokencredit.sampling import Sampling
 from tokencredit.scorers.evidence import Responses, response_scores
 from tokencredit.scorers.policy_tokens import decoded_responses
-from tokencredit.scorers.sources import RewardSource, loaded_rewards
-from tokencredit.text.hf_known_readings import ReadingSettings, reading_of
+from tokencredit.scorers.source_settings import RewardSource
+from tokencredit.scorers.sources import loaded_rewards
+from tokencredit.text.hf_known_readings import reading_of
+from tokencredit.text.reading_settings import ReadingSettings
 from tokencredit.text.segments import SegmentSettings
 from tokencredit.toy.lexicon import NEGATIONS
 from tokencredit.toy.reviews import sample_prompt

@@ -4,6 +4,7 @@ Helper modules lie beside the tests and are imported by their bare names:
 `from reference.credit import ...`, `from tiny_models import ...`.
 """
 
+import gc
 import os
 import random
 import sys
@@ -40,6 +41,14 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("offline")
 torch.set_num_threads(1)
+os.fsync = lambda _: None  # no machine loses its power in a test, and hundreds of runs are written
+gc.disable()  # until everything is imported: nothing of that ever goes
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage from here on, and never look again at what importing made."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_configure(config: pytest.Config) -> None:

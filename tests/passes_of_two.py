@@ -5,14 +5,12 @@ process found, how often it called the first layer, and the gradients of both.
 """
 
 import datetime
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from forked import run_in_processes
 from tiny_models import ARCHITECTURES, tiny_ids, tiny_model
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import fully_shard
@@ -70,15 +68,7 @@ def layers_of(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def run(folder: Path, architectures: Sequence[str]) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*launch, __file__, str(folder), *architectures],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_in_processes(run_all, folder, architectures)
 
 
 def main(folder: Path, architecture: str) -> None:
@@ -103,8 +93,9 @@ def main(folder: Path, architecture: str) -> None:
     torch.save(found, folder / f"{architecture}-{rank}.pt")
 
 
-if __name__ == "__main__":
+def run_all(folder: Path, architectures: Sequence[str]) -> None:
+    """What each of the processes does."""
     distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
-    for name in sys.argv[2:]:
-        main(Path(sys.argv[1]), name)
+    for name in architectures:
+        main(folder, name)
     distributed.destroy_process_group()

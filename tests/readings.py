@@ -3,8 +3,9 @@
 from types import SimpleNamespace
 
 from tokencredit.scorers.local import LocalScorer
-from tokencredit.text.hf_known_readings import ReadingSettings, reading_of, written_by
+from tokencredit.text.hf_known_readings import reading_of, written_by
 from tokencredit.text.hf_reading import Reading
+from tokencredit.text.reading_settings import ReadingSettings
 
 
 def plain(tokenizer, *, append_eos=False):

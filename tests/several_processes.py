@@ -6,7 +6,6 @@ each process here tells Accelerate's state what it would have found out itself o
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from forked import run_in_processes
 from safetensors.torch import load_file
 from tiny_policy import tiny_config, write_models
 from torch.distributed.fsdp import FSDPModule
@@ -108,19 +108,7 @@ def finished(folder: Path, jobs: list[dict[str, Any]], processes: int = 2) -> No
     trained weights the first process held.
     """
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*launch, f"--nproc_per_node={processes}", __file__, str(folder / "jobs.json")],
-        capture_output=True,
-        text=True,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-        },
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
+    run_in_processes(run_all, folder / "jobs.json", processes=processes, timeout=600)
 
 
 def shard_on_the_cpu() -> None:
@@ -191,9 +179,10 @@ def run(job: dict[str, Any]) -> None:
     recipe.train_policy(tiny_config(Path(models), Path(output), **job))
 
 
-if __name__ == "__main__":
+def run_all(file: Path) -> None:
+    """What each of the processes does."""
     Accelerator.end_training = lambda _self: None  # it ends the process group, for all jobs
     shard_on_the_cpu()
     PartialState(cpu=True)
-    for job in json.loads(Path(sys.argv[1]).read_text()):
+    for job in json.loads(file.read_text()):
         run(job)

@@ -1,10 +1,8 @@
 import json
-import os
-import subprocess
-import sys
 from dataclasses import MISSING
 
 import pytest
+from forked import ForkedCommand
 from saved_models import save_reward_model
 from tiny_policy import write_models
 from tiny_tokenizers import byte_level
@@ -89,10 +87,8 @@ def test_contradictory_settings_write_nothing(models, tmp_path, capsys):
 def test_missing_model_writes_an_error_without_a_trace(models, tmp_path):
     arguments = policy_arguments(models, tmp_path / "run")
     arguments[2] = str(tmp_path / "nowhere")
-    finished = subprocess.run(
-        [sys.executable, "-m", "tokencredit.cli", *arguments], capture_output=True, text=True
-    )
-    assert finished.returncode == 1
+    finished = ForkedCommand(*arguments)
+    assert finished.wait(60) == 1
     assert "ModelError" in finished.stderr
     assert "Traceback" not in finished.stderr
 
@@ -114,14 +110,10 @@ def test_what_the_console_cannot_show_is_written_by_its_numbers(tmp_path, encodi
     tokenizer = byte_level()
     save_reward_model(tmp_path / "model", tokenizer)
     arguments = ["--reward_model", str(tmp_path / "model"), "--response", "good \u65e5\u672c"]
-    finished = subprocess.run(
-        [sys.executable, "-m", "tokencredit.cli", "explain", *arguments],
-        capture_output=True,
-        env=os.environ | {"PYTHONIOENCODING": encoding},
-    )
-    assert finished.returncode == 0
-    assert rb"\u65e5" in finished.stdout
-    assert b"Traceback" not in finished.stderr
+    finished = ForkedCommand("explain", *arguments, env={"PYTHONIOENCODING": encoding})
+    assert finished.wait(60) == 0
+    assert r"\u65e5" in finished.stdout
+    assert "Traceback" not in finished.stderr
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if "limit" in settings_of(name)])

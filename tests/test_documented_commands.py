@@ -4,9 +4,8 @@ import json
 import lzma
 import re
 import shutil
+import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from urllib.request import urlopen
 
 import pytest
 import torch
+from forked import ForkedCommand
 from saved_models import save_reward_model
 from test_docs import blocks, commands_in, page_ids, pages, prepare
 from tiny_policy import write_models
@@ -147,11 +147,10 @@ def models(tmp_path_factory):
 @contextmanager
 def served(arguments: list[str], port: int) -> Iterator[None]:
     """A server of the command line, once it answers."""
-    command = [sys.executable, "-m", "tokencredit.cli", *arguments, "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = ForkedCommand(*arguments, "--port", str(port))
     try:
         for _ in range(600):
-            assert process.poll() is None, process.stderr.read().decode()[-2000:]
+            assert process.returncode is None, process.stderr[-2000:]
             try:
                 assert urlopen(f"http://127.0.0.1:{port}/health", timeout=5).status == 200
                 break
@@ -161,8 +160,8 @@ def served(arguments: list[str], port: int) -> Iterator[None]:
             pytest.fail("the server does not answer")
         yield
     finally:
-        process.terminate()
-        process.communicate(timeout=30)
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
 
 
 def free_port() -> int:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tokencredit.cli import SETTINGS_APART
+
 PROJECT = Path(__file__).resolve().parents[1]
 PACKAGE = PROJECT / "src" / "tokencredit"
 HUGGING_FACE = {
@@ -86,6 +88,17 @@ def test_the_command_line_answers_without_torch(arguments):
     loaded = loaded_after(f"from tokencredit.cli import main\nmain({arguments})")
     assert "tokencredit" in loaded
     assert not loaded & (HEAVY | {"torch"})
+
+
+@pytest.mark.parametrize("command", sorted(SETTINGS_APART))
+def test_help_of_commands_whose_settings_stand_apart_needs_no_hugging_face(command):
+    silent = "from contextlib import redirect_stdout, suppress\nfrom io import StringIO\n"
+    silent += (
+        "from tokencredit.cli import main\nwith suppress(SystemExit), redirect_stdout(StringIO()):"
+    )
+    loaded = loaded_after(f"{silent} main([{command!r}, '--help'])")
+    assert "torch" in loaded
+    assert not loaded & (HUGGING_FACE | {"matplotlib"})
 
 
 def test_there_are_files_of_every_kind():

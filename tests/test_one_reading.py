@@ -31,7 +31,8 @@ from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.served import served_reward_model
 from tokencredit.scorers.texts import loaded_reward_model
 from tokencredit.server.client import RewardServer
-from tokencredit.text.hf_known_readings import ReadingSettings, written_by
+from tokencredit.text.hf_known_readings import written_by
+from tokencredit.text.reading_settings import ReadingSettings
 
 ASKED, ANSWER = "rate this film", " a good plot"
 MESSAGES = [{"role": "user", "content": ASKED}]

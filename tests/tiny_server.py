@@ -18,7 +18,8 @@ from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.credit.methods import CreditSettings
 from tokencredit.recipes.serving.offers import rewards_on_offer
 from tokencredit.recipes.serving.served_model import ServedModel
-from tokencredit.scorers.sources import RewardSource, loaded_rewards
+from tokencredit.scorers.source_settings import RewardSource
+from tokencredit.scorers.sources import loaded_rewards
 from tokencredit.server.app import reward_app
 from tokencredit.server.intake import Limits
 from tokencredit.server.listening import ConnectionLimits, bounded_config

@@ -103,6 +103,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
 }
 """Each command: its module under `tokencredit.recipes`, and what it does."""
+SETTINGS_APART = {
+    "compare-credit": "credit.compare_settings",
+    "train-policy": "policy.settings",
+}
+"""Commands whose settings stand apart from transformers, so that help comes sooner: the modules."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -127,8 +132,13 @@ def main(arguments: list[str] | None = None) -> int:
 def recipe_of(name: str) -> tuple[Callable[[Any], Any], type]:
     """The function behind a command, and the class of its settings."""
     module = import_module(f"tokencredit.recipes.{COMMANDS[name][0]}")
-    settings = "".join(map(str.capitalize, name.split("-"))) + "Config"
-    return getattr(module, name.replace("-", "_")), getattr(module, settings)
+    return getattr(module, name.replace("-", "_")), settings_of(name)
+
+
+def settings_of(name: str) -> type:
+    """The class of a command's settings, without the command itself where it can be had alone."""
+    module = import_module(f"tokencredit.recipes.{SETTINGS_APART.get(name, COMMANDS[name][0])}")
+    return getattr(module, "".join(map(str.capitalize, name.split("-"))) + "Config")
 
 
 def _show_what_can_be_shown() -> None:
@@ -149,11 +159,11 @@ def _overview() -> str:
 
 
 def _run(name: str, arguments: list[str]) -> int:
-    recipe, config_class = recipe_of(name)
     from tokencredit.errors import TokenCreditError
 
     try:
-        config = _parsed(name, config_class, arguments)
+        config = _parsed(name, settings_of(name), arguments)
+        recipe, _ = recipe_of(name)
         _show(name, config)
         with _loading_told():
             found = recipe(config)

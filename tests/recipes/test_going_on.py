@@ -1,15 +1,13 @@
 """Supervised training that is stopped and started again ends as if it had not been."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from forked import ForkedCommand
 from named_settings import configured
 from safetensors.torch import load_file
 from tiny_reward_training import config, lines, write_inputs
@@ -161,19 +159,18 @@ def test_what_does_not_change_the_result_may_change(folder, tmp_path, monkeypatc
 def test_sigterm_writes_a_checkpoint_and_the_same_command_ends_the_run(folder, tmp_path):
     """The exit status is that of a program that SIGTERM ended; nothing that was done is lost."""
     run = tmp_path / "run"
-    words = [sys.executable, "-m", "tokencredit.cli", "train-reward-model"]
+    words = ["train-reward-model"]
     words += ["--data", str(folder / "bradley-terry.jsonl"), "--model", str(folder / "lm")]
     words += ["--output", str(run), "--device", "cpu", "--training.epochs", "4000"]
     words += ["--training.batch_size", "4", "--max_length", "64", "--training.log_every", "1"]
     words += ["--progress", "false"]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    process = ForkedCommand(*words)
     limit = time.monotonic() + 300
     while not (run / "metrics.jsonl").exists() and time.monotonic() < limit:
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 143, errors.decode()
-    assert b"SIGTERM: the run stops after this step" in errors
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(300) == 143, process.stderr
+    assert "SIGTERM: the run stops after this step" in process.stderr
     steps = [row["step"] for row in read_jsonl(run / "metrics.jsonl")]
     assert list(checkpoints_in(run))[-1] == steps[-1]
 

@@ -18,7 +18,7 @@ from tokencredit.recipes.policy.models import reward_server_of
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.run_folder import read_jsonl
 from tokencredit.recipes.serving.serve import ServeConfig, application_of
-from tokencredit.text.hf_known_readings import ReadingSettings
+from tokencredit.text.reading_settings import ReadingSettings
 
 TIMES = ("seconds_rollout", "seconds_score", "seconds_update", "tokens_per_second")
 TOKEN = "open-sesame-42"

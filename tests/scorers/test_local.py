@@ -17,8 +17,8 @@ from tokencredit.scorers.evidence import Responses
 from tokencredit.scorers.token_scores import CreditedScorer, score_for_policy
 from tokencredit.text.hf_decoding import decoded_response
 from tokencredit.text.hf_encoding import encode_chats, encode_responses
-from tokencredit.text.hf_known_readings import ReadingSettings
 from tokencredit.text.hf_reading import Reading
+from tokencredit.text.reading_settings import ReadingSettings
 
 PROMPTS = ["the film is", "one slow scene , then"]
 RESPONSES = [" a good café 日本 🙂 , very good plot", " bad"]

@@ -26,7 +26,8 @@ from tokencredit.errors import (
     TokenCreditWarning,
 )
 from tokencredit.scorers.segment_ends import SegmentEndSettings
-from tokencredit.scorers.sources import RewardSource, loaded_rewards
+from tokencredit.scorers.source_settings import RewardSource
+from tokencredit.scorers.sources import loaded_rewards
 from tokencredit.scorers.token_scores import score_for_policy
 from tokencredit.scorers.trained_reading import remember_score_positions
 from tokencredit.server.asking import RewardServer

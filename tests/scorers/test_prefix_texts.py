@@ -16,7 +16,8 @@ from tokencredit.scorers.prefix_texts import prefix_reading
 from tokencredit.scorers.token_scores import score_for_policy
 from tokencredit.text.hf_decoding import decoded_response
 from tokencredit.text.hf_encoding import encode_responses
-from tokencredit.text.hf_known_readings import ReadingSettings, reading_of
+from tokencredit.text.hf_known_readings import reading_of
+from tokencredit.text.reading_settings import ReadingSettings
 
 POLICIES = {
     "byte-level": byte_level(),

@@ -35,7 +35,7 @@ from tokencredit.scorers.trained_reading import remember_score_positions
 from tokencredit.server import asking
 from tokencredit.server.client import RewardServer, about
 from tokencredit.text.hf_encoding import encode_responses
-from tokencredit.text.hf_known_readings import ReadingSettings
+from tokencredit.text.reading_settings import ReadingSettings
 from tokencredit.text.segments import SegmentSettings
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src"

@@ -23,7 +23,8 @@ from tokencredit.credit.prefixes import prefix_difference_credit
 from tokencredit.credit.redistribution import terminal_credit, uniform_credit
 from tokencredit.errors import ConfigError, DataError, ModelError
 from tokencredit.scorers.rewards import CombinedScorer
-from tokencredit.scorers.sources import RewardSource, loaded_rewards, required_sources
+from tokencredit.scorers.source_settings import RewardSource, required_sources
+from tokencredit.scorers.sources import loaded_rewards
 from tokencredit.scorers.text_rewards import loaded_text_rewards, other_credit, paid_texts
 from tokencredit.text.hf_encoding import encode_responses
 from tokencredit.text.segments import SegmentSettings

@@ -15,8 +15,8 @@ from tiny_server import GatedModel, asked, break_model, posted, tiny_app, tiny_s
 
 from tokencredit.reward_model.hf_scores import reward_model_output
 from tokencredit.scorers.text_rewards import paid_texts
-from tokencredit.text.hf_known_readings import ReadingSettings
 from tokencredit.text.hf_token_rows import token_texts
+from tokencredit.text.reading_settings import ReadingSettings
 
 PROMPTS = ["the film is", "one slow scene , then", "a", ""]
 RESPONSES = [

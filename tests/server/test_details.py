@@ -15,7 +15,7 @@ from tokencredit.batch import ResponseScores
 from tokencredit.scorers.local import own_scores
 from tokencredit.scorers.texts import whole_texts
 from tokencredit.server.client import About
-from tokencredit.text.hf_known_readings import ReadingSettings
+from tokencredit.text.reading_settings import ReadingSettings
 
 TEXTS = [{"prompt": "the film is", "response": " a good plot"}, {"prompt": "a", "response": ""}]
 DETAILS = ["prefix-scores", "attention"]

@@ -18,7 +18,7 @@ from tiny_server import GatedModel, asked, listening, posted, served_model, tiny
 from tokencredit.models.fingerprint import weights_fingerprint
 from tokencredit.models.hf_vocabularies import tokenizer_fingerprint
 from tokencredit.server.encoding import pieces
-from tokencredit.text.hf_known_readings import ReadingSettings
+from tokencredit.text.reading_settings import ReadingSettings
 
 TEXT = {"prompt": "the film", "response": " is good"}
 

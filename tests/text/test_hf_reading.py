@@ -10,15 +10,14 @@ from tiny_tokenizers import CHAT_TEMPLATE, byte_level, word_level, wordpiece
 from tokencredit.batch import ResponseBatch
 from tokencredit.errors import ConfigError, DataError, ModelError
 from tokencredit.text.hf_known_readings import (
-    ReadingSettings,
     reading_of,
     remember_reading,
-    require_writer,
     stored_reading,
     written_by,
 )
 from tokencredit.text.hf_reading import Reading, ended_responses, shown_example
 from tokencredit.text.hf_rendering import rendered_chat
+from tokencredit.text.reading_settings import ReadingSettings, require_writer
 
 ASK = [{"role": "user", "content": "rate this film"}]
 THINKS = (

@@ -47,6 +47,16 @@ NEEDS: dict[Need, str] = {
 }
 """What methods are made from, in words for messages and tables."""
 
+OF_SCORERS: tuple[Need, ...] = (
+    "sequence_scores",
+    "prefix_scores",
+    "position_scores",
+    "attention",
+    "kept_tokens",
+    "embeddings",
+)
+"""What a scorer of responses may give; everything else comes from other models and settings."""
+
 
 @dataclass(frozen=True)
 class Evidence:

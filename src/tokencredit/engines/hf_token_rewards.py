@@ -15,9 +15,11 @@ from tokencredit.credit.methods import CreditSettings
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.pooled import PooledRewardModel
 from tokencredit.scorers.rewards import Rewards
-from tokencredit.scorers.sources import RewardSource, is_local, loaded_rewards, required_sources
+from tokencredit.scorers.source_settings import RewardSource, is_local, required_sources
+from tokencredit.scorers.sources import loaded_rewards
 from tokencredit.scorers.texts import loaded_reward_model
-from tokencredit.text.hf_known_readings import ReadingSettings, reading_of, written_by
+from tokencredit.text.hf_known_readings import reading_of, written_by
+from tokencredit.text.reading_settings import ReadingSettings
 from tokencredit.text.segments import SegmentSettings
 
 

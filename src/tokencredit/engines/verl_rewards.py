@@ -35,7 +35,7 @@ from tokencredit.engines.versions import require_version
 from tokencredit.errors import NumericError
 from tokencredit.evaluation.credit_shape import credit_entropy, last_token_share
 from tokencredit.models.hf_loading import model_description
-from tokencredit.scorers.sources import required_sources
+from tokencredit.scorers.source_settings import required_sources
 
 require_version("verl", at_least="0.9.1", below="0.10", extra="verl")
 from verl import DataProto  # noqa: E402

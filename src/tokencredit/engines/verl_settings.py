@@ -9,8 +9,8 @@ from tokencredit.aggregation.transforms import ScoreSettings
 from tokencredit.credit.methods import CreditSettings
 from tokencredit.errors import ConfigError
 from tokencredit.names import meant_by
-from tokencredit.scorers.sources import RewardSource, required_sources
-from tokencredit.text.hf_known_readings import ReadingSettings
+from tokencredit.scorers.source_settings import RewardSource, required_sources
+from tokencredit.text.reading_settings import ReadingSettings
 from tokencredit.text.segments import SegmentSettings
 
 VERLS_OWN_LOOPS = ("single_turn_agent", "tool_agent")

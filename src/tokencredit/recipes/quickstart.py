@@ -45,7 +45,8 @@ from tokencredit.recipes.run_folder import read_jsonl, write_atomically
 from tokencredit.recipes.settings import TrainingSettings
 from tokencredit.reward_model.hf_scores import load_reward_model
 from tokencredit.scorers.token_scores import score_for_policy
-from tokencredit.text.hf_known_readings import ReadingSettings, written_by
+from tokencredit.text.hf_known_readings import written_by
+from tokencredit.text.reading_settings import ReadingSettings
 from tokencredit.toy.hf_tokenizer import toy_tokenizer
 from tokencredit.toy.reviews import sample_pairs, sample_prompt, sample_review
 from tokencredit.toy.truth import true_token_scores

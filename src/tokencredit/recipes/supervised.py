@@ -45,9 +45,10 @@ from tokencredit.recipes.settings import (
     free_settings,
     require_trainable_device,
 )
-from tokencredit.text.hf_known_readings import ReadingSettings, reading_of, remember_reading
+from tokencredit.text.hf_known_readings import reading_of, remember_reading
 from tokencredit.text.hf_reading import Reading, shown_example
 from tokencredit.text.hf_token_rows import EncodedText
+from tokencredit.text.reading_settings import ReadingSettings
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores, RewardScorer, padded_rows
-from tokencredit.credit.evidence import NEEDS, Evidence, Need
+from tokencredit.credit.evidence import NEEDS, OF_SCORERS, Evidence
 from tokencredit.credit.implicit import implicit_values
 from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError, ModelError
@@ -31,16 +31,6 @@ from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.policy_tokens import attended_tokens
 from tokencredit.scorers.pooled import PooledRewardModel
 from tokencredit.scorers.trained_reading import trained_segments
-
-OF_SCORERS: tuple[Need, ...] = (
-    "sequence_scores",
-    "prefix_scores",
-    "position_scores",
-    "attention",
-    "kept_tokens",
-    "embeddings",
-)
-"""What a scorer of responses may give; everything else comes from other models and settings."""
 
 AskPolicy = Callable[[Callable[[Any], Tensor]], Tensor]
 """Calls a function with the policy; what shards the policy gathers it around the call."""

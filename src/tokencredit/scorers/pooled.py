@@ -45,8 +45,9 @@ from tokencredit.scorers.trained_reading import (
     trained_segments,
 )
 from tokencredit.server.vllm_scoring import ScoringServer, probed, token_outputs
-from tokencredit.text.hf_known_readings import ReadingSettings, reading_of
+from tokencredit.text.hf_known_readings import reading_of
 from tokencredit.text.hf_reading import Reading
+from tokencredit.text.reading_settings import ReadingSettings
 
 _PROBED_TOKENS = 24
 

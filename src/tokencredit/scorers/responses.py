@@ -27,9 +27,10 @@ from tokencredit.scorers.implicit import (
 )
 from tokencredit.scorers.texts import loaded_reward_model
 from tokencredit.scorers.trained_reading import trained_segment_ends
-from tokencredit.text.hf_known_readings import ReadingSettings, reading_of
+from tokencredit.text.hf_known_readings import reading_of
 from tokencredit.text.hf_reading import Reading
 from tokencredit.text.hf_token_rows import EncodedText
+from tokencredit.text.reading_settings import ReadingSettings
 
 Kind = Literal["classification", "implicit"]
 

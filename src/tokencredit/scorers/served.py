@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores
-from tokencredit.credit.evidence import Need
+from tokencredit.credit.evidence import OF_SCORERS, Need
 from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError, DataError
 from tokencredit.models.hf_vocabularies import vocabulary_fingerprint
-from tokencredit.scorers.evidence import OF_SCORERS
 from tokencredit.scorers.policy_tokens import (
     attended_tokens,
     decoded_responses,

@@ -17,10 +17,11 @@ from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.pooled import PooledRewardModel
 from tokencredit.scorers.rewards import Rewards, require_scores_as_read
 from tokencredit.scorers.segmentation import response_segments
-from tokencredit.scorers.sources import RewardSource, loaded_rewards, readable_reward_model
+from tokencredit.scorers.source_settings import RewardSource
+from tokencredit.scorers.sources import loaded_rewards, readable_reward_model
 from tokencredit.scorers.texts import whole_texts
 from tokencredit.text.hf_encoding import EncodedResponses
-from tokencredit.text.hf_known_readings import ReadingSettings
+from tokencredit.text.reading_settings import ReadingSettings
 from tokencredit.text.segments import SegmentSettings
 
 

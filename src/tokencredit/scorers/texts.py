@@ -9,8 +9,9 @@ from tokencredit.batch import Prompt
 from tokencredit.models.hf_loading import context_length, pad_token_id
 from tokencredit.reward_model.hf_scores import load_reward_model
 from tokencredit.text.hf_encoding import EncodedResponses
-from tokencredit.text.hf_known_readings import ReadingSettings, reading_of
+from tokencredit.text.hf_known_readings import reading_of
 from tokencredit.text.hf_reading import Reading
+from tokencredit.text.reading_settings import ReadingSettings
 
 
 def loaded_reward_model(

@@ -24,9 +24,10 @@ from tokencredit.scorers.segmentation import response_segments
 from tokencredit.scorers.served import served_reward_model
 from tokencredit.server.client import RewardServer
 from tokencredit.shaping import blended_scores
-from tokencredit.text.hf_known_readings import ReadingSettings, reading_of, written_by
+from tokencredit.text.hf_known_readings import reading_of, written_by
 from tokencredit.text.hf_reading import Reading, ended_responses
 from tokencredit.text.pooling import scores_at_segment_ends
+from tokencredit.text.reading_settings import ReadingSettings
 from tokencredit.text.segments import SegmentSettings
 
 

@@ -13,7 +13,7 @@ from tokencredit.errors import ConfigError, DataError, ModelError, NumericError,
 from tokencredit.evaluation.token_display import text_pieces
 from tokencredit.recipes.credit.explain import ExplainConfig, _explained, explain
 from tokencredit.recipes.settings import LoadingSettings
-from tokencredit.scorers.sources import RewardSource
+from tokencredit.scorers.source_settings import RewardSource
 
 RESPONSE = " a good café 日本 🙂 <b>plot</b>"
 

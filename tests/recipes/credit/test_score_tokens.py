@@ -20,10 +20,10 @@ from tokencredit.recipes.credit.score_tokens import (
 )
 from tokencredit.recipes.settings import LoadingSettings
 from tokencredit.reward_model.hf_scores import load_reward_model
-from tokencredit.scorers.sources import RewardSource
+from tokencredit.scorers.source_settings import RewardSource
 from tokencredit.scorers.texts import loaded_reward_model
-from tokencredit.text.hf_known_readings import ReadingSettings
 from tokencredit.text.hf_reading import Reading
+from tokencredit.text.reading_settings import ReadingSettings
 
 ROWS = [
     {"prompt": "the film is", "response": " a good café 日本 🙂 plot"},

@@ -27,7 +27,7 @@ from tokencredit.recipes.policy.refusals import require_shared_evenly
 from tokencredit.recipes.policy.rollout import draw_responses
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.run_folder import read_jsonl
-from tokencredit.scorers.sources import RewardSource
+from tokencredit.scorers.source_settings import RewardSource
 
 TERMINAL = {"credit.method": "terminal"}
 GROUPS = {"algorithm.name": "rloo", "algorithm.samples_per_prompt": 2}

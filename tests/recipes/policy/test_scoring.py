@@ -1,14 +1,12 @@
 """What is paid for responses that cannot be scored, that were cut off, or that a critic reads."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from forked import run_in_processes, run_script
 from safetensors.torch import load_file
 from tiny_models import tiny_model
 from tiny_policy import tiny_config, write_models
@@ -465,16 +463,8 @@ moments = [[one.moments["reward"].count, one.moments["reward"].mean] for one in 
 def test_running_moments_are_those_of_all_processes(models, tmp_path):
     """One response in each of two processes; then one process cannot score its own."""
     (tmp_path / "script.py").write_text(SCRIPT)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     tests = Path(__file__).parents[2]
-    done = subprocess.run(
-        [*launch, str(tmp_path / "script.py"), str(tests), str(models), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_in_processes(run_script, tmp_path / "script.py", tests, models, tmp_path)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     scores = []
     for one, other in zip(first["numbers"], second["numbers"], strict=True):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from forked import ForkedCommand
 from safetensors.torch import load_file, save_file
 from tiny_policy import tiny_config, write_models
 from transformers import AutoModelForCausalLM
@@ -124,25 +125,19 @@ def test_resumed_equals_uninterrupted_with_a_critic_apart(models, tmp_path, crit
 def test_killed_at_any_moment_it_goes_on_to_the_same_end(models, tmp_path):
     steps = 6
     train_policy(tiny_config(models, tmp_path / "whole", steps=steps))
-    command = [sys.executable, "-m", "tokencredit.cli", "train-policy"]
+    command = ["train-policy"]
     settings = asdict(tiny_config(models, tmp_path / "killed", steps=steps))
     for name, value in flat_settings(TrainPolicyConfig, settings).items():
         if value is not None and value != ():
             command += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # sums depend on the number of threads
-    )
+    process = ForkedCommand(*command)
     metrics = tmp_path / "killed" / "metrics.jsonl"
     deadline = time.monotonic() + 120
-    while len(read_jsonl(metrics)) < 2 and process.poll() is None:
+    while len(read_jsonl(metrics)) < 2 and process.returncode is None:
         assert time.monotonic() < deadline, "the run never reached its second step"
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    _, errors = process.communicate()
-    assert process.returncode == -signal.SIGKILL, errors.decode()
+    assert process.wait(60) == -signal.SIGKILL, process.stderr
     train_policy(tiny_config(models, tmp_path / "killed", steps=steps))
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
@@ -461,6 +456,7 @@ def test_prompts_longer_than_the_context_are_refused(models, tmp_path):
 
 
 def test_two_processes_train(models, tmp_path):
+    """Launched as users launch them; other tests of several processes fork theirs."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from pathlib import Path\n"

@@ -1,15 +1,13 @@
 """`train-preferences` end to end: against TRL, every loss, weights, resuming, bad input."""
 
 import json
-import os
-import subprocess
-import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from forked import run_in_processes, run_script
 from named_settings import configured
 from preference_cases import NAMES
 from readings import training_reading
@@ -622,12 +620,7 @@ def test_two_processes_train_as_one(folder, tmp_path):
     lines(tmp_path / "pairs.jsonl", rows)
     paths = [str(Path(__file__).parents[2]), str(Path(recipe.__file__).parents[3])]
     (tmp_path / "launch.py").write_text(LAUNCH.format(paths=paths))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-               "--nproc_per_node=2", str(tmp_path / "launch.py"), str(tmp_path),
-               str(tmp_path / "two")]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_in_processes(run_script, tmp_path / "launch.py", tmp_path, tmp_path / "two")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         one = train_preferences(

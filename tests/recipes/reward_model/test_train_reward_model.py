@@ -39,7 +39,6 @@ from tokencredit.reward_model.objectives import OBJECTIVES, Objective
 from tokencredit.scorers.fractions import counted_scores, fraction_scores
 from tokencredit.scorers.trained_reading import trained_segment_ends
 from tokencredit.text.hf_encoding import encode_responses
-from tokencredit.text.hf_known_readings import ReadingSettings
 from tokencredit.text.hf_token_rows import (
     EncodedText,
     read_every_token,
@@ -48,6 +47,7 @@ from tokencredit.text.hf_token_rows import (
     scored_rows,
     sequence_start,
 )
+from tokencredit.text.reading_settings import ReadingSettings
 
 BOTH = [("bradley-terry", "last"), ("bradley-terry", "every"), ("classification", "last"),
         ("classification", "every")]  # fmt: skip

@@ -42,8 +42,9 @@ from tokencredit.reward_model.hf_token_classifier import (
     token_classifier_logits,
 )
 from tokencredit.text.hf_encoding import encode_responses
-from tokencredit.text.hf_known_readings import ReadingSettings, reading_of
+from tokencredit.text.hf_known_readings import reading_of
 from tokencredit.text.hf_token_rows import EncodedText
+from tokencredit.text.reading_settings import ReadingSettings
 
 SOURCES = ("edits", "spans", "steps")
 

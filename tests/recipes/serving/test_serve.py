@@ -35,7 +35,7 @@ from tokencredit.recipes.serving.serve import (
     bearer_token,
     serve,
 )
-from tokencredit.scorers.sources import RewardSource
+from tokencredit.scorers.source_settings import RewardSource
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "serve.md").read_text()
 WAIT_MS = 700
@@ -53,7 +53,7 @@ def server(model):
     settings = ("--token_variable", "REWARD_TOKEN", "--access_log", "true")
     running = Server(model, *settings, "--limits.max_wait_ms", str(WAIT_MS))
     yield running
-    if running.process.poll() is None:
+    if running.process.returncode is None:
         running.stop()
 
 
@@ -148,8 +148,8 @@ def test_told_to_stop_as_soon_as_it_serves(model):
     for number in (signal.SIGTERM, signal.SIGINT):
         server = Server(model)
         server.process.send_signal(number)
-        said, _ = server.process.communicate(timeout=60)
-        assert (said, server.process.returncode) == ("stopped\n", 0)
+        assert server.process.wait(60) == 0
+        assert server.process.stdout.partition(f"{server.address}\n")[2] == "stopped\n"
 
 
 def test_told_to_stop_it_does_so_whatever_holds_it_up(tmp_path):

@@ -8,7 +8,7 @@ from tokencredit.errors import ConfigError
 from tokencredit.preference.hf_rows import DatasetSettings
 from tokencredit.ranges import require_at_least, require_positive
 from tokencredit.recipes.settings import LoadingSettings, group, setting
-from tokencredit.text.hf_known_readings import ReadingSettings
+from tokencredit.text.reading_settings import ReadingSettings
 from tokencredit.text.segments import SegmentSettings
 
 MarkDirection = Literal["label", "high", "low", "magnitude"]

@@ -27,15 +27,15 @@ from tokencredit.recipes.run_folder import write_atomically, writing
 from tokencredit.recipes.settings import LoadingSettings, group, setting
 from tokencredit.recipes.shown_reading import print_reading
 from tokencredit.scorers.rewards import Rewards
-from tokencredit.scorers.sources import RewardSource, required_sources
+from tokencredit.scorers.source_settings import RewardSource, required_sources
 from tokencredit.scorers.text_rewards import (
     loaded_text_rewards,
     other_credit,
     paid_texts,
     reader_of,
 )
-from tokencredit.text.hf_known_readings import ReadingSettings
 from tokencredit.text.hf_token_rows import token_texts
+from tokencredit.text.reading_settings import ReadingSettings
 from tokencredit.text.segments import SegmentSettings
 
 

@@ -32,8 +32,8 @@ from tokencredit.scorers.credit_models import FittedCredit
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.segmentation import response_segments
 from tokencredit.scorers.texts import loaded_reward_model, whole_texts
-from tokencredit.text.hf_known_readings import ReadingSettings
 from tokencredit.text.pooling import segment_end_scores
+from tokencredit.text.reading_settings import ReadingSettings
 from tokencredit.text.segments import SegmentSettings
 
 _Scores = tuple[Float[Tensor, "time_plus_1"], Float[Tensor, "segments"] | None]

@@ -34,11 +34,11 @@ from tokencredit.recipes.settings import LoadingSettings, group, setting
 from tokencredit.recipes.shown_reading import print_reading
 from tokencredit.scorers.cutting import cut_to_fit
 from tokencredit.scorers.rewards import Rewards
-from tokencredit.scorers.sources import RewardSource, required_sources
+from tokencredit.scorers.source_settings import RewardSource, required_sources
 from tokencredit.scorers.text_rewards import loaded_text_rewards, paid_texts, reader_of
 from tokencredit.text.alignment import Span
-from tokencredit.text.hf_known_readings import ReadingSettings
 from tokencredit.text.hf_token_rows import Truncation, token_texts
+from tokencredit.text.reading_settings import ReadingSettings
 from tokencredit.text.segments import SegmentSettings
 
 # Forward passes per chunk of data: within a chunk, responses of like length go together. What asks

@@ -21,7 +21,7 @@ from tokencredit.preference.hf_rows import DatasetSettings
 from tokencredit.ranges import require_at_least
 from tokencredit.recipes.settings import LoadingSettings, group, setting
 from tokencredit.sampling import Sampling
-from tokencredit.text.hf_known_readings import ReadingSettings, require_writer
+from tokencredit.text.reading_settings import ReadingSettings, require_writer
 
 
 @dataclass(frozen=True)

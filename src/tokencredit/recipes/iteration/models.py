@@ -17,7 +17,9 @@ from tokencredit.recipes.policy.models import reward_server_of
 from tokencredit.recipes.trainer import training_device
 from tokencredit.scorers.functions import named_function
 from tokencredit.scorers.implicit import loaded_reference
-from tokencredit.scorers.sources import FunctionScorer, RewardSource, loaded_rewards
+from tokencredit.scorers.python_rewards import FunctionScorer
+from tokencredit.scorers.source_settings import RewardSource
+from tokencredit.scorers.sources import loaded_rewards
 from tokencredit.text.hf_known_readings import reading_of
 from tokencredit.text.hf_reading import Reading
 from tokencredit.text.segments import SegmentSettings

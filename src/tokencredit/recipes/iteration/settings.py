@@ -34,8 +34,8 @@ from tokencredit.recipes.settings import (
 )
 from tokencredit.sampling import Sampling
 from tokencredit.scorers.functions import names_function
-from tokencredit.text.hf_known_readings import ReadingSettings, require_writer
 from tokencredit.text.hf_token_rows import Truncation
+from tokencredit.text.reading_settings import ReadingSettings, require_writer
 from tokencredit.text.segments import SegmentSettings
 
 FIRST, PREVIOUS = "first", "previous"

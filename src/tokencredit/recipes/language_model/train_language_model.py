@@ -68,9 +68,9 @@ from tokencredit.recipes.trainer import (
     train,
     training_arguments,
 )
-from tokencredit.text.hf_known_readings import ReadingSettings
 from tokencredit.text.hf_reading import Reading
 from tokencredit.text.hf_token_rows import Truncation
+from tokencredit.text.reading_settings import ReadingSettings
 
 SMALL_LLAMA: dict[str, Any] = {
     "model_type": "llama",

@@ -19,7 +19,8 @@ from tokencredit.models.merging import (
 from tokencredit.preference.hf_datasets import load_prompted_responses
 from tokencredit.recipes.language_model.corpus import IGNORED, causal_batch, causal_example
 from tokencredit.recipes.merging.settings import AdaptiveSettings
-from tokencredit.text.hf_known_readings import ReadingSettings, reading_of
+from tokencredit.text.hf_known_readings import reading_of
+from tokencredit.text.reading_settings import ReadingSettings
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,10 @@ from tokencredit.recipes.run_folder import open_run_folder, require_same_run, wr
 from tokencredit.recipes.settings import LoadingSettings, free_settings, group, setting
 from tokencredit.scorers.evidence import Responses, response_scores
 from tokencredit.scorers.policy_tokens import decoded_responses
-from tokencredit.scorers.sources import RewardSource, loaded_rewards
-from tokencredit.text.hf_known_readings import ReadingSettings, reading_of, require_writer
+from tokencredit.scorers.source_settings import RewardSource
+from tokencredit.scorers.sources import loaded_rewards
+from tokencredit.text.hf_known_readings import reading_of
+from tokencredit.text.reading_settings import ReadingSettings, require_writer
 from tokencredit.text.segments import SegmentSettings
 
 FILE = "safety.json"

@@ -21,8 +21,8 @@ from tokencredit.masking import masked_sum
 from tokencredit.recipes.policy.models import PolicyModels
 from tokencredit.recipes.policy.sharding import on_device
 from tokencredit.scorers.evidence import Responses, response_scores
+from tokencredit.scorers.python_rewards import FunctionScorer
 from tokencredit.scorers.rewards import MomentsOf, PaidResponses
-from tokencredit.scorers.sources import FunctionScorer
 
 Result = TypeVar("Result")
 

@@ -49,11 +49,11 @@ from tokencredit.recipes.settings import (
     require_gpu_if_quantized,
     setting,
 )
-from tokencredit.scorers.sources import RewardSource, required_sources
+from tokencredit.scorers.source_settings import RewardSource, required_sources
 from tokencredit.server.client import RewardServer
 from tokencredit.server.exchange import is_address
 from tokencredit.server.vllm_scoring import vllm_address
-from tokencredit.text.hf_known_readings import ReadingSettings, require_writer
+from tokencredit.text.reading_settings import ReadingSettings, require_writer
 from tokencredit.text.segments import SHOWN_LATER, SegmentSettings
 
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokencredit.evaluation.plots import plot_frontier
 from tokencredit.recipes.policy.watch_groups import StopSettings
 
 WATCHED = ("kl", "score", "held_out_score")
@@ -74,6 +73,8 @@ def plot_run(history: History, window: int, folder: Path) -> Path:
         window: steps that are averaged.
         folder: of the run.
     """
+    from tokencredit.evaluation.plots import plot_frontier  # Matplotlib waits until it is needed
+
     kl = running_means([row["kl"] for row in history], window)
     lines = {
         name.replace("_", " "): (kl, running_means([row[name] for row in history], window))

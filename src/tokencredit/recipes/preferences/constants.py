@@ -35,7 +35,8 @@ from tokencredit.recipes.trainer import training_device
 from tokencredit.scorers.credit_models import loaded_credit_models
 from tokencredit.scorers.implicit import loaded_reference
 from tokencredit.scorers.rewards import Rewards
-from tokencredit.scorers.sources import RewardSource, TokenSums, loaded_rewards
+from tokencredit.scorers.source_settings import RewardSource
+from tokencredit.scorers.sources import TokenSums, loaded_rewards
 from tokencredit.scorers.token_scores import CreditedScorer
 from tokencredit.text.hf_known_readings import written_by
 from tokencredit.text.hf_token_rows import EncodedText, response_batch, right_padded

@@ -22,8 +22,8 @@ from tokencredit.recipes.settings import (
     setting,
     settle_learning_rate,
 )
-from tokencredit.text.hf_known_readings import ReadingSettings
 from tokencredit.text.hf_token_rows import Truncation
+from tokencredit.text.reading_settings import ReadingSettings
 from tokencredit.text.segments import SegmentSettings
 
 WeightKind = Literal["none", "credit", "magnitude", "select", "edits", "decay"]

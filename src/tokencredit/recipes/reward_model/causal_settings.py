@@ -19,8 +19,8 @@ from tokencredit.recipes.settings import (
 )
 from tokencredit.reward_model.hf_rewriter import INSTRUCTION, TEMPLATE, require_template
 from tokencredit.scorers.vocabulary import VocabularyObjective
-from tokencredit.text.hf_known_readings import ReadingSettings
 from tokencredit.text.hf_token_rows import Truncation
+from tokencredit.text.reading_settings import ReadingSettings
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ from tokencredit.recipes.run_folder import open_run_folder, require_same_run, wr
 from tokencredit.recipes.settings import LoadingSettings, free_settings, group, setting
 from tokencredit.recipes.shown_reading import print_reading
 from tokencredit.scorers.responses import Kind, ResponseScorer, loaded_scorer, scored_responses
-from tokencredit.text.hf_known_readings import ReadingSettings
 from tokencredit.text.hf_token_rows import EncodedText, Truncation
+from tokencredit.text.reading_settings import ReadingSettings
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from tokencredit.recipes.settings import (
 )
 from tokencredit.reward_model.objectives import LossSettings, Objective, objective_row
 from tokencredit.scorers.segment_ends import SegmentEndSettings
-from tokencredit.text.hf_known_readings import ReadingSettings
 from tokencredit.text.hf_token_rows import Truncation
+from tokencredit.text.reading_settings import ReadingSettings
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.ranges import require_at_least
 from tokencredit.recipes.settings import LoadingSettings, group, setting
 from tokencredit.recipes.shown_reading import print_reading
-from tokencredit.scorers.sources import RewardSource, required_sources
+from tokencredit.scorers.source_settings import RewardSource, required_sources
 from tokencredit.scorers.text_rewards import loaded_text_rewards, reader_of
 from tokencredit.server.exchange import token_in
-from tokencredit.text.hf_known_readings import ReadingSettings
+from tokencredit.text.reading_settings import ReadingSettings
 from tokencredit.text.segments import SegmentSettings
 
 

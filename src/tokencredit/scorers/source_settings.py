@@ -1,0 +1,131 @@
+"""Sources of reward as settings name them, checked; `sources` loads them."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from tokencredit.aggregation.methods import AGGREGATIONS, CombinationSettings, require_weights
+from tokencredit.aggregation.transforms import ScoreSettings
+from tokencredit.credit.evidence import OF_SCORERS
+from tokencredit.credit.methods import CreditSettings, credit_method
+from tokencredit.errors import ConfigError
+from tokencredit.scorers.functions import names_function
+from tokencredit.server.exchange import is_address
+from tokencredit.server.vllm_scoring import is_vllm_address
+from tokencredit.text.reading_settings import ReadingSettings
+from tokencredit.text.segments import SegmentSettings
+
+
+@dataclass(frozen=True)
+class RewardSource:
+    """One source of reward."""
+
+    model: str
+    """Hub id or folder of a reward model, the address, `http(s)://...`, of a `tokencredit serve`,
+    `vllm+http(s)://...` of a vLLM server that scores, with `#` and the model's folder or Hub id
+    where that is another here, or `module:function`, a Python function from prompts and responses
+    to scores. With a credit of its own that needs no reward model, `fine-grained` for example, the
+    model of that credit."""
+    name: str = ""
+    """Name in metrics and samples; empty for the last part of `model`."""
+    weight: float = 1.0
+    """Multiplies its scores, and its token scores where it has a credit of its own."""
+    score: ScoreSettings = field(default_factory=ScoreSettings)
+    """What is done to its score before it is combined and spread."""
+    credit: CreditSettings | None = None
+    """A credit of its own; None takes the credit of the run, which all sources without one share:
+    their scores are combined before it."""
+    segments: SegmentSettings | None = None
+    """How responses are cut for its own credit; None for the segments of the run."""
+    reading: ReadingSettings | None = None
+    """How it reads texts; None for the reading of the run."""
+
+    @property
+    def label(self) -> str:
+        """Its name in metrics and samples."""
+        return self.name or re.split(r"[/:]", self.model.rstrip("/"))[-1]
+
+    @property
+    def pays_itself(self) -> bool:
+        """Whether `model` is no reward model, but what its own credit is made from."""
+        if self.credit is None or self.credit.model is not None or not is_local(self.model):
+            return False
+        method = credit_method(self.credit.method)
+        return bool(method.model_kind) and not set(method.needs) & set(OF_SCORERS)
+
+    @property
+    def own_credit(self) -> CreditSettings | None:
+        """Its own credit with the model that it is made from; None takes that of the run."""
+        if self.credit is None or not self.pays_itself:
+            return self.credit
+        return replace(self.credit, model=self.model)
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether how it cuts texts into tokens is known here."""
+        return self.is_reward_model or is_vllm_address(self.model)
+
+    @property
+    def is_reward_model(self) -> bool:
+        """Whether a reward model is loaded here: no address, no function, no other model."""
+        return is_local(self.model) and not self.pays_itself
+
+
+def required_sources(
+    reward_model: str | None,
+    rewards: Sequence[RewardSource],
+    *,
+    score: ScoreSettings | None = None,
+    combine: CombinationSettings | None = None,
+    has_references: bool = False,
+) -> tuple[RewardSource, ...]:
+    """The sources that settings name: one reward model in the short form, or a list.
+
+    Args:
+        reward_model: of the short form; None where there is a list.
+        rewards: the list; empty in the short form.
+        score: of the short form.
+        combine: how several become one.
+        has_references: whether responses of a reference policy are drawn, with which scores may be
+            compared.
+
+    Raises:
+        ConfigError: neither or both are given, two have the same name, a weight is NaN or
+            infinite, or sources with credit of their own are to be combined otherwise than by sum.
+    """
+    if (reward_model is None) == (not rewards):
+        raise ConfigError(
+            f"reward_model is {reward_model!r} and there are {len(rewards)} rewards; expected one "
+            "reward model, or a list of rewards"
+        )
+    for one in () if has_references else rewards:
+        if one.score.reference_responses or one.score.normalization == "reference":
+            raise ConfigError(
+                f"the score of the reward {one.label!r} is compared with the reference's responses "
+                f"(transform {one.score.transform!r}, normalization {one.score.normalization!r}); "
+                "expected another transform and normalization: train-policy alone draws these"
+            )
+    if reward_model is not None:
+        return (RewardSource(reward_model, name="reward", score=score or ScoreSettings()),)
+    combine = combine or CombinationSettings()
+    labels = [one.label for one in rewards]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise ConfigError(
+            f"two rewards have the name {twice[0]!r}; expected a name of its own for each: set "
+            "`name`"
+        )
+    own = [one.label for one in rewards if one.credit is not None]
+    if own and combine.credit == "together" and AGGREGATIONS[combine.method].acts != "linear":
+        raise ConfigError(
+            f"combine.method is {combine.method!r} and the reward {own[0]!r} has a credit of its "
+            "own; expected 'sum', combine.credit 'each', or one credit of the combined scores: set "
+            "`credit` of the run"
+        )
+    require_weights([one.weight for one in rewards], combine)
+    return tuple(rewards)
+
+
+def is_local(model: str) -> bool:
+    """Whether a source names a model that is loaded here: no address and no function."""
+    return not is_address(model) and not names_function(model)
