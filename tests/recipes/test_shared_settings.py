@@ -2,12 +2,14 @@ from dataclasses import dataclass
 
 import pytest
 import yaml
+from named_settings import configured
 
 from tokencredit.cli import recipe_of
 from tokencredit.errors import ConfigError
 from tokencredit.ranges import require_positive
 from tokencredit.recipes.policy.setting_groups import MachineSettings
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
+from tokencredit.recipes.reward_model.train_reward_model import TrainRewardModelConfig
 from tokencredit.recipes.run_folder import resolved_yaml
 from tokencredit.recipes.settings import (
     HeldOutSettings,
@@ -20,7 +22,7 @@ from tokencredit.recipes.settings import (
     require_float32,
     setting,
 )
-from tokencredit.recipes.trainer import require_trackers
+from tokencredit.recipes.trainer import require_trackers, training_arguments
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,17 @@ def test_free_settings_and_old_names_are_read_off_the_fields():
 def test_numbers_that_make_no_sense(wrong, message):
     with pytest.raises(ConfigError, match=message):
         wrong()
+
+
+@pytest.mark.parametrize(
+    ("examples", "epochs", "expected"), [(1, 0.5, 0), (8, 1.0, 0), (9, 1.0, 1), (160, 1.0, 2)]
+)
+def test_a_run_of_one_step_learns(tmp_path, examples, epochs, expected):
+    training = {"warmup": 0.1, "batch_size": 8, "epochs": epochs}
+    settings = configured(
+        TrainRewardModelConfig, data="d", model="m", output="o", device="cpu", **training
+    )
+    assert training_arguments(settings, tmp_path, examples=examples).warmup_steps == expected
 
 
 def test_what_is_not_asked_for_is_not_refused():

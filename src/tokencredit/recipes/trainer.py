@@ -421,6 +421,8 @@ def training_arguments(
     on_cpu = training_device(config) == "cpu"
     batches = math.ceil(examples / training.batch_size)
     steps = math.ceil(batches / training.gradient_accumulation) * training.epochs
+    total = training.max_steps or steps
+    warmup = min(math.ceil(training.warmup * total), math.ceil(total) - 1)  # one step learns too
     require_trackers(training.report_to)
     if training.mixed_precision == "bf16":
         warn_of_emulated_bfloat16(training_device(config), setting="training.mixed_precision 'no'")
@@ -433,7 +435,7 @@ def training_arguments(
         max_steps=training.max_steps or -1,
         learning_rate=training.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(training.warmup * (training.max_steps or steps)),
+        warmup_steps=warmup,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         bf16=training.mixed_precision == "bf16",
