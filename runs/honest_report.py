@@ -1,10 +1,12 @@
 """Keep what the experiments against overoptimisation found, and write their page.
 
     python runs/honest_report.py ensembles transforms
+    python runs/honest_report.py --restore transforms    # go on with an experiment that was begun
 
 Reads `output/honest/<experiment>` and writes `docs/results/honest/<experiment>.json`, the figure
 beside it, and `docs/results/honest.md` from all experiments that are there, and from the tables of
-`runs/honest_draws.py`.
+`runs/honest_draws.py`. An experiment that is not complete keeps the runs that are finished;
+`--restore` puts them back into `output/honest`, so that `runs/honest.sh` runs what is missing.
 """
 
 import json
@@ -18,6 +20,8 @@ from typing import Any
 import yaml
 from learning_report import finished, markdown, version
 
+from tokencredit.evaluation.learning import WINDOW, running_means, value_at
+from tokencredit.recipes.policy.learning_report import KL_LEVELS
 from tokencredit.recipes.run_folder import write_atomically
 
 DOCS = Path("docs/results/honest")
@@ -42,10 +46,45 @@ Curves = dict[str, dict[str, list[float]]]
 def keep(experiment: str) -> None:
     source = Path("output/honest") / experiment
     DOCS.mkdir(parents=True, exist_ok=True)
-    table = json.loads((source / "at-equal-kl.json").read_text())
+    complete = source / "at-equal-kl.json"
+    table = json.loads(complete.read_text()) if complete.exists() else None
     found = {"commit": version(), "table": table, "curves": finished(source)}
     write_atomically(DOCS / f"{experiment}.json", json.dumps(found) + "\n")
-    copyfile(source / "frontier.png", DOCS / f"{experiment}.png")
+    if table is not None:
+        copyfile(source / "frontier.png", DOCS / f"{experiment}.png")
+
+
+def restore(experiment: str) -> None:
+    """Put kept curves where a comparison of these settings, begun there, finds them."""
+    folder = Path("output/honest") / experiment / "curves"
+    if not folder.is_dir():
+        raise SystemExit(
+            f"there is no {folder}; begin the comparison (runs/honest.sh {experiment}), stop it, "
+            "restore, and start it again"
+        )
+    for name, curve in json.loads((DOCS / f"{experiment}.json").read_text())["curves"].items():
+        write_atomically(folder / f"{name}.json", json.dumps(curve) + "\n")
+
+
+def finished_rows(curves: Curves) -> list[dict[str, str]]:
+    """What each run of a comparison that is not complete has reached."""
+    rows = []
+    for run, curve in sorted(curves.items()):
+        true = running_means(curve["true_reward"], WINDOW)
+        at = {
+            f"at KL {level:g}": value_at(curve["kl"], curve["true_reward"], level)
+            for level in KL_LEVELS
+        }
+        rows.append(
+            {
+                "run": run.replace("_lr0.0003_lam0.95", "").replace("_", " "),
+                **{name: "-" if value is None else f"{value:.2f}" for name, value in at.items()},
+                "highest": f"{max(true):.2f}",
+                "fall after it": f"{max(true) - true[-1]:.2f}",
+                "KL, last 5": f"{end(curve, 'kl'):.1f}",
+            }
+        )
+    return rows
 
 
 def end(curve: dict[str, list[float]], name: str) -> float:
@@ -128,18 +167,30 @@ def section(experiment: str, title: str) -> list[str]:
         f"    runs/honest.sh {experiment}",
         "",
         f"{len(found['curves'])} finished runs, kept at commit {found['commit']}; settings in "
-        f"`runs/honest/{experiment}.yaml` and `runs/honest/ppo.yaml`.",
+        f"`runs/honest/{experiment}.yaml` and the file that it names.",
         "",
-        *markdown(found["table"]),
+        *results(experiment, found),
         "",
-        *(([*markdown(more), ""]) if more else []),
-        f"![True reward over KL](honest/{experiment}.png)",
-        "",
+        *([*markdown(more), ""] if more else []),
     ]
 
 
+def results(experiment: str, found: dict[str, Any]) -> list[str]:
+    """The table and figure of a comparison, or its finished runs."""
+    if found["table"] is None:
+        words = "The comparison is not complete. The runs that are finished, one seed each:"
+        return [words, "", *markdown(finished_rows(found["curves"]))]
+    figure = f"![True reward over KL](honest/{experiment}.png)"
+    return [*markdown(found["table"]), "", figure]
+
+
 def main() -> None:
-    for experiment in sys.argv[1:]:
+    asked = sys.argv[1:]
+    if asked[:1] == ["--restore"]:
+        for experiment in asked[1:]:
+            restore(experiment)
+        return
+    for experiment in asked:
         keep(experiment)
     page = [(Path(__file__).parent / "honest_report.md").read_text()]
     for name, title in TABLES.items():
