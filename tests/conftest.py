@@ -61,6 +61,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # PPO on attention is what this project compares. Its warning has tests of its own.
     biased = "ignore:credit.method .* the gradient is biased:tokencredit.errors.TokenCreditWarning"
     config.addinivalue_line("filterwarnings", biased)
+    # Whether a processor has bfloat16 is no matter of the tests that compute in it.
+    slow = "ignore:this processor has no fast products:tokencredit.errors.TokenCreditWarning"
+    config.addinivalue_line("filterwarnings", slow)
 
 
 @pytest.fixture(autouse=True)

@@ -170,7 +170,7 @@ def test_the_figure_shows_both_scores_against_the_kl(models, tmp_path, monkeypat
         path.write_text(title)
         return path
 
-    monkeypatch.setattr("tokencredit.recipes.policy.watching.plot_frontier", kept)
+    monkeypatch.setattr("tokencredit.evaluation.plots.plot_frontier", kept)
     plot_run(history([1.0, 3.0], [2.0, 4.0]), 2, tmp_path)
     assert drawn == {
         "score": ([2.0, 3.0], [1.0, 1.0]),
