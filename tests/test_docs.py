@@ -171,8 +171,8 @@ def documented(file: Path) -> list[str]:
     return [text for text in map(ast.get_docstring, nodes) if text is not None]
 
 
-ROOMS = (".", "credit", "decoding", "evaluation", "models", "policy", "preference", "reward_model",
-         "text", "toy")  # fmt: skip
+ROOMS = (".", "credit", "decoding", "evaluation", "judge", "models", "policy", "preference",
+         "reward_model", "text", "toy")  # fmt: skip
 
 
 @pytest.mark.parametrize("room", ROOMS)
