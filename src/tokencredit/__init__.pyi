@@ -87,6 +87,7 @@ from .judge.comparisons import (
     order_consistency,
 )
 from .judge.questions import Question, fenced_text, harmless_text, judge_question, shown_order
+from .judge.scores import JudgedScores, judged_scores
 from .judge.verdicts import (
     Reply,
     Verdict,
@@ -254,6 +255,7 @@ from .text.sentences import text_segments
 
 __all__ = [
     "ExtendedBeams",
+    "JudgedScores",
     "LabelledSpan",
     "LocationNormaliser",
     "PreferenceBatch",
@@ -337,6 +339,7 @@ __all__ = [
     "judge_question",
     "judged_factors",
     "judged_pair_signs",
+    "judged_scores",
     "kept_logprobs",
     "kept_responses",
     "kl_estimates",
