@@ -20,6 +20,7 @@ import tokencredit
 from tokencredit import errors
 from tokencredit.aggregation.methods import AGGREGATIONS
 from tokencredit.cli import COMMANDS, _parsed, recipe_of
+from tokencredit.judge.setups import JUDGE_SETUPS
 from tokencredit.policy.losses.methods import PREFERENCE_LOSSES
 from tokencredit.policy.methods import ALGORITHMS, Algorithm
 from tokencredit.policy.setups import ONLINE_SETUPS
@@ -171,8 +172,8 @@ def documented(file: Path) -> list[str]:
     return [text for text in map(ast.get_docstring, nodes) if text is not None]
 
 
-ROOMS = (".", "credit", "decoding", "evaluation", "models", "policy", "preference", "reward_model",
-         "text", "toy")  # fmt: skip
+ROOMS = (".", "credit", "decoding", "evaluation", "judge", "models", "policy", "preference",
+         "reward_model", "text", "toy")  # fmt: skip
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -255,6 +256,17 @@ def test_every_set_up_of_rounds_has_its_row():
             f"`{said}`" for said in (one.judged_by, one.rows, one.loss)
         ]
         assert references == (" or ".join(one.references) or "none")
+
+
+def test_every_set_up_of_judges_has_its_row():
+    rows = {quoted(row[0])[0]: row for row in table("docs/judges.md", "`setup` of")}
+    assert list(rows) == list(JUDGE_SETUPS)
+    for name, one in JUDGE_SETUPS.items():
+        _, words, source, asks, answers, orders, differs = rows[name]
+        assert [words, asks, differs] == [one.words, f"`{one.asks}`", one.differs]
+        assert all(number in source for number in one.source.split(", "))
+        assert answers == ("one token" if one.answers else "a text")
+        assert orders == ("both" if one.both_orders else "drawn")
 
 
 def test_method_names_are_those_of_the_table():

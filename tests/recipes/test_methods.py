@@ -9,6 +9,7 @@ from tokencredit.cli import main
 from tokencredit.credit.methods import CREDIT_METHODS, CreditMethod
 from tokencredit.decoding.rules import GUIDANCE_METHODS
 from tokencredit.decoding.search.hf_methods import SEARCHES
+from tokencredit.judge.setups import JUDGE_SETUPS
 from tokencredit.policy.constraints import CONSTRAINTS
 from tokencredit.policy.losses.methods import PREFERENCE_LOSSES
 from tokencredit.policy.methods import ALGORITHMS
@@ -28,6 +29,7 @@ NAMES = {
     "algorithm": ALGORITHMS,
     "loss": PREFERENCE_LOSSES,
     "setup": ONLINE_SETUPS,
+    "judge": JUDGE_SETUPS,
     "objective": [name for pair in OBJECTIVES for name in pair],
     "generation": [*GUIDANCE_METHODS, *SEARCHES],
 }

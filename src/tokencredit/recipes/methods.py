@@ -12,6 +12,7 @@ from tokencredit.credit.evidence import NEEDS
 from tokencredit.credit.methods import CREDIT_METHODS
 from tokencredit.decoding.rules import GUIDANCE_METHODS
 from tokencredit.decoding.search.hf_methods import SEARCHES
+from tokencredit.judge.setups import ASKS, JUDGE_SETUPS
 from tokencredit.names import require_named
 from tokencredit.policy.constraints import CONSTRAINTS
 from tokencredit.policy.losses.methods import PREFERENCE_LOSSES
@@ -28,7 +29,7 @@ class MethodsConfig:
 
     kind: str | None = None
     """`credit`, `transform`, `combination`, `mix`, `constraint`, `selection`, `algorithm`, `loss`,
-    `setup`, `objective` or `generation`; None shows all tables."""
+    `setup`, `objective`, `judge` or `generation`; None shows all tables."""
 
     def __post_init__(self) -> None:
         if self.kind is not None:
@@ -148,6 +149,21 @@ def _objective() -> Table:
     return _table("Objectives of train-reward-model", columns, rows)
 
 
+def _judge() -> Table:
+    rows = (
+        (
+            name,
+            one.words,
+            ASKS[one.asks],
+            "one token" if one.answers else "a text",
+            "both" if one.both_orders else "drawn",
+        )
+        for name, one in JUDGE_SETUPS.items()
+    )
+    columns = ("JUDGE_SETUPS", "is", "compares", "judge answers with", "orders")
+    return _table("Set-ups of judges, in Python", columns, rows)
+
+
 def _generation() -> Table:
     guided = (
         (name, "guidance", f"a reward model of {one.needs}", "guidance")
@@ -172,6 +188,7 @@ _KINDS: dict[str, Callable[[], Table]] = {
     "loss": _loss,
     "setup": _setup,
     "objective": _objective,
+    "judge": _judge,
     "generation": _generation,
 }
 

@@ -1,0 +1,141 @@
+"""A local causal language model as judge: what it says of its next token after a question."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from tokencredit.batch import Message, Prompt, ResponseBatch
+from tokencredit.errors import ConfigError, ModelError
+from tokencredit.judge.questions import Question
+from tokencredit.judge.verdicts import Reply, pooled_answers
+from tokencredit.models.hf_loading import pad_token_id
+from tokencredit.models.hf_logprobs import response_statistics
+from tokencredit.text.hf_reading import Reading
+
+
+def local_judge(
+    model: nn.Module, reading: Reading, *, micro_batch_size: int | None = None
+) -> Callable[[Sequence[Question]], list[Reply]]:
+    """A judge that answers with one token, in one forward pass per question.
+
+    Special tokens of the vocabulary that stand in a question are broken, so that no response ends
+    the turn in which it is shown. Neither padding nor the questions beside it change a reply.
+
+    Args:
+        model: a causal language model, in the mode that it is in.
+        reading: how it reads: by its chat template, or plain texts as they stand.
+        micro_batch_size: questions per forward pass; None for all.
+
+    Returns:
+        A function from questions to replies with the log-probabilities of the answers asked for.
+        It raises ConfigError for a question that wants a text, ModelError for an answer that is no
+        token, DataError for a question that does not fit the context.
+    """
+    spellings: dict[tuple[str, ...], dict[int, str]] = {}
+
+    def judge(questions: Sequence[Question]) -> list[Reply]:
+        replies: dict[int, Reply] = {}
+        for answers in dict.fromkeys(question.answers for question in questions):
+            rows = [row for row, one in enumerate(questions) if one.answers == answers]
+            if not answers:
+                raise ConfigError(
+                    "the question wants a text and the local judge answers with one token; "
+                    "expected answers of one token in the question"
+                )
+            if answers not in spellings:
+                spellings[answers] = answer_tokens(reading.tokenizer, answers)
+            tokens = spellings[answers]
+            asked = [questions[row] for row in rows]
+            logprobs = _next_logprobs(model, reading, asked, list(tokens), micro_batch_size)
+            for row, values in zip(rows, logprobs.tolist(), strict=True):
+                pooled = pooled_answers(zip(tokens.values(), values, strict=True), answers)
+                replies[row] = Reply(logprobs=pooled, bound=-math.inf)
+        return [replies[row] for row in range(len(questions))]
+
+    return judge
+
+
+def answer_tokens(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]) -> dict[int, str]:
+    """The tokens that spell an answer, whatever their case and the space around them.
+
+    Args:
+        tokenizer: whose vocabulary.
+        answers: in lower case.
+
+    Returns:
+        Texts by token id.
+
+    Raises:
+        ModelError: an answer is no single token.
+    """
+    special = set(tokenizer.all_special_ids)
+    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    found = {
+        token: text
+        for token, text in enumerate(texts)
+        if token not in special and text.strip().lower() in answers
+    }
+    missing = sorted(set(answers) - {text.strip().lower() for text in found.values()})
+    if missing:
+        raise ModelError(
+            f"the vocabulary of {tokenizer.name_or_path!r} has no single token for the answers "
+            f"{missing}; expected one for each of {list(answers)}: ask for other answers"
+        )
+    return found
+
+
+def without_special_tokens(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
+) -> list[Message]:
+    """Messages in which no special token of a vocabulary is written out.
+
+    Args:
+        tokenizer: whose vocabulary.
+        messages: of a question; each special token in them is broken by a space.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    names = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
+    broken: list[Message] = []
+    for message in messages:
+        text = str(message["content"])
+        for name in sorted(names, key=len, reverse=True):
+            text = text.replace(name, f"{name[0]} {name[1:]}" if len(name) > 1 else " ")
+        broken.append({**message, "content": text})
+    return broken
+
+
+def _next_logprobs(
+    model: nn.Module,
+    reading: Reading,
+    questions: Sequence[Question],
+    tokens: Sequence[int],
+    micro_batch_size: int | None,
+) -> Float[Tensor, "questions tokens"]:
+    """Log-probabilities of some tokens after each question."""
+    asked = [without_special_tokens(reading.tokenizer, one.messages) for one in questions]
+    prompts: list[Prompt] = [*asked]
+    if reading.template != "chat":
+        prompts = ["\n\n".join(str(turn["content"]) for turn in turns) for turns in asked]
+    rows = reading.prompt_rows(prompts, where="the questions")
+    width = max(map(len, rows))
+    prompt_ids = torch.full((len(rows), width), pad_token_id(reading.tokenizer))
+    prompt_mask = torch.zeros(prompt_ids.shape, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        prompt_ids[number, width - len(row) :] = torch.tensor(row)
+        prompt_mask[number, width - len(row) :] = True
+    # A token stands where the answer would: what is said of this place is read, not the token.
+    answer_ids = torch.full((len(rows), 1), tokens[0])
+    batch = ResponseBatch(
+        prompt_ids, prompt_mask, answer_ids, torch.ones(len(rows), 1, dtype=torch.bool)
+    )
+    found = response_statistics(
+        model,
+        batch,
+        lambda logits, _ids: logits.log_softmax(-1)[:, list(tokens)],
+        micro_batch_size=micro_batch_size,
+    )
+    return found[:, 0]
