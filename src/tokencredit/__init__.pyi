@@ -217,6 +217,10 @@ from .reward_model.losses.pairs import (
     regression_loss,
     segment_bradley_terry_loss,
 )
+from .reward_model.losses.several_ratings import (
+    multi_objective_regression_loss,
+    prefix_multi_objective_regression_loss,
+)
 from .reward_model.losses.tokens import step_classification_loss, token_classification_loss
 from .reward_model.losses.values import bootstrapped_targets, q_classification_loss, q_value_loss
 from .reward_model.losses.vocabulary import (
@@ -372,6 +376,7 @@ __all__ = [
     "merged_weights",
     "misordering_losses",
     "mixed_advantages",
+    "multi_objective_regression_loss",
     "ngram_segments",
     "nominal_and_worst_scores",
     "nominal_and_worst_slopes",
@@ -393,6 +398,7 @@ __all__ = [
     "prefix_classification_loss",
     "prefix_difference_credit",
     "prefix_length_means",
+    "prefix_multi_objective_regression_loss",
     "prefix_regression_loss",
     "priced_scores",
     "project_token_scores",

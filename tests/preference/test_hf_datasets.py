@@ -1,6 +1,7 @@
 import gzip
 import json
 import lzma
+import math
 from pathlib import Path
 
 import pytest
@@ -9,14 +10,17 @@ from datasets import Dataset, DatasetDict
 from tokencredit.errors import DataError
 from tokencredit.preference.hf_datasets import (
     load_labelled_responses,
+    load_multi_rated_responses,
     load_pairs,
     load_prompted_responses,
     load_prompts,
     load_rated_responses,
     load_texts,
 )
+from tokencredit.preference.hf_rows import LeftOut
 from tokencredit.preference.pairs import (
     LabelledResponse,
+    MultiRatedResponse,
     PreferencePair,
     PromptedResponse,
     RatedResponse,
@@ -193,6 +197,39 @@ def test_ratings(tmp_path):
     assert asked == [RatedResponse("Hi", "good", 9.0)]
     with pytest.raises(DataError, match="expected a finite number"):
         load_rated_responses(jsonl(tmp_path, {"text": "good", "rating": "nine"}))
+
+
+def test_several_ratings_of_which_some_are_missing(tmp_path):
+    path = jsonl(
+        tmp_path,
+        {"text": "good", "help": 4, "true": None, "short": "N/A", "q": "Hi"},
+        {"text": "bad", "help": "1.5", "true": 0, "short": float("nan"), "q": "x"},
+    )
+    names = ("help", "true", "short")
+    found = load_multi_rated_responses(path, rating_columns=names, rating_scale=(0.0, 4.0))
+    assert [(one.prompt, one.response) for one in found] == [("", "good"), ("", "bad")]
+    nan = pytest.approx(math.nan, nan_ok=True)
+    assert [list(one.ratings) for one in found] == [[4.0, nan, nan], [1.5, 0.0, nan]]
+    asked = load_multi_rated_responses(path, rating_columns=["help"], prompt_column="q", limit=1)
+    assert asked == [MultiRatedResponse("Hi", "good", (4.0,))]
+
+
+def test_several_ratings_that_cannot_be_used(tmp_path):
+    path = jsonl(tmp_path, {"text": "good", "help": 5, "true": None})
+    with pytest.raises(DataError, match=r"'help': 5; expected a rating from 0 to 4"):
+        load_multi_rated_responses(path, rating_columns=["help"], rating_scale=(0.0, 4.0))
+    with pytest.raises(DataError, match=r"no column 'short'; expected it among .*'help'"):
+        load_multi_rated_responses(path, rating_columns=["help", "short"])
+    with pytest.raises(DataError, match=r"nothing is rated in \['true'\]"):
+        load_multi_rated_responses(path, rating_columns=["true"])
+    infinite = jsonl(tmp_path, {"text": "good", "help": "inf"}, {"text": "bad", "help": "great"})
+    left_out: list[LeftOut] = []
+    with pytest.raises(DataError, match="'inf'; expected a finite number"):
+        load_multi_rated_responses(infinite, rating_columns=["help"])
+    mixed = jsonl(tmp_path, {"text": "a", "help": "great"}, {"text": "b", "help": 2})
+    kept = load_multi_rated_responses(mixed, rating_columns=["help"], left_out=left_out)
+    assert [one.response for one in kept] == ["b"]
+    assert len(left_out) == 1
 
 
 def test_a_prompt_column_that_is_named_must_be_there(tmp_path):

@@ -87,3 +87,14 @@ def length_weighted_cross_entropy(scores: list[float], label: float) -> float:
         probability = 1 / (1 + math.exp(-score))
         total -= t * (label * math.log(probability) + (1 - label) * math.log(1 - probability))
     return total / (len(scores) * (len(scores) + 1) / 2)
+
+
+def several_squared_errors(scores: list[list[float]], ratings: list[float]) -> float:
+    """Of one response: prefixes by objectives, and the ratings, NaN where one is missing."""
+    means = []
+    for objective, rating in enumerate(ratings):
+        if math.isnan(rating):
+            continue
+        errors = [(prefix[objective] - rating) ** 2 for prefix in scores]
+        means.append(sum(errors) / len(errors))
+    return sum(means) / len(means) if means else 0.0

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from tokencredit.reward_model.losses.pairs import (
     prefix_regression_loss,
     segment_bradley_terry_loss,
 )
+from tokencredit.reward_model.losses.several_ratings import prefix_multi_objective_regression_loss
 from tokencredit.reward_model.losses.values import q_classification_loss, q_value_loss
 from tokencredit.reward_model.objectives import (
     OBJECTIVES,
@@ -24,7 +27,7 @@ from tokencredit.reward_model.objectives import (
 
 def loss(objective, positions, scores, mask, targets, strengths=None, **options):
     settings = LossSettings(**options)
-    strengths = torch.ones_like(targets) if strengths is None else strengths
+    strengths = torch.ones(len(targets)) if strengths is None else strengths
     judgements = Judgements(scores, mask, targets, strengths)
     return objective_row(objective, positions, settings).loss(judgements, settings)
 
@@ -54,6 +57,18 @@ def test_objective_and_positions_name_the_loss():
         torch.testing.assert_close(found, own(scores, targets, mask))
     looks_ahead = loss("regression", "bootstrapped", scores, mask, targets, bootstrap_lambda=1.0)
     torch.testing.assert_close(looks_ahead, prefix_regression_loss(scores, targets, mask))
+
+
+@pytest.mark.parametrize("positions", ["every", "last"])
+def test_several_ratings_are_learnt_where_scores_are_read(positions):
+    scores, ratings = torch.randn(2, 3, 2), torch.tensor([[1.0, math.nan], [0.5, -1.0]])
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    found = loss(
+        "multi-objective-regression", positions, scores, mask, ratings, strengths=torch.ones(2)
+    )
+    assert torch.equal(found, prefix_multi_objective_regression_loss(scores, ratings, mask))
+    row = OBJECTIVES["multi-objective-regression", positions]
+    assert (row.rows, row.reading) == ("several-ratings", positions)
 
 
 def test_strengths_and_margins_reach_every_loss_of_pairs():
@@ -93,14 +108,17 @@ def test_every_row_reads_the_options_that_it_names():
     mask = torch.ones(2, 2, dtype=torch.bool)
     for (objective, positions), row in OBJECTIVES.items():
         some = targets[:1] if row.rows == "pairs" else targets
-        plain = loss(objective, positions, scores, mask, some)
+        said = scores
+        if row.rows == "several-ratings":
+            said, some = scores[..., None], targets[:, None]
+        plain = loss(objective, positions, said, mask, some)
         for name, value in changed.items():
             if name in row.options:
-                found = loss(objective, positions, scores, mask, some, **{name: value})
+                found = loss(objective, positions, said, mask, some, **{name: value})
                 assert abs(found - plain) > 1e-3
             else:
                 with pytest.raises(ConfigError, match=f"loss.{name} is .* does not read it"):
-                    loss(objective, positions, scores, mask, some, **{name: value})
+                    loss(objective, positions, said, mask, some, **{name: value})
 
 
 def test_names_that_are_not_in_the_table():

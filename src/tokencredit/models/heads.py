@@ -1,5 +1,8 @@
 """From a head's outputs to one score, and where in a sequence that score is read."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
@@ -53,12 +56,41 @@ def float32_outputs(
         return torch.func.functional_call(head, cast, (hidden.float(),))
 
 
-def require_one_score(outputs: int) -> None:
+def objective_names(config: Any) -> tuple[str, ...]:
+    """The names of the scores of a model that has several; none of a model that gives one.
+
+    Two outputs are two classes, which give one score, unless the configuration says that they are
+    a regression.
+
+    Args:
+        config: of a sequence-classification model.
+
+    >>> from types import SimpleNamespace
+    >>> labels = {0: "helpful", 1: "short"}
+    >>> objective_names(SimpleNamespace(num_labels=2, id2label=labels, problem_type="regression"))
+    ('helpful', 'short')
+    """
+    regression = getattr(config, "problem_type", None) == "regression"
+    if config.num_labels < 2 or (config.num_labels == 2 and not regression):
+        return ()
+    return tuple(str(config.id2label[output]) for output in range(config.num_labels))
+
+
+def require_one_score(outputs: int, objectives: Sequence[str] = ()) -> None:
     """Raise unless a head with so many outputs gives one score.
 
+    Args:
+        outputs: how many there are.
+        objectives: their names, where each is a score of its own.
+
     Raises:
-        ModelError: it has none or more than two.
+        ModelError: it has none or more than two, or each is a score of its own.
     """
+    if objectives:
+        raise ModelError(
+            f"the reward model has {outputs} outputs, a score for each of {', '.join(objectives)}; "
+            "expected one score: such a model is read by `reward_model_output` with every_output"
+        )
     if outputs not in (1, 2):
         raise ModelError(
             f"the reward model has {outputs} outputs; expected one score, or two classes of which "

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokencredit.errors import DataError, ModelError
-from tokencredit.models.heads import last_positions, require_one_score
+from tokencredit.models.heads import last_positions, objective_names, require_one_score
 from tokencredit.models.hf_attention import pretrained_model
 
 
@@ -143,8 +143,12 @@ def reads_both_ways(model: PreTrainedModel) -> bool:
     return declared and _layer_directions(model) != {True}
 
 
-def sequence_classifier(model: nn.Module) -> PreTrainedModel:
+def sequence_classifier(model: nn.Module, *, every_output: bool = False) -> PreTrainedModel:
     """The Hugging Face model under any wrappers, with a head that gives one score of a sequence.
+
+    Args:
+        model: a sequence-classification model, also inside a PEFT wrapper.
+        every_output: whether each of its outputs is read, so that there may be any number.
 
     Raises:
         ModelError: there is none, it has no such head or more than two outputs, a PEFT adapter
@@ -168,7 +172,8 @@ def sequence_classifier(model: nn.Module) -> PreTrainedModel:
             f"{type(pretrained).__name__} has no head that scores a sequence; expected a model "
             "for sequence classification, or a causal language model with `VocabScorer`"
         )
-    require_one_score(pretrained.config.num_labels)
+    if not every_output:
+        require_one_score(pretrained.config.num_labels, objective_names(pretrained.config))
     return pretrained
 
 

@@ -112,6 +112,8 @@ def head_of_two_as_one(
     Returns:
         Whether the head was filled.
     """
+    if getattr(model.config, "problem_type", None) == "regression":
+        return False  # two outputs are two objectives, and not two classes
     heads = set(head_modules(model))
     wanted = {
         key: model.get_parameter(key)

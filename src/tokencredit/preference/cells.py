@@ -198,6 +198,34 @@ def number_cell(row: Row, column: str) -> float:
     return number
 
 
+_MISSING = ("", "-", "n/a", "na", "nan", "none", "null")
+
+
+def rating_cell(row: Row, column: str, *, scale: tuple[float, float] | None = None) -> float:
+    """A number within a scale; NaN where nothing, NaN or a word for nothing stands.
+
+    Args:
+        row: that has the column.
+        column: of the rating.
+        scale: its least and its greatest number; None takes every number.
+
+    Raises:
+        DataError: there is no such column, or something else in it.
+    """
+    value = row.value(column)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return math.nan
+    if isinstance(value, str) and value.strip().lower() in _MISSING:
+        return math.nan
+    rating = number_cell(row, column)
+    if scale is not None and not scale[0] <= rating <= scale[1]:
+        raise DataError(
+            f"{row.place}, column {column!r}: {rating:g}; expected a rating from {scale[0]:g} to "
+            f"{scale[1]:g}, the scale in the settings: mend the row, or set another scale"
+        )
+    return rating
+
+
 def strength_cell(row: Row, column: str | None) -> float:
     """How much a preference counts; 1 where there is no column."""
     strength = 1.0 if column is None else number_cell(row, column)

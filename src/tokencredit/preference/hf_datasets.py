@@ -5,12 +5,21 @@ rejected, or chosen and rejected alone; a prompt. Prompts may be texts or lists 
 Names that columns have elsewhere are known (`layouts`).
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from tokencredit.batch import Prompt
 from tokencredit.errors import DataError
-from tokencredit.preference.cells import Row, label_cell, number_cell, strength_cell, text_cell
+from tokencredit.preference.cells import (
+    Row,
+    label_cell,
+    number_cell,
+    rating_cell,
+    strength_cell,
+    text_cell,
+)
 from tokencredit.preference.hf_rows import (
     DatasetSettings,
     LeftOut,
@@ -27,6 +36,7 @@ from tokencredit.preference.layouts import (
 )
 from tokencredit.preference.pairs import (
     LabelledResponse,
+    MultiRatedResponse,
     PreferencePair,
     PromptedResponse,
     RatedResponse,
@@ -140,6 +150,52 @@ def load_rated_responses(
     def rated(row: Row) -> RatedResponse:
         prompt, text = judged_answer(row, prompt_column, text_column)
         return RatedResponse(prompt, text, number_cell(row, rating_column))
+
+    rows = dataset_rows(path_or_id, split=split, limit=limit, dataset=dataset)
+    return list(made_rows(rated, rows, name=path_or_id, left_out=left_out))
+
+
+def load_multi_rated_responses(
+    path_or_id: str | Path,
+    *,
+    rating_columns: Sequence[str],
+    rating_scale: tuple[float, float] | None = None,
+    split: str = "train",
+    text_column: str = "text",
+    prompt_column: str | None = None,
+    limit: int | None = None,
+    dataset: DatasetSettings = _WHOLE,
+    left_out: list[LeftOut] | None = None,
+) -> list[MultiRatedResponse]:
+    """Texts with a number for each of several objectives, of which some may be missing.
+
+    Args:
+        path_or_id: as in `load_texts`.
+        rating_columns: one of each objective. A number is missing where a cell is empty, null, NaN
+            or a text such as `N/A`.
+        rating_scale: the least and the greatest rating; None takes every number.
+        split: as in `load_texts`.
+        text_column: as in `load_rated_responses`.
+        prompt_column: as in `load_labelled_responses`.
+        limit: as in `load_texts`.
+        dataset: as there.
+        left_out: as there.
+
+    Raises:
+        DataError: as in `load_texts`, a column is not there, a rating is no finite number or
+            outside the scale, or a row has none at all.
+        ConfigError: as in `load_labelled_responses`.
+    """
+
+    def rated(row: Row) -> MultiRatedResponse:
+        prompt, text = judged_answer(row, prompt_column, text_column)
+        ratings = tuple(rating_cell(row, name, scale=rating_scale) for name in rating_columns)
+        if all(map(math.isnan, ratings)):
+            raise DataError(
+                f"{row.place}: nothing is rated in {list(rating_columns)}; expected a number in at "
+                "least one of these columns: drop the row"
+            )
+        return MultiRatedResponse(prompt, text, ratings)
 
     rows = dataset_rows(path_or_id, split=split, limit=limit, dataset=dataset)
     return list(made_rows(rated, rows, name=path_or_id, left_out=left_out))

@@ -58,6 +58,21 @@ class RatedResponse:
 
 
 @dataclass(frozen=True)
+class MultiRatedResponse:
+    """A response with a number for each of several objectives.
+
+    Attributes:
+        prompt: text, or the messages of a conversation so far; empty where the text stands alone.
+        response: the text that the ratings are about.
+        ratings: of each objective, in any unit, more is better; NaN where one is missing.
+    """
+
+    prompt: Prompt
+    response: str
+    ratings: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class PreferencePair:
     """Two responses to the same prompt, one of them preferred.
 

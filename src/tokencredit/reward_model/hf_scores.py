@@ -7,6 +7,7 @@ since no real token comes after padding, and runs the fastest kernels.
 """
 
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,14 @@ from transformers import (
 )
 
 from tokencredit.batch import ResponseBatch, ResponseScores, rows_of_like_length
-from tokencredit.errors import DataError, ModelError, NumericError, TokenCreditWarning
+from tokencredit.errors import DataError, NumericError, TokenCreditWarning
 from tokencredit.masking import left_packed
 from tokencredit.models.heads import (
     at_last_token,
     float32_outputs,
     last_positions,
+    objective_names,
+    require_one_score,
     scalar_scores,
 )
 from tokencredit.models.hf_architecture import (
@@ -54,15 +57,16 @@ class RewardModelOutput:
     """What one forward pass says about whole sequences.
 
     Attributes:
-        sequence_scores: the score of each sequence, in nats, float32.
+        sequence_scores: the score of each sequence, in nats, float32; where every output is read,
+            each of them.
         position_scores: the score of the sequence up to each token, zero on padding; None where
             the model reads in both directions, so that prefixes have no score of their own.
         attention: attention paid to each token by the position where the score is read, zero on
             padding; each row sums to 1. None where it was not asked for.
     """
 
-    sequence_scores: Float[Tensor, "batch"]
-    position_scores: Float[Tensor, "batch sequence"] | None
+    sequence_scores: Float[Tensor, "batch *objectives"]
+    position_scores: Float[Tensor, "batch sequence *objectives"] | None
     attention: Float[Tensor, "batch sequence"] | None
 
 
@@ -87,7 +91,7 @@ def load_reward_model(
 
     Raises:
         ModelError: nothing that can be loaded is there, the head's weights are missing (of a
-            language model, for example), it has more than two outputs, or `pad_token` is not in
+            language model, for example), it has more than one score, or `pad_token` is not in
             the vocabulary.
     """
     model = load_model(
@@ -100,11 +104,7 @@ def load_reward_model(
         expected="a model trained for sequence classification: train one with "
         "`tokencredit train-reward-model`",
     )
-    if model.config.num_labels not in (1, 2):
-        raise ModelError(
-            f"the model at {str(name_or_path)!r} has {model.config.num_labels} outputs; expected a "
-            "reward model with one score, or with two classes of which the second is the better"
-        )
+    require_one_score(model.config.num_labels, objective_names(model.config))
     warn_of_order(model, str(name_or_path))
     tokenizer = load_tokenizer(
         name_or_path, pad_token=pad_token, trust_remote_code=trust_remote_code
@@ -137,6 +137,7 @@ def reward_model_output(
     *,
     attention_layer: int | None = None,
     token_types: Int[Tensor, "batch sequence"] | None = None,
+    every_output: bool = False,
 ) -> RewardModelOutput:
     """Score, prefix scores and attention row of each sequence, in one forward pass.
 
@@ -146,21 +147,23 @@ def reward_model_output(
         attention_mask: real tokens. What is masked between real tokens is left out.
         attention_layer: of which layer to record the attention; None records none.
         token_types: 1 on the second of two segments, for encoders that read pairs.
+        every_output: whether scores have a last axis, of all outputs of the head, as models of
+            several objectives are trained.
 
     Returns:
         Scores read at the last real token of a causal model; for an encoder what its own forward
         gives, and the attention of the first token. Gradients flow to the scores.
 
     Raises:
-        ModelError: the head has more than two outputs, or the model gives no attention or reads
-            its score elsewhere.
+        ModelError: the head has more than one score and one is read, or the model gives no
+            attention or reads its score elsewhere.
         DataError: a row has no real token, or more than the model can read.
         ConfigError: there is no such layer.
 
     Source: Chan et al. 2024, arXiv 2402.00782 (last layer, heads averaged). Their code takes the
     row at the policy's length of prompt and response; here it is the row where the score is read.
     """
-    pretrained = sequence_classifier(model)
+    pretrained = sequence_classifier(model, every_output=every_output)
     real = attention_mask.bool()
     require_readable(pretrained, input_ids, real)
     ids, packed = left_packed(input_ids, real)
@@ -176,6 +179,7 @@ def reward_model_output(
             lengths[rows],
             None if types is None else types[rows],
             attention_layer,
+            every_output,
         )
         for rows in groups
     ]
@@ -196,34 +200,39 @@ def _one_pass(
     lengths: Int[Tensor, "batch"],
     token_types: Int[Tensor, "batch packed"] | None,
     attention_layer: int | None,
+    every_output: bool,
 ) -> RewardModelOutput:
     """The output for rows at the left end, of which none changes the scores of another."""
     ids = ids[:, : int(lengths.max())]
     packed = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
     causal = is_causal(model)
     recording: Any = nullcontext()
+    read: Callable[[Tensor], Tensor] = Tensor.float if every_output else scalar_scores
     if attention_layer is not None:
         reading = last_positions(packed) if causal else reading_positions(model, packed)
         recording = recorded_attention(model, reading[:, None], packed, layer=attention_layer)
     if causal:
         hidden, record = causal_states(model, ids, around=recording)
-        scores = scalar_scores(float32_outputs(model.score, hidden))
+        scores = read(float32_outputs(model.score, hidden))
         sequence_scores = at_last_token(scores, packed)
-        position_scores = scores.masked_fill(~packed, 0.0)
+        padding = ~packed[..., None] if every_output else ~packed
+        position_scores = scores.masked_fill(padding, 0.0)
     else:
         segments = {} if token_types is None else {"token_type_ids": token_types[:, : ids.shape[1]]}
         with recording as record:
             logits = classifier_logits(model, ids, lengths, **segments)
-        sequence_scores, position_scores = scalar_scores(logits), None
+        sequence_scores, position_scores = read(logits), None
     attention = None if record is None else record.rows[:, 0]
     return RewardModelOutput(sequence_scores, position_scores, attention)
 
 
 def _widened(
-    values: Float[Tensor, "batch packed"] | None, width: int
-) -> Float[Tensor, "batch width"] | None:
-    """Zeros behind the values, up to this width."""
-    return None if values is None else nn.functional.pad(values, (0, width - values.shape[1]))
+    values: Float[Tensor, "batch packed *objectives"] | None, width: int
+) -> Float[Tensor, "batch width *objectives"] | None:
+    """Zeros after the values, up to this width."""
+    if values is None:
+        return None
+    return nn.functional.pad(values, (0, 0) * (values.dim() - 2) + (0, width - values.shape[1]))
 
 
 def score_responses(
@@ -315,19 +324,19 @@ def _require_finite(
 
 
 def _unpacked_values(
-    values: Float[Tensor, "batch packed"],
+    values: Float[Tensor, "batch packed *objectives"],
     packed: Bool[Tensor, "batch packed"],
     real: Bool[Tensor, "batch sequence"],
-) -> Float[Tensor, "batch sequence"]:
+) -> Float[Tensor, "batch sequence *objectives"]:
     """Undo `left_packed`: values back in their own columns, zeros elsewhere."""
-    unpacked = values.new_zeros(real.shape)
+    unpacked = values.new_zeros((*real.shape, *values.shape[2:]))
     unpacked[real] = values[packed]
     return unpacked
 
 
 def _joined_parts(
-    parts: list[Float[Tensor, "_ sequence"] | None], order: Int[Tensor, "batch"]
-) -> Float[Tensor, "batch sequence"] | None:
+    parts: list[Float[Tensor, "_ sequence *objectives"] | None], order: Int[Tensor, "batch"]
+) -> Float[Tensor, "batch sequence *objectives"] | None:
     """Micro-batches put together, in this order; None where there is nothing to join."""
     present = [part for part in parts if part is not None]
     return torch.cat(present)[order] if present else None

@@ -27,10 +27,11 @@ from tokencredit.reward_model.losses.pairs import (
     prefix_regression_loss,
     segment_bradley_terry_loss,
 )
+from tokencredit.reward_model.losses.several_ratings import prefix_multi_objective_regression_loss
 from tokencredit.reward_model.losses.values import q_classification_loss, q_value_loss
 
-RowKind = Literal["pairs", "labels", "ratings"]
-"""What a row of data says: which answer is better, 0 or 1, or a number."""
+RowKind = Literal["pairs", "labels", "ratings", "several-ratings"]
+"""What a row of data says: which answer is better, 0 or 1, a number, or one of each objective."""
 
 Reading = Literal["last", "every", "segment-ends"]
 """The tokens where scores are read."""
@@ -64,15 +65,16 @@ class Judgements:
     Attributes:
         scores: at the places that are read, from column 0 on; of pairs first those of all preferred
             responses, then those of all others. Models over the vocabulary may say more than one
-            number of a place.
+            number of a place, those of several objectives say one of each.
         mask: True on scores that are there.
-        targets: of each pair its margin in nats, of each response its label or rating.
+        targets: of each pair its margin in nats, of each response its label, rating or ratings, NaN
+            where one is missing.
         strengths: of each row, the weight of a preference.
     """
 
     scores: Float[Tensor, "rows time *rest"]
     mask: Bool[Tensor, "rows time"]
-    targets: Float[Tensor, "judgements"]
+    targets: Float[Tensor, "judgements *objectives"]
     strengths: Float[Tensor, "judgements"]
 
     @property
@@ -144,6 +146,13 @@ def rating_loss(judgements: Judgements, settings: LossSettings) -> Float[Tensor,
     return loss(judgements.scores, judgements.targets, judgements.mask)
 
 
+def several_ratings_loss(judgements: Judgements, _settings: LossSettings) -> Float[Tensor, ""]:
+    """Squared error of every score that is read against the rating of its objective."""
+    return prefix_multi_objective_regression_loss(
+        judgements.scores, judgements.targets, judgements.mask
+    )
+
+
 def next_label_loss(judgements: Judgements, settings: LossSettings) -> Float[Tensor, ""]:
     """Cross-entropy of every prefix against what the model says of the next one."""
     return q_classification_loss(
@@ -182,6 +191,12 @@ OBJECTIVES: dict[tuple[str, str], Objective] = {
     ("regression", "every"): Objective("ratings", "every", rating_loss, ("prefix_weights",)),
     ("regression", "bootstrapped"): Objective(
         "ratings", "every", next_rating_loss, ("bootstrap_lambda",)
+    ),
+    ("multi-objective-regression", "last"): Objective(
+        "several-ratings", "last", several_ratings_loss
+    ),
+    ("multi-objective-regression", "every"): Objective(
+        "several-ratings", "every", several_ratings_loss
     ),
 }
 """Each objective by its name and its positions."""

@@ -40,8 +40,33 @@ def counted_scores(
 
     An encoder has one score, that of the whole, whatever is counted.
     """
+    return _counted(model, input_ids, attention_mask, counted, token_types, every_output=False)
+
+
+def counted_outputs(
+    model: nn.Module,
+    input_ids: Int[Tensor, "batch sequence"],
+    attention_mask: Int[Tensor, "batch sequence"],
+    counted: Bool[Tensor, "batch sequence"],
+    token_types: Int[Tensor, "batch sequence"] | None = None,
+) -> Float[Tensor, "batch time objectives"]:
+    """All outputs of the head at the counted tokens, as `counted_scores` gives the one score."""
+    return _counted(model, input_ids, attention_mask, counted, token_types, every_output=True)
+
+
+def _counted(
+    model: nn.Module,
+    input_ids: Int[Tensor, "batch sequence"],
+    attention_mask: Int[Tensor, "batch sequence"],
+    counted: Bool[Tensor, "batch sequence"],
+    token_types: Int[Tensor, "batch sequence"] | None,
+    *,
+    every_output: bool,
+) -> Float[Tensor, "batch time *objectives"]:
     with short_attention(model, input_ids.shape[1]):
-        output = reward_model_output(model, input_ids, attention_mask, token_types=token_types)
+        output = reward_model_output(
+            model, input_ids, attention_mask, token_types=token_types, every_output=every_output
+        )
     if output.position_scores is None:
         return output.sequence_scores[:, None]
     return left_packed(output.position_scores, counted)[0]
@@ -55,7 +80,8 @@ def fraction_scores(
     batch_size: int,
     context: AbstractContextManager[Any],
     segment_ends: SegmentEnds | None = None,
-) -> Float[Tensor, "rows fractions"]:
+    every_output: bool = False,
+) -> Float[Tensor, "rows fractions *objectives"]:
     """Score of each response when 20, 40, 60, 80 and 100 % of it have been seen.
 
     Causal models give all of them in one pass; encoders read each cut text anew.
@@ -69,16 +95,18 @@ def fraction_scores(
         segment_ends: of `trained_segment_ends`, where the score of a text is the mean over the ends
             of its segments, the last of them where it is cut; None where it is read at the last
             token seen.
+        every_output: whether there is a last axis, of all outputs of the head.
     """
     model.eval()
     if is_causal(model):
         return _scores(model, rows, FRACTIONS, read_every_token, pad_id, batch_size, context,
-                       segment_ends)  # fmt: skip
+                       segment_ends, every_output)  # fmt: skip
     parts = []
     for fraction in FRACTIONS:
         seen = [_beginning(row, fraction) for row in rows]
-        parts.append(_scores(model, seen, (1.0,), read_last_token, pad_id, batch_size, context))
-    return torch.cat(parts, dim=-1)
+        parts.append(_scores(model, seen, (1.0,), read_last_token, pad_id, batch_size, context,
+                             None, every_output))  # fmt: skip
+    return torch.cat(parts, dim=1)
 
 
 def _scores(
@@ -89,9 +117,11 @@ def _scores(
     pad_id: int,
     batch_size: int,
     context: AbstractContextManager[Any],
-    segment_ends: SegmentEnds | None = None,
-) -> Float[Tensor, "rows fractions"]:
-    scores = torch.empty(len(rows), len(fractions))
+    segment_ends: SegmentEnds | None,
+    every_output: bool,
+) -> Float[Tensor, "rows fractions *objectives"]:
+    outputs = model.config.num_labels if every_output else 1
+    scores = torch.empty(len(rows), len(fractions), outputs)
     for some in rows_of_like_length(torch.tensor([len(row) for row in rows]), batch_size):
         texts = [rows[row] for row in some]
         tensors = scored_rows(texts, pad_id=pad_id, read_at=read_at)
@@ -99,14 +129,16 @@ def _scores(
         with torch.no_grad(), context:
             types = token_types(texts, width=ids.shape[1])
             types = None if types is None else types.to(model.device)
-            packed = counted_scores(model, ids, attention_mask, counted, types)
+            packed = _counted(model, ids, attention_mask, counted, types, every_output=every_output)
         mask, _ = left_packed(counted, counted)
         if segment_ends is not None:
             ends, _ = padded_rows(segment_ends(texts), fill=0, side="right")
             at_ends = left_packed(ends.bool().to(model.device), counted)[0]
             packed = running_segment_means(packed, at_ends, mask)
-        scores[some] = scores_at_fractions(packed, mask, fractions=fractions).cpu()
-    return scores
+        for output, one in enumerate(packed.unbind(-1) if every_output else [packed]):
+            found = scores_at_fractions(one, mask, fractions=fractions)
+            scores[some, :, output] = found.cpu()
+    return scores if every_output else scores[..., 0]
 
 
 def _beginning(row: EncodedText, fraction: float) -> EncodedText:

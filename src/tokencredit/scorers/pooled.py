@@ -21,7 +21,7 @@ from tokencredit.batch import Prompt, ResponseBatch, ResponseScores
 from tokencredit.credit.evidence import Need
 from tokencredit.credit.methods import CreditSettings
 from tokencredit.errors import ModelError
-from tokencredit.models.heads import require_one_score, scalar_scores
+from tokencredit.models.heads import objective_names, require_one_score, scalar_scores
 from tokencredit.models.hf_architecture import is_causal
 from tokencredit.models.hf_loading import load_config, load_tokenizer
 from tokencredit.models.hf_vocabularies import shares_vocabulary
@@ -216,7 +216,7 @@ def unweighted_reward_model(
             "so that its outputs are no scores of prefixes; expected a causal reward model: serve "
             "this one with `tokencredit serve`"
         )
-    require_one_score(config.num_labels)
+    require_one_score(config.num_labels, objective_names(config))
     warn_of_order(model, name)
     return model, reading_of(model, tokenizer, settings)
 

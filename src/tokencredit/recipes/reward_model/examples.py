@@ -5,6 +5,7 @@ standard deviations above their mean; afterwards the head is scaled, so that a s
 above the mean. The mean, for which a head without bias has no place, stands in the configuration.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -20,6 +21,7 @@ from tokencredit.masking import left_packed
 from tokencredit.models.hf_loaded_weights import head_modules
 from tokencredit.preference.pairs import (
     LabelledResponse,
+    MultiRatedResponse,
     PreferencePair,
     RatedResponse,
     beginning,
@@ -37,7 +39,7 @@ from tokencredit.text.hf_token_rows import (
     token_types,
 )
 
-Judgement = PreferencePair | LabelledResponse | RatedResponse
+Judgement = PreferencePair | LabelledResponse | RatedResponse | MultiRatedResponse
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,14 @@ class JudgedRow:
         responses: the chosen and the rejected one, or the one with a label or rating.
         target: the margin in nats, the label, or the rating.
         strength: the weight of a preference.
+        targets: the ratings by several objectives, NaN where one is missing; empty where there is
+            one target.
     """
 
     responses: tuple[EncodedText, ...]
     target: float
     strength: float = 1.0
+    targets: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return max(map(len, self.responses))
@@ -85,7 +90,12 @@ def judged_rows(
         ]
     alone = [row for row in data if not isinstance(row, PreferencePair)]
     rows = encode([row.prompt for row in alone], [row.response for row in alone])
-    return [JudgedRow((row,), _target(one)) for row, one in zip(rows, alone, strict=True)]
+    return [
+        JudgedRow((row,), math.nan, targets=one.ratings)
+        if isinstance(one, MultiRatedResponse)
+        else JudgedRow((row,), _target(one))
+        for row, one in zip(rows, alone, strict=True)
+    ]
 
 
 def judgement_text(row: Judgement) -> str:
@@ -136,7 +146,7 @@ SAID = ("targets", "strengths")
 def judgement_batch(judged: Sequence[JudgedRow]) -> dict[str, Tensor]:
     """What was said of the rows: `targets` and `strengths`."""
     return {
-        "targets": torch.tensor([one.target for one in judged]),
+        "targets": torch.tensor([one.targets or one.target for one in judged]),
         "strengths": torch.tensor([one.strength for one in judged]),
     }
 
@@ -298,15 +308,20 @@ def require_an_order(judged: Sequence[JudgedRow]) -> None:
         )
 
 
-def scale_scores(model: PreTrainedModel, factor: float) -> None:
+def scale_scores(model: PreTrainedModel, factor: float | Sequence[float]) -> None:
     """Multiply every score of a model by a factor, in the last layer of its head.
 
     Args:
         model: with a head of linear layers.
-        factor: the standard deviation of ratings, to turn what was learnt into their unit.
+        factor: the standard deviation of ratings, to turn what was learnt into their unit; several
+            for as many outputs.
     """
     heads = head_modules(model).values()
     *_, last = (layer for head in heads for layer in head.modules() if isinstance(layer, nn.Linear))
     with torch.no_grad():
         for weight in last.parameters():
-            weight.mul_(factor)
+            if isinstance(factor, float | int):
+                weight.mul_(factor)
+            else:
+                of_rows = torch.tensor(factor, device=weight.device)
+                weight.mul_(of_rows.reshape(-1, *[1] * (weight.dim() - 1)))

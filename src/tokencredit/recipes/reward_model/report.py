@@ -87,12 +87,16 @@ def held_out_rows_by_fraction(
             label_accuracy_by_fraction(scores, targets),
             [label_reliability_curve(column, targets) for column in scores.T],
         )
-    return _rating_rows(scores + rating_mean, targets)
+    return rating_rows(scores + rating_mean, targets)
 
 
-def _rating_rows(
-    predicted: Float[Tensor, "rows fractions"], ratings: Float[Tensor, "rows"]
-) -> Rows:
+def rating_rows(predicted: Float[Tensor, "rows fractions"], ratings: Float[Tensor, "rows"]) -> Rows:
+    """Accuracy, calibration and error of predicted ratings, a row per fraction.
+
+    Args:
+        predicted: when so much of a response has been seen, in the unit of the ratings.
+        ratings: of each response.
+    """
     rows = _with_curves(
         rating_accuracy_by_fraction(predicted, ratings),
         [rating_reliability_curve(column, ratings) for column in predicted.T],

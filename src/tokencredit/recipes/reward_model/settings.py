@@ -48,6 +48,12 @@ class JudgementColumns:
     rating: str = setting("rating", was="rating_column")
     """The ratings, in any unit, more for better ones. The scores of the model are ratings above the
     mean of the training data."""
+    ratings: tuple[str, ...] = ()
+    """The ratings by several objectives, with `multi-objective-regression`: a column of each, whose
+    name becomes that of the objective. An empty cell, null, NaN or `N/A` is a missing rating."""
+    rating_scale: tuple[float, float] | None = None
+    """The least and the greatest of these ratings, such as `[0, 4]`; a row with another cannot be
+    used. None takes every number."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,8 @@ class TrainRewardModelConfig:
     """Run folder; holds the model in Hugging Face layout when it is done."""
     objective: str = "bradley-terry"
     """`bradley-terry` learns from pairs, `classification` from labels 0 and 1, `regression` from
-    ratings."""
+    ratings, `multi-objective-regression` from ratings by several objectives, with a score for each
+    of them."""
     positions: str = "every"
     """What is scored in training. `last`: whole responses. `every`: each prefix too. `pairs`:
     beginnings of equal length of both answers, each pair of them an example. `segments`: the ends
@@ -120,6 +127,27 @@ class TrainRewardModelConfig:
         require_gpu_if_quantized(self.lora, self.device)
         settle_learning_rate(self, of_all=2e-5, of_lora=2e-4)
         objective_row(self.objective, self.positions, self.loss)
+        self._require_columns_of_ratings()
+
+    def _require_columns_of_ratings(self) -> None:
+        names, scale = self.columns.ratings, self.columns.rating_scale
+        several = self.row.rows == "several-ratings"
+        if several != bool(names) or (scale is not None and not several):
+            raise ConfigError(
+                f"columns.ratings is {list(names)} and columns.rating_scale {scale} with objective "
+                f"{self.objective!r}; expected columns with multi-objective-regression, one of "
+                "each objective, and neither with another objective"
+            )
+        if len(set(names)) < len(names) or any(set(name) & set("#=,") for name in names):
+            raise ConfigError(
+                f"columns.ratings is {list(names)}; expected each column once, and no '#', '=' or "
+                "',' in a name, which stand between the names of objectives elsewhere"
+            )
+        if scale is not None and not scale[0] < scale[1]:
+            raise ConfigError(
+                f"columns.rating_scale is {list(scale)}; expected its least number, then its "
+                "greatest"
+            )
 
     @property
     def entropy_reference(self) -> str | None:

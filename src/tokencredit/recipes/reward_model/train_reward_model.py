@@ -40,6 +40,7 @@ from tokencredit.models.hf_architecture import is_causal, padding_id
 from tokencredit.models.hf_attention import pretrained_model
 from tokencredit.preference.hf_datasets import (
     load_labelled_responses,
+    load_multi_rated_responses,
     load_pairs,
     load_rated_responses,
 )
@@ -67,6 +68,14 @@ from tokencredit.recipes.reward_model.report import (
     write_report,
 )
 from tokencredit.recipes.reward_model.settings import TrainRewardModelConfig
+from tokencredit.recipes.reward_model.several_ratings import (
+    head_of_objectives,
+    held_out_objectives,
+    objective_metrics,
+    require_orders,
+    standardised_objectives,
+    write_objective_report,
+)
 from tokencredit.recipes.reward_model.shared_prefixes import (
     shared_batch,
     shared_length,
@@ -96,7 +105,7 @@ from tokencredit.recipes.trainer import (
     training_arguments,
     training_device,
 )
-from tokencredit.scorers.fractions import counted_scores
+from tokencredit.scorers.fractions import counted_outputs, counted_scores
 from tokencredit.scorers.segment_ends import SegmentEnds, entropy_reference, segment_end_finder
 from tokencredit.scorers.trained_reading import remember_score_positions
 from tokencredit.text.hf_reading import Reading
@@ -141,12 +150,19 @@ def train_reward_model(config: TrainRewardModelConfig) -> Path:
     if config.row.rows == "ratings":
         rows = standardised_rows(model, rows)
         require_an_order(eval_rows)
+    if config.row.rows == "several-ratings":
+        rows = standardised_objectives(model, rows, config.columns.ratings)
+        require_orders(eval_rows, config.columns.ratings)
     with supervised_run(config) as folder:
         tell_left_out(left_out, folder / "skipped.jsonl")
         model, metrics = _train(config, model, tokenizer, rows, eval_rows, ends, folder)
         if config.row.rows == "pairs":
             metrics["equal_pairs"] = float(len(encoded) - len(rows))
-        if eval_rows:
+        if eval_rows and config.row.rows == "several-ratings":
+            of_objectives = _held_out_objectives(config, model, eval_rows)
+            metrics |= objective_metrics(of_objectives)
+            write_objective_report(of_objectives, folder)
+        elif eval_rows:
             by_fraction = _held_out_rows(config, model, ends, eval_rows)
             metrics |= held_out_metrics(by_fraction)
             write_report(by_fraction, folder, kind=config.row.rows)
@@ -170,6 +186,15 @@ def _load(config: TrainRewardModelConfig, source: Source) -> Sequence[Judgement]
             **vars(source),
             text_column=columns.text,
             rating_column=columns.rating,
+            prompt_column=columns.prompt,
+            limit=config.limit,
+        )
+    if config.row.rows == "several-ratings":
+        return load_multi_rated_responses(
+            **vars(source),
+            text_column=columns.text,
+            rating_columns=columns.ratings,
+            rating_scale=columns.rating_scale,
             prompt_column=columns.prompt,
             limit=config.limit,
         )
@@ -199,14 +224,17 @@ def _judged_rows(
 def _model_to_train(
     config: TrainRewardModelConfig,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model to train, with one output and a pad token, and its tokenizer."""
+    """The model to train, with an output of each objective and a pad token, and its tokenizer."""
+    head: dict[str, Any] = {"num_labels": 1}
+    if config.row.rows == "several-ratings":
+        head = head_of_objectives(config.model, config.columns.ratings, config.loading)
     model, tokenizer = classifier_to_train(
         AutoModelForSequenceClassification,
         config.model,
         config.loading,
         max_length=config.max_length,
         lora=config.lora,
-        num_labels=1,
+        **head,
     )
     if config.row.reading != "last" and not is_causal(model):
         raise ConfigError(
@@ -259,6 +287,8 @@ def _train(
 
     def evaluate() -> dict[str, float]:
         judge = pretrained_model(adapted)
+        if config.row.rows == "several-ratings":
+            return objective_metrics(_held_out_objectives(config, judge, eval_rows, learning=True))
         return held_out_metrics(_held_out_rows(config, judge, ends, eval_rows, learning=True))
 
     run = TrainingRun.of(config, folder, evaluate if eval_rows else None)
@@ -268,7 +298,7 @@ def _train(
     trained = without_adapters(
         adapted, config.lora, lambda: _model_to_train(unrounded)[0], task_type="SEQ_CLS"
     )
-    if config.row.rows == "ratings":
+    if config.row.rows in ("ratings", "several-ratings"):
         scale_scores(trained, trained.config.rating_standard_deviation)
     return trained, metrics
 
@@ -300,6 +330,8 @@ def reward_trainer(
         once = [shared_length(*rows[row].responses) for row in columns["row"]]
         columns["length"] = [n - min(part, n // 2) for n, part in zip(lengths, once, strict=True)]
     collate, scores_of = (shared_batch, shared_scores) if shares else (reward_batch, counted_scores)
+    if config.row.rows == "several-ratings":
+        scores_of = counted_outputs
 
     def batch(examples: Sequence[dict[str, int]]) -> dict[str, Tensor]:
         some = [
@@ -351,4 +383,22 @@ def _held_out_rows(
         batch_size=config.training.batch_size,  # half the texts of a pass in training
         context=autocast(config.training, model.device),
         segment_ends=ends,
+    )
+
+
+def _held_out_objectives(
+    config: TrainRewardModelConfig,
+    model: PreTrainedModel,
+    rows: list[JudgedRow],
+    *,
+    learning: bool = False,
+) -> dict[str, list[dict[str, Any]]]:
+    """Accuracy and calibration of each objective by the fraction of the response seen."""
+    return held_out_objectives(
+        model,
+        rows,
+        config.columns.ratings,
+        learning=learning,
+        batch_size=config.training.batch_size,
+        context=autocast(config.training, model.device),
     )
