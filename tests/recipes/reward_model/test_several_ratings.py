@@ -11,6 +11,7 @@ from tokencredit.errors import ConfigError, DataError, ModelError, TokenCreditWa
 from tokencredit.models.hf_loading import load_model
 from tokencredit.recipes.reward_model.settings import JudgementColumns
 from tokencredit.recipes.reward_model.train_reward_model import train_reward_model
+from tokencredit.recipes.trainer import SupervisedTrainer
 from tokencredit.reward_model.hf_scores import load_reward_model, reward_model_output
 
 OBJECTIVE = "multi-objective-regression"
@@ -134,3 +135,28 @@ def test_what_cannot_be_learnt(folder, tmp_path):
 def test_settings_that_contradict_each_other(folder, tmp_path, objective, columns, message):
     with pytest.raises(ConfigError, match=message):
         config(folder, tmp_path / "rm", objective, columns=JudgementColumns(**columns))
+
+
+class Killed(Exception):
+    """In the place of a signal that nothing can catch."""
+
+
+def test_a_killed_run_ends_as_if_nobody_had_killed_it(folder, tmp_path, monkeypatch):
+    settings = {"epochs": 2.0, "log_every": 3, "checkpoint_every": 5, "device": "cpu"}
+    whole = train_reward_model(several(folder, tmp_path / "whole", **settings))
+    real, seen = SupervisedTrainer.training_step, []
+
+    def step(self, *arguments, **keywords):
+        seen.append(1)
+        if len(seen) == 8:
+            raise Killed
+        return real(self, *arguments, **keywords)
+
+    killed = several(folder, tmp_path / "killed", **settings)
+    with monkeypatch.context() as patched:
+        patched.setattr(SupervisedTrainer, "training_step", step)
+        with pytest.raises(Killed):
+            train_reward_model(killed)
+    assert list(tmp_path.glob("killed/checkpoint*"))
+    mine, theirs = weights(train_reward_model(killed)), weights(whole)
+    assert all(torch.equal(weight, theirs[name]) for name, weight in mine.items())
