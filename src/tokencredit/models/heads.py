@@ -89,7 +89,8 @@ def require_one_score(outputs: int, objectives: Sequence[str] = ()) -> None:
     if objectives:
         raise ModelError(
             f"the reward model has {outputs} outputs, a score for each of {', '.join(objectives)}; "
-            "expected one score: such a model is read by `reward_model_output` with every_output"
+            f"expected one of them, as in 'folder#{objectives[0]}', or a weighted sum, as in "
+            f"'folder#{objectives[0]}=0.7,{objectives[1]}=0.3'"
         )
     if outputs not in (1, 2):
         raise ModelError(

@@ -42,6 +42,7 @@ from tokencredit.models.hf_architecture import (
 )
 from tokencredit.models.hf_attention import recorded_attention
 from tokencredit.models.hf_loading import load_model, load_tokenizer
+from tokencredit.models.hf_objectives import keep_one_score, split_objectives
 from tokencredit.models.hf_passes import (
     causal_states,
     classifier_logits,
@@ -82,7 +83,8 @@ def load_reward_model(
     """A sequence-classification model and its tokenizer, ready to score.
 
     Args:
-        name_or_path: a folder or a Hub id.
+        name_or_path: a folder or a Hub id; of a model of several objectives with one of them,
+            `folder#helpful`, or a weighted sum, `folder#helpful=0.7,short=0.3`.
         dtype: of the weights; scores are float32 in any case.
         attn_implementation: None for the model's default, which is the fast one.
         device: to put the model on.
@@ -91,12 +93,14 @@ def load_reward_model(
 
     Raises:
         ModelError: nothing that can be loaded is there, the head's weights are missing (of a
-            language model, for example), it has more than one score, or `pad_token` is not in
-            the vocabulary.
+            language model, for example), it has more than one score and none is asked for, or
+            `pad_token` is not in the vocabulary.
+        ConfigError: there is no such objective.
     """
+    place, asked = split_objectives(name_or_path)
     model = load_model(
         AutoModelForSequenceClassification,
-        name_or_path,
+        place,
         dtype=dtype,
         attn_implementation=attn_implementation,
         device=device,
@@ -104,11 +108,11 @@ def load_reward_model(
         expected="a model trained for sequence classification: train one with "
         "`tokencredit train-reward-model`",
     )
+    if asked:
+        keep_one_score(model, asked, name=str(place))
     require_one_score(model.config.num_labels, objective_names(model.config))
     warn_of_order(model, str(name_or_path))
-    tokenizer = load_tokenizer(
-        name_or_path, pad_token=pad_token, trust_remote_code=trust_remote_code
-    )
+    tokenizer = load_tokenizer(place, pad_token=pad_token, trust_remote_code=trust_remote_code)
     warn_of_tokens_without_rows(tokenizer, vocabulary_width(model))
     return model, tokenizer
 
