@@ -76,10 +76,12 @@ def write_data(folder: Path) -> None:
         response = (rejected, chosen)[row % 2]
         rated.append({"prompt": prompt, "response": response, "text": prompt + response})
         rated[-1] |= {"label": row % 2, "rating": row % 5 + 0.5}
+        rated[-1] |= {"helpfulness": row % 5, "verbosity": row % 3 if row % 7 else None}
     save_rows(folder, "pairs.jsonl", pairs)
     save_rows(folder, "answers.jsonl", rated)
     for name in ("texts", "reviews", "labels", "ratings", "labelled"):
-        texts = [{key: row[key] for key in ("text", "label", "rating")} for row in rated]
+        kept = ("text", "label", "rating", "helpfulness", "verbosity")
+        texts = [{key: row[key] for key in kept} for row in rated]
         save_rows(folder, f"{name}.jsonl", texts)
 
     marked = [("a very good film", [7, 11], 1), ("the plot is bad", [12, 15], 0)]
