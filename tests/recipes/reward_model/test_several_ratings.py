@@ -89,7 +89,7 @@ def test_one_objective_is_regression(folder, tmp_path):
 def test_two_objectives_are_no_two_classes(folder, tmp_path):
     output = train_reward_model(several(folder, tmp_path / "rm"))
     with pytest.raises(
-        ModelError, match=r"2 outputs, a score for each of good, long; .*every_output"
+        ModelError, match=r"2 outputs, a score for each of good, long; .*'folder#good'"
     ):
         load_reward_model(output)
     with pytest.raises(ConfigError, match=r"the same in the same order"):
