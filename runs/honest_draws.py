@@ -21,7 +21,6 @@ from transformers import AutoModelForCausalLM
 
 from tokencredit.aggregation.methods import AGGREGATIONS, CombinationSettings
 from tokencredit.batch import padded_rows
-from tokencredit.credit.methods import CreditSettings
 from tokencredit.evaluation.best_of_n import expected_best_of_n
 from tokencredit.models.hf_loading import load_model, load_tokenizer
 from tokencredit.policy.bounds import safety_test
@@ -31,11 +30,9 @@ from tokencredit.recipes.run_folder import write_atomically
 from tokencredit.sampling import Sampling
 from tokencredit.scorers.evidence import Responses, response_scores
 from tokencredit.scorers.policy_tokens import decoded_responses
-from tokencredit.scorers.source_settings import RewardSource
-from tokencredit.scorers.sources import loaded_rewards
+from tokencredit.scorers.sources import named_scorer
 from tokencredit.text.hf_known_readings import reading_of
 from tokencredit.text.reading_settings import ReadingSettings
-from tokencredit.text.segments import SegmentSettings
 from tokencredit.toy.lexicon import NEGATIONS
 from tokencredit.toy.reviews import sample_prompt
 from tokencredit.toy.truth import split_words, true_reward
@@ -67,15 +64,9 @@ def drawn(models: list[str]) -> dict[str, Any]:
     tokenizer = load_tokenizer(language_model)
     policy = load_model(AutoModelForCausalLM, language_model, device="cpu")
     reading = reading_of(policy, tokenizer, ReadingSettings())
-    sources = loaded_rewards(
-        [RewardSource(model, name=f"m{number}") for number, model in enumerate(models)],
-        CreditSettings("terminal"),
-        SegmentSettings(),
-        CombinationSettings(),
-        reading,
-    ).sources
+    scorers = [named_scorer(model, reading) for model in models]
     torch.manual_seed(SEED)
-    found: dict[str, Any] = {"scores": [[] for _ in sources], "true": [], "negated": []}
+    found: dict[str, Any] = {"scores": [[] for _ in scorers], "true": [], "negated": []}
     for prompt in asked:
         rows = reading.prompt_rows([prompt] * DRAWS, where="the prompts")
         batch, _ = sampled_responses(
@@ -86,8 +77,8 @@ def drawn(models: list[str]) -> dict[str, Any]:
             eos_token_id=reading.turn_ends or None,
         )
         responses = Responses(batch, [prompt] * DRAWS)
-        for kept, source in zip(found["scores"], sources, strict=True):
-            kept.append(response_scores(source.scorer, responses).sequence_scores.tolist())
+        for kept, scorer in zip(found["scores"], scorers, strict=True):
+            kept.append(response_scores(scorer, responses).sequence_scores.tolist())
         words = [split_words(one.response) for one in decoded_responses(tokenizer, batch)]
         found["true"].append([true_reward(row) for row in words])
         found["negated"].append([float(not NEGATIONS.keys().isdisjoint(row)) for row in words])

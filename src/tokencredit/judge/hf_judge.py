@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from tokencredit.batch import Message, Prompt, ResponseBatch
+from tokencredit.batch import Message, Prompt, ResponseBatch, padded_rows
 from tokencredit.errors import ConfigError, ModelError
 from tokencredit.judge.questions import Question
 from tokencredit.judge.verdicts import Reply, pooled_answers
@@ -121,12 +121,7 @@ def _next_logprobs(
     if reading.template != "chat":
         prompts = ["\n\n".join(str(turn["content"]) for turn in turns) for turns in asked]
     rows = reading.prompt_rows(prompts, where="the questions")
-    width = max(map(len, rows))
-    prompt_ids = torch.full((len(rows), width), pad_token_id(reading.tokenizer))
-    prompt_mask = torch.zeros(prompt_ids.shape, dtype=torch.bool)
-    for number, row in enumerate(rows):
-        prompt_ids[number, width - len(row) :] = torch.tensor(row)
-        prompt_mask[number, width - len(row) :] = True
+    prompt_ids, prompt_mask = padded_rows(rows, fill=pad_token_id(reading.tokenizer), side="left")
     # A token stands where the answer would: what is said of this place is read, not the token.
     answer_ids = torch.full((len(rows), 1), tokens[0])
     batch = ResponseBatch(

@@ -558,7 +558,6 @@ def without_adapters(
     """
     if lora.quantization is not None:
         whole = with_adapters(load(), lora, task_type=task_type)
-        whole.config.reading = adapted.config.reading
         adapted = on_whole_weights(adapted, whole)
     return merged_model(adapted)
 

@@ -35,34 +35,14 @@ def counted_scores(
     attention_mask: Int[Tensor, "batch sequence"],
     counted: Bool[Tensor, "batch sequence"],
     token_types: Int[Tensor, "batch sequence"] | None = None,
-) -> Float[Tensor, "batch time"]:
+    *,
+    every_output: bool = False,
+) -> Float[Tensor, "batch time *objectives"]:
     """Scores at the counted tokens, moved to the left end, with gradient.
 
-    An encoder has one score, that of the whole, whatever is counted.
+    An encoder has one score, that of the whole, whatever is counted. With `every_output` there is a
+    last axis, of all outputs of the head.
     """
-    return _counted(model, input_ids, attention_mask, counted, token_types, every_output=False)
-
-
-def counted_outputs(
-    model: nn.Module,
-    input_ids: Int[Tensor, "batch sequence"],
-    attention_mask: Int[Tensor, "batch sequence"],
-    counted: Bool[Tensor, "batch sequence"],
-    token_types: Int[Tensor, "batch sequence"] | None = None,
-) -> Float[Tensor, "batch time objectives"]:
-    """All outputs of the head at the counted tokens, as `counted_scores` gives the one score."""
-    return _counted(model, input_ids, attention_mask, counted, token_types, every_output=True)
-
-
-def _counted(
-    model: nn.Module,
-    input_ids: Int[Tensor, "batch sequence"],
-    attention_mask: Int[Tensor, "batch sequence"],
-    counted: Bool[Tensor, "batch sequence"],
-    token_types: Int[Tensor, "batch sequence"] | None,
-    *,
-    every_output: bool,
-) -> Float[Tensor, "batch time *objectives"]:
     with short_attention(model, input_ids.shape[1]):
         output = reward_model_output(
             model, input_ids, attention_mask, token_types=token_types, every_output=every_output
@@ -129,7 +109,9 @@ def _scores(
         with torch.no_grad(), context:
             types = token_types(texts, width=ids.shape[1])
             types = None if types is None else types.to(model.device)
-            packed = _counted(model, ids, attention_mask, counted, types, every_output=every_output)
+            packed = counted_scores(
+                model, ids, attention_mask, counted, types, every_output=every_output
+            )
         mask, _ = left_packed(counted, counted)
         if segment_ends is not None:
             ends, _ = padded_rows(segment_ends(texts), fill=0, side="right")

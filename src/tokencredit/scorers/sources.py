@@ -148,6 +148,31 @@ def loaded_rewards(
     return Rewards(tuple(loaded), of_run, combine)
 
 
+def named_scorer(
+    name: str,
+    writer: Reading,
+    *,
+    server: Callable[[str], RewardServer] = RewardServer,
+    reading: ReadingSettings | None = None,
+    loading: Mapping[str, Any] | None = None,
+) -> RewardScorer:
+    """What scores whole responses by the name that settings give it, no credit made of it.
+
+    Args:
+        name: Hub id or folder of a reward model, an address, or `module:function`.
+        writer: how the model reads that writes the responses.
+        server: makes a client of an address.
+        reading: how a local model reads texts; None leaves that to the model.
+        loading: of a model, as `load_model` takes it; also `pad_token`.
+
+    Raises:
+        ConfigError: a function is not there.
+        ModelError, ServerError: a model is not there, or a server does not answer.
+    """
+    source, whole = RewardSource(name), CreditSettings("terminal")
+    return _loaded(source, whole, writer, {}, server, reading, None, dict(loading or {}))
+
+
 def readable_reward_model(
     source: RewardSource,
     *,

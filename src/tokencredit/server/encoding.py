@@ -146,7 +146,7 @@ def pieces(sizes: Sequence[int], most: int) -> Iterator[list[int]]:
 
 
 def characters(text: PromptAndResponse) -> int:
-    """Of a prompt with its response; of messages everything counts that a template may show."""
+    """How many characters a prompt has with its response, all that a template may show included."""
     if isinstance(text.prompt, str):
         return len(text.prompt) + len(text.response)
     shown: Any = ([*vars(message).values(), message.model_extra] for message in text.prompt)

@@ -90,7 +90,7 @@ def scoring_server(server: RewardServer) -> ScoringServer:
 
 
 def probed(scoring: ScoringServer, probe: Sequence[int], *, outputs: int) -> ScoringServer:
-    """The same server, once it has shown that it says what the head says of every token.
+    """A scoring server that has shown that it says what the head says of every token.
 
     Args:
         scoring: of `scoring_server`.

@@ -207,7 +207,7 @@ def _draw(
 
 
 def _seed(seed: int, number: int, start: int) -> int:
-    """Of the run, the round and the first of some prompts."""
+    """Seed of a draw, made of those of the run, the round and the first of its prompts."""
     return ((seed * 1_000_003 + number) * 1_000_003 + start) % 2**63
 
 

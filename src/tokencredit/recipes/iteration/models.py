@@ -1,15 +1,12 @@
 """The models of a round: what draws, what judges, and what is compared with."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.batch import RewardScorer
-from tokencredit.credit.methods import CreditSettings
 from tokencredit.models.hf_loading import load_model, load_tokenizer, require_pad_token
 from tokencredit.models.hf_sampling import undrawable_ids
 from tokencredit.recipes.iteration.settings import IteratePreferencesConfig
@@ -18,11 +15,9 @@ from tokencredit.recipes.trainer import training_device
 from tokencredit.scorers.functions import named_function
 from tokencredit.scorers.implicit import loaded_reference
 from tokencredit.scorers.python_rewards import FunctionScorer
-from tokencredit.scorers.source_settings import RewardSource
-from tokencredit.scorers.sources import loaded_rewards
+from tokencredit.scorers.sources import named_scorer
 from tokencredit.text.hf_known_readings import reading_of
 from tokencredit.text.hf_reading import Reading
-from tokencredit.text.segments import SegmentSettings
 
 
 @dataclass(frozen=True)
@@ -99,7 +94,18 @@ def models_of_round(config: IteratePreferencesConfig, number: int) -> RoundModel
         FunctionScorer(named_function(judge), reading, f"the judge {judge}")
         for judge in config.judges
     )
-    scorer_of = _scorers(config, reading, frozen)
+
+    def scorer_of(called: str | None) -> RewardScorer | None:
+        if called is None:
+            return None
+        return named_scorer(
+            called,
+            reading,
+            server=lambda address: reward_server_of(address, config.server),
+            reading=config.reward_reading,
+            loading=frozen,
+        )
+
     return RoundModels(
         policy.eval(),
         reading,
@@ -111,26 +117,3 @@ def models_of_round(config: IteratePreferencesConfig, number: int) -> RoundModel
         base,
         earlier,
     )
-
-
-def _scorers(
-    config: IteratePreferencesConfig, reading: Reading, frozen: dict[str, Any]
-) -> Callable[[str | None], RewardScorer | None]:
-    """Reward models, functions and servers by what settings call them."""
-
-    def scorer(name: str | None) -> RewardScorer | None:
-        if name is None:
-            return None
-        rewards = loaded_rewards(
-            (RewardSource(name, name="reward"),),
-            CreditSettings("terminal"),
-            SegmentSettings(),
-            CombinationSettings(),
-            reading,
-            server=lambda address: reward_server_of(address, config.server),
-            reading=config.reward_reading,
-            loading=frozen,
-        )
-        return rewards.sources[0].scorer
-
-    return scorer

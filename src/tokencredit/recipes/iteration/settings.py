@@ -241,7 +241,7 @@ class IteratePreferencesConfig:
         return pays and asks_reward_model(self.credit)
 
     def _reference_of(self, number: int) -> str | None:
-        """As `train-preferences` takes it, whose own default is the model that it starts from."""
+        """The reference of a round; None for the policy that the round starts from."""
         if self.reference in (None, PREVIOUS) or (self.reference == FIRST and number == 0):
             return None
         return self.model if self.reference == FIRST else self.reference

@@ -17,9 +17,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.batch import Prompt, padded_rows
-from tokencredit.credit.methods import CreditSettings
 from tokencredit.errors import ConfigError, DataError
 from tokencredit.models.hf_loading import (
     load_model,
@@ -46,11 +44,9 @@ from tokencredit.recipes.run_folder import open_run_folder, require_same_run, wr
 from tokencredit.recipes.settings import LoadingSettings, free_settings, group, setting
 from tokencredit.scorers.evidence import Responses, response_scores
 from tokencredit.scorers.policy_tokens import decoded_responses
-from tokencredit.scorers.source_settings import RewardSource
-from tokencredit.scorers.sources import loaded_rewards
+from tokencredit.scorers.sources import named_scorer
 from tokencredit.text.hf_known_readings import reading_of
 from tokencredit.text.reading_settings import ReadingSettings, require_writer
-from tokencredit.text.segments import SegmentSettings
 
 FILE = "safety.json"
 """Where the verdict stands in the folder of a test."""
@@ -252,11 +248,8 @@ def _answers(config: TestSafetyConfig, prompts: list[Prompt]) -> list[dict[str, 
     require_pad_token(tokenizer)
     policy = load_model(AutoModelForCausalLM, config.policy, **loading)
     reading = reading_of(policy, tokenizer, config.policy_reading)
-    cost = loaded_rewards(
-        (RewardSource(config.cost, name="cost"),),
-        CreditSettings("terminal"),
-        SegmentSettings(),
-        CombinationSettings(),
+    cost = named_scorer(
+        config.cost,
         reading,
         server=lambda address: reward_server_of(address, config.server),
         reading=config.reading,
@@ -288,7 +281,7 @@ def _answers(config: TestSafetyConfig, prompts: list[Prompt]) -> list[dict[str, 
             eos_token_id=reading.turn_ends or None,
         )
         asked = [prompt for prompt, _ in some]
-        scores = response_scores(cost.sources[0].scorer, Responses(batch, asked)).sequence_scores
+        scores = response_scores(cost, Responses(batch, asked)).sequence_scores
         texts = [one.response for one in decoded_responses(tokenizer, batch)]
         rows += [
             {"prompt": prompt, "response": text, "cost": score}

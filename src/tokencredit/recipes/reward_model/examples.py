@@ -319,9 +319,6 @@ def scale_scores(model: PreTrainedModel, factor: float | Sequence[float]) -> Non
     heads = head_modules(model).values()
     *_, last = (layer for head in heads for layer in head.modules() if isinstance(layer, nn.Linear))
     with torch.no_grad():
-        for weight in last.parameters():
-            if isinstance(factor, float | int):
-                weight.mul_(factor)
-            else:
-                of_rows = torch.tensor(factor, device=weight.device)
-                weight.mul_(of_rows.reshape(-1, *[1] * (weight.dim() - 1)))
+        for weight in last.parameters():  # rows, or rows by width
+            factors = torch.tensor(factor, device=weight.device).reshape(-1)
+            weight.mul_(factors if weight.dim() == 1 else factors[:, None])

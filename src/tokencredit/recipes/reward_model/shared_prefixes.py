@@ -157,15 +157,16 @@ def shares_prefixes(model: nn.Module, row: JudgedRow, *, pad_id: int, read_at: R
     training = model.training
     model.eval()
     with torch.no_grad():
-        inputs = [
+        inputs: list[dict[str, Any]] = [
             {name: tensor.to(pretrained.device) for name, tensor in batch.items() if name in names}
             for batch, names in (
                 (together, ("input_ids", "position_ids", "branches", "columns", "counted")),
                 (apart, ("input_ids", "attention_mask", "counted")),
             )
         ]
-        difference = (shared_scores(model, **inputs[0]) - counted_scores(model, **inputs[1])).abs()
-        scale = float(counted_scores(model, **inputs[1]).abs().max())
+        alone = counted_scores(model, **inputs[1])
+        difference = (shared_scores(model, **inputs[0]) - alone).abs()
+        scale = float(alone.abs().max())
     model.train(training)
     allowed = _TOLERANCES.get(pretrained.dtype, _COARSE_TOLERANCE) * max(scale, 1.0)
     if float(difference.max()) <= allowed:

@@ -105,7 +105,7 @@ from tokencredit.recipes.trainer import (
     training_arguments,
     training_device,
 )
-from tokencredit.scorers.fractions import counted_outputs, counted_scores
+from tokencredit.scorers.fractions import counted_scores
 from tokencredit.scorers.segment_ends import SegmentEnds, entropy_reference, segment_end_finder
 from tokencredit.scorers.trained_reading import remember_score_positions
 from tokencredit.text.hf_reading import Reading
@@ -173,40 +173,31 @@ def train_reward_model(config: TrainRewardModelConfig) -> Path:
 def _load(config: TrainRewardModelConfig, source: Source) -> Sequence[Judgement]:
     """The rows of a data set that the objective learns from."""
     columns = config.columns
-    if config.row.rows == "labels":
-        return load_labelled_responses(
-            **vars(source),
-            text_column=columns.text,
-            label_column=columns.label,
-            prompt_column=columns.prompt,
-            limit=config.limit,
-        )
-    if config.row.rows == "ratings":
-        return load_rated_responses(
-            **vars(source),
-            text_column=columns.text,
-            rating_column=columns.rating,
-            prompt_column=columns.prompt,
-            limit=config.limit,
-        )
-    if config.row.rows == "several-ratings":
-        return load_multi_rated_responses(
-            **vars(source),
-            text_column=columns.text,
-            rating_columns=columns.ratings,
-            rating_scale=columns.rating_scale,
-            prompt_column=columns.prompt,
-            limit=config.limit,
-        )
-    return load_pairs(
-        **vars(source),
-        prompt_column=columns.prompt,
-        chosen_column=columns.chosen,
-        rejected_column=columns.rejected,
-        margin_column=columns.margin,
-        strength_column=columns.strength,
-        limit=config.limit,
-    )
+    shared = {**vars(source), "prompt_column": columns.prompt, "limit": config.limit}
+    match config.row.rows:
+        case "pairs":
+            return load_pairs(
+                **shared,
+                chosen_column=columns.chosen,
+                rejected_column=columns.rejected,
+                margin_column=columns.margin,
+                strength_column=columns.strength,
+            )
+        case "labels":
+            return load_labelled_responses(
+                **shared, text_column=columns.text, label_column=columns.label
+            )
+        case "ratings":
+            return load_rated_responses(
+                **shared, text_column=columns.text, rating_column=columns.rating
+            )
+        case "several-ratings":
+            return load_multi_rated_responses(
+                **shared,
+                text_column=columns.text,
+                rating_columns=columns.ratings,
+                rating_scale=columns.rating_scale,
+            )
 
 
 def _judged_rows(
@@ -329,9 +320,10 @@ def reward_trainer(
     if shares:
         once = [shared_length(*rows[row].responses) for row in columns["row"]]
         columns["length"] = [n - min(part, n // 2) for n, part in zip(lengths, once, strict=True)]
-    collate, scores_of = (shared_batch, shared_scores) if shares else (reward_batch, counted_scores)
-    if config.row.rows == "several-ratings":
-        scores_of = counted_outputs
+    several = config.row.rows == "several-ratings"
+    collate, scores_of = reward_batch, partial(counted_scores, every_output=several)
+    if shares:
+        collate, scores_of = shared_batch, partial(shared_scores)
 
     def batch(examples: Sequence[dict[str, int]]) -> dict[str, Tensor]:
         some = [
