@@ -180,7 +180,7 @@ def results(experiment: str, found: dict[str, Any]) -> list[str]:
     if found["table"] is None:
         words = "The comparison is not complete. The runs that are finished, one seed each:"
         return [words, "", *markdown(finished_rows(found["curves"]))]
-    figure = f"![True reward over KL](honest/{experiment}.png)"
+    figure = f"![Score of the held-out reward model over KL](honest/{experiment}.png)"
     return [*markdown(found["table"]), "", figure]
 
 
