@@ -3,7 +3,7 @@
     python runs/honest_report.py ensembles transforms
     python runs/honest_report.py --restore transforms    # go on with an experiment that was begun
 
-Reads `output/honest/<experiment>` and writes `docs/results/honest/<experiment>.json`, the figure
+Reads `output/honest/<experiment>` and writes `docs/results/honest/<experiment>.json`, the figures
 beside it, and `docs/results/honest.md` from all experiments that are there, and from the tables of
 `runs/honest_draws.py`. An experiment that is not complete keeps the runs that are finished;
 `--restore` puts them back into `output/honest`, so that `runs/honest.sh` runs what is missing.
@@ -52,6 +52,7 @@ def keep(experiment: str) -> None:
     write_atomically(DOCS / f"{experiment}.json", json.dumps(found) + "\n")
     if table is not None:
         copyfile(source / "frontier.png", DOCS / f"{experiment}.png")
+        copyfile(source / "held-out-frontier.png", DOCS / f"{experiment}-held-out.png")
 
 
 def restore(experiment: str) -> None:
@@ -180,8 +181,9 @@ def results(experiment: str, found: dict[str, Any]) -> list[str]:
     if found["table"] is None:
         words = "The comparison is not complete. The runs that are finished, one seed each:"
         return [words, "", *markdown(finished_rows(found["curves"]))]
-    figure = f"![Score of the held-out reward model over KL](honest/{experiment}.png)"
-    return [*markdown(found["table"]), "", figure]
+    true = f"![True reward over KL](honest/{experiment}.png)"
+    held_out = f"![Score of the held-out reward model over KL](honest/{experiment}-held-out.png)"
+    return [*markdown(found["table"]), "", true, "", held_out]
 
 
 def main() -> None:

@@ -128,7 +128,8 @@ def write_learning_report(
     """Print the table and write it with its figures.
 
     Args:
-        folder: to write `learning.html`, `.md`, `.json` and the figures into.
+        folder: to write `learning.html`, `.md`, `.json` and the figures into: `learning.png`,
+            `frontier.png`, and `held-out-frontier.png` where another curve is compared.
         curves: name of a method to its seeds at its best point.
         best: the point of the grid that each method was run at.
         tuning: mean score of each method at each point of the grid.
@@ -152,21 +153,11 @@ def write_learning_report(
         title="Learning curves",
         window=WINDOW,
     )
-    watched = (
-        "held_out_score" if all("held_out_score" in s[0] for s in curves.values()) else judged_by
-    )
-    frontier = plot_frontier(
-        {
-            name: (
-                running_means(averaged(seeds, "kl"), 2 * WINDOW),
-                running_means(averaged(seeds, watched), 2 * WINDOW),
-            )
-            for name, seeds in curves.items()
-        },
-        folder / "frontier.png",
-        ylabel=watched.replace("_", " ") + " (nats)",
-        title="What was reached at which KL",
-    )
+    held_out = all("held_out_score" in seeds[0] for seeds in curves.values())
+    frontiers = [_frontier(folder / "frontier.png", curves, judged_by)]
+    if held_out and judged_by != "held_out_score":
+        path = folder / "held-out-frontier.png"
+        frontiers.append(_frontier(path, curves, "held_out_score"))
     grid = [
         [method, f"{point[0]:g}", _shown(point[1]), _own(point), f"{score:.3f}"]
         for method, points in tuning.items()
@@ -183,13 +174,32 @@ def write_learning_report(
         ],
         figures=[
             ReportFigure("Learning curves", learning, f"Running mean of {WINDOW} steps."),
-            ReportFigure("Frontier", frontier, "Along training; the dot is its end."),
+            *(
+                ReportFigure("Frontier", frontier, "Along training; the dot is its end.")
+                for frontier in frontiers
+            ),
         ],
     )
     _write_table(folder / "learning", COLUMNS, rows)
     _write_table(folder / "at-equal-kl", KL_COLUMNS, at_equal_kl)
     write_atomically(folder / "learning.html", page)
     return folder / "learning.html"
+
+
+def _frontier(path: Path, curves: Mapping[str, Sequence[Curve]], name: str) -> Path:
+    """What each method reached at which KL, as the mean of its seeds."""
+    return plot_frontier(
+        {
+            method: (
+                running_means(averaged(seeds, "kl"), 2 * WINDOW),
+                running_means(averaged(seeds, name), 2 * WINDOW),
+            )
+            for method, seeds in curves.items()
+        },
+        path,
+        ylabel=name.replace("_", " ") + " (nats)",
+        title="What was reached at which KL",
+    )
 
 
 def _write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
