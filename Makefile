@@ -92,6 +92,7 @@ docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.installed-dev $(PPO_PEER)/.installed
+	test -f output/quickstart/language-model/config.json || $(BIN)/tokencredit quickstart
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/scoring.py --batch-size 1 --repeats 7
 	$(BIN)/python benchmarks/credit.py
@@ -99,6 +100,7 @@ bench: $(VENV)/.installed-dev $(PPO_PEER)/.installed
 	$(BIN)/python benchmarks/decoding.py
 	$(BIN)/python benchmarks/alignment.py
 	$(BIN)/python benchmarks/ppo.py
+	$(BIN)/python benchmarks/time_to_score.py
 	$(BIN)/python benchmarks/grpo.py
 	$(BIN)/python benchmarks/reward_training.py
 	$(BIN)/python benchmarks/dpo.py

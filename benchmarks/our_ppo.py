@@ -46,9 +46,9 @@ def our_config(settings: PPOSettings, output: str) -> recipe.TrainPolicyConfig:
         seed=settings.seed,
         credit=CreditSettings(method=settings.credit),
         sampling=SamplingSettings(
-            min_new_tokens=settings.new_tokens,
+            min_new_tokens=0 if settings.ended else settings.new_tokens,
             max_new_tokens=settings.new_tokens,
-            response_lengths="uniform",
+            response_lengths="eos" if settings.ended else "uniform",
             temperature=1.0,
         ),
         algorithm=AlgorithmSettings(
@@ -70,12 +70,15 @@ def our_config(settings: PPOSettings, output: str) -> recipe.TrainPolicyConfig:
     )
 
 
-def timed_rows(config: recipe.TrainPolicyConfig) -> list[dict[str, float]]:
-    """Runs the recipe; seconds of each phase and in total, iteration by iteration.
+def timed_rows(
+    config: recipe.TrainPolicyConfig,
+) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """Runs the recipe; seconds of each phase and in total, iteration by iteration, and the curve.
 
     The first row is part of the warm-up: its total counts loading the models too.
     """
     rows: list[dict[str, float]] = []
+    curve: list[dict[str, float]] = []
     written = recipe.append_jsonl
     last = time.perf_counter()
 
@@ -90,21 +93,24 @@ def timed_rows(config: recipe.TrainPolicyConfig) -> list[dict[str, float]]:
         rest = total - sum(phases.values())
         rows.append({**phases, "collection": 0.0, "rest": rest, "total": total})
         last = now
+        point = {name: row[name] for name in ("score", "kl")}
+        curve.append({**point, "cpu_seconds": time.process_time(), "collection": 0.0})
 
     recipe.append_jsonl = append_and_time
     recipe.train_policy(config)
-    return rows
+    return rows, curve
 
 
 def measure(settings: PPOSettings) -> dict[str, Any]:
     """Trains for a few steps and returns the median seconds of each phase after the warm-up."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        rows = timed_rows(our_config(settings, str(Path(folder) / "run")))
+        rows, curve = timed_rows(our_config(settings, str(Path(folder) / "run")))
     return answer(
         settings,
         rows,
         packages=("tokencredit", "transformers", "torch"),
         peak_gpu_bytes=torch.cuda.max_memory_allocated() if settings.device == "cuda" else 0,
+        curve=curve,
     )
 
 

@@ -22,7 +22,8 @@ class PPOSettings:
 
     Attributes:
         models: Folder with `policy/`, `reward_model/` and `prompts.jsonl`, from `ppo.make_models`.
-        new_tokens: Tokens of every response; EOS never ends one early.
+        new_tokens: Tokens of every response; with `ended` at most so many.
+        ended: An end of sequence ends a response; otherwise none is drawn, or it counts as a word.
         batch_size: Responses per iteration; one minibatch holds them all.
         ppo_epochs: Passes over the batch per iteration.
         learning_rate: Of AdamW.
@@ -41,6 +42,7 @@ class PPOSettings:
 
     models: str
     new_tokens: int
+    ended: bool = False
     batch_size: int = 16
     ppo_epochs: int = 4
     learning_rate: float = 1e-5
@@ -72,14 +74,18 @@ def answer(
     *,
     packages: tuple[str, ...],
     peak_gpu_bytes: int,
+    curve: list[dict[str, float]],
 ) -> dict[str, Any]:
-    """One side's result: medians over the iterations after the warm-up.
+    """One side's result: medians over the iterations after the warm-up, and what was learned.
 
     Args:
         settings: What was asked for.
         rows: Seconds per iteration: `total`, and each of `PHASES`.
         packages: Distributions whose version is reported.
         peak_gpu_bytes: Zero on the CPU.
+        curve: For each iteration the mean `score` of its responses and their mean `kl`, and the
+            `cpu_seconds` of the process up to there, of which `collection` are its garbage
+            collector's.
     """
     measured = rows[settings.warmup :]
     seconds = {
@@ -91,6 +97,7 @@ def answer(
         "tokens_per_second": settings.batch_size * settings.new_tokens / total,
         "seconds": seconds,
         "steps": len(measured),
+        "curve": curve,
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "peak_gpu_mib": peak_gpu_bytes / 2**20,
         "versions": {name: version(name) for name in packages},

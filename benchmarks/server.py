@@ -1,11 +1,17 @@
 """The server against the model itself, and under load.
 
     python benchmarks/server.py throughput
+    python benchmarks/server.py scorers --vllm .venv-vllm/bin/python
     python benchmarks/server.py load --clients 200 --seconds 600
 
 `throughput`: the same texts, in turn, in batches made by the same rule: *forward* calls the model
 on padded batches that are ready, nothing else; *library* also encodes the texts and assigns credit;
 *server* gets them by concurrent requests, in a process of its own. Ratios are of texts per second.
+
+`scorers`: one batch of responses by ids, as training has it, gets its token scores by the model in
+this process, by `tokencredit serve`, and by a pooling server of vLLM, each through the scorer that
+`reward_model` names; the servers have a process each, and all have as many threads. vLLM compiles
+the model unless `--eager`. The scores have to agree, or the benchmark stops.
 
 `load`: clients on loopback that each post one text, wait for the answer and post the next; some are
 much longer than others. It reports every status, latency percentiles of what was answered, and the
@@ -15,15 +21,19 @@ server's resident memory along the way. Any status but 200 and 429 fails the run
 import argparse
 import asyncio
 import json
+import os
 import re
+import signal
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -42,7 +52,8 @@ from tokencredit.scorers.source_settings import RewardSource
 from tokencredit.scorers.sources import loaded_rewards
 from tokencredit.server.batching import batch_with_the_oldest
 from tokencredit.server.messages import PromptAndResponse
-from tokencredit.text.hf_known_readings import reading_of
+from tokencredit.text.hf_encoding import encode_responses
+from tokencredit.text.hf_known_readings import reading_of, written_by
 from tokencredit.text.segments import SegmentSettings
 from tokencredit.toy.hf_tokenizer import toy_tokenizer
 from tokencredit.toy.reviews import sample_review
@@ -192,22 +203,119 @@ def throughput(arguments: argparse.Namespace) -> dict[str, Any]:
                 "library": library,
                 "server": lambda: asyncio.run(post_all(address, texts, arguments)),
             }
-            seconds: dict[str, list[float]] = {name: [] for name in ways}
-            for repeat in range(-1, arguments.repeats):
-                for name, score in ways.items():
-                    started = time.perf_counter()
-                    score()
-                    if repeat >= 0:
-                        seconds[name].append(time.perf_counter() - started)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    print("| way | texts per second | against forward | against library |")
-    print("|---|---:|---:|---:|")
-    for name, median in medians.items():
-        print(
-            f"| {name} | {len(texts) / median:.1f} | {medians['forward'] / median:.3f} | "
-            f"{medians['library'] / median:.3f} |"
-        )
+            seconds = seconds_in_turn(ways, arguments.repeats)
+    print_speeds(seconds, len(texts), against=("forward", "library"))
     return {"seconds": seconds, "batches": len(ready)}
+
+
+def seconds_in_turn(ways: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each way, one of each in turn, after one of each that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(-1, repeats):
+        for name, score in ways.items():
+            started = time.perf_counter()
+            score()
+            if repeat >= 0:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def print_speeds(seconds: dict[str, list[float]], texts: int, *, against: tuple[str, ...]) -> None:
+    """Texts per second, and the medians over the repeats of the ratios within a repeat."""
+    heads = [f"against {name}" for name in against]
+    print("| way | texts per second | " + " | ".join(heads) + " |")
+    print("|---|---:|" + "---:|" * len(heads))
+    for name, own in seconds.items():
+        ratios = [
+            statistics.median(other / mine for other, mine in zip(seconds[peer], own, strict=True))
+            for peer in against
+        ]
+        cells = [f"{texts / statistics.median(own):.1f}", *(f"{ratio:.3f}" for ratio in ratios)]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+@contextmanager
+def vllm_server(folder: Path, arguments: argparse.Namespace) -> Iterator[str]:
+    """The address of vLLM's pooling server of the same model, in an environment of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    pooler = json.dumps({"task": "token_classify", "use_activation": False})
+    command = [arguments.vllm, "-m", "vllm.entrypoints.openai.api_server", "--model", folder]
+    command += ["--port", port, "--host", "127.0.0.1", "--dtype", arguments.dtype]
+    command += ["--runner", "pooling", "--pooler-config", pooler, "--max-model-len", 1024]
+    command += ["--max-num-batched-tokens", arguments.max_batch_tokens]
+    command += ["--enforce-eager"] * arguments.eager
+    environment = {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [str(part) for part in command],
+            env=os.environ | environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            while not is_up(f"http://127.0.0.1:{port}/health"):
+                if process.poll() is not None:
+                    log.seek(0)
+                    raise SystemExit(f"vLLM did not start: {log.read().decode()[-4000:]}")
+                time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+
+
+def is_up(address: str) -> bool:
+    try:
+        with urlopen(address, timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def scorers(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Texts per second of the model in this process and of two servers of it, in turn."""
+    texts = texts_of(arguments.texts, shortest=arguments.shortest, longest=arguments.longest)
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(Path(folder), arguments.size)
+        model, tokenizer = load_reward_model(folder, dtype=arguments.dtype, device="cpu")
+        prompts, responses = zip(*(text.values() for text in texts), strict=True)
+        batch = encode_responses(tokenizer, prompts, responses).batch
+        with server(Path(folder), arguments) as own, vllm_server(Path(folder), arguments) as theirs:
+            places = {
+                "this process": "own",
+                "tokencredit serve": own,
+                "vLLM": f"vllm+{theirs}#{folder}",
+            }
+            ways = {
+                name: partial(credited_by(place, tokenizer, model).credited, batch)
+                for name, place in places.items()
+            }
+            expected = ways["this process"]()
+            for name, score in ways.items():
+                torch.testing.assert_close(score(), expected, atol=1e-3, rtol=1e-3, msg=name)
+            seconds = seconds_in_turn(ways, arguments.repeats)
+    print_speeds(seconds, len(texts), against=("this process", "vLLM"))
+    return {"seconds": seconds}
+
+
+def credited_by(place: str, tokenizer: Any, model: Any) -> Any:
+    """What makes prefix differences of the reward model at a place."""
+    return loaded_rewards(
+        [RewardSource(place, name="reward")],
+        CreditSettings("prefix-difference"),
+        SegmentSettings(),
+        CombinationSettings(),
+        written_by(tokenizer),
+        known={"own": (model, reading_of(model, tokenizer))},
+    )
 
 
 async def keep_asking(address: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -287,7 +395,9 @@ def load(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("throughput", "load"))
+    parser.add_argument("what", choices=("throughput", "scorers", "load"))
+    parser.add_argument("--vllm", default=".venv-vllm/bin/python", help="Python that has vLLM")
+    parser.add_argument("--eager", action="store_true", help="vLLM does not compile the model")
     parser.add_argument("--size", default=None, choices=SIZES, help="small, for load tiny")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
@@ -304,8 +414,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, default=None, help="also write everything here")
     arguments = parser.parse_args()
     if arguments.size is None:
-        arguments.size = "small" if arguments.what == "throughput" else "tiny"
-    result = (throughput if arguments.what == "throughput" else load)(arguments)
+        arguments.size = "tiny" if arguments.what == "load" else "small"
+    result = {"throughput": throughput, "scorers": scorers, "load": load}[arguments.what](arguments)
     if arguments.json is not None:
         settings = {name: str(value) for name, value in vars(arguments).items()}
         arguments.json.write_text(json.dumps({"settings": settings, **result}) + "\n")

@@ -48,6 +48,8 @@ class PhaseClock(TrainerCallback):
         self.step_started = self.rollout_started = self.rollout_ended = self.update_started = 0.0
         self.collection = {"score": 0.0, "rest": 0.0}
         self.rows: list[dict[str, float]] = []
+        self.curve: list[dict[str, float]] = []
+        self.collected = 0.0
 
     def now(self) -> float:
         if self.device == "cuda":
@@ -66,8 +68,9 @@ class PhaseClock(TrainerCallback):
     def around_collection(self, collect: Callable[[], int]) -> Callable[[], int]:
         def wrapped() -> int:
             # Called twice per iteration: before the update, and after on_step_end.
-            started = self.now()
+            started, started_cpu = self.now(), time.process_time()
             result = collect()
+            self.collected += time.process_time() - started_cpu
             during = "score" if self.rollout_ended > self.step_started else "rest"
             self.collection[during] += self.now() - started
             return result
@@ -82,6 +85,17 @@ class PhaseClock(TrainerCallback):
             return forward(*args, **kwargs)
 
         return wrapped
+
+    def on_log(self, *_args: Any, logs: dict[str, float], **_kwargs: Any) -> None:
+        if "objective/scores" in logs:
+            self.curve.append(
+                {
+                    "score": logs["objective/scores"],
+                    "kl": logs["objective/kl"],
+                    "cpu_seconds": time.process_time(),
+                    "collection": self.collected,
+                }
+            )
 
     def on_train_begin(self, *_args: Any, **_kwargs: Any) -> None:
         self.step_started = self.now()
@@ -128,7 +142,7 @@ def make_trainer(settings: PPOSettings, clock: PhaseClock, output_dir: str) -> P
         num_mini_batches=1,
         num_ppo_epochs=settings.ppo_epochs,
         response_length=settings.new_tokens,
-        stop_token=None,
+        stop_token="eos" if settings.ended else None,
         temperature=1.0,
         kl_coef=settings.kl_coef,
         gamma=1.0,
@@ -172,6 +186,7 @@ def measure(settings: PPOSettings) -> dict[str, Any]:
         clock.rows,
         packages=("trl", "transformers", "torch"),
         peak_gpu_bytes=torch.cuda.max_memory_allocated() if settings.device == "cuda" else 0,
+        curve=clock.curve,
     )
 
 

@@ -1,0 +1,244 @@
+"""How long until a policy scores what TRL's PPO scores at best: ours against TRL 1.11, one thread.
+
+    tokencredit quickstart                    # the models of the built-in task
+    make .venv-trl-ppo/.installed
+    python benchmarks/time_to_score.py --quickstart output/quickstart
+
+Both sides train the quickstart's language model against one reward model, with the same prompts,
+batch, epochs, coefficient of KL and schedule of the learning rate, in a process of its own each.
+Each side, and each credit of ours, takes the best of the same learning rates, judged by the mean
+score of its last fifth with the first seed; then the other seeds run at that rate. Curves are
+smoothed over five iterations. Reported for each seed is when a side first scores the best of
+TRL's smoothed curve with that seed: in iterations and in processor time since the first iteration.
+TRL collects garbage twice in every iteration, which large models would not notice: the time is
+also told without that. Finished runs stand in `runs.jsonl` and are not repeated.
+
+Equal is what stands in `ppo_settings.py`. Different: TRL trains a copy of the reward model as
+critic, ours puts a value head on the policy.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ppo import HERE, PEER_PYTHON, measure
+from ppo_settings import PPOSettings
+
+WINDOW = 5
+SIDES = {
+    "TRL, terminal": ("trl", "terminal"),
+    "tokencredit, terminal": ("tokencredit", "terminal"),
+    "tokencredit, attention": ("tokencredit", "attention"),
+    "tokencredit, prefix differences": ("tokencredit", "prefix-difference"),
+}
+PEER = "TRL, terminal"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run, and its curve: a row per iteration, see `ppo_settings.answer`."""
+
+    side: str
+    learning_rate: float
+    seed: int
+    curve: list[dict[str, float]]
+
+    def smoothed(self) -> list[float]:
+        """Means over the last `WINDOW` iterations, from the first that has so many."""
+        scores = [row["score"] for row in self.curve]
+        return [
+            statistics.fmean(scores[end - WINDOW : end]) for end in range(WINDOW, len(scores) + 1)
+        ]
+
+    def last_fifth(self) -> float:
+        scores = [row["score"] for row in self.curve]
+        return statistics.fmean(scores[-max(1, len(scores) // 5) :])
+
+    def reached(self, score: float) -> int | None:
+        """The iteration, from 1, at which the smoothed curve first is at `score`."""
+        found = (place for place, value in enumerate(self.smoothed()) if value >= score)
+        place = next(found, None)
+        return None if place is None else place + WINDOW
+
+    def seconds(self, iteration: int, *, collections: bool) -> float:
+        """Processor time from the end of the first iteration to the end of another.
+
+        The first one holds what happens once: loading, and the first use of every kernel.
+        """
+        first, last = self.curve[0], self.curve[iteration - 1]
+        collected = 0.0 if collections else last["collection"] - first["collection"]
+        return last["cpu_seconds"] - first["cpu_seconds"] - collected
+
+
+def prepared_models(quickstart: Path, folder: Path) -> Path:
+    """A folder as `ppo_settings.PPOSettings.models` wants it, with a reward model for ended texts.
+
+    The quickstart's reward model reads no end of sequence. TRL reads the score there.
+    """
+    models = folder / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    for name, target in (("policy", "language-model"), ("prompts.jsonl", "data/prompts.jsonl")):
+        if not (models / name).exists():
+            (models / name).symlink_to((quickstart / target).resolve())
+    if not (models / "reward_model" / "config.json").exists():
+        command = [str(Path(sys.executable).parent / "tokencredit"), "train-reward-model"]
+        options = {
+            "data": quickstart / "data" / "pairs.jsonl",
+            "model": quickstart / "language-model",
+            "output": models / "reward_model",
+            "columns.prompt": "prompt",
+            "reading.append_eos": "true",
+            "max_length": 96,
+            "training.epochs": 3,
+            "training.batch_size": 16,
+            "training.learning_rate": 1e-3,
+            "device": "cpu",
+            "progress": "false",
+        }
+        told = (str(part) for name, value in options.items() for part in (f"--{name}", value))
+        subprocess.run([*command, *told], check=True)
+    return models
+
+
+def runs_of(options: argparse.Namespace, models: Path) -> Iterator[Run]:
+    """All runs, in turn by side: the rates with the first seed, then the other seeds."""
+    done = options.output / "runs.jsonl"
+    kept = [json.loads(line) for line in done.read_text().splitlines()] if done.exists() else []
+    known = {(row["side"], row["learning_rate"], row["seed"]): Run(**row) for row in kept}
+
+    def run(side: str, rate: float, seed: int) -> Run:
+        if (side, rate, seed) not in known:
+            print(f"{side}, learning rate {rate}, seed {seed}", file=sys.stderr)
+            program, credit = SIDES[side]
+            settings = PPOSettings(
+                models=str(models),
+                new_tokens=options.new_tokens,
+                ended=True,
+                batch_size=options.batch_size,
+                learning_rate=rate,
+                credit=credit,
+                steps=options.steps - 1,
+                warmup=1,
+                threads=1,
+                seed=seed,
+            )
+            found = Run(side, rate, seed, measure(program, settings)["curve"])
+            with done.open("a") as file:
+                file.write(json.dumps(found.__dict__) + "\n")
+            known[side, rate, seed] = found
+        return known[side, rate, seed]
+
+    first, *others = range(options.seeds)
+    tuned = [run(side, rate, first) for rate in options.learning_rates for side in SIDES]
+    yield from tuned
+    for seed, side in itertools.product(others, SIDES):
+        yield run(side, best_rate(tuned, side), seed)
+
+
+def best_rate(runs: list[Run], side: str) -> float:
+    """The learning rate at which a side ends highest with the first seed."""
+    of_side = [run for run in runs if run.side == side and run.seed == 0]
+    return max(of_side, key=Run.last_fifth).learning_rate
+
+
+def table(runs: list[Run]) -> list[dict[str, Any]]:
+    """For each side and seed at the side's best rate: when it scores what TRL scores at best."""
+    rates = {side: best_rate(runs, side) for side in SIDES}
+    chosen = {(run.side, run.seed): run for run in runs if run.learning_rate == rates[run.side]}
+    rows: list[dict[str, Any]] = []
+    for (side, seed), run in sorted(chosen.items(), key=lambda item: (item[0][1], item[0][0])):
+        peer = chosen[PEER, seed]
+        goal = max(peer.smoothed())
+        peer_end, end = peer.reached(goal), run.reached(goal)
+        assert peer_end is not None
+        row: dict[str, Any] = {
+            "seed": seed,
+            "side": side,
+            "learning rate": rates[side],
+            "goal": goal,
+            "best": max(run.smoothed()),
+            "iteration": end,
+            "kl": None if end is None else run.curve[end - 1]["kl"],
+        }
+        for name, collections in (("time", True), ("time without collections", False)):
+            theirs = peer.seconds(peer_end, collections=collections)
+            row[name] = None if end is None else run.seconds(end, collections=collections) / theirs
+        rows.append(row)
+    return rows
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table of all seeds, and the medians over them."""
+    lines = [
+        "| seed | side | learning rate | TRL's best score | own best | reached at iteration | KL "
+        "there | time / TRL's | without TRL's collections |",
+        "|---:|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+
+    def shown(value: float | None, form: str) -> str:
+        return "not reached" if value is None else format(value, form)
+
+    for row in rows:
+        cells = (
+            str(row["seed"]),
+            row["side"],
+            f"{row['learning rate']:g}",
+            f"{row['goal']:.2f}",
+            f"{row['best']:.2f}",
+            shown(row["iteration"], "d"),
+            shown(row["kl"], ".1f"),
+            shown(row["time"], ".3f"),
+            shown(row["time without collections"], ".3f"),
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    for side in SIDES:
+        own = [row for row in rows if row["side"] == side]
+        medians = [
+            "not reached by all"
+            if any(row[name] is None for row in own)
+            else f"**{statistics.median(row[name] for row in own):.3f}**"
+            for name in ("time", "time without collections")
+        ]
+        lines.append(f"| median | {side} | | | | | | {medians[0]} | {medians[1]} |")
+    return "\n".join(lines)
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quickstart", type=Path, default=Path("output/quickstart"))
+    parser.add_argument("--output", type=Path, default=Path("output/time-to-score"))
+    parser.add_argument("--new-tokens", type=int, default=40)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--learning-rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3], metavar="RATE"
+    )
+    parser.add_argument("--json", type=Path, help="also write the table to this file")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_options()
+    if not PEER_PYTHON.exists():
+        sys.exit(
+            f"no peer environment: expected {PEER_PYTHON.relative_to(HERE.parent)}; "
+            "build it with `make .venv-trl-ppo/.installed`"
+        )
+    if not (options.quickstart / "language-model" / "config.json").exists():
+        sys.exit(f"no models in {options.quickstart}; make them with `tokencredit quickstart`")
+    rows = table(list(runs_of(options, prepared_models(options.quickstart, options.output))))
+    print(markdown(rows))
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
