@@ -97,6 +97,7 @@ bench: $(VENV)/.installed-dev $(PPO_PEER)/.installed
 	$(BIN)/python benchmarks/scoring.py --batch-size 1 --repeats 7
 	$(BIN)/python benchmarks/credit.py
 	$(BIN)/python benchmarks/ensembles.py
+	$(BIN)/python benchmarks/safeguards.py
 	$(BIN)/python benchmarks/decoding.py
 	$(BIN)/python benchmarks/alignment.py
 	$(BIN)/python benchmarks/ppo.py
