@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from method_tables import credit_table, shown_table
+from method_tables import credit_table, entries, said_of, shown_table
 from package_tree import drawn_tree
 from tiny_policy import tiny_config, write_models
 
@@ -195,27 +195,36 @@ def credit_functions() -> set[str]:
     }
 
 
-def test_every_method_has_its_row():
-    rows = table("docs/methods.md", "method")
-    assert {name for row in rows for name in quoted(row[2])} == credit_functions()
-    assert all((PROJECT / path).is_file() for row in rows for path in quoted(row[8]))
-    assert all(row[9] for row in rows)
+def test_every_method_has_its_entry():
+    functions = [name for text in entries().values() for name in quoted(said_of(text, "Function"))]
+    assert set(functions) >= credit_functions()
+    assert set(functions) <= set(tokencredit.__all__)
+    for text in entries().values():
+        (test,) = quoted(said_of(text, "Test"))
+        assert (PROJECT / test).is_file()
+        assert said_of(text, "Measured")
 
 
-@pytest.mark.parametrize("row", table("docs/methods.md", "method"), ids=lambda row: row[0])
-def test_methods_say_of_themselves_what_the_table_says(row):
-    (credit,) = (name for name in quoted(row[2]) if name.endswith("_credit"))
+CREDITED = {title: text for title, text in entries().items() if "_credit`" in text}
+
+
+@pytest.mark.parametrize("title", CREDITED)
+def test_methods_say_of_themselves_what_their_entry_says(title):
+    entry = CREDITED[title]
+    names = quoted(said_of(entry, "Function"))
+    (credit,) = (name for name in names if name.endswith("_credit"))
     docstring = inspect.getdoc(getattr(tokencredit, credit))
     said = re.search(r"Conserves: (.+?)\. Causal: (\w+).*?\. Needs: (.+?)\.", docstring)
-    assert said[1] == row[4]
-    assert re.match(r"\w+", row[5])[0] == said[2]
-    assert said[3] == row[3]
+    assert said[1] == said_of(entry, "Conserves")
+    assert re.match(r"\w+", said_of(entry, "Causal"))[0] == said[2]
+    assert said[3] == said_of(entry, "Needs")
     bounded = re.search(r"\. Bounded: (.+?)\. Needs:", docstring)
-    assert bounded[1].replace("|R|", "abs(R)") == row[6]
+    assert bounded[1].replace("|R|", "abs(R)") == said_of(entry, "Bounded")
     papers = re.findall(r"arXiv (\d{4}\.\d{5})", docstring)
     authors = re.search(r"Source: (\w+)", docstring)[1]
-    assert row[1].startswith(authors)
-    assert set(re.findall(r"\d{4}\.\d{5}", row[1])) <= set(papers)
+    source = said_of(entry, "Source")
+    assert source.startswith(authors)
+    assert set(re.findall(r"\d{4}\.\d{5}", source)) <= set(papers)
 
 
 def test_every_combination_of_rewards_has_its_row():
