@@ -19,7 +19,7 @@ from tiny_tokenizers import CHAT_TEMPLATE, byte_level
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tokencredit.cli import main
-from tokencredit.errors import DataError, ModelError, RunFolderError
+from tokencredit.errors import ConfigError, DataError, ModelError, RunFolderError
 from tokencredit.policy.setups import ONLINE_SETUPS
 from tokencredit.recipes import trainer
 from tokencredit.recipes.iteration import answers as drawing
