@@ -136,7 +136,7 @@ def no_database(path):
 
 def another(path):
     with sqlite3.connect(path) as file:
-        file.execute("CREATE TABLE other (x)")
+        file.execute("CREATE TABLE replies (key TEXT PRIMARY KEY, reply TEXT)")  # of somebody else
     file.close()
 
 

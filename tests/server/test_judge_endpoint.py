@@ -2,6 +2,7 @@
 
 import logging
 import math
+import threading
 
 import pytest
 from tiny_endpoint import answering, completion, first_token, shown_texts
@@ -224,7 +225,12 @@ def test_one_error_ends_the_whole_list():
         return (401, {}, {})
 
     with answering(reply) as endpoint, pytest.raises(ConfigError):
-        judge(endpoint, concurrency=2)(questions(500))
+        try:
+            judge(endpoint, concurrency=2)(questions(500))
+        finally:
+            for thread in threading.enumerate():
+                if thread.name.startswith("ThreadPoolExecutor"):
+                    thread.join(20)  # what was begun ends; nothing else is
     assert len(endpoint.asked) < 20
 
 
