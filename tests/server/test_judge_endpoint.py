@@ -224,13 +224,12 @@ def test_one_error_ends_the_whole_list():
     def reply(body):
         return (401, {}, {})
 
-    with answering(reply) as endpoint, pytest.raises(ConfigError):
-        try:
+    with answering(reply) as endpoint:
+        with pytest.raises(ConfigError):
             judge(endpoint, concurrency=2)(questions(500))
-        finally:
-            for thread in threading.enumerate():
-                if thread.name.startswith("ThreadPoolExecutor"):
-                    thread.join(20)  # what was begun ends; nothing else is
+        for thread in threading.enumerate():
+            if thread.name.startswith("ThreadPoolExecutor"):
+                thread.join(20)  # what was begun ends, and nothing else begins
     assert len(endpoint.asked) < 20
 
 
