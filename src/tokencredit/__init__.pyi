@@ -86,6 +86,7 @@ from .judge.comparisons import (
     group_wins,
     order_consistency,
 )
+from .judge.kept_replies import kept_replies
 from .judge.questions import Question, fenced_text, harmless_text, judge_question, shown_order
 from .judge.scores import JudgedScores, judged_scores
 from .judge.verdicts import (
@@ -345,6 +346,7 @@ __all__ = [
     "judged_pair_signs",
     "judged_scores",
     "kept_logprobs",
+    "kept_replies",
     "kept_responses",
     "kl_estimates",
     "kl_penalised_rewards",

@@ -1,39 +1,54 @@
-"""A local causal language model as judge: what it says of its next token after a question."""
+"""A local causal language model as judge: its next token after a question, or a text of its own."""
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from tokencredit.batch import Message, Prompt, ResponseBatch, padded_rows
+from tokencredit.batch import Message, Prompt, ResponseBatch, padded_rows, rows_of_like_length
 from tokencredit.errors import ConfigError, ModelError
 from tokencredit.judge.questions import Question
 from tokencredit.judge.verdicts import Reply, pooled_answers
 from tokencredit.models.hf_loading import pad_token_id
 from tokencredit.models.hf_logprobs import response_statistics
+from tokencredit.models.hf_sampling import drawn_sequences, response_extent, undrawable_ids
+from tokencredit.sampling import Sampling
 from tokencredit.text.hf_reading import Reading
 
 
 def local_judge(
-    model: nn.Module, reading: Reading, *, micro_batch_size: int | None = None
+    model: nn.Module,
+    reading: Reading,
+    *,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    micro_batch_size: int | None = None,
 ) -> Callable[[Sequence[Question]], list[Reply]]:
-    """A judge that answers with one token, in one forward pass per question.
+    """A judge that answers with one token, in one forward pass per question, or with a text.
 
     Special tokens of the vocabulary that stand in a question are broken, so that no response ends
-    the turn in which it is shown. Neither padding nor the questions beside it change a reply.
+    the turn in which it is shown. Neither padding nor the questions beside it change what is said
+    of one token, nor a text of the most probable tokens. Texts that are drawn depend on the seed
+    and on the questions of one pass; the generators of the process stay as they are.
 
     Args:
         model: a causal language model, in the mode that it is in.
         reading: how it reads: by its chat template, or plain texts as they stand.
+        sampling: how texts are written; a temperature of 0 takes the most probable tokens. None
+            writes none.
+        seed: of texts that are drawn.
         micro_batch_size: questions per forward pass; None for all.
 
     Returns:
-        A function from questions to replies with the log-probabilities of the answers asked for.
-        It raises ConfigError for a question that wants a text, ModelError for an answer that is no
-        token, DataError for a question that does not fit the context.
+        A function from questions to replies: the log-probabilities of the answers asked for, or a
+        text and whether the model ended it. It raises ConfigError for a question that wants a text
+        where none is written, ModelError for an answer that is no token, DataError for a question
+        that does not fit the context with its reply.
     """
     spellings: dict[tuple[str, ...], dict[int, str]] = {}
 
@@ -41,15 +56,14 @@ def local_judge(
         replies: dict[int, Reply] = {}
         for answers in dict.fromkeys(question.answers for question in questions):
             rows = [row for row, one in enumerate(questions) if one.answers == answers]
+            asked = [questions[row] for row in rows]
             if not answers:
-                raise ConfigError(
-                    "the question wants a text and the local judge answers with one token; "
-                    "expected answers of one token in the question"
-                )
+                texts = _texts(model, reading, asked, sampling, seed, micro_batch_size)
+                replies |= dict(zip(rows, texts, strict=True))
+                continue
             if answers not in spellings:
                 spellings[answers] = answer_tokens(reading.tokenizer, answers)
             tokens = spellings[answers]
-            asked = [questions[row] for row in rows]
             logprobs = _next_logprobs(model, reading, asked, list(tokens), micro_batch_size)
             for row, values in zip(rows, logprobs.tolist(), strict=True):
                 pooled = pooled_answers(zip(tokens.values(), values, strict=True), answers)
@@ -108,6 +122,63 @@ def without_special_tokens(
     return broken
 
 
+def _prompt_rows(reading: Reading, questions: Sequence[Question]) -> list[list[int]]:
+    """Questions as the ids that the model goes on from."""
+    asked = [without_special_tokens(reading.tokenizer, one.messages) for one in questions]
+    prompts: list[Prompt] = [*asked]
+    if reading.template != "chat":
+        prompts = ["\n\n".join(str(turn["content"]) for turn in turns) for turns in asked]
+    return reading.prompt_rows(prompts, where="the questions")
+
+
+def _texts(
+    model: nn.Module,
+    reading: Reading,
+    questions: Sequence[Question],
+    sampling: Sampling | None,
+    seed: int,
+    micro_batch_size: int | None,
+) -> list[Reply]:
+    """A text for each question, and whether the model came to its end."""
+    if sampling is None:
+        raise ConfigError(
+            "the question wants a text and the local judge answers with one token; expected "
+            "`sampling` of the judge, which says how texts are written, or answers of one token"
+        )
+    tokenizer, device = reading.tokenizer, next(model.parameters()).device
+    never = (*sampling.suppress_tokens, *undrawable_ids(tokenizer, model))
+    rows = _prompt_rows(reading, questions)
+    pad, found = pad_token_id(tokenizer), {}
+    lengths = torch.tensor([len(row) for row in rows])
+    for part in rows_of_like_length(lengths, micro_batch_size or len(rows)):
+        some = part.tolist()
+        prompt_ids, prompt_mask = padded_rows([rows[row] for row in some], fill=pad, side="left")
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(_seed(seed, [(rows[row], questions[row].draw) for row in some]))
+            sequences = drawn_sequences(
+                model,
+                prompt_ids.to(device),
+                prompt_mask.to(device),
+                sampling=replace(sampling, suppress_tokens=never),
+                pad_token_id=pad,
+                eos_token_id=reading.turn_ends,
+            )
+        written = sequences[:, prompt_ids.shape[1] :]
+        mask, ended = response_extent(written, reading.turn_ends)
+        for row, ids, real, end in zip(some, written, mask, ended.tolist(), strict=True):
+            text = tokenizer.decode(
+                ids[real].tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+            found[row] = Reply(text, ended=end)
+    return [found[row] for row in range(len(rows))]
+
+
+def _seed(seed: int, asked: Sequence[tuple[Sequence[int], int]]) -> int:
+    """A seed of these questions alone, so that a judge draws the same whenever it is asked."""
+    return int.from_bytes(hashlib.sha256(repr((seed, asked)).encode()).digest()[:7], "big")
+
+
 def _next_logprobs(
     model: nn.Module,
     reading: Reading,
@@ -116,11 +187,7 @@ def _next_logprobs(
     micro_batch_size: int | None,
 ) -> Float[Tensor, "questions tokens"]:
     """Log-probabilities of some tokens after each question."""
-    asked = [without_special_tokens(reading.tokenizer, one.messages) for one in questions]
-    prompts: list[Prompt] = [*asked]
-    if reading.template != "chat":
-        prompts = ["\n\n".join(str(turn["content"]) for turn in turns) for turns in asked]
-    rows = reading.prompt_rows(prompts, where="the questions")
+    rows = _prompt_rows(reading, questions)
     prompt_ids, prompt_mask = padded_rows(rows, fill=pad_token_id(reading.tokenizer), side="left")
     # A token stands where the answer would: what is said of this place is read, not the token.
     answer_ids = torch.full((len(rows), 1), tokens[0])

@@ -34,10 +34,12 @@ class Question:
         messages: a conversation that the judge answers.
         answers: the answers of one token whose log-probabilities are asked for, in lower case and
             without space around them; none where the judge is to write a text.
+        draw: which of its answers is asked for, from 0, of a judge that draws them.
     """
 
     messages: tuple[Message, ...]
     answers: tuple[str, ...] = ()
+    draw: int = 0
 
 
 def harmless_text(text: str) -> str:

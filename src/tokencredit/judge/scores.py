@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -29,12 +29,14 @@ class JudgedScores:
         unreadable: how many of them could not be read, by the reason.
         consistency: the share of comparisons in which both orders prefer the same response; NaN
             where there is none.
+        asked_again: how many questions were asked again since a reply could not be read.
     """
 
     scores: list[Float[Tensor, "_responses"]]
     verdicts: int
     unreadable: Mapping[str, int]
     consistency: float
+    asked_again: int = 0
 
 
 def judged_scores(
@@ -48,6 +50,7 @@ def judged_scores(
     rubrics: Sequence[str] = (),
     seed: int = 0,
     most_unreadable: float = 0.05,
+    ask_again: int = 0,
 ) -> JudgedScores:
     """Scores of responses as a set-up asks for them.
 
@@ -64,6 +67,8 @@ def judged_scores(
         rubrics: one per prompt, likewise.
         seed: of the orders.
         most_unreadable: the share of verdicts that may be unreadable.
+        ask_again: how often a question whose reply cannot be read is asked again, as another draw;
+            of use with a judge that draws its replies.
 
     Raises:
         ConfigError: references, rubrics or responses are not there as the set-up needs them.
@@ -104,15 +109,14 @@ def judged_scores(
         )
         for row, places in shown
     ]
-    read = [
-        setup.read(reply, len(places))
-        for reply, (_, places) in zip(_replies(judge, questions), shown, strict=True)
-    ]
+    read, again = _verdicts(
+        judge, setup, questions, [len(places) for _, places in shown], ask_again
+    )
     verdicts = [verdict for some in read for verdict in some]
     unreadable = Counter(verdict.reason for verdict in verdicts if not verdict.readable)
     _require_readable(unreadable, len(verdicts), most_unreadable)
     scores, consistency = _scores(setup, texts, shown, read)
-    return JudgedScores(scores, len(verdicts), dict(unreadable), consistency)
+    return JudgedScores(scores, len(verdicts), dict(unreadable), consistency, again)
 
 
 def _compared(setup: JudgeSetup, count: int) -> list[tuple[int, ...]]:
@@ -131,6 +135,28 @@ def _labels(setup: JudgeSetup, count: int) -> list[str]:
     if setup.asks == "each":
         return []
     return [str(n + 1) for n in range(count)] if setup.asks == "list" else list(LETTERS[:count])
+
+
+def _verdicts(
+    judge: Judge,
+    setup: JudgeSetup,
+    questions: Sequence[Question],
+    counts: Sequence[int],
+    ask_again: int,
+) -> tuple[list[list[Verdict]], int]:
+    """What is read of the reply to each question, and how many were asked again."""
+    found: list[list[Verdict]] = [[] for _ in questions]
+    rows, again = list(range(len(questions))), 0
+    for draw in range(ask_again + 1):
+        replies = _replies(judge, [replace(questions[row], draw=draw) for row in rows])
+        for row, reply in zip(rows, replies, strict=True):
+            found[row] = setup.read(reply, counts[row])
+        rows = [row for row in rows if not all(verdict.readable for verdict in found[row])]
+        if not rows:
+            break
+        if draw < ask_again:
+            again += len({(str(questions[row].messages)) for row in rows})
+    return found, again
 
 
 def _replies(judge: Judge, questions: Sequence[Question]) -> list[Reply]:

@@ -26,12 +26,14 @@ class Reply:
         ended: whether it came to its end, and was not cut off.
         bound: no answer that is not in `logprobs` has a higher log-probability per token; minus
             infinity where all answers are there.
+        problem: why there is no answer, a content filter for example; empty where there is one.
     """
 
     text: str = ""
     logprobs: Mapping[str, float] = field(default_factory=dict)
     ended: bool = True
     bound: float = -math.inf
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ def two_way_verdict(reply: Reply, first: str, second: str) -> Verdict:
     >>> two_way_verdict(Reply(logprobs={"yes": -0.5, "no": -2.5}), "yes", "no").score
     2.0
     """
+    if reply.problem:
+        return _unreadable(reply.problem)
     missing = [name for name in (first, second) if name not in reply.logprobs]
     if missing:
         return _unreadable(f"no log-probability of {missing[0]!r}")
@@ -118,6 +122,8 @@ def expected_digit_verdict(reply: Reply, digits: Sequence[str]) -> Verdict:
     >>> round(expected_digit_verdict(Reply(logprobs=even), ["1", "2", "3"]).score, 6)
     2.0
     """
+    if reply.problem:
+        return _unreadable(reply.problem)
     there = [digit for digit in digits if digit in reply.logprobs]
     if not there:
         return _unreadable("no log-probability of a digit")
@@ -149,8 +155,8 @@ def tagged_choice_verdict(reply: Reply, *, window: int = 80) -> Verdict:
     >>> tagged_choice_verdict(Reply("[[A]] or [[B]]")).reason
     'both [[A]] and [[B]] are named'
     """
-    if not reply.ended:
-        return _unreadable("the reply was cut off")
+    if without := _without_text(reply):
+        return _unreadable(without)
     named = set(re.findall(r"\[\[([AB])\]\]", reply.text[-window:]))
     if len(named) != 1:
         return _unreadable(f"{'both' if named else 'neither'} [[A]] and [[B]] are named")
@@ -174,8 +180,8 @@ def tagged_number_verdict(reply: Reply, *, least: float, most: float) -> Verdict
     >>> tagged_number_verdict(said, least=-3.0, most=3.0).score
     -2.0
     """
-    if not reply.ended:
-        return _unreadable("the reply was cut off")
+    if without := _without_text(reply):
+        return _unreadable(without)
     found = _ANSWER.findall(reply.text)
     number = found[-1].strip() if found else ""
     if not _NUMBER.fullmatch(number):
@@ -252,9 +258,14 @@ def rubric_verdict(
     return Verdict(sum(products) / sum(weights.values()))
 
 
+def _without_text(reply: Reply) -> str:
+    """Why a reply has no whole text; empty where it has one."""
+    return reply.problem or ("" if reply.ended else "the reply was cut off")
+
+
 def _closing_object(reply: Reply, names: Sequence[str]) -> dict[str, Any]:
-    if not reply.ended:
-        raise DataError("the reply was cut off")
+    if without := _without_text(reply):
+        raise DataError(without)
     text = reply.text.rstrip()
     if text.endswith("```"):
         text = text[:-3].rstrip()

@@ -30,6 +30,7 @@ from tokencredit.scorers.credit_models import CreditModels
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.policy_tokens import attended_tokens
 from tokencredit.scorers.pooled import PooledRewardModel
+from tokencredit.scorers.python_rewards import FunctionScorer
 from tokencredit.scorers.trained_reading import trained_segments
 
 AskPolicy = Callable[[Callable[[Any], Tensor]], Tensor]
@@ -65,6 +66,8 @@ def response_scores(
     )
     if responses.attention_mask is not None and encoded_for_it:
         keywords["attention_mask"] = responses.attention_mask
+    if isinstance(scorer, FunctionScorer) and scorer.at_ends:
+        keywords["segment_ids"] = responses.segment_ids
     return scorer(responses.batch, **keywords)
 
 

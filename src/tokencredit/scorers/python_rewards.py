@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from jaxtyping import Int
+from torch import Tensor, nn
 
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores
 from tokencredit.errors import DataError
 from tokencredit.scorers.policy_tokens import decoded_responses
 from tokencredit.text.hf_reading import Reading
+from tokencredit.text.segments import segment_ends
 
 TextReward = Callable[[list[Any], list[str]], Sequence[float]]
 """A reward written in Python: from prompts and responses to one number per response."""
@@ -26,18 +28,22 @@ class FunctionScorer:
         name: for messages.
         prefixes: whether it is asked for the text up to every token too, once for each different
             text of a response.
+        at_ends: whether the texts up to the ends of segments are enough.
+        model: of this process that the function asks; None for none.
     """
 
     function: TextReward
     writer: Reading
     name: str = "the function"
     prefixes: bool = False
+    at_ends: bool = False
+    model: nn.Module | None = None
 
     @property
     def gives(self) -> frozenset[str]:
         """What methods can be made from."""
         found = frozenset({"sequence_scores", "kept_tokens"})
-        return found | {"prefix_scores"} if self.prefixes else found
+        return found | {"prefix_scores", "position_scores"} if self.prefixes else found
 
     def __call__(
         self,
@@ -45,6 +51,7 @@ class FunctionScorer:
         *,
         attention: bool = False,  # noqa: ARG002 - every scorer is asked in the same way
         conversations: Sequence[Prompt] | None = None,
+        segment_ids: Int[Tensor, "batch time"] | None = None,
     ) -> ResponseScores:
         """Scores of whole responses by their text, and of the text up to each token.
 
@@ -52,6 +59,8 @@ class FunctionScorer:
             batch: responses of the policy.
             attention: there is none.
             conversations: what was asked; None takes the text of the prompt's ids.
+            segment_ids: of the tokens: prefixes are asked for at the ends of segments alone, and
+                hold up to the next end. None asks at every token.
 
         Raises:
             DataError: the function does not give one finite number per response.
@@ -66,7 +75,11 @@ class FunctionScorer:
             return ResponseScores(scores.to(device), None, None)
         # Characters that are whole before the first token and after each one; the last is the score
         # of the response, whatever the ids after it stand for.
-        ends = [(0, *row.ends, len(row.response)) for row in decoded]
+        counts = None if segment_ids is None else segment_ends(segment_ids).tolist()
+        ends = [
+            (0, *(row.ends if counts is None else _held(row.ends, counts[at])), len(row.response))
+            for at, row in enumerate(decoded)
+        ]
         asked = list(dict.fromkeys((row, end) for row, places in enumerate(ends) for end in places))
         known = self._scores(
             [prompts[row] for row, _ in asked], [decoded[row].response[:end] for row, end in asked]
@@ -98,3 +111,12 @@ class FunctionScorer:
                 f"{int(scores.isfinite().sum())} are finite; expected one finite number for each"
             )
         return scores
+
+
+def _held(ends: Sequence[int], counts: Sequence[bool]) -> list[int]:
+    """The last of these ends that counts, at each place; 0 before the first."""
+    held, found = 0, []
+    for end, ends_segment in zip(ends, counts, strict=False):
+        held = end if ends_segment else held
+        found.append(held)
+    return found

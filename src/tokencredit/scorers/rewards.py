@@ -218,7 +218,10 @@ class Rewards:
             credited = one.credited or self.credited
             needed = "attention" in credit_method(credited.credit.method).needs
             asks = needed if attention is None else attention
-            found.append(response_scores(one.scorer, responses, attention=asks))
+            # Cut in another way, a source is asked at every token.
+            same = credited.segments is self.credited.segments
+            asked = responses if same else replace(responses, segment_ids=None)
+            found.append(response_scores(one.scorer, asked, attention=asks))
         return found
 
     def _combined(self, scores: Sequence[ResponseScores]) -> ResponseScores:

@@ -10,7 +10,9 @@ from tokencredit.credit.evidence import OF_SCORERS
 from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError
 from tokencredit.scorers.functions import names_function
-from tokencredit.server.exchange import is_address
+from tokencredit.scorers.judge_settings import JudgingSettings
+from tokencredit.server.exchange import checked_address, is_address
+from tokencredit.server.judge_endpoint import endpoint_address
 from tokencredit.server.vllm_scoring import is_vllm_address
 from tokencredit.text.reading_settings import ReadingSettings
 from tokencredit.text.segments import SegmentSettings
@@ -39,16 +41,37 @@ class RewardSource:
     """How responses are cut for its own credit; None for the segments of the run."""
     reading: ReadingSettings | None = None
     """How it reads texts; None for the reading of the run."""
+    judge: JudgingSettings | None = None
+    """How it is asked as a judge: `model` is then the Hub id or folder of a causal language model,
+    or `http(s)://.../v1#name`, a model behind an endpoint of chat completions."""
+
+    def __post_init__(self) -> None:
+        if self.judge is None:
+            return
+        if is_vllm_address(self.model) or names_function(self.model) or not self.judge.setup:
+            raise ConfigError(
+                f"the judge {self.model!r} is asked by the set-up {self.judge.setup!r}; expected "
+                "a causal language model or http://host:port/v1#name as `model`, and judge.setup"
+            )
+        if is_address(self.model):
+            checked_address(endpoint_address(self.model)[0])
+        elif self.judge.token_variable is not None:
+            raise ConfigError(
+                f"judge.token_variable is {self.judge.token_variable!r} and the judge "
+                f"{self.model!r} is no address; expected http://host:port/v1#name, or no token"
+            )
 
     @property
     def label(self) -> str:
         """Its name in metrics and samples."""
-        return self.name or re.split(r"[/:]", self.model.rstrip("/"))[-1]
+        return self.name or re.split(r"[/:#]", self.model.rstrip("/"))[-1]
 
     @property
     def pays_itself(self) -> bool:
         """Whether `model` is no reward model, but what its own credit is made from."""
-        if self.credit is None or self.credit.model is not None or not is_local(self.model):
+        if self.judge is not None or not is_local(self.model):
+            return False
+        if self.credit is None or self.credit.model is not None:
             return False
         method = credit_method(self.credit.method)
         return bool(method.model_kind) and not set(method.needs) & set(OF_SCORERS)
@@ -67,8 +90,8 @@ class RewardSource:
 
     @property
     def is_reward_model(self) -> bool:
-        """Whether a reward model is loaded here: no address, no function, no other model."""
-        return is_local(self.model) and not self.pays_itself
+        """Whether a reward model is loaded here: no address, function, judge or other model."""
+        return self.judge is None and is_local(self.model) and not self.pays_itself
 
 
 def required_sources(

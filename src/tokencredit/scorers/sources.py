@@ -8,10 +8,12 @@ from torch import nn
 
 from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores, RewardScorer
-from tokencredit.credit.methods import CreditSettings
+from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.scorers.credit_models import CreditModels, loaded_credit_models
 from tokencredit.scorers.evidence import require_evidence
 from tokencredit.scorers.functions import named_function, names_function
+from tokencredit.scorers.judge_settings import JudgingSettings
+from tokencredit.scorers.judges import judge_scorer
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.pooled import pooled_reward_model, unweighted_reward_model
 from tokencredit.scorers.prefix_texts import made_of_prefixes, prefix_reading
@@ -152,6 +154,7 @@ def named_scorer(
     name: str,
     writer: Reading,
     *,
+    judge: JudgingSettings | None = None,
     server: Callable[[str], RewardServer] = RewardServer,
     reading: ReadingSettings | None = None,
     loading: Mapping[str, Any] | None = None,
@@ -161,6 +164,7 @@ def named_scorer(
     Args:
         name: Hub id or folder of a reward model, an address, or `module:function`.
         writer: how the model reads that writes the responses.
+        judge: how it is asked as a judge; None for what is none.
         server: makes a client of an address.
         reading: how a local model reads texts; None leaves that to the model.
         loading: of a model, as `load_model` takes it; also `pad_token`.
@@ -169,7 +173,7 @@ def named_scorer(
         ConfigError: a function is not there.
         ModelError, ServerError: a model is not there, or a server does not answer.
     """
-    source, whole = RewardSource(name), CreditSettings("terminal")
+    source, whole = RewardSource(name, judge=judge), CreditSettings("terminal")
     return _loaded(source, whole, writer, {}, server, reading, None, dict(loading or {}))
 
 
@@ -216,6 +220,16 @@ def _loaded(
     loading: dict[str, Any],
 ) -> RewardScorer:
     """The scorer of one source."""
+    if source.judge is not None:
+        return judge_scorer(
+            source,
+            credit,
+            writer,
+            server=server,
+            reading=reading,
+            loading=loading,
+            micro_batch_size=micro_batch_size,
+        )
     if is_vllm_address(source.model):
         found = known.get(source.model) or readable_reward_model(
             source, server=server, reading=reading, loading=loading
@@ -227,7 +241,8 @@ def _loaded(
     if names_function(source.model):
         function = named_function(source.model)
         name = f"the function {source.model}"
-        return FunctionScorer(function, writer, name, made_of_prefixes(credit))
+        at_ends = "segments" in credit_method(credit.method).needs
+        return FunctionScorer(function, writer, name, made_of_prefixes(credit), at_ends=at_ends)
     model, own = known.get(source.model) or readable_reward_model(
         source, reading=reading, loading=loading
     )

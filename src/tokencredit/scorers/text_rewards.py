@@ -147,8 +147,10 @@ def paid_texts(
     encoded = whole_texts(reader.model, reader.reading, prompts, responses, ended=ended)
     asked = Responses(encoded.batch, list(prompts), encoded.attention_mask.bool())
     attends = any("attention" in credit_method(one.credited.credit.method).needs for one in rewards)
-    scores = rewards[0].scores(asked, attention=attends)
-    paid = [one.paid(with_segments(one, asked), scores=scores) for one in rewards]
+    cut = [with_segments(one, asked) for one in rewards]
+    # What reads a text may be asked at the ends of segments alone, where all credit is made there.
+    scores = rewards[0].scores(cut[0] if len(cut) == 1 else asked, attention=attends)
+    paid = [one.paid(own, scores=scores) for one, own in zip(rewards, cut, strict=True)]
     return PaidTexts(
         encoded,
         paid[0].raw,

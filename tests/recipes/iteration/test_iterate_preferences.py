@@ -12,13 +12,14 @@ import pytest
 import torch
 from online_settings import NEEDED
 from safetensors.torch import load_file
+from tiny_endpoint import answering, first_token, shown_texts
 from tiny_policy import write_models
 from tiny_reward_training import lines, save_start
 from tiny_tokenizers import CHAT_TEMPLATE, byte_level
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tokencredit.cli import main
-from tokencredit.errors import DataError, ModelError, RunFolderError
+from tokencredit.errors import ConfigError, DataError, ModelError, RunFolderError
 from tokencredit.policy.setups import ONLINE_SETUPS
 from tokencredit.recipes import trainer
 from tokencredit.recipes.iteration import answers as drawing
@@ -300,6 +301,26 @@ def test_cream_that_is_sure_is_dpo(models, tmp_path):
     dpo = iterate_preferences(config(models, tmp_path / "dpo", "custom", **own, **plain))
     assert {row["soft_label"] for row in read_jsonl(cream / "rows-000.jsonl")} == {1.0}
     assert_same_weights(cream / "round-000", dpo / "round-000")
+
+
+def test_a_judge_of_an_endpoint_scores(models, tmp_path):
+    """By whole answers, one token each; with the same questions in a second run it is not asked."""
+
+    def reply(body):
+        return first_token(body, {"Yes": -float(len(shown_texts(body)[0])), "No": 0.0})
+
+    judge = {"setup": "rlbff", "principle": "short", "cache": str(tmp_path / "replies")}
+    found = []
+    with answering(reply) as endpoint:
+        for name in ("first", "second"):
+            given = {"reward_model": f"{endpoint.address}#m", "rounds": 1}
+            given |= {f"judge.{key}": value for key, value in judge.items()}
+            output = iterate_preferences(config(models, tmp_path / name, **given))
+            found.append((read_jsonl(output / "responses-000.jsonl"), len(endpoint.asked)))
+    assert all(row["score"] == -len(row["response"]) for row in found[0][0])
+    assert found[0] == found[1]
+    with pytest.raises(ConfigError, match="expected a judge as reward_model"):
+        config(models, tmp_path, "spin", **{"judge.setup": "rlbff", "judge.principle": "x"})
 
 
 def test_python_functions_score_and_judge(models, tmp_path, monkeypatch):

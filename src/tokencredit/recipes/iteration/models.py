@@ -14,6 +14,7 @@ from tokencredit.recipes.policy.models import reward_server_of
 from tokencredit.recipes.trainer import training_device
 from tokencredit.scorers.functions import named_function
 from tokencredit.scorers.implicit import loaded_reference
+from tokencredit.scorers.judge_settings import JudgingSettings
 from tokencredit.scorers.python_rewards import FunctionScorer
 from tokencredit.scorers.sources import named_scorer
 from tokencredit.text.hf_known_readings import reading_of
@@ -95,12 +96,13 @@ def models_of_round(config: IteratePreferencesConfig, number: int) -> RoundModel
         for judge in config.judges
     )
 
-    def scorer_of(called: str | None) -> RewardScorer | None:
+    def scorer_of(called: str | None, judge: JudgingSettings | None = None) -> RewardScorer | None:
         if called is None:
             return None
         return named_scorer(
             called,
             reading,
+            judge=judge,
             server=lambda address: reward_server_of(address, config.server),
             reading=config.reward_reading,
             loading=frozen,
@@ -111,7 +113,7 @@ def models_of_round(config: IteratePreferencesConfig, number: int) -> RoundModel
         reading,
         undrawable_ids(tokenizer, policy),
         first.eval(),
-        scorer_of(config.reward_model),
+        scorer_of(config.reward_model, config.judged),
         judges,
         scorer_of(config.held_out_reward_model),
         base,

@@ -34,6 +34,8 @@ from tokencredit.recipes.settings import (
 )
 from tokencredit.sampling import Sampling
 from tokencredit.scorers.functions import names_function
+from tokencredit.scorers.judge_settings import JudgingSettings
+from tokencredit.scorers.source_settings import RewardSource
 from tokencredit.text.hf_token_rows import Truncation
 from tokencredit.text.reading_settings import ReadingSettings, require_writer
 from tokencredit.text.segments import SegmentSettings
@@ -83,6 +85,9 @@ class IteratePreferencesConfig:
     reward_model: str | None = None
     """What scores responses: Hub id or folder of a reward model, the address of one that is served,
     or `module:function`, a Python function from prompts and responses to one number each."""
+    judge: JudgingSettings = group(JudgingSettings)
+    """How `reward_model` is asked as a judge, a causal language model by Hub id or folder, or
+    `http(s)://.../v1#name` of an endpoint; with a `setup` alone."""
     judges: tuple[str, ...] = ()
     """`module:function` of each judge: from prompts and responses to one True or False for each
     response. The best of those that pass all is chosen, the worst of the others is rejected.
@@ -319,7 +324,20 @@ class IteratePreferencesConfig:
                 f"{self.loss!r}, which asks for neither; expected loss 'cream', or neither"
             )
 
+    @property
+    def judged(self) -> JudgingSettings | None:
+        """How the reward model is asked as a judge; None where it is none."""
+        return self.judge if self.judge.setup else None
+
     def _require_judges(self) -> None:
+        if self.judged is not None:
+            if self.reward_model is None or self._pays_by_scores:
+                raise ConfigError(
+                    f"judge.setup is {self.judge.setup!r} with reward_model "
+                    f"{self.reward_model!r}; expected a judge as reward_model, and no credit that "
+                    "is made of its scores"
+                )
+            RewardSource(self.reward_model, judge=self.judged)
         for name in self.judges:
             if not names_function(name):
                 raise ConfigError(f"judges has {name!r}; expected `module:function` of each judge")

@@ -370,7 +370,8 @@ def _require_server_that_fits(config: TrainPolicyConfig) -> None:
             "held_out_reward_model is an address; expected a Hub id, a folder or module:function: "
             "only reward_model may be served"
         )
-    addresses = [model for model in models if is_address(model)]
+    served = [one.model for one in config.sources if one.judge is None]
+    addresses = [model for model in served if is_address(model)]
     if not addresses and config.server.token_variable is not None:
         raise ConfigError(
             f"server.token_variable is {config.server.token_variable!r} and the reward model "

@@ -1,0 +1,93 @@
+"""How a language model is asked as a judge of responses, as settings say it."""
+
+from dataclasses import dataclass
+
+from tokencredit.errors import ConfigError
+from tokencredit.judge.setups import JUDGE_SETUPS, JudgeSetup
+from tokencredit.names import named
+from tokencredit.ranges import require_at_least
+from tokencredit.scorers.functions import named_function, names_function
+
+
+@dataclass(frozen=True)
+class JudgingSettings:
+    """How a language model is asked as a judge."""
+
+    setup: str = ""
+    """Name of a set-up in docs/judges.md, or `module:function`, a Python function that returns a
+    `JudgeSetup` of your own."""
+    principle: str = ""
+    """What to judge by, for set-ups with a principle."""
+    rubric: str = ""
+    """Criteria to judge by, the same for every prompt, for set-ups with a rubric."""
+    references: str | None = None
+    """JSON-lines file with `prompt` and `response`, one reference for every prompt, for set-ups
+    that compare with one."""
+    cache: str | None = None
+    """File in which replies are kept, so that no question is asked twice; None keeps none."""
+    max_new_tokens: int = 1024
+    """Most tokens of a text that the judge writes."""
+    temperature: float = 0.0
+    """Of these texts; 0 takes the most probable tokens."""
+    seed: int = 0
+    """Of the orders in which responses are shown, and of texts that are drawn."""
+    ask_again: int = 0
+    """How often a question whose reply cannot be read is asked again, with a temperature alone."""
+    most_unreadable: float = 0.05
+    """Share of all verdicts, of at least a hundred, that may be unreadable before the run stops."""
+    concurrency: int = 8
+    """Questions that an endpoint is asked at the same time."""
+    top_logprobs: int = 20
+    """Tokens whose log-probabilities an endpoint lists where one token answers."""
+    token_variable: str | None = None
+    """Name of the environment variable that holds the token of an endpoint; None for none."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "max_new_tokens", "concurrency", "top_logprobs")
+        require_at_least(self, 0, "ask_again", "temperature", "most_unreadable")
+        if self.ask_again and not self.temperature:
+            raise ConfigError(
+                f"ask_again is {self.ask_again} with a temperature of 0, where a judge says the "
+                "same again; expected a temperature above 0, or ask_again 0"
+            )
+        if self.setup and not names_function(self.setup):
+            _require_what_it_asks_for(self, named("judge.setup", self.setup, JUDGE_SETUPS))
+
+    def row(self) -> JudgeSetup:
+        """The set-up.
+
+        Raises:
+            ConfigError: there is none of this name, the function returns none, or what it asks for
+                is not there.
+        """
+        if not names_function(self.setup):
+            return named("judge.setup", self.setup, JUDGE_SETUPS)
+        found = named_function(self.setup)()
+        if not isinstance(found, JudgeSetup):
+            raise ConfigError(f"{self.setup} returns {found!r:.80}; expected a JudgeSetup")
+        _require_what_it_asks_for(self, found)
+        return found
+
+
+def _require_what_it_asks_for(settings: JudgingSettings, setup: JudgeSetup) -> None:
+    for name in ("principle", "rubric"):
+        asks, there = f"{{{name}}}" in setup.template, bool(getattr(settings, name).strip())
+        if asks != there:
+            raise ConfigError(
+                f"judge.setup is {settings.setup!r}, which asks for "
+                f"{'a' if asks else 'no'} {name}, and there is {'one' if there else 'none'}; "
+                f"expected {'judge.' + name if asks else 'none, or another set-up'}"
+            )
+    compares = setup.asks == "reference"
+    if compares != (settings.references is not None):
+        raise ConfigError(
+            f"judge.setup is {settings.setup!r}, which compares "
+            f"{'with a reference' if compares else 'with none'}, and judge.references is "
+            f"{settings.references!r}; expected "
+            f"{'a JSON-lines file with prompt and response' if compares else 'none'}"
+        )
+    if settings.ask_again and setup.answers:
+        raise ConfigError(
+            f"ask_again is {settings.ask_again} with judge.setup {settings.setup!r}, whose judge "
+            "answers with one token, always the same; expected ask_again 0"
+        )

@@ -1,0 +1,261 @@
+"""A language model that judges responses, as a source of reward."""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM
+
+from tokencredit.batch import Prompt
+from tokencredit.credit.methods import CreditSettings, credit_method
+from tokencredit.errors import ConfigError, DataError
+from tokencredit.judge.hf_judge import local_judge
+from tokencredit.judge.kept_replies import kept_replies
+from tokencredit.judge.scores import Judge, judged_scores
+from tokencredit.judge.setups import JudgeSetup
+from tokencredit.models.fingerprint import weights_fingerprint
+from tokencredit.models.hf_loading import load_model, load_tokenizer
+from tokencredit.sampling import Sampling
+from tokencredit.scorers.judge_settings import JudgingSettings
+from tokencredit.scorers.prefix_texts import made_of_prefixes
+from tokencredit.scorers.python_rewards import FunctionScorer
+from tokencredit.scorers.source_settings import RewardSource
+from tokencredit.server.client import RewardServer
+from tokencredit.server.exchange import is_address, token_in
+from tokencredit.server.judge_endpoint import JudgeEndpoint, endpoint_address
+from tokencredit.text.hf_known_readings import reading_of
+from tokencredit.text.hf_reading import Reading
+from tokencredit.text.reading_settings import ReadingSettings
+
+_LOG = logging.getLogger("tokencredit.judge")
+# Verdicts that a share is taken of at least: one of the first four is not a quarter of a run.
+_COUNTED = 100
+
+
+@dataclass
+class JudgeReward:
+    """A judge as a reward in Python: from prompts and responses to one score each.
+
+    Responses whose verdict cannot be read are an error of theirs, which commands that may leave
+    responses out meet by asking for each of them alone: what was said the last time is said again.
+
+    Attributes:
+        judge: from questions to replies.
+        setup: which questions are asked.
+        settings: of the source.
+        name: for messages.
+        references: by the prompt, for set-ups that compare with one.
+        verdicts: how many were asked for so far.
+        unreadable: how many of them could not be read, by the reason.
+    """
+
+    judge: Judge
+    setup: JudgeSetup
+    settings: JudgingSettings
+    name: str
+    references: Mapping[str, str] = field(default_factory=dict)
+    verdicts: int = 0
+    unreadable: Counter[str] = field(default_factory=Counter)
+    _last: dict[tuple[str, str], float] = field(default_factory=dict, repr=False)
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        """Scores of responses; those to one prompt stand together where they are compared.
+
+        Raises:
+            DataError: a verdict cannot be read, or a prompt has no reference.
+            ConfigError: too many cannot be read, or a prompt has too few responses.
+            ServerError: as the judge.
+        """
+        keys = list(zip(map(prompt_key, prompts), responses, strict=True))
+        if not all(key in self._last for key in keys):
+            self._ask(dict(zip((key for key, _ in keys), prompts, strict=True)), keys)
+        found = [self._last[key] for key in keys]
+        missing = sum(score != score for score in found)
+        if missing:
+            raise DataError(
+                f"{missing} of {len(found)} responses have no verdict of {self.name} that can be "
+                f"read ({self._reasons()}); expected one for each: look at its replies, or ask "
+                "again with judge.ask_again and a temperature"
+            )
+        return found
+
+    def _ask(self, prompts: Mapping[str, Prompt], keys: Sequence[tuple[str, str]]) -> None:
+        groups: dict[str, list[str]] = {key: [] for key in prompts}
+        for key, response in keys:
+            groups[key].append(response)
+        found = judged_scores(
+            self.judge,
+            self.setup,
+            list(prompts.values()),
+            list(groups.values()),
+            references=self._references(groups),
+            principle=self.settings.principle,
+            rubrics=[self.settings.rubric] * len(groups) if self.settings.rubric else [],
+            seed=self.settings.seed,
+            most_unreadable=1.0,
+            ask_again=self.settings.ask_again,
+        )
+        self._last = {
+            (key, response): score
+            for (key, texts), scores in zip(groups.items(), found.scores, strict=True)
+            for response, score in zip(texts, scores.tolist(), strict=True)
+        }
+        self.verdicts += found.verdicts
+        self.unreadable.update(found.unreadable)
+        if found.unreadable or found.asked_again:
+            _LOG.warning(
+                "%s: %d of %d verdicts cannot be read (%s), %d questions were asked again",
+                self.name, self.unreadable.total(), self.verdicts, self._reasons(),
+                found.asked_again,
+            )  # fmt: skip
+        most = self.settings.most_unreadable
+        if self.unreadable.total() > most * max(self.verdicts, _COUNTED):
+            raise ConfigError(
+                f"{self.unreadable.total()} of {self.verdicts} verdicts of {self.name} cannot be "
+                f"read: {self._reasons()}; expected at most {most:.0%}: look at its replies, ask "
+                "again with judge.ask_again and a temperature, or allow more with "
+                "judge.most_unreadable"
+            )
+
+    def _references(self, groups: Mapping[str, Any]) -> list[str]:
+        if self.setup.asks != "reference":
+            return []
+        missing = [key for key in groups if key not in self.references]
+        if missing:
+            raise DataError(
+                f"{len(missing)} prompts have no reference in {self.settings.references}, the "
+                f"first is {missing[0][:80]!r}; expected a row for every prompt, as it is asked"
+            )
+        return [self.references[key] for key in groups]
+
+    def _reasons(self) -> str:
+        return ", ".join(f"{why} ({n})" for why, n in self.unreadable.most_common(5)) or "none"
+
+
+def judge_scorer(
+    source: RewardSource,
+    credit: CreditSettings,
+    writer: Reading,
+    *,
+    server: Callable[[str], RewardServer] = RewardServer,
+    reading: ReadingSettings | None = None,
+    loading: Mapping[str, Any] | None = None,
+    micro_batch_size: int | None = None,
+) -> FunctionScorer:
+    """The scorer of a source of reward that is asked as a judge.
+
+    Args:
+        source: with a `judge`.
+        credit: that is made from its scores.
+        writer: how the model reads that writes the responses.
+        server: makes a client of an address; the token is that of the judge alone.
+        reading: how a local judge reads, where the source does not say.
+        loading: of a local judge, as `load_model` takes it; also `pad_token`.
+        micro_batch_size: questions per forward pass of a local judge.
+
+    Raises:
+        ConfigError: what the set-up asks for is not there, or it compares responses with each other
+            and the credit needs scores of parts of one.
+        DataError: the file of references cannot be read.
+        ModelError: there is no such model.
+    """
+    settings = source.judge or JudgingSettings()
+    setup, prefixes = settings.row(), made_of_prefixes(credit)
+    if setup.asks in ("group", "list") and (
+        prefixes or "kept_tokens" in credit_method(credit.method).needs
+    ):
+        raise ConfigError(
+            f"judge.setup is {settings.setup!r}, which compares the responses to a prompt with "
+            f"each other, and credit method {credit.method!r} asks for parts of each; expected "
+            "'terminal' or another method of whole responses, or a set-up that asks about one"
+        )
+    references = {} if settings.references is None else _read_references(settings.references)
+    name, model = f"the judge {source.label}", None
+    judge: Judge
+    if is_address(source.model):
+        judge, identity = _endpoint(source.model, settings, server)
+    else:
+        given = dict(loading or {})
+        pad, trust = given.pop("pad_token", None), given.get("trust_remote_code", False)
+        model = load_model(AutoModelForCausalLM, source.model, **given)
+        model.eval().requires_grad_(False)
+        tokenizer = load_tokenizer(source.model, trust_remote_code=trust, pad_token=pad)
+        reads = reading_of(model, tokenizer, source.reading or reading)
+        sampling = Sampling(settings.max_new_tokens, temperature=settings.temperature)
+        judge = local_judge(
+            model, reads, sampling=sampling, seed=settings.seed, micro_batch_size=micro_batch_size
+        )
+        identity = ""
+        if settings.cache is not None:
+            said = [source.model, weights_fingerprint(model), str(model.dtype), reads.template]
+            said += [str(tokenizer.chat_template), str(sampling), str(settings.seed)]
+            identity = json.dumps(said)
+    if settings.cache is not None:
+        judge = kept_replies(judge, settings.cache, identity=identity)
+    reward = JudgeReward(judge, setup, settings, name, references)
+    at_ends = "segments" in credit_method(credit.method).needs
+    return FunctionScorer(reward, writer, name, prefixes, at_ends=at_ends, model=model)
+
+
+def _endpoint(
+    address: str, settings: JudgingSettings, server: Callable[[str], RewardServer]
+) -> tuple[Judge, str]:
+    address, model = endpoint_address(address)
+    token = settings.token_variable
+    if token is not None:
+        token = token_in(token, setting="judge.token_variable")
+    # The token of a reward server is not for whoever judges.
+    asked = JudgeEndpoint(
+        replace(server(address), token=token),
+        model,
+        settings.max_new_tokens,
+        settings.temperature,
+        settings.seed,
+        settings.top_logprobs,
+        settings.concurrency,
+    )
+    return asked, asked.identity
+
+
+def prompt_key(prompt: Prompt) -> str:
+    """A prompt as a text that tells it apart; one turn of a user is its content.
+
+    >>> prompt_key("Why?") == prompt_key([{"role": "user", "content": "Why?"}])
+    True
+    """
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1 and prompt[0].get("role") == "user":
+        return str(prompt[0].get("content"))
+    return json.dumps(prompt, sort_keys=True, ensure_ascii=False, default=str)
+
+
+def _read_references(path: str) -> dict[str, str]:
+    """References by the prompt."""
+    found: dict[str, str] = {}
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"judge.references is {path!r} and cannot be read ({error}); expected a JSON-lines "
+            "file with prompt and response"
+        ) from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            key, response = prompt_key(row["prompt"]), row["response"]
+        except (ValueError, TypeError, KeyError, AttributeError):
+            key, response = "", None
+        if not isinstance(response, str) or found.get(key, response) != response:
+            raise DataError(
+                f"{path}, line {number}: no prompt with one response; expected an object with "
+                "prompt, a text or conversation, and response, a text, and each prompt once"
+            )
+        found[key] = response
+    return found
