@@ -1,21 +1,87 @@
 """Which score is meant of a model that has one of each of several objectives.
 
-A head that ends in a linear layer says any weighted sum of its outputs by the weighted sum of its
-rows. So a model that is asked for one objective, or for such a sum, becomes one with one output,
-and whatever reads reward models reads it: at the last token, at every prefix, or next to a policy.
+A model that is asked for one objective, or for one score made of several, becomes one with one
+output, and whatever reads reward models reads it: at the last token, at every prefix, or next to a
+policy. The scores that it is made of stay there (`JoinedScores`), and one pass says all of them.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokencredit.errors import ConfigError, ModelError
 from tokencredit.models.heads import objective_names
 from tokencredit.models.hf_loaded_weights import head_modules
+
+Join = Callable[[Float[Tensor, "*batch objectives"]], Float[Tensor, "*batch"]]
+"""From the scores by each objective to one score."""
+
+
+class JoinedScores(nn.Module):
+    """The last layer of a head: scores by several objectives, and the one score made of them.
+
+    Attributes:
+        rows: the linear layer with a row of each objective.
+        names: of the objectives.
+        weights: of each in the sum that is the score; a buffer, None where it is no weighted sum.
+        join: makes the score where it is no weighted sum.
+        every: whether it gives the scores by all objectives at the moment, as in `every_score`.
+    """
+
+    weights: Tensor | None
+
+    def __init__(
+        self,
+        rows: nn.Linear,
+        names: Sequence[str],
+        *,
+        weights: Sequence[float] | None = None,
+        join: Join | None = None,
+    ) -> None:
+        super().__init__()
+        self.rows, self.names, self.join, self.every = rows, tuple(names), join, False
+        found = None if weights is None else torch.tensor(weights, device=rows.weight.device)
+        self.register_buffer("weights", found)
+
+    def joined(self, scores: Float[Tensor, "*batch objectives"]) -> Float[Tensor, "*batch"]:
+        """One score of those by each objective."""
+        if self.weights is not None:
+            return (scores * self.weights).sum(-1)
+        assert self.join is not None
+        return self.join(scores)
+
+    def forward(self, states: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch outputs"]:
+        """The score, in a last axis of length 1; inside `every_score` that by each objective."""
+        scores = self.rows(states)
+        return scores if self.every else self.joined(scores)[..., None].to(scores.dtype)
+
+
+def joined_scores(model: nn.Module) -> JoinedScores | None:
+    """What makes one score of several objectives in a model; None where its head gives just one."""
+    return next((one for one in model.modules() if isinstance(one, JoinedScores)), None)
+
+
+@contextmanager
+def every_score(joined: JoinedScores | None) -> Iterator[None]:
+    """Let a head give the scores by all objectives in the place of the one that they make.
+
+    Args:
+        joined: of the head; None changes nothing.
+    """
+    if joined is None:
+        yield
+        return
+    joined.every = True
+    try:
+        yield
+    finally:
+        joined.every = False
 
 
 def split_objectives(name_or_path: str | Path) -> tuple[str | Path, str]:
@@ -84,6 +150,44 @@ def keep_one_score(model: PreTrainedModel, asked: str, *, name: str) -> None:
         ModelError: its outputs are two classes, or its head does not end in a layer with a row of
             each of them.
     """
+    names = _outputs(model, asked, name=name)
+    weights = objective_weights(asked, names)
+    at, last = _last_layer(model, names, name=name)
+    used = [output for output, weight in enumerate(weights) if weight]
+    if len(used) > 1:
+        own = [weights[output] for output in used]
+        rows = _kept_rows(last, torch.eye(len(names))[used])
+        joined = JoinedScores(rows, [names[output] for output in used], weights=own)
+        model.set_submodule(at, joined)
+    else:
+        model.set_submodule(at, _kept_rows(last, torch.tensor([weights])))
+    means = getattr(model.config, "rating_mean", None)
+    _say_one_output(model, asked)
+    if isinstance(means, list):
+        pairs = zip(weights, means, strict=True)
+        model.config.rating_mean = math.fsum(weight * mean for weight, mean in pairs)
+
+
+def join_scores(model: PreTrainedModel, join: Join, asked: str, *, name: str) -> None:
+    """Make what a function makes of all outputs the only output of a model.
+
+    Args:
+        model: as `keep_one_score` takes it.
+        join: acts on the last axis alone, so that prefixes are joined one by one.
+        asked: what it is called.
+        name: of the model, for messages.
+
+    Raises:
+        ModelError: as `keep_one_score`.
+    """
+    names = _outputs(model, asked, name=name)
+    at, last = _last_layer(model, names, name=name)
+    model.set_submodule(at, JoinedScores(last, names, join=join))
+    _say_one_output(model, asked)
+
+
+def _outputs(model: PreTrainedModel, asked: str, *, name: str) -> tuple[str, ...]:
+    """The names of the outputs, of which there is one or each is a score."""
     config = model.config
     names = objective_names(config) or tuple(map(str, config.id2label.values()))
     if config.num_labels == 2 and not objective_names(config):
@@ -92,24 +196,41 @@ def keep_one_score(model: PreTrainedModel, asked: str, *, name: str) -> None:
             f"{', '.join(names)} and make one score; expected a model of several objectives, or no "
             "'#' after its name"
         )
-    weights = objective_weights(asked, names)
-    layers = [layer for head in head_modules(model).values() for layer in head.modules()]
-    last = next((layer for layer in reversed(layers) if isinstance(layer, nn.Linear)), None)
-    if last is None or last.out_features != len(names):
+    return names
+
+
+def _last_layer(
+    model: PreTrainedModel, names: Sequence[str], *, name: str
+) -> tuple[str, nn.Linear]:
+    """The layer that the head ends in, and where it stands in the model."""
+    layers = [
+        (f"{head}.{part}".rstrip("."), layer)
+        for head, module in head_modules(model).items()
+        for part, layer in module.named_modules()
+        if isinstance(layer, nn.Linear)
+    ]
+    if not layers or layers[-1][1].out_features != len(names):
         raise ModelError(
             f"the head of {name!r} does not end in a linear layer with a row of each of "
             f"{', '.join(names)}; expected one, whose rows can be added up"
         )
-    with torch.no_grad():
-        for key, rows in list(last.named_parameters(recurse=False)):
-            factors = torch.tensor(weights, dtype=torch.float64, device=rows.device)
-            total = torch.tensordot(factors, rows.double(), dims=1)[None]  # 1, or 1 by width
-            setattr(last, key, nn.Parameter(total.to(rows.dtype)))
-    last.out_features = 1
-    means = getattr(config, "rating_mean", None)
+    return layers[-1]
+
+
+@torch.no_grad()
+def _kept_rows(layer: nn.Linear, factors: Float[Tensor, "kept rows"]) -> nn.Linear:
+    """A layer of which each row is a weighted sum of the rows of another."""
+    kept = nn.Linear(layer.in_features, len(factors), bias=layer.bias is not None)
+    factors = factors.to(layer.weight.device, torch.float64)
+    for key, rows in list(layer.named_parameters(recurse=False)):
+        total = torch.tensordot(factors, rows.double(), dims=1)
+        setattr(kept, key, nn.Parameter(total.to(rows.dtype)))
+    return kept
+
+
+def _say_one_output(model: PreTrainedModel, asked: str) -> None:
+    config = model.config
     config.num_labels, model.num_labels = 1, 1
     config.id2label, config.label2id = {0: asked}, {asked: 0}
     for key in ("rating_mean", "rating_standard_deviation"):
         vars(config).pop(key, None)
-    if isinstance(means, list):
-        config.rating_mean = math.fsum(w * mean for w, mean in zip(weights, means, strict=True))

@@ -22,7 +22,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from tokencredit.batch import ResponseBatch, ResponseScores, rows_of_like_length
+from tokencredit.batch import (
+    ObjectiveScores,
+    ResponseBatch,
+    ResponseScores,
+    rows_of_like_length,
+)
 from tokencredit.errors import DataError, NumericError, TokenCreditWarning
 from tokencredit.masking import left_packed
 from tokencredit.models.heads import (
@@ -42,7 +47,13 @@ from tokencredit.models.hf_architecture import (
 )
 from tokencredit.models.hf_attention import recorded_attention
 from tokencredit.models.hf_loading import load_model, load_tokenizer
-from tokencredit.models.hf_objectives import keep_one_score, split_objectives
+from tokencredit.models.hf_objectives import (
+    JoinedScores,
+    every_score,
+    joined_scores,
+    keep_one_score,
+    split_objectives,
+)
 from tokencredit.models.hf_passes import (
     causal_states,
     classifier_logits,
@@ -152,7 +163,7 @@ def reward_model_output(
         attention_layer: of which layer to record the attention; None records none.
         token_types: 1 on the second of two segments, for encoders that read pairs.
         every_output: whether scores have a last axis, of all outputs of the head, as models of
-            several objectives are trained.
+            several objectives are trained; of the scores that one is joined of, where it is.
 
     Returns:
         Scores read at the last real token of a causal model; for an encoder what its own forward
@@ -215,15 +226,17 @@ def _one_pass(
     if attention_layer is not None:
         reading = last_positions(packed) if causal else reading_positions(model, packed)
         recording = recorded_attention(model, reading[:, None], packed, layer=attention_layer)
+    joined = joined_scores(model) if every_output else None
     if causal:
         hidden, record = causal_states(model, ids, around=recording)
-        scores = read(float32_outputs(model.score, hidden))
+        with every_score(joined):
+            scores = read(float32_outputs(model.score, hidden))
         sequence_scores = at_last_token(scores, packed)
         padding = ~packed[..., None] if every_output else ~packed
         position_scores = scores.masked_fill(padding, 0.0)
     else:
         segments = {} if token_types is None else {"token_type_ids": token_types[:, : ids.shape[1]]}
-        with recording as record:
+        with recording as record, every_score(joined):
             logits = classifier_logits(model, ids, lengths, **segments)
         sequence_scores, position_scores = read(logits), None
     attention = None if record is None else record.rows[:, 0]
@@ -273,6 +286,7 @@ def score_responses(
         second = torch.ones_like(batch.response_ids)
         types = torch.cat([torch.zeros_like(batch.prompt_ids), second], dim=-1)
     batches = rows_of_like_length(real.sum(-1), micro_batch_size)
+    joined = joined_scores(model)
     with torch.no_grad(), evaluating(model):
         outputs = [
             reward_model_output(
@@ -281,6 +295,7 @@ def score_responses(
                 real[rows],
                 attention_layer=attention_layer,
                 token_types=None if types is None else types[rows],
+                every_output=joined is not None,
             )
             for rows in batches
         ]
@@ -290,11 +305,42 @@ def score_responses(
     attention = _joined_parts([output.attention for output in outputs], back)
     _require_finite(sequence_scores, positions)
     start = batch.prompt_ids.shape[1]
-    return ResponseScores(
-        sequence_scores,
-        None if positions is None else positions[:, start - 1 :],
-        None if attention is None else attention[:, start:].masked_fill(~batch.response_mask, 0.0),
-    )
+    if positions is not None:
+        positions = positions[:, start - 1 :]
+    if attention is not None:
+        attention = attention[:, start:].masked_fill(~batch.response_mask, 0.0)
+    if joined is None:
+        return ResponseScores(sequence_scores, positions, attention)
+    there = real[:, start - 1 :]
+    return _of_objectives(joined, sequence_scores, positions, attention, there)
+
+
+def _of_objectives(
+    joined: JoinedScores,
+    sequence_scores: Float[Tensor, "batch outputs"],
+    prefix_scores: Float[Tensor, "batch time_plus_1 outputs"] | None,
+    attention: Float[Tensor, "batch time"] | None,
+    there: Bool[Tensor, "batch time_plus_1"],
+) -> ResponseScores:
+    """The score made of several, with each of these."""
+    count, weights = len(joined.names), None
+    if joined.weights is not None:
+        weights = joined.weights.expand(len(sequence_scores), count)
+    objectives = {
+        name: ObjectiveScores(
+            ResponseScores(
+                sequence_scores[:, at],
+                None if prefix_scores is None else prefix_scores[..., at],
+                attention,
+            ),
+            None if weights is None else weights[:, at],
+        )
+        for at, name in enumerate(joined.names)
+    }
+    whole, prefixes = joined.joined(sequence_scores), None
+    if prefix_scores is not None:
+        prefixes = joined.joined(prefix_scores).masked_fill(~there, 0.0)
+    return ResponseScores(whole, prefixes, attention, objectives=objectives)
 
 
 def require_prompts(batch: ResponseBatch) -> None:
@@ -313,12 +359,13 @@ def require_prompts(batch: ResponseBatch) -> None:
 
 
 def _require_finite(
-    sequence_scores: Float[Tensor, "batch"], positions: Float[Tensor, "batch sequence"] | None
+    sequence_scores: Float[Tensor, "batch *objectives"],
+    positions: Float[Tensor, "batch sequence *objectives"] | None,
 ) -> None:
     """All scores are numbers."""
-    finite = sequence_scores.isfinite()
+    finite = sequence_scores.isfinite().view(len(sequence_scores), -1).all(-1)
     if positions is not None:
-        finite = finite & positions.isfinite().all(-1)
+        finite = finite & positions.isfinite().flatten(1).all(-1)
     if not bool(finite.all()):
         rows = (~finite).nonzero().flatten().tolist()
         raise NumericError(

@@ -145,7 +145,8 @@ def gathered_evidence(
     if needs & {"sequence_scores", "prefix_scores", "position_scores", "attention"}:
         if scores is None:
             scores = response_scores(scorer, responses, attention="attention" in needs)
-        evidence = replace(evidence, **vars(scores))
+        found = {name: one for name, one in vars(scores).items() if name != "objectives"}
+        evidence = replace(evidence, **found)
         if scores.position_scores is None:
             evidence = replace(evidence, position_scores=scores.prefix_scores)
     if needs & {"kept_tokens", "embeddings"}:

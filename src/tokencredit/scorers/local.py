@@ -96,8 +96,9 @@ class LocalScorer:
             scores = self._through_text(batch, conversations, layer)
         else:
             scores = self._scored(rows.batch, rows.attention_mask, layer)
-            scores = scores_of_columns(scores, attended_tokens(batch))
-        return ended_scores(scores, batch.response_mask)
+            read = attended_tokens(batch)
+            scores = scores.each(lambda one: scores_of_columns(one, read))
+        return scores.each(lambda one: ended_scores(one, batch.response_mask))
 
     def own_rows(
         self,
@@ -124,12 +125,14 @@ class LocalScorer:
         )
         encoded = rows.encoded
         scores = self._scored(encoded.batch, encoded.attention_mask, layer)
-        projected = projected_scores(
-            scores,
-            encoded.batch.response_mask,
-            encoded.response_spans,
-            rows.decoded,
-            batch.response_mask.shape[1],
+        projected = scores.each(
+            lambda one: projected_scores(
+                one,
+                encoded.batch.response_mask,
+                encoded.response_spans,
+                rows.decoded,
+                batch.response_mask.shape[1],
+            )
         )
         if self.prefixes == "one-pass":
             return projected
@@ -189,6 +192,10 @@ def own_scores(
     ends = trained_segment_ends(model, reading.tokenizer)
     if ends is None:
         return scores
-    at_positions = ended_scores(scores, batch.response_mask).prefix_scores
-    read = scores_as_trained(scores, batch, ends, attention_mask=attention_mask)
-    return replace(read, position_scores=at_positions)
+
+    def read(one: ResponseScores) -> ResponseScores:
+        at_positions = ended_scores(one, batch.response_mask).prefix_scores
+        as_trained = scores_as_trained(one, batch, ends, attention_mask=attention_mask)
+        return replace(as_trained, position_scores=at_positions)
+
+    return scores.each(read)

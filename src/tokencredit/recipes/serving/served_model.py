@@ -22,11 +22,11 @@ from tokencredit.errors import DataError, ModelError, NumericError
 from tokencredit.models.fingerprint import weights_fingerprint
 from tokencredit.models.hf_loading import context_length, pad_token_id
 from tokencredit.models.hf_vocabularies import tokenizer_fingerprint, vocabulary_fingerprint
-from tokencredit.recipes.serving.offers import offered_details, row_details
+from tokencredit.recipes.serving.offers import offered_details, row_details, row_objectives
 from tokencredit.scorers.evidence import Responses, response_scores
 from tokencredit.scorers.local import own_scores
 from tokencredit.scorers.policy_tokens import ended_scores
-from tokencredit.scorers.rewards import CombinedScorer, LoadedSource, Rewards
+from tokencredit.scorers.rewards import CombinedScorer, LoadedSource, PaidObjective, Rewards
 from tokencredit.scorers.text_rewards import with_segments
 from tokencredit.scorers.trained_reading import trained_segments
 from tokencredit.server.messages import Message, PromptAndResponse, PromptAndResponseIds, Served
@@ -109,7 +109,7 @@ class ServedModel:
             else (one.weight, one.score, one.name)
             for one in self._sources
         ]
-        combine = next(iter(self.credits.values())).combine
+        combine = self._rewards.combine
         rest = (tokenizer_fingerprint(self.tokenizer), sorted(read.items()), combine)
         return hashlib.sha256(repr((weights, rest)).encode()).hexdigest()
 
@@ -205,7 +205,10 @@ class ServedModel:
         attends = attends or any("attention" in credit_method(name).needs for name in asked)
         found = self._source_scores(rows, batch, attention_mask, attends)
         scores = found[0] if len(found) == 1 else self._combined(found)
-        paid = {name: self._paid(name, rows, found, batch, attention_mask) for name in asked}
+        all_paid = {name: self._paid(name, rows, found, batch, attention_mask) for name in asked}
+        paid = {name: token_scores for name, (token_scores, _) in all_paid.items()}
+        by_objective = {name: parts for name, (_, parts) in all_paid.items()}
+        objectives = self._rewards.by_objective(Responses(batch), found, paid=False)
         for name, token_scores in paid.items():
             if not bool(token_scores.isfinite().all()):
                 raise NumericError(
@@ -217,6 +220,7 @@ class ServedModel:
             RowScores(
                 score,
                 {name: numbers[name][i][: len(row.response_ids)] for name in row.credit},
+                objectives=row_objectives(row, i, objectives, by_objective),
                 **details,
             )
             for i, (row, score, details) in enumerate(
@@ -244,14 +248,18 @@ class ServedModel:
             return [own]
         asked = Responses(batch, self._prompts(rows))
         found = [response_scores(one.scorer, asked) for one in others]
-        return [ended_scores(own, batch.response_mask), *found]
+        return [own.each(lambda one: ended_scores(one, batch.response_mask)), *found]
+
+    @property
+    def _rewards(self) -> Rewards:
+        return next(iter(self.credits.values()))
 
     @property
     def _sources(self) -> tuple[LoadedSource, ...]:
-        return next(iter(self.credits.values())).sources
+        return self._rewards.sources
 
     def _combined(self, scores: Sequence[ResponseScores]) -> ResponseScores:
-        combine = next(iter(self.credits.values())).combine
+        combine = self._rewards.combine
         return CombinedScorer(self._sources, combine).combined(scores)
 
     def _prompts(self, rows: Sequence[TokenRow]) -> list[Prompt]:
@@ -270,12 +278,14 @@ class ServedModel:
         scores: Sequence[ResponseScores],
         batch: ResponseBatch,
         attention_mask: Bool[Tensor, "batch sequence"],
-    ) -> Float[Tensor, "batch time"]:
+    ) -> tuple[Float[Tensor, "batch time"], dict[str, PaidObjective]]:
         rewards = self.credits[name]
         prompts = self._prompts(rows) if len(scores) > 1 else None
         asked = with_segments(rewards, Responses(batch, prompts, attention_mask))
-        ended = [ended_scores(one, batch.response_mask) for one in scores]
-        return rewards.paid(asked, scores=ended).token_scores
+        mask = batch.response_mask
+        ended = [one.each(lambda some: ended_scores(some, mask)) for one in scores]
+        token_scores = rewards.paid(asked, scores=ended).token_scores
+        return token_scores, rewards.by_objective(asked, ended)
 
     def _encoded(
         self,
