@@ -1,6 +1,8 @@
 """A score of each objective for every token: named, in one pass, adding up to the total."""
 
+import json
 from dataclasses import replace
+from urllib.parse import urlencode
 
 import pytest
 import torch
@@ -9,6 +11,8 @@ from tiny_tokenizers import CHAT_TEMPLATE, byte_level
 
 from tokencredit.batch import ResponseBatch
 from tokencredit.credit.methods import CREDIT_METHODS, CreditSettings, adds_up
+from tokencredit.recipes.credit.explain import ExplainConfig, _explained, explain
+from tokencredit.recipes.credit.score_tokens import ScoreTokensConfig, score_tokens
 from tokencredit.reward_model import hf_scores
 from tokencredit.reward_model.hf_scores import load_reward_model, score_responses
 from tokencredit.scorers.local import LocalScorer
@@ -182,3 +186,72 @@ def drawn():
 
 def batch_of(ids, mask):
     return ResponseBatch(ids[:, :2], mask[:, :2], ids[:, 2:], mask[:, 2:])
+
+
+def test_rows_of_score_tokens_name_each_objective(folder, tmp_path):
+    rows = [{"prompt": p, "response": r} for p, r in zip(PROMPTS, RESPONSES, strict=True)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def scored(asked):
+        config = ScoreTokensConfig(
+            str(data), f"{folder}#{asked}", output=str(tmp_path / "out.jsonl"), progress=False,
+            credit=CreditSettings("prefix-difference"),
+        )  # fmt: skip
+        return [json.loads(line) for line in score_tokens(config).open()]
+
+    for row, alone in zip(scored(ASKED), scored("short"), strict=True):
+        found = row["objectives"]
+        assert list(found) == list(NAMES)
+        assert {name: one["weight"] for name, one in found.items()} == WEIGHTS
+        sums = [WEIGHTS[name] * torch.tensor(one["token_scores"]) for name, one in found.items()]
+        torch.testing.assert_close(sum(sums), torch.tensor(row["token_scores"]))
+        whole = sum(WEIGHTS[name] * one["sequence_score"] for name, one in found.items())
+        assert whole == pytest.approx(row["sequence_score"], abs=1e-5)
+        assert found["short"]["token_scores"] == pytest.approx(alone["token_scores"], abs=1e-5)
+        assert "objectives" not in alone
+
+
+def test_a_heat_map_shows_each_objective_and_the_sum(folder, tmp_path):
+    settings = {
+        "reward_model": f"{folder}#{ASKED}",
+        "prompt": PROMPTS[0],
+        "response": RESPONSES[0],
+        "methods": ("prefix-difference", "leave-one-out"),
+    }
+    rows = _explained(ExplainConfig(**settings)).scores
+    shares = [f"prefix-difference: {WEIGHTS[name]:.3g} {name}" for name in NAMES]
+    assert list(rows) == ["prefix-difference", *shares, "leave-one-out"]
+    sums = [sum(parts) for parts in zip(*(rows[name] for name in shares), strict=True)]
+    assert sums == pytest.approx(rows["prefix-difference"], abs=1e-5)
+    page = explain(ExplainConfig(**settings, output=str(tmp_path / "map.html")))
+    assert all(name in page.read_text() for name in shares)
+
+
+def test_the_server_answers_each_objective(folder):
+    pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
+    from tiny_server import posted
+
+    from tokencredit.recipes.serving.serve import ServeConfig, application_of
+
+    application = application_of(ServeConfig(reward_model=f"{folder}#{ASKED}"))
+    text = {"prompt": PROMPTS[1], "response": RESPONSES[1]}
+    chats = {"prompt": CHATS[0], "response": RESPONSES[0], "ended": False}
+    body = {"texts": [text, chats], "credit": ["prefix-difference", "uniform"]}
+    rows = posted(application, "/score", body).json()["scores"]
+    (plain,) = posted(application, "/score", {"texts": [text], "credit": []}).json()["scores"]
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    shown = posted(application, "/", urlencode(text).encode(), headers=headers).text
+    for row in rows:
+        for method in body["credit"]:
+            parts = [
+                one["weight"] * torch.tensor(one["token_scores"][method])
+                for one in row["objectives"].values()
+            ]
+            paid_tokens = torch.tensor(row["token_scores"][method])
+            torch.testing.assert_close(sum(parts), paid_tokens)
+    assert list(rows[0]["objectives"]) == list(NAMES)
+    assert plain["objectives"]["short"]["token_scores"] == {}
+    whole = sum(one["weight"] * one["sequence_score"] for one in plain["objectives"].values())
+    assert whole == pytest.approx(plain["sequence_score"], abs=1e-5)
+    assert "prefix-difference: -1 short" in shown, shown

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -29,7 +30,8 @@ class JoinedScores(nn.Module):
     Attributes:
         rows: the linear layer with a row of each objective.
         names: of the objectives.
-        weights: of each in the sum that is the score; a buffer, None where it is no weighted sum.
+        weights: of each in the sum that is the score; a buffer, None where it is no such sum.
+        gate: makes the weights from the state at the end of a prompt, where they depend on it.
         join: makes the score where it is no weighted sum.
         every: whether it gives the scores by all objectives at the moment, as in `every_score`.
     """
@@ -42,24 +44,65 @@ class JoinedScores(nn.Module):
         names: Sequence[str],
         *,
         weights: Sequence[float] | None = None,
+        gate: nn.Module | None = None,
         join: Join | None = None,
     ) -> None:
         super().__init__()
-        self.rows, self.names, self.join, self.every = rows, tuple(names), join, False
+        self.rows, self.names, self.join, self.gate = rows, tuple(names), join, gate
+        self.every = False
         found = None if weights is None else torch.tensor(weights, device=rows.weight.device)
         self.register_buffer("weights", found)
 
-    def joined(self, scores: Float[Tensor, "*batch objectives"]) -> Float[Tensor, "*batch"]:
-        """One score of those by each objective."""
-        if self.weights is not None:
-            return (scores * self.weights).sum(-1)
+    def weights_of(
+        self, outputs: Float[Tensor, "batch outputs"]
+    ) -> Float[Tensor, "batch objectives"] | None:
+        """The weights of the objectives for each prompt; None where there are none.
+
+        Args:
+            outputs: at the end of each prompt, as `forward` gives them inside `every_score`.
+        """
+        if self.gate is not None:
+            return outputs[:, len(self.names) :]
+        if self.weights is None:
+            return None
+        return self.weights.expand(len(outputs), len(self.names))
+
+    def joined(
+        self,
+        scores: Float[Tensor, "*batch objectives"],
+        weights: Float[Tensor, "*#batch objectives"] | None = None,
+    ) -> Float[Tensor, "*batch"]:
+        """One score of those by each objective.
+
+        Args:
+            scores: by each objective.
+            weights: of `weights_of`; None takes those that depend on no prompt.
+
+        Raises:
+            ModelError: the weights depend on the prompt, and are not given.
+        """
+        if self.gate is not None and weights is None:
+            raise ModelError(
+                "the reward model weighs its objectives by a gate that reads the end of the "
+                "prompt, and is asked for scores of texts whose prompt is not known here; "
+                "expected a command that knows it (score-tokens, explain, serve, train-policy, "
+                "evaluate-reward-model), or fixed weights behind '#'"
+            )
+        weights = self.weights if weights is None else weights
+        if weights is not None:
+            return (scores * weights).sum(-1)
         assert self.join is not None
         return self.join(scores)
 
     def forward(self, states: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch outputs"]:
-        """The score, in a last axis of length 1; inside `every_score` that by each objective."""
+        """The score, in a last axis of length 1; inside `every_score` that by each objective.
+
+        There the outputs of a gate come after them: the weights, were this the end of the prompt.
+        """
         scores = self.rows(states)
-        return scores if self.every else self.joined(scores)[..., None].to(scores.dtype)
+        if not self.every:
+            return self.joined(scores)[..., None].to(scores.dtype)
+        return scores if self.gate is None else torch.cat([scores, self.gate(states)], dim=-1)
 
 
 def joined_scores(model: nn.Module) -> JoinedScores | None:
@@ -134,6 +177,17 @@ def objective_weights(asked: str, names: Sequence[str]) -> list[float]:
     return [found.get(name, 0.0) for name in names]
 
 
+def mean_of_all(config: Any) -> str:
+    """What to ask of a model of several objectives for the mean of all.
+
+    >>> from types import SimpleNamespace
+    >>> mean_of_all(SimpleNamespace(num_labels=4, id2label=dict(enumerate("abcd"))))
+    'a=0.25,b=0.25,c=0.25,d=0.25'
+    """
+    names = objective_names(config)
+    return ",".join(f"{name}={1 / len(names)}" for name in names)
+
+
 def keep_one_score(model: PreTrainedModel, asked: str, *, name: str) -> None:
     """Make the weighted sum of some outputs the only output of a model.
 
@@ -184,6 +238,36 @@ def join_scores(model: PreTrainedModel, join: Join, asked: str, *, name: str) ->
     at, last = _last_layer(model, names, name=name)
     model.set_submodule(at, JoinedScores(last, names, join=join))
     _say_one_output(model, asked)
+
+
+def gate_scores(
+    model: PreTrainedModel,
+    gate: nn.Module,
+    factors: Float[Tensor, "objectives outputs"],
+    *,
+    name: str,
+) -> None:
+    """Make the sum of all outputs, weighted by a gate, the only output of a model.
+
+    Args:
+        model: as `keep_one_score` takes it, which reads from left to right.
+        gate: from states to weights.
+        factors: of each output in each objective that is weighed.
+        name: of the model, for messages.
+
+    Raises:
+        ModelError: as `keep_one_score`, or its head is more than one layer, so that its states are
+            not those of the trunk.
+    """
+    names = _outputs(model, "a gate", name=name)
+    at, last = _last_layer(model, names, name=name)
+    if at != "score":
+        raise ModelError(
+            f"the head of {name!r} ends in {at!r}; expected a causal model with a linear head "
+            "`score`, at whose prompts a gate can read"
+        )
+    model.set_submodule(at, JoinedScores(_kept_rows(last, factors), names, gate=gate))
+    _say_one_output(model, "gated")
 
 
 def _outputs(model: PreTrainedModel, asked: str, *, name: str) -> tuple[str, ...]:

@@ -46,12 +46,16 @@ from tokencredit.models.hf_architecture import (
     vocabulary_width,
 )
 from tokencredit.models.hf_attention import recorded_attention
+from tokencredit.models.hf_gates import keep_gated_score
 from tokencredit.models.hf_loading import load_model, load_tokenizer
 from tokencredit.models.hf_objectives import (
+    Join,
     JoinedScores,
     every_score,
+    join_scores,
     joined_scores,
     keep_one_score,
+    mean_of_all,
     split_objectives,
 )
 from tokencredit.models.hf_passes import (
@@ -90,17 +94,21 @@ def load_reward_model(
     device: str | None = None,
     pad_token: str | None = None,
     trust_remote_code: bool = False,
+    join: Join | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A sequence-classification model and its tokenizer, ready to score.
 
     Args:
         name_or_path: a folder or a Hub id; of a model of several objectives with one of them,
-            `folder#helpful`, or a weighted sum, `folder#helpful=0.7,short=0.3`.
+            `folder#helpful`, or a weighted sum, `folder#helpful=0.7,short=0.3`. The score of an
+            ensemble of heads is their mean where nothing is asked for.
         dtype: of the weights; scores are float32 in any case.
         attn_implementation: None for the model's default, which is the fast one.
         device: to put the model on.
         pad_token: a token of the vocabulary to pad with, for tokenizers that name none.
         trust_remote_code: let Python code that comes with the model run.
+        join: makes one score of all outputs, in the place of what stands after `#`, which is then
+            only its name.
 
     Raises:
         ModelError: nothing that can be loaded is there, the head's weights are missing (of a
@@ -119,8 +127,12 @@ def load_reward_model(
         expected="a model trained for sequence classification: train one with "
         "`tokencredit train-reward-model`",
     )
-    if asked:
-        keep_one_score(model, asked, name=str(place))
+    if join is not None:
+        join_scores(model, join, asked, name=str(place))
+    elif not asked and getattr(model.config, "score_gate", None) is not None:
+        keep_gated_score(model, name=place)
+    elif asked or getattr(model.config, "score_ensemble", False):
+        keep_one_score(model, asked or mean_of_all(model.config), name=str(place))
     require_one_score(model.config.num_labels, objective_names(model.config))
     warn_of_order(model, str(name_or_path))
     tokenizer = load_tokenizer(place, pad_token=pad_token, trust_remote_code=trust_remote_code)
@@ -323,9 +335,10 @@ def _of_objectives(
     there: Bool[Tensor, "batch time_plus_1"],
 ) -> ResponseScores:
     """The score made of several, with each of these."""
-    count, weights = len(joined.names), None
-    if joined.weights is not None:
-        weights = joined.weights.expand(len(sequence_scores), count)
+    at_prompt = sequence_scores if prefix_scores is None else prefix_scores[:, 0]
+    weights, count = joined.weights_of(at_prompt), len(joined.names)
+    sequence_scores = sequence_scores[:, :count]
+    prefix_scores = None if prefix_scores is None else prefix_scores[..., :count]
     objectives = {
         name: ObjectiveScores(
             ResponseScores(
@@ -337,9 +350,10 @@ def _of_objectives(
         )
         for at, name in enumerate(joined.names)
     }
-    whole, prefixes = joined.joined(sequence_scores), None
+    whole, prefixes = joined.joined(sequence_scores, weights), None
     if prefix_scores is not None:
-        prefixes = joined.joined(prefix_scores).masked_fill(~there, 0.0)
+        of_rows = None if weights is None else weights[:, None]
+        prefixes = joined.joined(prefix_scores, of_rows).masked_fill(~there, 0.0)
     return ResponseScores(whole, prefixes, attention, objectives=objectives)
 
 

@@ -226,7 +226,8 @@ def _asked_again(
     """Functions that ask the reward model as often as they are called."""
     batch = responses.batch
     local, rows = scorer if isinstance(scorer, LocalScorer) else None, None
-    if local is not None and trained_segments(local.model.config) is None:
+    as_read = local is not None and trained_segments(local.model.config) is None
+    if local is not None and as_read and not local.is_gated:
         rows = local.own_rows(batch, responses.conversations, responses.attention_mask)
     if local is None or rows is None:
         if "embeddings" in needs:

@@ -17,6 +17,7 @@ from tokencredit.batch import Prompt, ResponseBatch, ResponseScores
 from tokencredit.credit.evidence import Need
 from tokencredit.models.hf_architecture import is_causal
 from tokencredit.models.hf_loading import context_length
+from tokencredit.models.hf_objectives import joined_scores
 from tokencredit.reward_model.hf_scores import score_responses
 from tokencredit.scorers.policy_tokens import (
     attended_tokens,
@@ -56,9 +57,17 @@ class LocalScorer:
         return self.reading.tokenizer
 
     @property
+    def is_gated(self) -> bool:
+        """Whether the objectives of the model are weighed by what it reads in a prompt."""
+        joined = joined_scores(self.model)
+        return joined is not None and joined.gate is not None
+
+    @property
     def gives(self) -> frozenset[Need]:
         """What methods can be made from."""
         found: set[Need] = {"sequence_scores", "attention", "kept_tokens", "embeddings"}
+        if self.is_gated:
+            found -= {"embeddings"}  # gradients of whole texts, whose prompts are not known
         return frozenset(
             found | ({"prefix_scores", "position_scores"} if is_causal(self.model) else set())
         )

@@ -153,7 +153,9 @@ def with_own_prefixes(
         name: replace(one, scores=replace(one.scores, prefix_scores=prefix_scores[..., at]))
         for at, (name, one) in enumerate(scores.objectives.items())
     }
-    total = joined.joined(prefix_scores)
+    weights = [one.weights for one in scores.objectives.values() if one.weights is not None]
+    of_rows = torch.stack(weights, dim=-1)[:, None] if weights else None
+    total = joined.joined(prefix_scores, of_rows)
     return replace(scores, prefix_scores=total, objectives=objectives)
 
 
@@ -241,8 +243,7 @@ def _pass(
     joined = joined_scores(model)
     with every_score(joined):
         outputs = float32_outputs(model.score, torch.cat(read))
-    if joined is None:
-        outputs = scalar_scores(outputs)[:, None]
+    outputs = scalar_scores(outputs)[:, None] if joined is None else outputs[:, : len(joined.names)]
     values = iter(outputs.tolist())
     return [list(itertools.islice(values, len(at))) for at in ends]
 

@@ -21,6 +21,7 @@ from tokencredit.credit.methods import (
 from tokencredit.errors import DataError, ModelError, NumericError
 from tokencredit.models.fingerprint import weights_fingerprint
 from tokencredit.models.hf_loading import context_length, pad_token_id
+from tokencredit.models.hf_objectives import joined_scores
 from tokencredit.models.hf_vocabularies import tokenizer_fingerprint, vocabulary_fingerprint
 from tokencredit.recipes.serving.offers import offered_details, row_details, row_objectives
 from tokencredit.scorers.evidence import Responses, response_scores
@@ -104,7 +105,7 @@ class ServedModel:
         A client makes the credit.
         """
         weights = [
-            (one.weight, one.score, weights_fingerprint(model))
+            (one.weight, one.score, weights_fingerprint(model), *_asked(model))
             if isinstance(model := getattr(one.scorer, "model", None), nn.Module)
             else (one.weight, one.score, one.name)
             for one in self._sources
@@ -185,6 +186,13 @@ class ServedModel:
             prompt, answer = parts
             encoded = self.reading.encoded([prompt], [answer], empty="keep")
             return _token_rows(encoded, [[]], (), ())[0]
+        joined = joined_scores(self.model)
+        if joined is not None and joined.gate is not None:
+            raise ModelError(
+                "the reward model weighs its objectives by what it reads in the prompt, and a "
+                "whole text does not say where its response begins; expected prompts and "
+                "responses: ask /score"
+            )
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if not ids:
             raise DataError(f"text {number} is empty; expected a prompt and its response")
@@ -367,6 +375,12 @@ class ServedModel:
             [(row.prompt_ids, row.response_ids, row.closing_ids) for row in rows], pad_token_id=pad
         )
         return batch.to(device), real.bool().to(device)
+
+
+def _asked(model: nn.Module) -> list[str]:
+    """What is asked of a model of several objectives, as it stands behind its name."""
+    config: Any = model.config
+    return [config.id2label[0]] if joined_scores(model) is not None else []
 
 
 def _prompt(prompt: str | list[Message]) -> Prompt:
