@@ -230,7 +230,7 @@ def test_a_heat_map_shows_each_objective_and_the_sum(folder, tmp_path):
 
 def test_the_server_answers_each_objective(folder):
     pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
-    from tiny_server import posted
+    from tiny_server import asked
 
     from tokencredit.recipes.serving.serve import ServeConfig, application_of
 
@@ -238,10 +238,15 @@ def test_the_server_answers_each_objective(folder):
     text = {"prompt": PROMPTS[1], "response": RESPONSES[1]}
     chats = {"prompt": CHATS[0], "response": RESPONSES[0], "ended": False}
     body = {"texts": [text, chats], "credit": ["prefix-difference", "uniform"]}
-    rows = posted(application, "/score", body).json()["scores"]
-    (plain,) = posted(application, "/score", {"texts": [text], "credit": []}).json()["scores"]
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
-    shown = posted(application, "/", urlencode(text).encode(), headers=headers).text
+
+    async def answers(client):
+        scored = await client.post("/score", json=body)
+        plain = await client.post("/score", json={"texts": [text], "credit": []})
+        page = await client.post("/", content=urlencode(text), headers=headers)
+        return scored.json()["scores"], plain.json()["scores"][0], page.text
+
+    rows, plain, shown = asked(application, answers)
     for row in rows:
         for method in body["credit"]:
             parts = [

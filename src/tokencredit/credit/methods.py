@@ -155,9 +155,13 @@ class CreditSettings:
         credit_method(self.method)
 
 
-_LINEAR_IN: frozenset[Need] = frozenset(
-    {"sequence_scores", "prefix_scores", "position_scores", "attention", "policy_attention"}
-    | {"segments"}
+_LINEAR_IN: tuple[Need, ...] = (
+    "sequence_scores",
+    "prefix_scores",
+    "position_scores",
+    "attention",
+    "policy_attention",
+    "segments",
 )
 """A method that needs no more is linear in scores: others are made of more than these."""
 
@@ -192,7 +196,7 @@ class CreditMethod:
     @property
     def adds_up(self) -> bool:
         """Whether it is linear in the scores, so that credit of a weighted sum is the same sum."""
-        return bool(self.needs) and set(self.needs) <= _LINEAR_IN
+        return bool(self.needs) and set(self.needs) <= set(_LINEAR_IN)
 
     @property
     def pays_increases(self) -> bool:

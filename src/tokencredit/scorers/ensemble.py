@@ -5,6 +5,7 @@ before (by a `RewardScorer`), and brought to a common scale (`transformed_scores
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -92,16 +93,15 @@ def combination_named(asked: str) -> Join | None:
     method, _, number = asked.partition("=")
     if method not in AGGREGATIONS:
         return None
-    options = {}
+    settings = CombinationSettings(method)
     if number:
         try:
-            options = {_OPTIONS[method]: float(number)}
+            settings = replace(settings, **{_OPTIONS[method]: float(number)})  # type: ignore[arg-type]
         except (KeyError, ValueError):
             raise ConfigError(
                 f"{asked!r} after the name of a model; expected the name of a combination method, "
                 f"and '=' with a number only behind {', '.join(_OPTIONS)}"
             ) from None
-    settings = CombinationSettings(method, **options)
 
     def joined(scores: Float[Tensor, "*batch heads"]) -> Float[Tensor, "*batch"]:
         return combined_scores(scores, torch.ones(scores.shape[-1]), settings)

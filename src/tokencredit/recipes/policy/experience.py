@@ -183,7 +183,6 @@ def experience_of(
         bootstrap_values=old.last_values * truncated if bootstraps else None,
         paid=scores.transformed if chooses else None,
         passed=passed,
-        objective_scores=scores.raw_by_objective,
     )
     left_out = _not_comparable(unscored.rows, config.algorithm)
     if config.has_streams:
@@ -218,6 +217,7 @@ def experience_of(
         kl=kl,
         sequence_scores=scores.sequence_scores,
         source_scores=scores.raw,
+        objective_scores=scores.raw_by_objective,
         held_out_scores=held_out,
         unscored=unscored.rows,
         fault=next(iter([*unscored.faults.items(), *not_judged.faults.items()]), None),

@@ -30,6 +30,7 @@ from tokencredit.evaluation.agreement import spearman_correlation
 from tokencredit.models.heads import objective_names
 from tokencredit.models.hf_architecture import is_causal, padding_id
 from tokencredit.models.hf_gates import PromptGate, debiased, write_gate
+from tokencredit.models.hf_objectives import JoinedScores
 from tokencredit.models.hf_passes import evaluating
 from tokencredit.recipes.left_out import tell_left_out
 from tokencredit.recipes.reward_model.gate_settings import TrainGateConfig

@@ -352,7 +352,9 @@ def reward_trainer(
 
     def loss(scores: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         if heads > 1:
-            return loss_of_heads(partial(config.row.loss, settings=config.loss), scores, inputs)
+            return loss_of_heads(
+                lambda judged: config.row.loss(judged, config.loss), scores, inputs
+            )
         return config.row.loss(judgements_of(scores, inputs), config.loss)
 
     trainer = LossTrainer(
