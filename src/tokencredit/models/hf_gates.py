@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokencredit.errors import ModelError
-from tokencredit.models.heads import objective_names
+from tokencredit.models.heads import debiased, objective_names
 from tokencredit.models.hf_files import file_of, found_place
 from tokencredit.models.hf_objectives import gate_scores
 
@@ -62,29 +62,6 @@ class PromptGate(nn.Module):
     def forward(self, states: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch objectives"]:
         """The weights, positive, which add up to the scale."""
         return (self.network(states) / self.temperature).softmax(-1) * self.scale
-
-
-def debiased(
-    scores: Float[Tensor, "*batch objectives"],
-    penalties: Float[Tensor, "objectives"],
-    *,
-    against: int,
-) -> Float[Tensor, "*batch objectives"]:
-    """Scores less what each has of the objective that it shall not follow, of length for example.
-
-        r'_k = r_k − p_k r_v
-
-    Args:
-        scores: by each objective.
-        penalties: p; that of the objective itself is 1, so that nothing is left of it.
-        against: v, its number.
-
-    Source: Wang et al. 2024, arXiv 2406.12845, equation of the adjusted rewards.
-
-    >>> debiased(torch.tensor([[3.0, 2.0]]), torch.tensor([0.5, 1.0]), against=1)
-    tensor([[2., 0.]])
-    """
-    return scores - penalties * scores[..., against : against + 1]
 
 
 def write_gate(

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tokencredit.models.hf_gates import debiased
+from tokencredit.models.heads import debiased
 
 GRID = torch.linspace(0.0, 0.95, 24, dtype=torch.float64)
 """Penalties that are tried, in their order."""

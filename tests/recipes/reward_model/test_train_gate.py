@@ -14,7 +14,8 @@ from tokencredit.credit.methods import CreditSettings
 from tokencredit.credit.prefixes import prefix_difference_credit
 from tokencredit.errors import ConfigError, ModelError
 from tokencredit.evaluation.agreement import spearman_correlation
-from tokencredit.models.hf_gates import PromptGate, debiased, write_gate
+from tokencredit.models.heads import debiased
+from tokencredit.models.hf_gates import PromptGate, write_gate
 from tokencredit.models.hf_objectives import joined_scores
 from tokencredit.recipes.reward_model.evaluate_reward_model import (
     EvaluateRewardModelConfig,

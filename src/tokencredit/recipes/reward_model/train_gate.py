@@ -27,9 +27,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, se
 
 from tokencredit.errors import ConfigError, DataError, ModelError
 from tokencredit.evaluation.agreement import spearman_correlation
-from tokencredit.models.heads import objective_names
+from tokencredit.models.heads import debiased, objective_names
 from tokencredit.models.hf_architecture import is_causal, padding_id
-from tokencredit.models.hf_gates import PromptGate, debiased, write_gate
+from tokencredit.models.hf_gates import PromptGate, write_gate
 from tokencredit.models.hf_objectives import JoinedScores
 from tokencredit.models.hf_passes import evaluating
 from tokencredit.recipes.left_out import tell_left_out
