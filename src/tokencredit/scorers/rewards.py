@@ -114,6 +114,10 @@ class PaidObjective:
     sequence_scores: Float[Tensor, "batch"]
     token_scores: Float[Tensor, "batch time"] | None
 
+    def weight_of(self, row: int) -> float | None:
+        """The weight in one response, in the digits that float32 has, so that 0.7 stays 0.7."""
+        return None if self.weights is None else float(f"{float(self.weights[row]):.7g}")
+
 
 @dataclass(frozen=True)
 class PaidResponses:

@@ -191,9 +191,9 @@ def _explained(config: ExplainConfig) -> _Explanation:
     ):
         paid[method] = scores[0].tolist()
         for name, one in objectives.items():
-            if one.weights is not None and one.token_scores is not None:
-                weight = float(one.weights[0])
-                share = (one.weights[0] * one.token_scores[0]).tolist()
+            weight = one.weight_of(0)
+            if weight is not None and one.token_scores is not None:
+                share = (weight * one.token_scores[0]).tolist()
                 paid[share_name(method, name, weight)] = share
     return _Explanation(
         found.sequence_scores.item(),

@@ -304,8 +304,9 @@ def _objectives(
     said: dict[str, dict[str, Any]] = {}
     for name, one in found.items():
         said[name] = {"sequence_score": float(one.sequence_scores[row])}
-        if one.weights is not None:
-            said[name]["weight"] = float(one.weights[row])
+        weight = one.weight_of(row)
+        if weight is not None:
+            said[name]["weight"] = weight
         if one.token_scores is not None:
             said[name]["token_scores"] = one.token_scores[row, :tokens].tolist()
     return said

@@ -144,7 +144,7 @@ def row_objectives(
         own = {method: paid[method][name].token_scores for method in row.credit}
         found[name] = ObjectiveOfRow(
             float(one.sequence_scores[index]),
-            None if one.weights is None else float(one.weights[index]),
+            one.weight_of(index),
             {
                 method: scores[index, : len(row.response_ids)].tolist()
                 for method, scores in own.items()
