@@ -35,6 +35,7 @@ LESS = {
     "compare-credit": "--faithfulness_documents 1 --resamples 20 --heatmaps 1 --progress false "
     "--credit.probe.samples 2 --credit.probe.steps 2",
     "merge-weights": "--ama.groups 2",
+    "train-gate": "--training.max_steps 2 --gate.width 8 --device cpu --progress false",
     "test-safety": "--threshold 1000 --sampling.max_new_tokens 6",
     "train-preferences": "--training.max_steps 2 --device cpu --progress false",
     "iterate-preferences": "--rounds 1 --samples 2 --data.limit 4 --sampling.max_new_tokens 6 "

@@ -16,8 +16,19 @@ from tokencredit.toy.hf_tokenizer import toy_tokenizer
 PROMPTS = ("the plot is", "this film", "the music was", "a", "his first comedy is a", "the cast")
 
 
+OBJECTIVES = {
+    "num_labels": 2,
+    "id2label": {0: "helpfulness", 1: "verbosity"},
+    "label2id": {"helpfulness": 0, "verbosity": 1},
+    "problem_type": "regression",
+}
+
+
 def write_models(folder: Path, **changes: Any) -> Path:
-    """Write `policy/`, `reward/`, `held-out/` and `prompts.jsonl`; changes are of their shape."""
+    """Write `policy/`, `reward/`, `held-out/`, `objectives/` and `prompts.jsonl`.
+
+    Changes are of their shape.
+    """
     tokenizer = toy_tokenizer()
     shape: dict[str, Any] = {
         "vocab_size": len(tokenizer),
@@ -35,6 +46,7 @@ def write_models(folder: Path, **changes: Any) -> Path:
         "policy": (LlamaForCausalLM, {}),
         "reward": (LlamaForSequenceClassification, {"num_labels": 1}),
         "held-out": (LlamaForSequenceClassification, {"num_labels": 2}),
+        "objectives": (LlamaForSequenceClassification, OBJECTIVES),
     }
     for seed, (name, (model_class, extra)) in enumerate(kinds.items()):
         torch.manual_seed(seed)

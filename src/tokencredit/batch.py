@@ -4,8 +4,8 @@ Prompts are padded on the left and responses on the right, so that column `promp
 sequence is response token 0 in every row. Padding is known by mask alone, never by token id.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -244,12 +244,35 @@ class ResponseScores:
         position_scores: the number that stands at each position, where a prefix is scored by
             several of them, as by models trained on the ends of segments; None where it is the
             prefix score.
+        objectives: by their names, the scores that these are made of, where the model has several.
     """
 
     sequence_scores: Float[Tensor, "batch"]
     prefix_scores: Float[Tensor, "batch time_plus_1"] | None
     attention: Float[Tensor, "batch time"] | None
     position_scores: Float[Tensor, "batch time_plus_1"] | None = None
+    objectives: "Mapping[str, ObjectiveScores]" = field(default_factory=dict)
+
+    def each(self, change: "Callable[[ResponseScores], ResponseScores]") -> "ResponseScores":
+        """What a function makes of these scores and, in the same way, of those by objective."""
+        objectives = {
+            name: replace(one, scores=change(one.scores)) for name, one in self.objectives.items()
+        }
+        return replace(change(replace(self, objectives={})), objectives=objectives)
+
+
+@dataclass(frozen=True)
+class ObjectiveScores:
+    """What a reward model says about responses by one of several objectives.
+
+    Attributes:
+        scores: of the responses, as they are by this objective.
+        weights: of the objective in the score of each response, known when its prompt is: weighted
+            scores add up to the score, those of prefixes too. None where the score is no such sum.
+    """
+
+    scores: ResponseScores
+    weights: Float[Tensor, "batch"] | None
 
 
 Message = dict[str, Any]

@@ -29,6 +29,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "reward_model.train_reward_model",
         "train a reward model on pairs, labels or ratings, whole or by prefixes",
     ),
+    "train-gate": (
+        "reward_model.train_gate",
+        "what each objective of a reward model weighs, read off the prompt (ArmoRM)",
+    ),
     "train-token-classifier": (
         "reward_model.train_token_classifier",
         "a judge of every token, from edits, labelled spans or steps",

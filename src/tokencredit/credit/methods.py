@@ -155,6 +155,16 @@ class CreditSettings:
         credit_method(self.method)
 
 
+_LINEAR_IN: tuple[Need, ...] = (
+    "sequence_scores",
+    "prefix_scores",
+    "position_scores",
+    "attention",
+    "policy_attention",
+    "segments",
+)
+"""A method that needs no more is linear in scores: others are made of more than these."""
+
 ModelKind = Literal["", "implicit", "classifier", "rewriter", "language"]
 
 
@@ -182,6 +192,11 @@ class CreditMethod:
     def one_pass(self) -> bool:
         """Whether it asks the reward model no more than plain scoring does."""
         return self.passes in ("0", "1")
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether it is linear in the scores, so that credit of a weighted sum is the same sum."""
+        return bool(self.needs) and set(self.needs) <= set(_LINEAR_IN)
 
     @property
     def pays_increases(self) -> bool:
@@ -572,6 +587,16 @@ def with_method(settings: CreditSettings, name: str) -> CreditSettings:
     """
     method = credit_method(name)
     return replace(settings, method=name, model=settings.model if method.model_kind else None)
+
+
+def adds_up(settings: CreditSettings) -> bool:
+    """Whether the token scores of several scores add up to those of their weighted sum.
+
+    >>> adds_up(CreditSettings("prefix-difference")), adds_up(CreditSettings("shapley"))
+    (True, False)
+    """
+    clamped = settings.method == "segment" and settings.judge.clamp is not None
+    return credit_method(settings.method).adds_up and not clamped
 
 
 def token_credit(evidence: Evidence, settings: CreditSettings) -> Float[Tensor, "batch time"]:

@@ -132,3 +132,17 @@ def _visible_character(character: str) -> str:
     category = unicodedata.category(character)
     is_harmless = character in _JOINERS or category not in {"Cc", "Cf", "Cs", "Zl", "Zp"}
     return character if is_harmless else ascii(character)[1:-1]
+
+
+def share_name(method: str, objective: str, weight: float) -> str:
+    """Name of the row of a heat map that shows the share of one objective in what a method pays.
+
+    Args:
+        method: name of the credit method.
+        objective: name of the objective.
+        weight: of the objective in the score.
+
+    >>> share_name("attention", "helpful", 0.7)
+    'attention: 0.7 helpful'
+    """
+    return f"{method}: {weight:.3g} {objective}"

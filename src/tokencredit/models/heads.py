@@ -76,6 +76,29 @@ def objective_names(config: Any) -> tuple[str, ...]:
     return tuple(str(config.id2label[output]) for output in range(config.num_labels))
 
 
+def debiased(
+    scores: Float[Tensor, "*batch objectives"],
+    penalties: Float[Tensor, "objectives"],
+    *,
+    against: int,
+) -> Float[Tensor, "*batch objectives"]:
+    """Scores less what each has of the objective that it shall not follow, of length for example.
+
+        r'_k = r_k − p_k r_v
+
+    Args:
+        scores: by each objective.
+        penalties: p; that of the objective itself is 1, so that nothing is left of it.
+        against: v, its number.
+
+    Source: Wang et al. 2024, arXiv 2406.12845, equation of the adjusted rewards.
+
+    >>> debiased(torch.tensor([[3.0, 2.0]]), torch.tensor([0.5, 1.0]), against=1)
+    tensor([[2., 0.]])
+    """
+    return scores - penalties * scores[..., against : against + 1]
+
+
 def require_one_score(outputs: int, objectives: Sequence[str] = ()) -> None:
     """Raise unless a head with so many outputs gives one score.
 

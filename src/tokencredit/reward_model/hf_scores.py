@@ -22,7 +22,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from tokencredit.batch import ResponseBatch, ResponseScores, rows_of_like_length
+from tokencredit.batch import (
+    ObjectiveScores,
+    ResponseBatch,
+    ResponseScores,
+    rows_of_like_length,
+)
 from tokencredit.errors import DataError, NumericError, TokenCreditWarning
 from tokencredit.masking import left_packed
 from tokencredit.models.heads import (
@@ -41,8 +46,18 @@ from tokencredit.models.hf_architecture import (
     vocabulary_width,
 )
 from tokencredit.models.hf_attention import recorded_attention
+from tokencredit.models.hf_gates import keep_gated_score
 from tokencredit.models.hf_loading import load_model, load_tokenizer
-from tokencredit.models.hf_objectives import keep_one_score, split_objectives
+from tokencredit.models.hf_objectives import (
+    Join,
+    JoinedScores,
+    every_score,
+    join_scores,
+    joined_scores,
+    keep_one_score,
+    mean_of_all,
+    split_objectives,
+)
 from tokencredit.models.hf_passes import (
     causal_states,
     classifier_logits,
@@ -79,17 +94,21 @@ def load_reward_model(
     device: str | None = None,
     pad_token: str | None = None,
     trust_remote_code: bool = False,
+    join: Join | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A sequence-classification model and its tokenizer, ready to score.
 
     Args:
         name_or_path: a folder or a Hub id; of a model of several objectives with one of them,
-            `folder#helpful`, or a weighted sum, `folder#helpful=0.7,short=0.3`.
+            `folder#helpful`, or a weighted sum, `folder#helpful=0.7,short=0.3`. The score of an
+            ensemble of heads is their mean where nothing is asked for.
         dtype: of the weights; scores are float32 in any case.
         attn_implementation: None for the model's default, which is the fast one.
         device: to put the model on.
         pad_token: a token of the vocabulary to pad with, for tokenizers that name none.
         trust_remote_code: let Python code that comes with the model run.
+        join: makes one score of all outputs, in the place of what stands after `#`, which is then
+            only its name.
 
     Raises:
         ModelError: nothing that can be loaded is there, the head's weights are missing (of a
@@ -108,8 +127,12 @@ def load_reward_model(
         expected="a model trained for sequence classification: train one with "
         "`tokencredit train-reward-model`",
     )
-    if asked:
-        keep_one_score(model, asked, name=str(place))
+    if join is not None:
+        join_scores(model, join, asked, name=str(place))
+    elif not asked and getattr(model.config, "score_gate", None) is not None:
+        keep_gated_score(model, name=place)
+    elif asked or getattr(model.config, "score_ensemble", False):
+        keep_one_score(model, asked or mean_of_all(model.config), name=str(place))
     require_one_score(model.config.num_labels, objective_names(model.config))
     warn_of_order(model, str(name_or_path))
     tokenizer = load_tokenizer(place, pad_token=pad_token, trust_remote_code=trust_remote_code)
@@ -152,7 +175,7 @@ def reward_model_output(
         attention_layer: of which layer to record the attention; None records none.
         token_types: 1 on the second of two segments, for encoders that read pairs.
         every_output: whether scores have a last axis, of all outputs of the head, as models of
-            several objectives are trained.
+            several objectives are trained; of the scores that one is joined of, where it is.
 
     Returns:
         Scores read at the last real token of a causal model; for an encoder what its own forward
@@ -215,15 +238,17 @@ def _one_pass(
     if attention_layer is not None:
         reading = last_positions(packed) if causal else reading_positions(model, packed)
         recording = recorded_attention(model, reading[:, None], packed, layer=attention_layer)
+    joined = joined_scores(model) if every_output else None
     if causal:
         hidden, record = causal_states(model, ids, around=recording)
-        scores = read(float32_outputs(model.score, hidden))
+        with every_score(joined):
+            scores = read(float32_outputs(model.score, hidden))
         sequence_scores = at_last_token(scores, packed)
         padding = ~packed[..., None] if every_output else ~packed
         position_scores = scores.masked_fill(padding, 0.0)
     else:
         segments = {} if token_types is None else {"token_type_ids": token_types[:, : ids.shape[1]]}
-        with recording as record:
+        with recording as record, every_score(joined):
             logits = classifier_logits(model, ids, lengths, **segments)
         sequence_scores, position_scores = read(logits), None
     attention = None if record is None else record.rows[:, 0]
@@ -273,6 +298,7 @@ def score_responses(
         second = torch.ones_like(batch.response_ids)
         types = torch.cat([torch.zeros_like(batch.prompt_ids), second], dim=-1)
     batches = rows_of_like_length(real.sum(-1), micro_batch_size)
+    joined = joined_scores(model)
     with torch.no_grad(), evaluating(model):
         outputs = [
             reward_model_output(
@@ -281,6 +307,7 @@ def score_responses(
                 real[rows],
                 attention_layer=attention_layer,
                 token_types=None if types is None else types[rows],
+                every_output=joined is not None,
             )
             for rows in batches
         ]
@@ -290,11 +317,44 @@ def score_responses(
     attention = _joined_parts([output.attention for output in outputs], back)
     _require_finite(sequence_scores, positions)
     start = batch.prompt_ids.shape[1]
-    return ResponseScores(
-        sequence_scores,
-        None if positions is None else positions[:, start - 1 :],
-        None if attention is None else attention[:, start:].masked_fill(~batch.response_mask, 0.0),
-    )
+    if positions is not None:
+        positions = positions[:, start - 1 :]
+    if attention is not None:
+        attention = attention[:, start:].masked_fill(~batch.response_mask, 0.0)
+    if joined is None:
+        return ResponseScores(sequence_scores, positions, attention)
+    there = real[:, start - 1 :]
+    return _of_objectives(joined, sequence_scores, positions, attention, there)
+
+
+def _of_objectives(
+    joined: JoinedScores,
+    sequence_scores: Float[Tensor, "batch outputs"],
+    prefix_scores: Float[Tensor, "batch time_plus_1 outputs"] | None,
+    attention: Float[Tensor, "batch time"] | None,
+    there: Bool[Tensor, "batch time_plus_1"],
+) -> ResponseScores:
+    """The score made of several, with each of these."""
+    at_prompt = sequence_scores if prefix_scores is None else prefix_scores[:, 0]
+    weights, count = joined.weights_of(at_prompt), len(joined.names)
+    sequence_scores = sequence_scores[:, :count]
+    prefix_scores = None if prefix_scores is None else prefix_scores[..., :count]
+    objectives = {
+        name: ObjectiveScores(
+            ResponseScores(
+                sequence_scores[:, at],
+                None if prefix_scores is None else prefix_scores[..., at],
+                attention,
+            ),
+            None if weights is None else weights[:, at],
+        )
+        for at, name in enumerate(joined.names)
+    }
+    whole, prefixes = joined.joined(sequence_scores, weights), None
+    if prefix_scores is not None:
+        of_rows = None if weights is None else weights[:, None]
+        prefixes = joined.joined(prefix_scores, of_rows).masked_fill(~there, 0.0)
+    return ResponseScores(whole, prefixes, attention, objectives=objectives)
 
 
 def require_prompts(batch: ResponseBatch) -> None:
@@ -313,12 +373,13 @@ def require_prompts(batch: ResponseBatch) -> None:
 
 
 def _require_finite(
-    sequence_scores: Float[Tensor, "batch"], positions: Float[Tensor, "batch sequence"] | None
+    sequence_scores: Float[Tensor, "batch *objectives"],
+    positions: Float[Tensor, "batch sequence *objectives"] | None,
 ) -> None:
     """All scores are numbers."""
-    finite = sequence_scores.isfinite()
+    finite = sequence_scores.isfinite().view(len(sequence_scores), -1).all(-1)
     if positions is not None:
-        finite = finite & positions.isfinite().all(-1)
+        finite = finite & positions.isfinite().flatten(1).all(-1)
     if not bool(finite.all()):
         rows = (~finite).nonzero().flatten().tolist()
         raise NumericError(

@@ -5,6 +5,7 @@ before (by a `RewardScorer`), and brought to a common scale (`transformed_scores
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -19,6 +20,7 @@ from tokencredit.aggregation.methods import (
 )
 from tokencredit.batch import ResponseScores
 from tokencredit.errors import ConfigError, ShapeError
+from tokencredit.models.hf_objectives import Join
 
 
 def ensemble_scores(
@@ -64,6 +66,47 @@ def ensemble_scores(
         used[0].attention if len(used) == 1 else None,
         positions,
     )
+
+
+_OPTIONS = {
+    "mean-less-variance": "variance_coef",
+    "mean-less-deviation": "deviation_coef",
+    "nominal-and-worst": "nominal_share",
+}
+
+
+def combination_named(asked: str) -> Join | None:
+    """How the heads of one model are combined by what stands after its name; None for no such name.
+
+    Args:
+        asked: a combination method, with the number of its option behind `=` where it has one:
+            `worst-case`, `mean-less-deviation=0.5`. No head is weighed.
+
+    Raises:
+        ConfigError: the number is none, or the method has no option.
+
+    >>> combination_named("mean-less-deviation=0.5")(torch.tensor([[1.0, 3.0]]))
+    tensor([1.5000])
+    >>> combination_named("helpful=0.5") is None
+    True
+    """
+    method, _, number = asked.partition("=")
+    if method not in AGGREGATIONS:
+        return None
+    settings = CombinationSettings(method)
+    if number:
+        try:
+            settings = replace(settings, **{_OPTIONS[method]: float(number)})  # type: ignore[arg-type]
+        except (KeyError, ValueError):
+            raise ConfigError(
+                f"{asked!r} after the name of a model; expected the name of a combination method, "
+                f"and '=' with a number only behind {', '.join(_OPTIONS)}"
+            ) from None
+
+    def joined(scores: Float[Tensor, "*batch heads"]) -> Float[Tensor, "*batch"]:
+        return combined_scores(scores, torch.ones(scores.shape[-1]), settings)
+
+    return joined
 
 
 def ensemble_token_scores(

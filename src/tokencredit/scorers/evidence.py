@@ -148,7 +148,8 @@ def gathered_evidence(
     if needs & {"sequence_scores", "prefix_scores", "position_scores", "attention"}:
         if scores is None:
             scores = response_scores(scorer, responses, attention="attention" in needs)
-        evidence = replace(evidence, **vars(scores))
+        found = {name: one for name, one in vars(scores).items() if name != "objectives"}
+        evidence = replace(evidence, **found)
         if scores.position_scores is None:
             evidence = replace(evidence, position_scores=scores.prefix_scores)
     if needs & {"kept_tokens", "embeddings"}:
@@ -228,7 +229,8 @@ def _asked_again(
     """Functions that ask the reward model as often as they are called."""
     batch = responses.batch
     local, rows = scorer if isinstance(scorer, LocalScorer) else None, None
-    if local is not None and trained_segments(local.model.config) is None:
+    as_read = local is not None and trained_segments(local.model.config) is None
+    if local is not None and as_read and not local.is_gated:
         rows = local.own_rows(batch, responses.conversations, responses.attention_mask)
     if local is None or rows is None:
         if "embeddings" in needs:

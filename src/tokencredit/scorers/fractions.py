@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokencredit.batch import padded_rows, rows_of_like_length
+from tokencredit.errors import DataError
 from tokencredit.evaluation.prefix_accuracy import FRACTIONS, scores_at_fractions
 from tokencredit.masking import left_packed
 from tokencredit.models.hf_architecture import is_causal
+from tokencredit.models.hf_objectives import joined_scores
 from tokencredit.models.hf_short_attention import short_attention
 from tokencredit.reward_model.hf_scores import reward_model_output
 from tokencredit.scorers.segment_ends import SegmentEnds
@@ -100,6 +102,8 @@ def _scores(
     segment_ends: SegmentEnds | None,
     every_output: bool,
 ) -> Float[Tensor, "rows fractions *objectives"]:
+    joined = joined_scores(model)
+    gated = joined is not None and joined.gate is not None
     outputs = model.config.num_labels if every_output else 1
     scores = torch.empty(len(rows), len(fractions), outputs)
     for some in rows_of_like_length(torch.tensor([len(row) for row in rows]), batch_size):
@@ -109,18 +113,48 @@ def _scores(
         with torch.no_grad(), context:
             types = token_types(texts, width=ids.shape[1])
             types = None if types is None else types.to(model.device)
-            packed = counted_scores(
-                model, ids, attention_mask, counted, types, every_output=every_output
-            )
+            if gated:
+                packed = _gated_scores(model, texts, ids, attention_mask, counted)
+            else:
+                packed = counted_scores(
+                    model, ids, attention_mask, counted, types, every_output=every_output
+                )
         mask, _ = left_packed(counted, counted)
+        at_ends = None
         if segment_ends is not None:
             ends, _ = padded_rows(segment_ends(texts), fill=0, side="right")
             at_ends = left_packed(ends.bool().to(model.device), counted)[0]
-            packed = running_segment_means(packed, at_ends, mask)
         for output, one in enumerate(packed.unbind(-1) if every_output else [packed]):
+            if at_ends is not None:
+                one = running_segment_means(one, at_ends, mask)
             found = scores_at_fractions(one, mask, fractions=fractions)
             scores[some, :, output] = found.cpu()
     return scores if every_output else scores[..., 0]
+
+
+def _gated_scores(
+    model: PreTrainedModel,
+    texts: Sequence[EncodedText],
+    input_ids: Int[Tensor, "batch sequence"],
+    attention_mask: Int[Tensor, "batch sequence"],
+    counted: Bool[Tensor, "batch sequence"],
+) -> Float[Tensor, "batch time"]:
+    """Scores at the counted tokens, the objectives weighed by what stands before each response."""
+    joined = joined_scores(model)
+    assert joined is not None
+    starts = torch.tensor([row.start for row in texts], device=input_ids.device)
+    if bool((starts == 0).any()):
+        raise DataError(
+            "a text has no prompt, and the reward model weighs its objectives by what it reads "
+            "there; expected a prompt, or at least a token that begins a sequence"
+        )
+    found = reward_model_output(model, input_ids, attention_mask, every_output=True)
+    assert found.position_scores is not None
+    rows = torch.arange(len(texts), device=input_ids.device)
+    weights = joined.weights_of(found.position_scores[rows, starts - 1])
+    assert weights is not None
+    scores = found.position_scores[..., : len(joined.names)]
+    return left_packed(joined.joined(scores, weights[:, None]), counted)[0]
 
 
 def _beginning(row: EncodedText, fraction: float) -> EncodedText:

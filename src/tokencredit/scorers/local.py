@@ -17,6 +17,7 @@ from tokencredit.batch import Prompt, ResponseBatch, ResponseScores
 from tokencredit.credit.evidence import Need
 from tokencredit.models.hf_architecture import is_causal
 from tokencredit.models.hf_loading import context_length
+from tokencredit.models.hf_objectives import joined_scores
 from tokencredit.reward_model.hf_scores import score_responses
 from tokencredit.scorers.policy_tokens import (
     attended_tokens,
@@ -56,9 +57,17 @@ class LocalScorer:
         return self.reading.tokenizer
 
     @property
+    def is_gated(self) -> bool:
+        """Whether the objectives of the model are weighed by what it reads in a prompt."""
+        joined = joined_scores(self.model)
+        return joined is not None and joined.gate is not None
+
+    @property
     def gives(self) -> frozenset[Need]:
         """What methods can be made from."""
         found: set[Need] = {"sequence_scores", "attention", "kept_tokens", "embeddings"}
+        if self.is_gated:
+            found -= {"embeddings"}  # gradients of whole texts, whose prompts are not known
         return frozenset(
             found | ({"prefix_scores", "position_scores"} if is_causal(self.model) else set())
         )
@@ -96,8 +105,9 @@ class LocalScorer:
             scores = self._through_text(batch, conversations, layer)
         else:
             scores = self._scored(rows.batch, rows.attention_mask, layer)
-            scores = scores_of_columns(scores, attended_tokens(batch))
-        return ended_scores(scores, batch.response_mask)
+            read = attended_tokens(batch)
+            scores = scores.each(lambda one: scores_of_columns(one, read))
+        return scores.each(lambda one: ended_scores(one, batch.response_mask))
 
     def own_rows(
         self,
@@ -124,12 +134,14 @@ class LocalScorer:
         )
         encoded = rows.encoded
         scores = self._scored(encoded.batch, encoded.attention_mask, layer)
-        projected = projected_scores(
-            scores,
-            encoded.batch.response_mask,
-            encoded.response_spans,
-            rows.decoded,
-            batch.response_mask.shape[1],
+        projected = scores.each(
+            lambda one: projected_scores(
+                one,
+                encoded.batch.response_mask,
+                encoded.response_spans,
+                rows.decoded,
+                batch.response_mask.shape[1],
+            )
         )
         if self.prefixes == "one-pass":
             return projected
@@ -189,6 +201,10 @@ def own_scores(
     ends = trained_segment_ends(model, reading.tokenizer)
     if ends is None:
         return scores
-    at_positions = ended_scores(scores, batch.response_mask).prefix_scores
-    read = scores_as_trained(scores, batch, ends, attention_mask=attention_mask)
-    return replace(read, position_scores=at_positions)
+
+    def read(one: ResponseScores) -> ResponseScores:
+        at_positions = ended_scores(one, batch.response_mask).prefix_scores
+        as_trained = scores_as_trained(one, batch, ends, attention_mask=attention_mask)
+        return replace(as_trained, position_scores=at_positions)
+
+    return scores.each(read)

@@ -24,6 +24,7 @@ from tokencredit.errors import TokenCreditWarning
 from tokencredit.models.heads import float32_outputs, scalar_scores
 from tokencredit.models.hf_architecture import require_room, sequence_classifier
 from tokencredit.models.hf_kept_keys import attention_windows, rescales_positions
+from tokencredit.models.hf_objectives import every_score, joined_scores
 from tokencredit.models.hf_passes import evaluating
 from tokencredit.text.hf_decoding import DecodedResponse
 from tokencredit.text.hf_encoding import EncodedResponses
@@ -122,7 +123,10 @@ def with_own_prefixes(
         return scores
     trunks = read_ids(whole)
     starts = whole.batch.prompt_mask.sum(-1).tolist()
-    found: list[dict[int, float]] = []
+    joined = joined_scores(pretrained)
+    outputs = [one.scores.prefix_scores for one in own.objectives.values()] or [own.prefix_scores]
+    by_output = torch.stack([numbers for numbers in outputs if numbers is not None], dim=-1)
+    found: list[dict[int, list[float]]] = []
     tails: list[dict[int, _Tail]] = []
     for row, (response, trunk, start) in enumerate(zip(decoded, trunks, starts, strict=True)):
         ends = sorted({0, *response.ends})
@@ -132,18 +136,27 @@ def with_own_prefixes(
         for end, path in zip(ends, paths, strict=True):
             alike = _alike(path, trunk)
             if alike == len(path) >= start:
-                found[row][end] = float(own.prefix_scores[row, alike - start])
+                found[row][end] = by_output[row, alike - start].tolist()
             else:
                 shared = min(alike, len(path) - 1)
                 tails[row][end] = _Tail(shared, tuple(path[shared:]))
     for row, known in enumerate(_tail_scores(pretrained, trunks, tails, micro_batch_size)):
         found[row] |= {end: known[tail] for end, tail in tails[row].items()}
-    prefix_scores = scores.prefix_scores.clone()
+    prefix_scores = scores.prefix_scores.new_zeros(*scores.prefix_scores.shape, by_output.shape[-1])
     for row, response in enumerate(decoded):
         values = [found[row][end] for end in (0, *response.ends)]
         values += values[-1:] * (prefix_scores.shape[1] - len(values))
         prefix_scores[row] = torch.tensor(values).to(prefix_scores)
-    return replace(scores, prefix_scores=prefix_scores)
+    if joined is None:
+        return replace(scores, prefix_scores=prefix_scores[..., 0])
+    objectives = {
+        name: replace(one, scores=replace(one.scores, prefix_scores=prefix_scores[..., at]))
+        for at, (name, one) in enumerate(scores.objectives.items())
+    }
+    weights = [one.weights for one in scores.objectives.values() if one.weights is not None]
+    of_rows = torch.stack(weights, dim=-1)[:, None] if weights else None
+    total = joined.joined(prefix_scores, of_rows)
+    return replace(scores, prefix_scores=total, objectives=objectives)
 
 
 def _takes_tails(model: PreTrainedModel) -> bool:
@@ -171,11 +184,11 @@ def _tail_scores(
     trunks: Sequence[list[int]],
     tails: Sequence[dict[int, _Tail]],
     micro_batch_size: int | None,
-) -> list[dict[_Tail, float]]:
-    """The score of each tail of each row, behind the tokens of the row that it shares."""
+) -> list[dict[_Tail, list[float]]]:
+    """Every output for each tail of each row, behind the tokens of the row that it shares."""
     distinct = [sorted(set(row.values())) for row in tails]
     some = [row for row, found in enumerate(distinct) if found]
-    scores: list[dict[_Tail, float]] = [{} for _ in tails]
+    scores: list[dict[_Tail, list[float]]] = [{} for _ in tails]
     if not some:
         return scores
     lengths = torch.tensor([_columns(distinct[row]) for row in some])
@@ -196,7 +209,7 @@ def _columns(tails: Sequence[_Tail]) -> int:
 
 def _pass(
     model: PreTrainedModel, rows: Sequence[tuple[list[int], list[_Tail]]]
-) -> list[list[float]]:
+) -> list[list[list[float]]]:
     """One forward pass over the shared tokens of some rows and all tails behind them."""
     width = max(_columns(tails) for _, tails in rows)
     ids, positions, sees = torch.zeros(3, len(rows), width, dtype=torch.long)
@@ -227,7 +240,11 @@ def _pass(
         use_cache=False,
     ).last_hidden_state
     read = [hidden[row, torch.tensor(at, device=device)] for row, at in enumerate(ends)]
-    values = iter(scalar_scores(float32_outputs(model.score, torch.cat(read))).tolist())
+    joined = joined_scores(model)
+    with every_score(joined):
+        outputs = float32_outputs(model.score, torch.cat(read))
+    outputs = scalar_scores(outputs)[:, None] if joined is None else outputs[:, : len(joined.names)]
+    values = iter(outputs.tolist())
     return [list(itertools.islice(values, len(at))) for at in ends]
 
 

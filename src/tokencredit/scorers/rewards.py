@@ -15,9 +15,15 @@ from tokencredit.aggregation.transforms import (
     counted_scores,
     transformed_scores,
 )
-from tokencredit.batch import Prompt, ResponseBatch, ResponseScores, RewardScorer
+from tokencredit.batch import (
+    ObjectiveScores,
+    Prompt,
+    ResponseBatch,
+    ResponseScores,
+    RewardScorer,
+)
 from tokencredit.credit.evidence import NEEDS
-from tokencredit.credit.methods import CreditSettings, credit_method
+from tokencredit.credit.methods import CreditSettings, adds_up, credit_method
 from tokencredit.errors import ConfigError
 from tokencredit.scorers.ensemble import ensemble_scores, ensemble_token_scores
 from tokencredit.scorers.evidence import AskPolicy, Responses, response_scores
@@ -93,6 +99,27 @@ class CombinedScorer:
 
 
 @dataclass(frozen=True)
+class PaidObjective:
+    """What one of several objectives of a reward model says of a batch of responses.
+
+    Attributes:
+        weights: of the objective in the reward of each response, known when its prompt is; None
+            where the reward is no weighted sum of its objectives.
+        sequence_scores: by this objective alone, without its weight.
+        token_scores: likewise what each token is paid; None where these do not add up to those of
+            the reward: with a reward that is no weighted sum, or credit that is not linear.
+    """
+
+    weights: Float[Tensor, "batch"] | None
+    sequence_scores: Float[Tensor, "batch"]
+    token_scores: Float[Tensor, "batch time"] | None
+
+    def weight_of(self, row: int) -> float | None:
+        """The weight in one response, in the digits that float32 has, so that 0.7 stays 0.7."""
+        return None if self.weights is None else float(f"{float(self.weights[row]):.7g}")
+
+
+@dataclass(frozen=True)
 class PaidResponses:
     """What sources of reward say of a batch of responses.
 
@@ -105,6 +132,8 @@ class PaidResponses:
         transformed: sequence scores after what is done to those of each source, combined; None
             where tokens are paid without them.
         transformed_by_source: likewise, of each source by its name.
+        raw_by_objective: sequence scores by each objective of a source that has several, by the
+            names of both, without weights.
     """
 
     raw: dict[str, Float[Tensor, "batch"]]
@@ -114,6 +143,7 @@ class PaidResponses:
     by_source: dict[str, Float[Tensor, "batch time"]] = field(default_factory=dict)
     transformed: Float[Tensor, "batch"] | None = None
     transformed_by_source: dict[str, Float[Tensor, "batch"]] = field(default_factory=dict)
+    raw_by_objective: dict[str, Float[Tensor, "batch"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -202,7 +232,63 @@ class Rewards:
             by_source,
             self._combined(changed).sequence_scores,
             {name: one.sequence_scores for name, one in zip(names, changed, strict=True)},
+            {
+                f"{name}/{objective}": part.scores.sequence_scores
+                for name, one in zip(names, raw, strict=True)
+                for objective, part in one.objectives.items()
+            },
         )
+
+    def by_objective(
+        self,
+        responses: Responses,
+        scores: Sequence[ResponseScores],
+        *,
+        ask_policy: AskPolicy | None = None,
+        paid: bool = True,
+    ) -> dict[str, PaidObjective]:
+        """What each token is paid by every objective of the sources that have several.
+
+        Weighted token scores of all objectives add up to those that `paid` gives, less what
+        sources without objectives pay.
+
+        Args:
+            responses: as in `paid`.
+            scores: as `scores` gives them.
+            ask_policy: as in `paid`.
+            paid: whether token scores are made, or only sequence scores told.
+
+        Returns:
+            By the name of the objective; before it that of the source, where there are several.
+        """
+        found = {}
+        for source, said in zip(self.sources, scores, strict=True):
+            for name, one in said.objectives.items():
+                key = name if len(self.sources) == 1 else f"{source.name}/{name}"
+                found[key] = self._paid_objective(source, one, responses, ask_policy, paid)
+        return found
+
+    def _paid_objective(
+        self,
+        source: LoadedSource,
+        one: ObjectiveScores,
+        responses: Responses,
+        ask_policy: AskPolicy | None,
+        paid: bool,
+    ) -> PaidObjective:
+        credited = source.credited or self.credited
+        as_read = source.score == ScoreSettings() and one.weights is not None
+        summed = len(self.sources) == 1 or self.combine.method == "sum"
+        weights = None if one.weights is None else source.weight * one.weights
+        if not (as_read and summed):
+            weights = None
+        if weights is None or not (paid and adds_up(credited.credit)):
+            return PaidObjective(weights, one.scores.sequence_scores, None)
+        if credited.segments is not self.credited.segments:
+            ids = response_segments(credited.segments, credited.tokenizer, responses.batch)
+            responses = replace(responses, segment_ids=ids)
+        token_scores = credited.paid(responses, scores=one.scores, ask_policy=ask_policy)
+        return PaidObjective(weights, one.scores.sequence_scores, token_scores)
 
     def scores(
         self, responses: Responses, *, attention: bool | None = None

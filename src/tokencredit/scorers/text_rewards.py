@@ -15,7 +15,7 @@ from tokencredit.scorers.credit_models import loaded_credit_models
 from tokencredit.scorers.evidence import Responses, require_evidence
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.pooled import PooledRewardModel
-from tokencredit.scorers.rewards import Rewards, require_scores_as_read
+from tokencredit.scorers.rewards import PaidObjective, Rewards, require_scores_as_read
 from tokencredit.scorers.segmentation import response_segments
 from tokencredit.scorers.source_settings import RewardSource
 from tokencredit.scorers.sources import loaded_rewards, readable_reward_model
@@ -34,12 +34,15 @@ class PaidTexts:
         source_scores: sequence scores of each source by its name, in nats.
         sequence_scores: the same, combined.
         token_scores: by each credit, of each token, in nats.
+        objectives: by each credit, what each objective of a reward model that has several says, by
+            its name.
     """
 
     encoded: EncodedResponses
     source_scores: dict[str, Float[Tensor, "batch"]]
     sequence_scores: Float[Tensor, "batch"]
     token_scores: tuple[Float[Tensor, "batch time"], ...]
+    objectives: tuple[dict[str, PaidObjective], ...] = ()
 
 
 def loaded_text_rewards(
@@ -147,15 +150,16 @@ def paid_texts(
     encoded = whole_texts(reader.model, reader.reading, prompts, responses, ended=ended)
     asked = Responses(encoded.batch, list(prompts), encoded.attention_mask.bool())
     attends = any("attention" in credit_method(one.credited.credit.method).needs for one in rewards)
-    cut = [with_segments(one, asked) for one in rewards]
+    cut = [(one, with_segments(one, asked)) for one in rewards]
     # What reads a text may be asked at the ends of segments alone, where all credit is made there.
-    scores = rewards[0].scores(cut[0] if len(cut) == 1 else asked, attention=attends)
-    paid = [one.paid(own, scores=scores) for one, own in zip(rewards, cut, strict=True)]
+    scores = rewards[0].scores(cut[0][1] if len(cut) == 1 else asked, attention=attends)
+    paid = [one.paid(responses, scores=scores) for one, responses in cut]
     return PaidTexts(
         encoded,
         paid[0].raw,
         paid[0].sequence_scores,
         tuple(one.token_scores for one in paid),
+        tuple(one.by_objective(responses, scores) for one, responses in cut),
     )
 
 

@@ -7,7 +7,9 @@ from torch import nn
 
 from tokencredit.batch import Prompt
 from tokencredit.models.hf_loading import context_length, pad_token_id
+from tokencredit.models.hf_objectives import split_objectives
 from tokencredit.reward_model.hf_scores import load_reward_model
+from tokencredit.scorers.ensemble import combination_named
 from tokencredit.text.hf_encoding import EncodedResponses
 from tokencredit.text.hf_known_readings import reading_of
 from tokencredit.text.hf_reading import Reading
@@ -20,15 +22,18 @@ def loaded_reward_model(
     """A reward model, and how it reads texts; its tokenizer has a pad token.
 
     Args:
-        name_or_path: a folder or a Hub id.
+        name_or_path: a folder or a Hub id; of a model of several objectives or heads with what is
+            asked of it, as `load_reward_model` takes it or as `combination_named`.
         settings: how it reads; None leaves that to the model.
         **loading: as `load_reward_model` takes it.
 
     Raises:
-        ConfigError: the dtype is none of those that `load_model` knows, or as `reading_of`.
+        ConfigError: there is no such objective or combination, the dtype is none of those that
+            `load_model` knows, or as `reading_of`.
         ModelError: as `load_reward_model`, or there is no pad token.
     """
-    model, tokenizer = load_reward_model(name_or_path, **loading)
+    _, asked = split_objectives(name_or_path)
+    model, tokenizer = load_reward_model(name_or_path, join=combination_named(asked), **loading)
     pad_token_id(tokenizer)
     return model, reading_of(model, tokenizer, settings)
 

@@ -24,6 +24,7 @@ from tokencredit.server.messages import (
     RewardAnswer,
     RewardRequest,
     ScoreAnswer,
+    ScoredObjective,
     ScoredText,
     ScoreRequest,
 )
@@ -275,9 +276,11 @@ def _written(
 
 
 def _scored(row: TokenRow, scores: RowScores) -> ScoredText:
-    return ScoredText(
-        token_ids=row.response_ids, tokens=row.tokens, spans=row.spans, **vars(scores)
-    )
+    said = vars(scores) | {"objectives": None}
+    if scores.objectives:
+        each = scores.objectives.items()
+        said["objectives"] = {name: ScoredObjective(**vars(one)) for name, one in each}
+    return ScoredText(token_ids=row.response_ids, tokens=row.tokens, spans=row.spans, **said)
 
 
 def _json(answer: BaseModel) -> Response:

@@ -92,13 +92,27 @@ class ScoreRequest(_Taken):
         return self
 
 
+class ScoredObjective(BaseModel):
+    """What one of several objectives of the reward model says about a text.
+
+    `weight` is that of the objective in the score of the text, left out where the score is no
+    weighted sum. `token_scores` has a list for each credit method by which weighted token scores
+    of all objectives add up to those of the text.
+    """
+
+    sequence_score: float
+    weight: float | None = None
+    token_scores: dict[str, list[float]]
+
+
 class ScoredText(BaseModel):
     """What `POST /score` says about one text, scores in nats.
 
     `spans` are characters (Unicode code points) of the response; `token_scores` has one list per
     credit method. `prefix_scores` begins with the prompt alone and goes on with one number per
     token, and so does `position_scores`, the number at each position of a model that is read at the
-    ends of segments; they and `attention` are left out unless `details` asks for them.
+    ends of segments; they and `attention` are left out unless `details` asks for them. `objectives`
+    is there where the reward model has several.
     """
 
     sequence_score: float
@@ -109,6 +123,7 @@ class ScoredText(BaseModel):
     prefix_scores: list[float] | None = None
     position_scores: list[float] | None = None
     attention: list[float] | None = None
+    objectives: dict[str, ScoredObjective] | None = None
 
 
 class ScoreAnswer(BaseModel):

@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader
 
 from tokencredit.errors import DataError
 from tokencredit.evaluation.heatmap import heatmap_html
-from tokencredit.evaluation.token_display import text_pieces
+from tokencredit.evaluation.token_display import share_name, text_pieces
 from tokencredit.server.rows import RowScores, TokenRow
 
 # Nothing is loaded, run or framed, whatever a text might hold.
@@ -72,10 +72,23 @@ def page(
         texts, groups = text_pieces(filled.response, row.spans, row.tokens)
         sums = {
             name: [sum(paid[index] for index in group) for group in groups]
-            for name, paid in scores.token_scores.items()
+            for name, paid in _rows(scores).items()
         }
         heatmap = heatmap_html(texts, sums, caption=f"score {scores.sequence_score:+.3f} nats")
     return _TEMPLATE.render(filled=filled, asks_token=asks_token, heatmap=heatmap, problem=problem)
+
+
+def _rows(scores: RowScores) -> dict[str, list[float]]:
+    """Token scores by each credit method, and below them those of the objectives, weighted."""
+    rows = {}
+    for method, paid in scores.token_scores.items():
+        rows[method] = paid
+        for name, one in (scores.objectives or {}).items():
+            own = one.token_scores.get(method)
+            if own is not None and one.weight is not None:
+                share = [one.weight * score for score in own]
+                rows[share_name(method, name, one.weight)] = share
+    return rows
 
 
 _TEMPLATE = Environment(

@@ -41,6 +41,22 @@ class TokenRow:
 
 
 @dataclass(frozen=True)
+class ObjectiveOfRow:
+    """What one objective of a reward model with several says about one row.
+
+    Attributes:
+        sequence_score: by this objective alone, without its weight.
+        weight: of the objective in the score; None where the score is no weighted sum.
+        token_scores: without the weight, by the credit methods for which weighted ones add up to
+            the token scores of the row.
+    """
+
+    sequence_score: float
+    weight: float | None
+    token_scores: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
 class RowScores:
     """What the reward model says about one row, in nats.
 
@@ -50,6 +66,7 @@ class RowScores:
         prefix_scores: of the prompt alone and after each response token, if asked for.
         position_scores: the number at the prompt's end and at each response token, if asked for.
         attention: that each response token receives where the score is read, if asked for.
+        objectives: of a reward model with several, what each says, by its name.
     """
 
     sequence_score: float
@@ -57,6 +74,7 @@ class RowScores:
     prefix_scores: list[float] | None = None
     position_scores: list[float] | None = None
     attention: list[float] | None = None
+    objectives: dict[str, ObjectiveOfRow] | None = None
 
 
 @runtime_checkable

@@ -329,3 +329,12 @@ def test_a_policy_is_trained_on_fine_grained_judges_alone(models, tmp_path):
         combined = 0.5 * row["score/facts"] - 0.25 * row["score/style"]
         assert row["score"] == pytest.approx(combined, abs=1e-5)
         assert row["score/facts"] != row["score/style"]
+
+
+def test_metrics_have_the_mean_of_each_objective(models, tmp_path):
+    asked = f"{models / 'objectives'}#helpfulness=0.5,verbosity=-2"
+    train_policy(tiny_config(models, tmp_path / "out", reward_model=asked))
+    for row in read_jsonl(tmp_path / "out" / "metrics.jsonl"):
+        helpful, verbose = (row[f"score/reward/{name}"] for name in ("helpfulness", "verbosity"))
+        assert helpful != verbose
+        assert 0.5 * helpful - 2 * verbose == pytest.approx(row["score"], abs=1e-4)

@@ -19,7 +19,7 @@ from tokencredit.credit.methods import CreditSettings, credit_method, with_metho
 from tokencredit.errors import ConfigError, DataError
 from tokencredit.evaluation.heatmap import heatmap_html, heatmap_png, heatmap_terminal
 from tokencredit.evaluation.report import report_html
-from tokencredit.evaluation.token_display import text_pieces, visible
+from tokencredit.evaluation.token_display import share_name, text_pieces, visible
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.preference.cells import read_messages
 from tokencredit.preference.pairs import conversation_and_answer
@@ -100,7 +100,11 @@ class ExplainConfig:
 
 @dataclass(frozen=True)
 class _Explanation:
-    """Pieces of the response's text, and what each method pays each of them, in nats."""
+    """Pieces of the response's text, and what each method pays each of them, in nats.
+
+    Below the row of a method stand those of the objectives of a reward model that has several,
+    times their weights, which add up to it.
+    """
 
     sequence_score: float
     pieces: list[str]
@@ -181,10 +185,16 @@ def _explained(config: ExplainConfig) -> _Explanation:
     (spans,) = found.encoded.response_spans
     (names,) = token_texts(rewards[0].credited.tokenizer, found.encoded, [response])
     pieces, groups = text_pieces(response, spans, names)
-    paid = {
-        name: scores[0].tolist()
-        for name, scores in zip(config.methods, found.token_scores, strict=True)
-    }
+    paid = {}
+    for method, scores, objectives in zip(
+        config.methods, found.token_scores, found.objectives, strict=True
+    ):
+        paid[method] = scores[0].tolist()
+        for name, one in objectives.items():
+            weight = one.weight_of(0)
+            if weight is not None and one.token_scores is not None:
+                share = (weight * one.token_scores[0]).tolist()
+                paid[share_name(method, name, weight)] = share
     return _Explanation(
         found.sequence_scores.item(),
         pieces,

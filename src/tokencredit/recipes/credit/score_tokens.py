@@ -7,7 +7,7 @@ forward pass per response.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -33,7 +33,7 @@ from tokencredit.recipes.run_folder import whole_file, writing
 from tokencredit.recipes.settings import LoadingSettings, group, setting
 from tokencredit.recipes.shown_reading import print_reading
 from tokencredit.scorers.cutting import cut_to_fit
-from tokencredit.scorers.rewards import Rewards
+from tokencredit.scorers.rewards import PaidObjective, Rewards
 from tokencredit.scorers.source_settings import RewardSource, required_sources
 from tokencredit.scorers.text_rewards import loaded_text_rewards, paid_texts, reader_of
 from tokencredit.text.alignment import Span
@@ -128,6 +128,9 @@ class ScoredResponse:
         spans: character span of each token in the response.
         token_scores: of each token, in nats.
         source_scores: of each source by its name, where there are several.
+        objectives: of a reward model with several, of each by its name: `weight`, that of its score
+            in the reward, `sequence_score` and `token_scores`, both without the weight. Where
+            weighted token scores do not add up to `token_scores` there are none.
     """
 
     prompt: Prompt
@@ -137,12 +140,14 @@ class ScoredResponse:
     spans: list[Span]
     token_scores: list[float]
     source_scores: dict[str, float] | None = None
+    objectives: dict[str, dict[str, Any]] | None = None
 
     def as_row(self) -> dict[str, Any]:
         """One line of the file."""
         row = asdict(self)
-        if self.source_scores is None:
-            del row["source_scores"]
+        for key in ("source_scores", "objectives"):
+            if row[key] is None:
+                del row[key]
         return row
 
 
@@ -286,9 +291,25 @@ def _scored_chunk(
             spans,
             found.token_scores[0][at, : len(spans)].tolist(),
             sources if several else None,
+            _objectives(found.objectives[0], at, len(spans)) or None,
         )
         scored.append(one)
     return scored
+
+
+def _objectives(
+    found: Mapping[str, PaidObjective], row: int, tokens: int
+) -> dict[str, dict[str, Any]]:
+    """What each objective says of one response."""
+    said: dict[str, dict[str, Any]] = {}
+    for name, one in found.items():
+        said[name] = {"sequence_score": float(one.sequence_scores[row])}
+        weight = one.weight_of(row)
+        if weight is not None:
+            said[name]["weight"] = weight
+        if one.token_scores is not None:
+            said[name]["token_scores"] = one.token_scores[row, :tokens].tolist()
+    return said
 
 
 def _fitted(config: ScoreTokensConfig, rewards: Rewards, row: _Asked) -> _Asked:

@@ -1,7 +1,7 @@
 """One rollout, ready for updates: scores, token rewards, advantages."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -48,7 +48,8 @@ class Experience:
     """A scored batch, ready for updates.
 
     `source_scores` are those of each source of reward, as it gave them; `sequence_scores` are the
-    same, combined. Both are zero where `unscored` says so; `fault` is why, for one of them, with
+    same, combined, and `objective_scores` those by each objective of a source that has several.
+    All are zero where `unscored` says so; `fault` is why, for one of them, with
     the number of its row. `moments` are those that scores were normalised by. `passed` says what
     all judges pass. `first_pass` is `old` with its graph, where the first update may start from it.
     `soft` is there for soft Q-learning alone.
@@ -74,6 +75,7 @@ class Experience:
     advantages: Float[Tensor, "batch time"]
     returns: Float[Tensor, "batch time"] | None
     passed: Bool[Tensor, "batch"] | None = None
+    objective_scores: dict[str, Float[Tensor, "batch"]] = field(default_factory=dict)
     soft: SoftTargets | None = None
 
 
@@ -215,6 +217,7 @@ def experience_of(
         kl=kl,
         sequence_scores=scores.sequence_scores,
         source_scores=scores.raw,
+        objective_scores=scores.raw_by_objective,
         held_out_scores=held_out,
         unscored=unscored.rows,
         fault=next(iter([*unscored.faults.items(), *not_judged.faults.items()]), None),

@@ -70,6 +70,7 @@ def step_metrics(
     }
     if len(experience.source_scores) > 1:
         of_scores |= {f"score/{name}": one for name, one in experience.source_scores.items()}
+    of_scores |= {f"score/{name}": one for name, one in experience.objective_scores.items()}
     per_response = {
         # Not a number where there is no score, and so left out of the means.
         **{k: v.float().masked_fill(experience.unscored, torch.nan) for k, v in of_scores.items()},

@@ -279,6 +279,10 @@ def without_scores(paid: PaidResponses, unscored: Bool[Tensor, "batch"]) -> Paid
             name: scores.masked_fill(unscored, 0.0)
             for name, scores in paid.transformed_by_source.items()
         },
+        raw_by_objective={
+            name: scores.masked_fill(unscored, 0.0)
+            for name, scores in paid.raw_by_objective.items()
+        },
     )
 
 

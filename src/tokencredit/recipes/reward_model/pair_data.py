@@ -12,6 +12,7 @@ from tokencredit.recipes.reward_model.causal_settings import (
     TrainImplicitRewardConfig,
     TrainRewriterConfig,
 )
+from tokencredit.recipes.reward_model.gate_settings import TrainGateConfig
 from tokencredit.recipes.supervised import Source, train_and_held_out
 from tokencredit.text.hf_token_rows import EncodedText
 
@@ -19,7 +20,7 @@ Row = TypeVar("Row")
 
 
 def training_pairs(
-    config: TrainImplicitRewardConfig | TrainRewriterConfig,
+    config: TrainImplicitRewardConfig | TrainRewriterConfig | TrainGateConfig,
 ) -> tuple[list[PreferencePair], list[PreferencePair], list[LeftOut] | None]:
     """Pairs to train on, pairs that are held out, and rows that cannot be used.
 

@@ -26,6 +26,7 @@ from tokencredit.evaluation.prefix_accuracy import (
     pair_accuracy_by_fraction,
     rating_accuracy_by_fraction,
 )
+from tokencredit.models.heads import objective_names
 from tokencredit.models.hf_architecture import padding_id
 from tokencredit.recipes.reward_model.evaluation_report import fraction_table
 from tokencredit.recipes.reward_model.examples import JudgedRow
@@ -74,7 +75,10 @@ def held_out_rows_by_fraction(
         batch_size=batch_size,
         context=context,
         segment_ends=segment_ends,
+        every_output=bool(objective_names(model.config)),
     )
+    if objective_names(model.config):  # an ensemble's, whose mean is the score
+        scores = scores.mean(-1)
     scores = scores * score_unit
     targets = torch.tensor([one.target for one in rows])
     if kind == "pairs":

@@ -73,6 +73,25 @@ class BeginningSettings:
 
 
 @dataclass(frozen=True)
+class EnsembleSettings:
+    """Several heads on one trunk, which learn from the same pairs."""
+
+    heads: int = 1
+    """How many. Each begins with weights of its own; the loss is the mean of theirs."""
+    bootstrap: bool = False
+    """Let every pair count for each head as often as a Poisson number with mean 1 says, drawn once
+    for the run, as if each had data of its own."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "heads")
+        if self.bootstrap and self.heads == 1:
+            raise ConfigError(
+                "ensemble.bootstrap is true with one head; expected false, or ensemble.heads of 2 "
+                "or more, which are to differ"
+            )
+
+
+@dataclass(frozen=True)
 class TrainRewardModelConfig:
     """One reward model."""
 
@@ -108,6 +127,8 @@ class TrainRewardModelConfig:
     columns: JudgementColumns = group(JudgementColumns)
     evaluation: HeldOutSettings = group(HeldOutSettings)
     loss: LossSettings = group(LossSettings)
+    ensemble: EnsembleSettings = group(EnsembleSettings)
+    """With objectives that learn from pairs: several heads, whose mean is the score."""
     beginnings: BeginningSettings = group(BeginningSettings)
     segments: SegmentEndSettings = group(SegmentEndSettings)
     training: TrainingSettings = group(TrainingSettings)
@@ -128,6 +149,11 @@ class TrainRewardModelConfig:
         settle_learning_rate(self, of_all=2e-5, of_lora=2e-4)
         objective_row(self.objective, self.positions, self.loss)
         self._require_columns_of_ratings()
+        if self.ensemble.heads > 1 and self.row.rows != "pairs":
+            raise ConfigError(
+                f"ensemble.heads is {self.ensemble.heads} with objective {self.objective!r}, which "
+                "learns from something else than pairs; expected 1, or bradley-terry"
+            )
 
     def _require_columns_of_ratings(self) -> None:
         names, scale = self.columns.ratings, self.columns.rating_scale

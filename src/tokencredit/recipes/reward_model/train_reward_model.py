@@ -45,6 +45,12 @@ from tokencredit.preference.hf_datasets import (
     load_rated_responses,
 )
 from tokencredit.recipes.left_out import tell_left_out
+from tokencredit.recipes.reward_model.ensembles import (
+    BOOTSTRAP,
+    bootstrap_weights,
+    head_of_ensemble,
+    loss_of_heads,
+)
 from tokencredit.recipes.reward_model.examples import (
     SAID,
     JudgedRow,
@@ -216,7 +222,7 @@ def _model_to_train(
     config: TrainRewardModelConfig,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model to train, with an output of each objective and a pad token, and its tokenizer."""
-    head: dict[str, Any] = {"num_labels": 1}
+    head: dict[str, Any] = head_of_ensemble(config.ensemble.heads)
     if config.row.rows == "several-ratings":
         head = head_of_objectives(config.model, config.columns.ratings, config.loading)
     model, tokenizer = classifier_to_train(
@@ -233,7 +239,8 @@ def _model_to_train(
             "directions, so that prefixes have no score of their own; expected a causal model, or "
             "positions='last' (with pairs also 'pairs')"
         )
-    for name in ("rating_mean", "rating_standard_deviation"):
+    model.config.score_ensemble = config.ensemble.heads > 1
+    for name in ("rating_mean", "rating_standard_deviation", "score_gate"):
         vars(model.config).pop(name, None)  # of the training before this one
     segments = config.segments if config.row.reading == "segment-ends" else None
     if segments is not None and config.entropy_reference is not None:
@@ -316,11 +323,13 @@ def reward_trainer(
     columns = example_columns(rows, config, filler=filler, causal=causal)
     lengths = columns.pop("tokens")
     pad_id, read_at = padding_id(model), score_reading(config.row.reading, rows, ends)
-    shares = shares_prefixes(model, rows[0], pad_id=pad_id, read_at=read_at)
+    heads = config.ensemble.heads
+    shares = heads == 1 and shares_prefixes(model, rows[0], pad_id=pad_id, read_at=read_at)
     if shares:
         once = [shared_length(*rows[row].responses) for row in columns["row"]]
         columns["length"] = [n - min(part, n // 2) for n, part in zip(lengths, once, strict=True)]
-    several = config.row.rows == "several-ratings"
+    several = heads > 1 or config.row.rows == "several-ratings"
+    drawn = bootstrap_weights(len(rows), config.ensemble, seed=config.seed)
     collate, scores_of = reward_batch, partial(counted_scores, every_output=several)
     if shares:
         collate, scores_of = shared_batch, partial(shared_scores)
@@ -336,9 +345,16 @@ def reward_trainer(
             )
             for example in examples
         ]
-        return collate(some, pad_id=pad_id, read_at=read_at)
+        columns = collate(some, pad_id=pad_id, read_at=read_at)
+        if drawn is not None:
+            columns[BOOTSTRAP] = drawn[[example["row"] for example in examples]]
+        return columns
 
     def loss(scores: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        if heads > 1:
+            return loss_of_heads(
+                lambda judged: config.row.loss(judged, config.loss), scores, inputs
+            )
         return config.row.loss(judgements_of(scores, inputs), config.loss)
 
     trainer = LossTrainer(
@@ -347,7 +363,7 @@ def reward_trainer(
         train_dataset=Dataset.from_dict(columns),
         data_collator=batch,
         loss=loss,
-        unread=SAID,
+        unread=SAID if drawn is None else (*SAID, BOOTSTRAP),
         run=run,
     )
     return trainer, sum(lengths)

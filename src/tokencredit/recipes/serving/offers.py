@@ -8,9 +8,9 @@ from tokencredit.credit.evidence import NEEDS, Need
 from tokencredit.credit.methods import CREDIT_METHODS, CreditSettings, credit_method, with_method
 from tokencredit.errors import ConfigError, NumericError
 from tokencredit.scorers.evidence import require_evidence
-from tokencredit.scorers.rewards import Rewards
+from tokencredit.scorers.rewards import PaidObjective, Rewards
 from tokencredit.scorers.text_rewards import other_credit
-from tokencredit.server.rows import TokenRow
+from tokencredit.server.rows import ObjectiveOfRow, TokenRow
 from tokencredit.text.segments import SegmentSettings
 
 
@@ -121,6 +121,37 @@ def row_details(rows: Sequence[TokenRow], scores: ResponseScores) -> list[dict[s
         {name.replace("-", "_"): _numbers(row, index, scores, name) for name in row.details}
         for index, row in enumerate(rows)
     ]
+
+
+def row_objectives(
+    row: TokenRow,
+    index: int,
+    objectives: Mapping[str, PaidObjective],
+    paid: Mapping[str, Mapping[str, PaidObjective]],
+) -> dict[str, ObjectiveOfRow] | None:
+    """What each objective says of one row of a batch; None where the model has one score.
+
+    Args:
+        row: that was asked about.
+        index: of the row.
+        objectives: by their names.
+        paid: by the name of each credit method, what it pays for them.
+    """
+    if not objectives:
+        return None
+    found = {}
+    for name, one in objectives.items():
+        own = {method: paid[method][name].token_scores for method in row.credit}
+        found[name] = ObjectiveOfRow(
+            float(one.sequence_scores[index]),
+            one.weight_of(index),
+            {
+                method: scores[index, : len(row.response_ids)].tolist()
+                for method, scores in own.items()
+                if scores is not None
+            },
+        )
+    return found
 
 
 def _numbers(row: TokenRow, index: int, scores: ResponseScores, name: str) -> list[float]:

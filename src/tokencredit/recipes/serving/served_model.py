@@ -21,12 +21,13 @@ from tokencredit.credit.methods import (
 from tokencredit.errors import DataError, ModelError, NumericError
 from tokencredit.models.fingerprint import weights_fingerprint
 from tokencredit.models.hf_loading import context_length, pad_token_id
+from tokencredit.models.hf_objectives import joined_scores
 from tokencredit.models.hf_vocabularies import tokenizer_fingerprint, vocabulary_fingerprint
-from tokencredit.recipes.serving.offers import offered_details, row_details
+from tokencredit.recipes.serving.offers import offered_details, row_details, row_objectives
 from tokencredit.scorers.evidence import Responses, response_scores
 from tokencredit.scorers.local import own_scores
 from tokencredit.scorers.policy_tokens import ended_scores
-from tokencredit.scorers.rewards import CombinedScorer, LoadedSource, Rewards
+from tokencredit.scorers.rewards import CombinedScorer, LoadedSource, PaidObjective, Rewards
 from tokencredit.scorers.text_rewards import with_segments
 from tokencredit.scorers.trained_reading import trained_segments
 from tokencredit.server.messages import Message, PromptAndResponse, PromptAndResponseIds, Served
@@ -104,12 +105,12 @@ class ServedModel:
         A client makes the credit.
         """
         weights = [
-            (one.weight, one.score, weights_fingerprint(model))
+            (one.weight, one.score, weights_fingerprint(model), *_asked(model))
             if isinstance(model := getattr(one.scorer, "model", None), nn.Module)
             else (one.weight, one.score, one.name)
             for one in self._sources
         ]
-        combine = next(iter(self.credits.values())).combine
+        combine = self._rewards.combine
         rest = (tokenizer_fingerprint(self.tokenizer), sorted(read.items()), combine)
         return hashlib.sha256(repr((weights, rest)).encode()).hexdigest()
 
@@ -185,6 +186,13 @@ class ServedModel:
             prompt, answer = parts
             encoded = self.reading.encoded([prompt], [answer], empty="keep")
             return _token_rows(encoded, [[]], (), ())[0]
+        joined = joined_scores(self.model)
+        if joined is not None and joined.gate is not None:
+            raise ModelError(
+                "the reward model weighs its objectives by what it reads in the prompt, and a "
+                "whole text does not say where its response begins; expected prompts and "
+                "responses: ask /score"
+            )
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if not ids:
             raise DataError(f"text {number} is empty; expected a prompt and its response")
@@ -205,7 +213,10 @@ class ServedModel:
         attends = attends or any("attention" in credit_method(name).needs for name in asked)
         found = self._source_scores(rows, batch, attention_mask, attends)
         scores = found[0] if len(found) == 1 else self._combined(found)
-        paid = {name: self._paid(name, rows, found, batch, attention_mask) for name in asked}
+        all_paid = {name: self._paid(name, rows, found, batch, attention_mask) for name in asked}
+        paid = {name: token_scores for name, (token_scores, _) in all_paid.items()}
+        by_objective = {name: parts for name, (_, parts) in all_paid.items()}
+        objectives = self._rewards.by_objective(Responses(batch), found, paid=False)
         for name, token_scores in paid.items():
             if not bool(token_scores.isfinite().all()):
                 raise NumericError(
@@ -217,6 +228,7 @@ class ServedModel:
             RowScores(
                 score,
                 {name: numbers[name][i][: len(row.response_ids)] for name in row.credit},
+                objectives=row_objectives(row, i, objectives, by_objective),
                 **details,
             )
             for i, (row, score, details) in enumerate(
@@ -244,14 +256,18 @@ class ServedModel:
             return [own]
         asked = Responses(batch, self._prompts(rows))
         found = [response_scores(one.scorer, asked) for one in others]
-        return [ended_scores(own, batch.response_mask), *found]
+        return [own.each(lambda one: ended_scores(one, batch.response_mask)), *found]
+
+    @property
+    def _rewards(self) -> Rewards:
+        return next(iter(self.credits.values()))
 
     @property
     def _sources(self) -> tuple[LoadedSource, ...]:
-        return next(iter(self.credits.values())).sources
+        return self._rewards.sources
 
     def _combined(self, scores: Sequence[ResponseScores]) -> ResponseScores:
-        combine = next(iter(self.credits.values())).combine
+        combine = self._rewards.combine
         return CombinedScorer(self._sources, combine).combined(scores)
 
     def _prompts(self, rows: Sequence[TokenRow]) -> list[Prompt]:
@@ -270,12 +286,14 @@ class ServedModel:
         scores: Sequence[ResponseScores],
         batch: ResponseBatch,
         attention_mask: Bool[Tensor, "batch sequence"],
-    ) -> Float[Tensor, "batch time"]:
+    ) -> tuple[Float[Tensor, "batch time"], dict[str, PaidObjective]]:
         rewards = self.credits[name]
         prompts = self._prompts(rows) if len(scores) > 1 else None
         asked = with_segments(rewards, Responses(batch, prompts, attention_mask))
-        ended = [ended_scores(one, batch.response_mask) for one in scores]
-        return rewards.paid(asked, scores=ended).token_scores
+        mask = batch.response_mask
+        ended = [one.each(lambda some: ended_scores(some, mask)) for one in scores]
+        token_scores = rewards.paid(asked, scores=ended).token_scores
+        return token_scores, rewards.by_objective(asked, ended)
 
     def _encoded(
         self,
@@ -357,6 +375,12 @@ class ServedModel:
             [(row.prompt_ids, row.response_ids, row.closing_ids) for row in rows], pad_token_id=pad
         )
         return batch.to(device), real.bool().to(device)
+
+
+def _asked(model: nn.Module) -> list[str]:
+    """What is asked of a model of several objectives, as it stands behind its name."""
+    config: Any = model.config
+    return [config.id2label[0]] if joined_scores(model) is not None else []
 
 
 def _prompt(prompt: str | list[Message]) -> Prompt:
