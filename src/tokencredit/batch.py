@@ -299,6 +299,10 @@ class RewardScorer(Protocol):
         *,
         attention: bool = False,
         conversations: Sequence[Prompt] | None = None,
+        ended: Bool[Tensor, "batch"] | None = None,
     ) -> ResponseScores:
-        """Return scores in nats; the last counted prefix score is the sequence score."""
+        """Return scores in nats; the last counted prefix score is the sequence score.
+
+        `ended` is given where texts are scored: their last token does not say whether they ended.
+        """
         ...

@@ -48,12 +48,15 @@ class Responses:
         attention_mask: the tokens that the reward model reads, closing ones included, where the
             batch was encoded for this very model.
         segment_ids: of each response token, where the settings cut segments.
+        ended: True for responses that have ended, where no token says so, as in texts; None for
+            those whose last token says so.
     """
 
     batch: ResponseBatch
     conversations: Sequence[Prompt] | None = None
     attention_mask: Bool[Tensor, "batch sequence"] | None = None
     segment_ids: Int[Tensor, "batch time"] | None = None
+    ended: Bool[Tensor, "batch"] | None = None
 
 
 def response_scores(
@@ -66,6 +69,8 @@ def response_scores(
     )
     if responses.attention_mask is not None and encoded_for_it:
         keywords["attention_mask"] = responses.attention_mask
+    elif responses.ended is not None:
+        keywords["ended"] = responses.ended
     if isinstance(scorer, FunctionScorer) and scorer.at_ends:
         keywords["segment_ids"] = responses.segment_ids
     return scorer(responses.batch, **keywords)
@@ -231,7 +236,13 @@ def _asked_again(
     local, rows = scorer if isinstance(scorer, LocalScorer) else None, None
     as_read = local is not None and trained_segments(local.model.config) is None
     if local is not None and as_read and not local.is_gated:
-        rows = local.own_rows(batch, responses.conversations, responses.attention_mask)
+        encoded_for_it = local.reading is local.writer
+        rows = local.own_rows(
+            batch,
+            responses.conversations,
+            responses.attention_mask if encoded_for_it else None,
+            responses.ended,
+        )
     if local is None or rows is None:
         if "embeddings" in needs:
             raise ModelError(
@@ -283,7 +294,8 @@ def scores_of_kept_tokens(
             shorter = ResponseBatch(part.prompt_ids, part.prompt_mask, ids, real)
             asked_of = responses.conversations
             chats = None if asked_of is None else [asked_of[row] for row in of]
-            found.append(scorer(shorter, conversations=chats).sequence_scores)
+            ended = {} if responses.ended is None else {"ended": responses.ended[rows[some]]}
+            found.append(scorer(shorter, conversations=chats, **ended).sequence_scores)
         return torch.cat(found)[asked].view(keep.shape[:2])
 
     return scores

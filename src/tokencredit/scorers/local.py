@@ -79,6 +79,7 @@ class LocalScorer:
         attention: bool = False,
         conversations: Sequence[Prompt] | None = None,
         attention_mask: Bool[Tensor, "batch sequence"] | None = None,
+        ended: Bool[Tensor, "batch"] | None = None,
     ) -> ResponseScores:
         """What the reward model says about responses, in their writer's own tokens.
 
@@ -89,6 +90,7 @@ class LocalScorer:
                 its own way; None takes the prompt's ids, or their text.
             attention_mask: the tokens that the reward model reads, closing ones included; given
                 where the batch was encoded for this very model.
+            ended: True for responses that have ended; None for those whose last token says so.
 
         Returns:
             The scores. The last counted prefix score of a response is its sequence score, also
@@ -100,9 +102,9 @@ class LocalScorer:
             NumericError: a score is NaN or infinite.
         """
         layer = self.attention_layer if attention else None
-        rows = self.own_rows(batch, conversations, attention_mask)
+        rows = self.own_rows(batch, conversations, attention_mask, ended)
         if rows is None:
-            scores = self._through_text(batch, conversations, layer)
+            scores = self._through_text(batch, conversations, layer, ended)
         else:
             scores = self._scored(rows.batch, rows.attention_mask, layer)
             read = attended_tokens(batch)
@@ -114,15 +116,22 @@ class LocalScorer:
         batch: ResponseBatch,
         conversations: Sequence[Prompt] | None = None,
         attention_mask: Bool[Tensor, "batch sequence"] | None = None,
+        ended: Bool[Tensor, "batch"] | None = None,
     ) -> WrittenRows | None:
         """The responses with the ids that were drawn, as this model reads them.
 
         None where it has other tokens, or reads prompt and response as a pair.
         """
-        return rows_as_written(self.reading, self.writer, batch, conversations, attention_mask)
+        return rows_as_written(
+            self.reading, self.writer, batch, conversations, attention_mask, ended=ended
+        )
 
     def _through_text(
-        self, batch: ResponseBatch, conversations: Sequence[Prompt] | None, layer: int | None
+        self,
+        batch: ResponseBatch,
+        conversations: Sequence[Prompt] | None,
+        layer: int | None,
+        ended: Bool[Tensor, "batch"] | None,
     ) -> ResponseScores:
         """Scores in the writer's tokens, made from those in the reward model's."""
         rows = rows_of_text(
@@ -131,6 +140,7 @@ class LocalScorer:
             batch,
             conversations,
             max_length=context_length(self.model, self.tokenizer),
+            ended=ended,
         )
         encoded = rows.encoded
         scores = self._scored(encoded.batch, encoded.attention_mask, layer)

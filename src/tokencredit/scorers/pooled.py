@@ -87,6 +87,7 @@ class PooledRewardModel:
         attention: bool = False,  # noqa: ARG002 - every scorer is asked in the same way
         conversations: Sequence[Prompt] | None = None,
         attention_mask: Bool[Tensor, "batch sequence"] | None = None,
+        ended: Bool[Tensor, "batch"] | None = None,
     ) -> ResponseScores:
         """What a `LocalScorer` says of the same responses, with the model in vLLM.
 
@@ -97,6 +98,7 @@ class PooledRewardModel:
                 the prompt's ids, or their text.
             attention_mask: the tokens that the reward model reads, closing ones included; given
                 where the batch was encoded for this very model.
+            ended: True for responses that have ended; None for those whose last token says so.
 
         Raises:
             ServerError: no answer in time, so often; or it is not what was asked for.
@@ -104,16 +106,21 @@ class PooledRewardModel:
             ModelError: the reward model's tokenizer lacks what is needed.
             NumericError: a score is NaN or infinite.
         """
-        rows = rows_as_written(self.reading, self.writer, batch, conversations, attention_mask)
+        rows = rows_as_written(
+            self.reading, self.writer, batch, conversations, attention_mask, ended=ended
+        )
         if rows is None:
-            scores = self._through_text(batch, conversations)
+            scores = self._through_text(batch, conversations, ended)
         else:
             scores = self._scored(rows.batch, rows.attention_mask)
             scores = scores_of_columns(scores, attended_tokens(batch))
         return ended_scores(scores, batch.response_mask)
 
     def _through_text(
-        self, batch: ResponseBatch, conversations: Sequence[Prompt] | None
+        self,
+        batch: ResponseBatch,
+        conversations: Sequence[Prompt] | None,
+        ended: Bool[Tensor, "batch"] | None,
     ) -> ResponseScores:
         """Scores in the writer's tokens, made from those in the reward model's."""
         rows = rows_of_text(
@@ -122,6 +129,7 @@ class PooledRewardModel:
             batch,
             conversations,
             max_length=self.scoring.max_length,
+            ended=ended,
         )
         encoded = rows.encoded
         scores = projected_scores(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores
@@ -51,6 +51,7 @@ class FunctionScorer:
         *,
         attention: bool = False,  # noqa: ARG002 - every scorer is asked in the same way
         conversations: Sequence[Prompt] | None = None,
+        ended: Bool[Tensor, "batch"] | None = None,  # noqa: ARG002 - a text alone is read
         segment_ids: Int[Tensor, "batch time"] | None = None,
     ) -> ResponseScores:
         """Scores of whole responses by their text, and of the text up to each token.
@@ -59,6 +60,7 @@ class FunctionScorer:
             batch: responses of the policy.
             attention: there is none.
             conversations: what was asked; None takes the text of the prompt's ids.
+            ended: not looked at: the function reads texts, which nothing closes.
             segment_ids: of the tokens: prefixes are asked for at the ends of segments alone, and
                 hold up to the next end. None asks at every token.
 

@@ -43,6 +43,8 @@ def rows_as_written(
     batch: ResponseBatch,
     conversations: Sequence[Prompt] | None = None,
     attention_mask: Bool[Tensor, "batch sequence"] | None = None,
+    *,
+    ended: Bool[Tensor, "batch"] | None = None,
 ) -> WrittenRows | None:
     """Responses with the ids that were drawn, as a reward model reads them.
 
@@ -54,6 +56,7 @@ def rows_as_written(
         batch: in the writer's tokens.
         conversations: what was asked; None takes the prompt's ids.
         attention_mask: the tokens that the reward model reads, where the batch was encoded for it.
+        ended: True for responses that have ended; None for those whose last token says so.
     """
     if attention_mask is not None:
         return WrittenRows(batch, attention_mask.bool())
@@ -61,7 +64,10 @@ def rows_as_written(
         return None
     if not shares_vocabulary(reading.tokenizer, writer.tokenizer):
         return None
-    return reading.written_rows(batch, conversations, _ended(writer, batch))
+    end_tokens = with_end_token(writer, batch)
+    return reading.written_rows(
+        batch, conversations, end_tokens if ended is None else ended, end_tokens
+    )
 
 
 def rows_of_text(
@@ -71,6 +77,7 @@ def rows_of_text(
     conversations: Sequence[Prompt] | None,
     *,
     max_length: int | None,
+    ended: Bool[Tensor, "batch"] | None = None,
 ) -> TextRows:
     """Responses decoded, and cut into the tokens of a reward model anew.
 
@@ -80,6 +87,7 @@ def rows_of_text(
         batch: in the writer's tokens.
         conversations: what was asked; None takes the text of the prompt's ids.
         max_length: tokens that the reward model can read; None for any number.
+        ended: as of `rows_as_written`.
 
     Raises:
         DataError: a text is longer than that, or has no prompt.
@@ -92,7 +100,7 @@ def rows_of_text(
     encoded = reading.encoded(
         asked,
         [row.response for row in decoded],
-        ended=_ended(writer, batch).tolist(),
+        ended=(with_end_token(writer, batch) if ended is None else ended).tolist(),
         max_length=max_length,
         empty="keep",
         device=batch.prompt_ids.device,
@@ -123,5 +131,6 @@ def scores_of_columns(
     )
 
 
-def _ended(writer: Reading, batch: ResponseBatch) -> Bool[Tensor, "batch"]:
+def with_end_token(writer: Reading, batch: ResponseBatch) -> Bool[Tensor, "batch"]:
+    """True for responses whose last token is one by which their writer ends."""
     return ended_responses(batch, writer.turn_ends).any(-1)

@@ -84,9 +84,10 @@ class CombinedScorer:
         *,
         attention: bool = False,
         conversations: Sequence[Prompt] | None = None,
+        ended: Bool[Tensor, "batch"] | None = None,
     ) -> ResponseScores:
         """Combined scores in nats, not normalised."""
-        asked = Responses(batch, conversations)
+        asked = Responses(batch, conversations, ended=ended)
         return self.combined(
             [response_scores(one.scorer, asked, attention=attention) for one in self.sources]
         )

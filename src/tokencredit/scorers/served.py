@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores
@@ -23,9 +24,10 @@ from tokencredit.scorers.policy_tokens import (
     projected_scores,
 )
 from tokencredit.scorers.prefix_texts import warn_of_served_prefixes
+from tokencredit.scorers.reading_rows import with_end_token
 from tokencredit.server.answers import About, ScoredResponse
 from tokencredit.server.client import RewardServer, about, scored
-from tokencredit.text.hf_reading import Reading, ended_responses
+from tokencredit.text.hf_reading import Reading
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class ServedRewardModel:
         *,
         attention: bool = False,
         conversations: Sequence[Prompt] | None = None,
+        ended: Bool[Tensor, "batch"] | None = None,
     ) -> ResponseScores:
         """What a `LocalScorer` says of the same responses, with the model in another process.
 
@@ -70,6 +73,7 @@ class ServedRewardModel:
             attention: whether to ask for it.
             conversations: what was asked, for a reward model that renders it itself; None takes
                 the text of the prompt's ids.
+            ended: True for responses that have ended; None for those whose last token says so.
 
         Raises:
             ServerError: no answer in time, so often; or it is not what was asked for.
@@ -88,9 +92,9 @@ class ServedRewardModel:
             )
         details = [name for name in self.about.details if attention or name != "attention"]
         if self.shares_vocabulary and self.about.template != "pair":
-            scores = _scores_of_ids(self, batch, details, conversations)
+            scores = _scores_of_ids(self, batch, details, conversations, ended)
         else:
-            scores = _scores_of_texts(self, batch, details, conversations)
+            scores = _scores_of_texts(self, batch, details, conversations, ended)
         device = batch.response_ids.device
         scores = ResponseScores(
             scores.sequence_scores.to(device),
@@ -151,14 +155,16 @@ def _scores_of_ids(
     batch: ResponseBatch,
     details: list[str],
     conversations: Sequence[Prompt] | None,
+    ended: Bool[Tensor, "batch"] | None,
 ) -> ResponseScores:
     """Scores of the ids that the policy drew, between the prompt and closing of the server."""
     reads = attended_tokens(batch)
-    ends = ended_responses(batch, model.writer.turn_ends).any(-1).tolist()
+    ends = with_end_token(model.writer, batch).tolist()
+    closed = ends if ended is None else ended.tolist()
     texts = []
     for row, (read, end) in enumerate(zip(reads, ends, strict=True)):
         ids = batch.response_ids[row][read].tolist()
-        text: dict[str, Any] = {"response_ids": ids[: len(ids) - end], "ended": end}
+        text: dict[str, Any] = {"response_ids": ids[: len(ids) - end], "ended": closed[row]}
         if conversations is None:
             text["prompt_ids"] = batch.prompt_ids[row][batch.prompt_mask[row]].tolist()
         else:
@@ -185,16 +191,17 @@ def _scores_of_texts(
     batch: ResponseBatch,
     details: list[str],
     conversations: Sequence[Prompt] | None,
+    ended: Bool[Tensor, "batch"] | None,
 ) -> ResponseScores:
     """Scores in the policy's tokens, made from those in the reward model's."""
     decoded = decoded_responses(model.writer.tokenizer, batch)
     prompts = conversations
     if prompts is None:
         prompts = model.writer.prompts_of(batch, model.writer.tokenizer)
-    ended = ended_responses(batch, model.writer.turn_ends).any(-1).tolist()
+    closed = (with_end_token(model.writer, batch) if ended is None else ended).tolist()
     texts = [
         {"prompt": _asked(prompt), "response": row.response, "ended": end}
-        for prompt, row, end in zip(prompts, decoded, ended, strict=True)
+        for prompt, row, end in zip(prompts, decoded, closed, strict=True)
     ]
     rows = scored(model.server, texts, details=details, about=model.about)
     lengths = [len(row.token_ids) for row in rows]

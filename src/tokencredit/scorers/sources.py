@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from jaxtyping import Bool
+from torch import Tensor, nn
 
 from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores, RewardScorer
 from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.scorers.credit_models import CreditModels, loaded_credit_models
-from tokencredit.scorers.evidence import require_evidence
+from tokencredit.scorers.evidence import Responses, require_evidence
 from tokencredit.scorers.functions import named_function, names_function
 from tokencredit.scorers.judge_settings import JudgingSettings
 from tokencredit.scorers.judges import judge_scorer
@@ -24,7 +25,7 @@ from tokencredit.scorers.rewards import (
     Rewards,
     require_scores_as_read,
 )
-from tokencredit.scorers.segmentation import segment_function
+from tokencredit.scorers.segmentation import response_segments, segment_function
 from tokencredit.scorers.served import served_reward_model
 from tokencredit.scorers.source_settings import RewardSource
 from tokencredit.scorers.texts import loaded_reward_model
@@ -66,10 +67,13 @@ class TokenSums:
         *,
         attention: bool = False,  # noqa: ARG002 - every scorer is asked in the same way
         conversations: Sequence[Prompt] | None = None,
+        ended: Bool[Tensor, "batch"] | None = None,
     ) -> ResponseScores:
         """Scores of whole responses in nats."""
         every_token = replace(self.credited, credit=replace(self.credit, terminal_share=0.0))
-        return ResponseScores(every_token(batch, conversations).sum(-1), None, None)
+        ids = response_segments(self.segments, self.writer.tokenizer, batch)
+        asked = Responses(batch, conversations, segment_ids=ids, ended=ended)
+        return ResponseScores(every_token.paid(asked).sum(-1), None, None)
 
     @property
     def credited(self) -> CreditedScorer:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -148,7 +149,13 @@ def paid_texts(
     """
     reader = reader_of(rewards[0])
     encoded = whole_texts(reader.model, reader.reading, prompts, responses, ended=ended)
-    asked = Responses(encoded.batch, list(prompts), encoded.attention_mask.bool())
+    closed = [ended] * len(prompts) if isinstance(ended, bool) else list(ended)
+    asked = Responses(
+        encoded.batch,
+        list(prompts),
+        encoded.attention_mask.bool(),
+        ended=torch.tensor(closed, device=encoded.batch.response_ids.device),
+    )
     attends = any("attention" in credit_method(one.credited.credit.method).needs for one in rewards)
     cut = [(one, with_segments(one, asked)) for one in rewards]
     # What reads a text may be asked at the ends of segments alone, where all credit is made there.

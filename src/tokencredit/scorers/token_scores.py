@@ -20,12 +20,13 @@ from tokencredit.scorers.evidence import AskPolicy, Responses, gathered_evidence
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.policy_tokens import decoded_responses, projected_rows
 from tokencredit.scorers.prefix_texts import prefix_reading
+from tokencredit.scorers.reading_rows import with_end_token
 from tokencredit.scorers.segmentation import response_segments
 from tokencredit.scorers.served import served_reward_model
 from tokencredit.server.client import RewardServer
 from tokencredit.shaping import blended_scores
 from tokencredit.text.hf_known_readings import reading_of, written_by
-from tokencredit.text.hf_reading import Reading, ended_responses
+from tokencredit.text.hf_reading import Reading
 from tokencredit.text.pooling import scores_at_segment_ends
 from tokencredit.text.reading_settings import ReadingSettings
 from tokencredit.text.segments import SegmentSettings
@@ -127,12 +128,13 @@ class CreditedScorer:
         batch, models = responses.batch, self.models
         decoded = decoded_responses(self.tokenizer, batch)
         asked = responses.conversations
+        ended = with_end_token(self.writer, batch) if responses.ended is None else responses.ended
         found = rewriter_logprobs(
             models.model,
             reading_of(models.model, models.tokenizer),
             [row.prompt for row in decoded] if asked is None else asked,
             [row.response for row in decoded],
-            ended=ended_responses(batch, self.writer.turn_ends).any(-1).tolist(),
+            ended=ended.tolist(),
             micro_batch_size=self.micro_batch_size,
         )
         evidence = Evidence(

@@ -23,6 +23,7 @@ class TokenRow:
         details: likewise what they are made from, such as "prefix-scores".
         prompt: what was asked, as it came, for sources of reward that read other tokens; None
             where ids came.
+        ended: whether the response ended; None where its last token says so.
     """
 
     prompt_ids: list[int]
@@ -33,6 +34,7 @@ class TokenRow:
     credit: tuple[str, ...]
     details: tuple[str, ...] = ()
     prompt: Prompt | None = None
+    ended: bool | None = None
 
     @property
     def length(self) -> int:

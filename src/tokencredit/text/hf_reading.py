@@ -292,16 +292,19 @@ class Reading:
         batch: ResponseBatch,
         prompts: Sequence[Prompt] | None,
         ended: Bool[Tensor, "batch"],
+        end_tokens: Bool[Tensor, "batch"] | None = None,
     ) -> WrittenRows:
         """Responses with the ids that were drawn, in the prompt and closing of this reading.
 
         Args:
             batch: in the tokens of this very vocabulary.
             prompts: what was asked; None takes the ids of the prompts, as text or as they are.
-            ended: True for responses whose last token ended them: this reading's own closing takes
-                the place of that token, which counts as before, read or not.
+            ended: True for responses that have ended: they get this reading's own closing.
+            end_tokens: True for those whose last token ended them: the closing takes the place of
+                that token, which counts as before, read or not. None for all that ended.
         """
         ends = ended.tolist()
+        replaced = ends if end_tokens is None else end_tokens.tolist()
         asked = self.prompts_of(batch, self.tokenizer) if prompts is None else list(prompts)
         kept = [
             prompts is None and isinstance(prompt, str) and not self._wraps(prompt)
@@ -317,14 +320,14 @@ class Reading:
         for row, (frame, length, keep) in enumerate(zip(frames, lengths, kept, strict=True)):
             own = batch.prompt_ids[row][batch.prompt_mask[row]].tolist()
             heads.append(own if keep else frame.prompt)
-            written = length - ends[row]
+            written = length - replaced[row]
             closing = [*frame.response, *frame.tail]
-            unread = ends[row] and not closing
+            unread = replaced[row] and not closing
             ids = batch.response_ids[row, :written].tolist()
             counts = batch.response_mask[row, :written].tolist()
             filler = [pad_token_id(self.tokenizer)] if unread else []
             texts.append([*ids, *closing, *filler])
-            after = [ends[row], *[False] * len(closing)][: len(closing) + len(filler)]
+            after = [replaced[row], *[False] * len(closing)][: len(closing) + len(filler)]
             masks.append([*counts, *after])
             read.append(
                 [*reads[row, :written].tolist(), *[True] * len(closing), *[False] * len(filler)]

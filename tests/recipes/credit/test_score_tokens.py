@@ -367,6 +367,36 @@ def test_several_rewards_are_combined_and_named(settings, tmp_path):
         assert "source_scores" not in one
 
 
+@pytest.mark.parametrize("merges", [10, 30])  # other tokens than the first model's, and the same
+@pytest.mark.parametrize("credit", ["leave-one-out", "prefix-difference", "terminal"])
+def test_all_sources_know_which_answers_have_ended(tmp_path, settings, credit, merges):
+    torch.manual_seed(7)
+    tokenizers = [byte_level(chat_template=CHAT_TEMPLATE, merges=n) for n in (30, merges)]
+    for name, tokenizer in zip(("first", "other"), tokenizers, strict=True):
+        save_reward_model(tmp_path / name, tokenizer)
+    settings.pop("reward_model")
+    settings["data"] = save_rows(
+        tmp_path / "chats.jsonl",
+        [{**row, "ended": ended} for row in ROWS for ended in (True, False)],
+    )
+    settings["credit"] = CreditSettings(credit)
+    first, other = (str(tmp_path / name) for name in ("first", "other"))
+    rewards = (RewardSource(first, name="one"), RewardSource(other, name="two"))
+    rows = scored(**settings, rewards=rewards)
+    alone = [scored(**settings, reward_model=model) for model in (first, other)]
+    for row, one, two in zip(rows, *alone, strict=True):
+        expected = {"one": one["sequence_score"], "two": two["sequence_score"]}
+        assert row["source_scores"] == pytest.approx(expected, abs=1e-5)
+        total = sum(one["token_scores"]) + sum(two["token_scores"])
+        if credit != "leave-one-out":  # a sum of differences by other tokens is another sum
+            assert sum(row["token_scores"]) == pytest.approx(total, abs=1e-4)
+        elif merges == 30:
+            both = zip(one["token_scores"], two["token_scores"], strict=True)
+            assert row["token_scores"] == pytest.approx([a + b for a, b in both], abs=1e-4)
+    apart = [row["source_scores"]["two"] for row in rows]
+    assert all(abs(ended - cut) > 1e-3 for ended, cut in zip(apart[::2], apart[1::2], strict=True))
+
+
 def test_a_list_or_one_model(settings):
     with pytest.raises(ConfigError, match="expected one reward model, or a list of rewards"):
         ScoreTokensConfig(**settings, rewards=(RewardSource("x"),))

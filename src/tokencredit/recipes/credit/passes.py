@@ -184,4 +184,6 @@ def _scores_of_words(
 
 
 def _responses(batch: EncodedWords) -> Responses:
-    return Responses(batch.encoded.batch, attention_mask=batch.encoded.attention_mask.bool())
+    mask = batch.encoded.attention_mask.bool()
+    ended = torch.ones(len(mask), dtype=torch.bool, device=mask.device)  # marked texts are whole
+    return Responses(batch.encoded.batch, attention_mask=mask, ended=ended)

@@ -33,6 +33,7 @@ from tokencredit.recipes.left_out import encodable, tell_left_out
 from tokencredit.recipes.policy.prompts import prompts_of_step
 from tokencredit.recipes.policy.rollout import repeated
 from tokencredit.recipes.policy.scoring import Unscored, passed_responses, scores_where_possible
+from tokencredit.recipes.reward_model.vocabulary_turns import ended_row
 from tokencredit.recipes.run_folder import (
     jsonl_text,
     read_jsonl,
@@ -271,6 +272,8 @@ def _demonstrated(
         [row.response for row in rows],
         ended=[row.ended for row in rows],
     )
+    # Up to the end of the turn, as the policy writes: what a template puts after it is no answer.
+    texts = [ended_row(text, models.reading.turn_ends) for text in texts]
     batch = response_batch(texts, pad_id=int(models.tokenizer.pad_token_id)).to(models.device)
     return _judged(models, found, batch)
 

@@ -27,6 +27,7 @@ from tokencredit.recipes.serving.offers import offered_details, row_details, row
 from tokencredit.scorers.evidence import Responses, response_scores
 from tokencredit.scorers.local import own_scores
 from tokencredit.scorers.policy_tokens import ended_scores
+from tokencredit.scorers.reading_rows import with_end_token
 from tokencredit.scorers.rewards import CombinedScorer, LoadedSource, PaidObjective, Rewards
 from tokencredit.scorers.text_rewards import with_segments
 from tokencredit.scorers.trained_reading import trained_segments
@@ -254,7 +255,7 @@ class ServedModel:
         others = self._sources[1:]
         if not others:
             return [own]
-        asked = Responses(batch, self._prompts(rows))
+        asked = Responses(batch, self._prompts(rows), ended=self._ended(rows, batch))
         found = [response_scores(one.scorer, asked) for one in others]
         return [own.each(lambda one: ended_scores(one, batch.response_mask)), *found]
 
@@ -289,11 +290,21 @@ class ServedModel:
     ) -> tuple[Float[Tensor, "batch time"], dict[str, PaidObjective]]:
         rewards = self.credits[name]
         prompts = self._prompts(rows) if len(scores) > 1 else None
-        asked = with_segments(rewards, Responses(batch, prompts, attention_mask))
+        ended = self._ended(rows, batch)
+        asked = with_segments(rewards, Responses(batch, prompts, attention_mask, ended=ended))
         mask = batch.response_mask
-        ended = [one.each(lambda some: ended_scores(some, mask)) for one in scores]
-        token_scores = rewards.paid(asked, scores=ended).token_scores
-        return token_scores, rewards.by_objective(asked, ended)
+        found = [one.each(lambda some: ended_scores(some, mask)) for one in scores]
+        token_scores = rewards.paid(asked, scores=found).token_scores
+        return token_scores, rewards.by_objective(asked, found)
+
+    def _ended(self, rows: Sequence[TokenRow], batch: ResponseBatch) -> Bool[Tensor, "batch"]:
+        """Which responses have ended, as they came or as their last token says."""
+        by_token = with_end_token(self.reading, batch).tolist()
+        said = [
+            last if row.ended is None else row.ended
+            for row, last in zip(rows, by_token, strict=True)
+        ]
+        return torch.tensor(said, device=batch.response_ids.device)
 
     def _encoded(
         self,
@@ -321,7 +332,7 @@ class ServedModel:
         names = token_texts(self.tokenizer, encoded, responses)
         found = _token_rows(encoded, names, credit, details)
         return [
-            replace(row, prompt=_prompt(text.prompt))
+            replace(row, prompt=_prompt(text.prompt), ended=text.ended)
             for row, text in zip(found, texts, strict=True)
         ]
 
@@ -357,6 +368,7 @@ class ServedModel:
             response_ids=ids[counts].tolist(),
             closing_ids=ids[real & ~counts].tolist(),
             prompt=None if prompts is None else prompts[0],
+            ended=text.ended,
         )
 
     def _require_length(self, number: int, length: int) -> None:
