@@ -195,7 +195,7 @@ from .policy.objectives import (
 )
 from .policy.preferred import preferred_pairs, ranking_consistencies, win_rates
 from .policy.selection import kept_responses, resampled_responses, score_reliability
-from .preference.design import consensus_pairs, d_optimal_pairs
+from .preference.design import consensus_pairs, contrast_instructions, d_optimal_pairs
 from .preference.error_spans import error_severity_ids, labelled_error_spans
 from .preference.labels import (
     LabelledSpan,
@@ -313,6 +313,7 @@ __all__ = [
     "clipped_tokens",
     "clipped_value_losses",
     "consensus_pairs",
+    "contrast_instructions",
     "contrastive_prompt_credit",
     "credit_weights",
     "d_optimal_pairs",

@@ -6,7 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokencredit.errors import ConfigError, DataError
-from tokencredit.preference.design import consensus_pairs, d_optimal_pairs
+from tokencredit.preference.design import (
+    consensus_pairs,
+    contrast_instructions,
+    d_optimal_pairs,
+)
 
 
 def test_the_best_of_those_that_agree_is_preferred_to_the_others():
@@ -54,3 +58,24 @@ def test_designs_that_cannot_be():
     for features in (torch.ones(0, 1), torch.tensor([[math.nan]])):
         with pytest.raises(DataError, match="expected at least one pair, and finite features"):
             d_optimal_pairs(features, 1)
+
+
+@given(st.integers(0, 10**6), st.integers(0, 6))
+def test_contrasts_against_a_loop(seed, count):
+    generator = torch.Generator().manual_seed(seed)
+    likeness = torch.rand(count, count, generator=generator, dtype=torch.float64)
+    found = contrast_instructions(likeness, least=0.3, most=0.7).tolist()
+    expected = []
+    for i, row in enumerate(likeness.tolist()):
+        near = [(s, -j) for j, s in enumerate(row) if j != i and 0.3 <= s <= 0.7]
+        if near:
+            expected.append([i, -max(near)[1]])
+    assert found == expected
+
+
+def test_contrasts_that_cannot_be():
+    with pytest.raises(ConfigError, match="expected least <= most"):
+        contrast_instructions(torch.eye(2), least=0.9, most=0.1)
+    with pytest.raises(DataError, match="expected a number for every two"):
+        contrast_instructions(torch.tensor([[1.0, math.nan], [0.5, 1.0]]))
+    assert contrast_instructions(torch.full((1, 1), math.nan)).shape == (0, 2)

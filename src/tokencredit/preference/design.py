@@ -96,3 +96,44 @@ def d_optimal_pairs(
         along = inverse @ rows[best]
         inverse = inverse - along[:, None] * along[None] / (1 + uncertainty[best])
     return torch.tensor(chosen), torch.tensor(gains)
+
+
+def contrast_instructions(
+    similarities: Float[Tensor, "prompts prompts"], *, least: float = 0.75, most: float = 0.9
+) -> Int[Tensor, "pairs 2"]:
+    """Each prompt with the one that is most like it, but not the same.
+
+        (i, argmax_j s_ij)   of the j ≠ i with least ≤ s_ij ≤ most
+
+    To the first prompt its own response must score above that of the second, and its response must
+    score above itself under the second prompt: how often it does is a reward model's consistency.
+
+    Args:
+        similarities: s, of prompts, cosines of their embeddings for example.
+        least: below it another prompt asks for something else altogether.
+        most: above it, for the same.
+
+    Returns:
+        Indices of both, by the first; none of a prompt that is like no other.
+
+    Raises:
+        ConfigError: the bounds are in the wrong order.
+        DataError: a similarity of two prompts is NaN.
+
+    Source: Shen et al. 2023, arXiv 2309.16155 (Contrast Instructions), with their bounds.
+
+    >>> contrast_instructions(torch.tensor([[1.0, 0.8, 0.95], [0.8, 1.0, 0.2], [0.95, 0.2, 1.0]]))
+    tensor([[0, 1],
+            [1, 0]])
+    """
+    if not least <= most:
+        raise ConfigError(f"least is {least} and most {most}; expected least <= most")
+    itself = torch.eye(len(similarities), dtype=torch.bool, device=similarities.device)
+    if bool((similarities.isnan() & ~itself).any()):
+        raise DataError("a similarity of two prompts is NaN; expected a number for every two")
+    near = (similarities >= least) & (similarities <= most) & ~itself
+    rows = near.any(-1).nonzero().flatten()
+    if not len(rows):
+        return rows.new_zeros(0, 2)
+    best = similarities.masked_fill(~near, -torch.inf).argmax(-1)
+    return torch.stack([rows, best[rows]], dim=-1)

@@ -367,7 +367,7 @@ def test_rankings_are_learnt(folder, tmp_path, positions):
         for row in range(20)
     ]
     lines(tmp_path / "plackett-luce.jsonl", rows)
-    settings = {"epochs": 6.0, "learning_rate": 1e-2, "positions": positions}
+    settings = {"epochs": 20.0, "learning_rate": 1e-2, "positions": positions}
     settings |= {"model": str(folder / "lm")}
     output = train_reward_model(config(tmp_path, tmp_path / "rm", "plackett-luce", **settings))
     rows = json.loads((output / "prefix_accuracy.json").read_text())

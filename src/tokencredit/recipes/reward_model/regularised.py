@@ -105,7 +105,7 @@ class KeptHead:
         predicted = responses[:, 1:]
         states = hidden[:, :-1][predicted]
         ids = input_ids[:, 1 : hidden.shape[1]][predicted]
-        parts = zip(states.split(CHUNK_SIZE), ids.split(CHUNK_SIZE), strict=True)
+        parts = zip(*(torch.split(one, CHUNK_SIZE) for one in (states, ids)), strict=True)
         logprobs = [checkpoint(self._logprobs, *part, use_reentrant=False) for part in parts]
         found = scores.new_zeros(predicted.shape)
         found[predicted] = torch.cat(logprobs)
