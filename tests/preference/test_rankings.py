@@ -62,17 +62,17 @@ def test_factors_that_say_nothing():
 
 def test_only_ratings_apart_make_pairs():
     ratings, errors = torch.tensor([1.0, 2.0, math.nan, 2.2]), torch.tensor([0.1, 0.2, 0.0, 0.2])
-    pairs, gaps = pairs_from_ratings(ratings, errors)
+    pairs, gaps = pairs_from_ratings(ratings, errors=errors)
     assert pairs.tolist() == [[1, 0], [3, 0]]
     assert gaps.tolist() == pytest.approx([1.0, 1.2])
-    assert pairs_from_ratings(ratings, errors, best_share=0.25)[0].tolist() == [[3, 0]]
-    assert len(pairs_from_ratings(ratings, errors, z=9.0)[0]) == 0
+    assert pairs_from_ratings(ratings, errors=errors, best_share=0.25)[0].tolist() == [[3, 0]]
+    assert len(pairs_from_ratings(ratings, errors=errors, z=9.0)[0]) == 0
 
 
 @given(SEEDS, st.integers(0, 6), st.sampled_from([0.0, 0.5, 3.0]))
 def test_rated_pairs_against_the_reference(seed, count, z):
     ratings, errors = drawn(seed, count).round(decimals=1), 0.2 * drawn(seed + 1, count).abs()
-    found = pairs_from_ratings(ratings, errors, z=z)[0]
+    found = pairs_from_ratings(ratings, errors=errors, z=z)[0]
     expected = reference.rated_pairs(ratings.tolist(), errors.tolist(), z)
     assert [tuple(pair) for pair in found.tolist()] == expected
     strict = pairs_from_ratings(ratings, z=z)[0]  # no errors: all that are strictly in order

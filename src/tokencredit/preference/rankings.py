@@ -53,8 +53,8 @@ def ranked_preferences(
 
 def pairs_from_ratings(
     ratings: Float[Tensor, "answers"],
-    errors: Float[Tensor, "answers"] | None = None,
     *,
+    errors: Float[Tensor, "answers"] | None = None,
     z: float = 3.0,
     best_share: float = 1.0,
 ) -> tuple[Int[Tensor, "pairs 2"], Float[Tensor, "pairs"]]:
@@ -77,7 +77,7 @@ def pairs_from_ratings(
 
     Source: Zhang et al. 2024, arXiv 2406.10522, whose code takes z 3 and prefers the upper half.
 
-    >>> pairs_from_ratings(torch.tensor([2.0, 1.9, 1.0]), torch.full((3,), 0.1))
+    >>> pairs_from_ratings(torch.tensor([2.0, 1.9, 1.0]), errors=torch.full((3,), 0.1))
     (tensor([[0, 2],
             [1, 2]]), tensor([1.0000, 0.9000]))
     """

@@ -130,7 +130,7 @@ class KeptHead:
         refs = (None, None) if references is None else references.unbind(-1)
         regulariser = hidden_state_regulariser(
             chosen,
-            rejected,
+            rejected_logprobs=rejected,
             form=self.settings.form or "sft",
             scale=self.settings.scale,
             chosen_ref_logprobs=refs[0],

@@ -17,8 +17,8 @@ FORMS: tuple[Form, ...] = ("sft", "likelihood", "dpo")
 
 def hidden_state_regulariser(
     chosen_logprobs: Float[Tensor, "batch"],
-    rejected_logprobs: Float[Tensor, "batch"] | None = None,
     *,
+    rejected_logprobs: Float[Tensor, "batch"] | None = None,
     form: Form = "sft",
     scale: float = 0.1,
     chosen_ref_logprobs: Float[Tensor, "batch"] | None = None,
@@ -50,6 +50,7 @@ def hidden_state_regulariser(
     Source: Yang et al. 2024, arXiv 2406.10216 (GRM), and its code, where w is 0.01 and β 0.1, and
     `likelihood` is called "without logsigmoid".
 
+    >>> import torch
     >>> hidden_state_regulariser(torch.tensor([-20.0]))
     tensor(2.1269)
     >>> hidden_state_regulariser(torch.tensor([-20.0]), form="likelihood")
@@ -90,6 +91,7 @@ def regularised_loss(
 
     Source: as `hidden_state_regulariser`.
 
+    >>> import torch
     >>> regularised_loss(torch.tensor(1.0), torch.tensor(3.0), weight=0.25)
     tensor(1.5000)
     """
