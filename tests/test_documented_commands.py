@@ -80,6 +80,10 @@ def write_data(folder: Path) -> None:
         rated[-1] |= {"helpfulness": row % 5, "verbosity": row % 3 if row % 7 else None}
     save_rows(folder, "pairs.jsonl", pairs)
     save_rows(folder, "answers.jsonl", rated)
+    lists = [[row["rejected"], row["chosen"], " is slow ."] for row in pairs]
+    ranked = zip(pairs, lists, strict=True)
+    ranked_rows = [{"prompt": row["prompt"], "responses": texts} for row, texts in ranked]
+    save_rows(folder, "rankings.jsonl", [row | {"scores": [0, 1, 0]} for row in ranked_rows])
     for name in ("texts", "reviews", "labels", "ratings", "labelled"):
         kept = ("text", "label", "rating", "helpfulness", "verbosity")
         texts = [{key: row[key] for key in kept} for row in rated]

@@ -9,7 +9,7 @@ from tiny_tokenizers import CORPUS
 from transformers import AutoModelForCausalLM
 
 from tokencredit.recipes.language_model.corpus import byte_level_tokenizer
-from tokencredit.recipes.reward_model.examples import reward_batch
+from tokencredit.recipes.reward_model.examples import SAID, reward_batch
 from tokencredit.recipes.reward_model.train_reward_model import TrainRewardModelConfig
 from tokencredit.reward_model.objectives import Judgements, LossSettings, objective_row
 from tokencredit.scorers.fractions import counted_scores
@@ -83,9 +83,9 @@ def config(folder: Path, output: Path, objective="bradley-terry", **settings):
 def loss_of(model, judged, tokenizer, read_at, objective, positions="every", **options):
     """What one batch of these rows costs."""
     batch = reward_batch(judged, pad_id=tokenizer.pad_token_id, read_at=read_at)
-    targets, strengths = batch.pop("targets"), batch.pop("strengths")
+    said = [batch.pop(name) for name in SAID]
     counts = batch["counted"].sum(-1)[:, None]
     mask = counts.new_ones(int(counts.max())).cumsum(0) <= counts
     settings = LossSettings(**options)
-    judgements = Judgements(counted_scores(model, **batch), mask, targets, strengths)
+    judgements = Judgements(counted_scores(model, **batch), mask, *said)
     return objective_row(objective, positions, settings).loss(judgements, settings)

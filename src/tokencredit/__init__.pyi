@@ -196,6 +196,7 @@ from .policy.objectives import (
 )
 from .policy.preferred import preferred_pairs, ranking_consistencies, win_rates
 from .policy.selection import kept_responses, resampled_responses, score_reliability
+from .preference.design import consensus_pairs, contrast_instructions, d_optimal_pairs
 from .preference.error_spans import error_severity_ids, labelled_error_spans
 from .preference.labels import (
     LabelledSpan,
@@ -204,6 +205,13 @@ from .preference.labels import (
     step_segment_ids,
     token_span_labels,
 )
+from .preference.rankings import (
+    aspect_mean,
+    aspect_ratings,
+    pairs_from_ratings,
+    ranked_preferences,
+)
+from .preference.votes import Votes, votes_on_pairs
 from .reward_model.losses.length_weighted import (
     length_weighted_classification_loss,
     length_weighted_regression_loss,
@@ -217,7 +225,10 @@ from .reward_model.losses.pairs import (
     prefix_regression_loss,
     regression_loss,
     segment_bradley_terry_loss,
+    segment_leads,
 )
+from .reward_model.losses.rankings import plackett_luce_loss, prefix_plackett_luce_loss
+from .reward_model.losses.regularisers import hidden_state_regulariser, regularised_loss
 from .reward_model.losses.several_ratings import (
     multi_objective_regression_loss,
     prefix_multi_objective_regression_loss,
@@ -272,9 +283,12 @@ __all__ = [
     "StepLabels",
     "TokenScorer",
     "Verdict",
+    "Votes",
     "acceptance_probabilities",
     "adapted_kl_coef",
     "adaptive_base_shares",
+    "aspect_mean",
+    "aspect_ratings",
     "attention_credit",
     "autoregressive_reward_loss",
     "batch_centred_advantages",
@@ -299,8 +313,11 @@ __all__ = [
     "clipped_step_scores",
     "clipped_tokens",
     "clipped_value_losses",
+    "consensus_pairs",
+    "contrast_instructions",
     "contrastive_prompt_credit",
     "credit_weights",
+    "d_optimal_pairs",
     "decay_weights",
     "delta_step_scores",
     "dense_chi_square_penalties",
@@ -333,6 +350,7 @@ __all__ = [
     "guidance_kl",
     "guided_logits",
     "harmless_text",
+    "hidden_state_regulariser",
     "hoeffding_upper_bound",
     "implicit_advantages",
     "implicit_q_values",
@@ -387,10 +405,12 @@ __all__ = [
     "normalised_then_summed_advantages",
     "order_consistency",
     "pair_losses",
+    "pairs_from_ratings",
     "path_consistency_losses",
     "perplexity_segments",
     "pessimism",
     "pessimistic_cost_factors",
+    "plackett_luce_loss",
     "pooled_answers",
     "pooled_by_segment",
     "potential_shaping",
@@ -401,6 +421,7 @@ __all__ = [
     "prefix_difference_credit",
     "prefix_length_means",
     "prefix_multi_objective_regression_loss",
+    "prefix_plackett_luce_loss",
     "prefix_regression_loss",
     "priced_scores",
     "project_token_scores",
@@ -408,10 +429,12 @@ __all__ = [
     "q_classification_loss",
     "q_value_loss",
     "random_ngram_segments",
+    "ranked_preferences",
     "ranking_consistencies",
     "ranking_losses",
     "reference_quantiles",
     "regression_loss",
+    "regularised_loss",
     "reinforce_advantages",
     "reinforce_plus_plus_advantages",
     "remax_advantages",
@@ -430,6 +453,7 @@ __all__ = [
     "segment_end_scores",
     "segment_ends",
     "segment_held_prefix_scores",
+    "segment_leads",
     "segment_lengths",
     "segment_thresholds",
     "selected_weights",
@@ -470,6 +494,7 @@ __all__ = [
     "utterance_credit",
     "utterance_q_losses",
     "utterance_v_losses",
+    "votes_on_pairs",
     "weighted_implicit_rewards",
     "weighted_sum_scores",
     "win_margins",

@@ -53,6 +53,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "reward_model.evaluate_reward_model",
         "accuracy, calibration and length bias of a reward model on pairs",
     ),
+    "vote-on-pairs": (
+        "reward_model.vote_on_pairs",
+        "how strong preferences are by several reward models: margins, soft labels, flips",
+    ),
     "train-policy": (
         "policy.train_policy",
         "PPO with a reward on every token, or RLOO, GRPO and others without a critic",

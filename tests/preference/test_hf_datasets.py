@@ -167,12 +167,13 @@ def test_unusable_pairs(tmp_path, row, fault):
         ({"chosen": "Ho", "rejected": "Ha", "lead": "much"}, "expected a finite number"),
         ({"chosen": "Ho", "rejected": "Ha", "lead": float("nan")}, "expected a finite number"),
         ({"chosen": "Ho", "rejected": "Ha", "strength": 0}, "expected a strength above 0"),
+        ({"chosen": "Ho", "rejected": "Ha", "share": 1.5}, "'share': 1.5; expected the probab"),
     ],
 )
 def test_pairs_that_do_not_fit(tmp_path, row, message):
-    path = jsonl(tmp_path, {"lead": 0, "strength": 1} | row)
+    path = jsonl(tmp_path, {"lead": 0, "strength": 1, "share": 1} | row)
     with pytest.raises(DataError, match=message):
-        load_pairs(path, margin_column="lead", strength_column="strength")
+        load_pairs(path, margin_column="lead", strength_column="strength", preferred_column="share")
 
 
 def test_how_strong_preferences_are(tmp_path):
@@ -181,6 +182,16 @@ def test_how_strong_preferences_are(tmp_path):
     pairs = load_pairs(path, strength_column="strength")
     assert [pair.strength for pair in pairs] == [3.0, 0.5]
     assert [pair.strength for pair in load_pairs(path)] == [1.0, 1.0]
+
+
+def test_probabilities_of_pairs_are_read_where_a_column_is_named(tmp_path):
+    rows = [
+        {"prompt": "Hi", "chosen": " Ho", "rejected": " Ha", "preferred": p} for p in (1, "0.2")
+    ]
+    path = jsonl(tmp_path, *rows)
+    pairs = load_pairs(path, preferred_column="preferred")
+    assert [pair.preferred for pair in pairs] == [1.0, 0.2]
+    assert [pair.preferred for pair in load_pairs(path)] == [1.0, 1.0]
 
 
 def test_ratings(tmp_path):

@@ -7,21 +7,25 @@ def neg_log_sigmoid(x: float) -> float:
     return math.log1p(math.exp(-x))
 
 
-def bradley_terry(chosen: float, rejected: float, margin: float = 0.0) -> float:
-    return neg_log_sigmoid(chosen - rejected - margin)
+def bradley_terry(
+    chosen: float, rejected: float, margin: float = 0.0, preferred: float = 1.0
+) -> float:
+    return cross_entropy(chosen - rejected - margin, preferred)
 
 
 def cross_entropy(score: float, label: float) -> float:
     return label * neg_log_sigmoid(score) + (1 - label) * neg_log_sigmoid(-score)
 
 
-def prefix_bradley_terry(chosen: list[float], rejected: list[float], margin: float = 0.0) -> float:
+def prefix_bradley_terry(
+    chosen: list[float], rejected: list[float], margin: float = 0.0, preferred: float = 1.0
+) -> float:
     """One preference per length, each answer cut there or, where shorter, taken whole."""
     longest = max(len(chosen), len(rejected))
     losses = []
     for length in range(1, longest + 1):
         chosen_prefix, rejected_prefix = chosen[:length], rejected[:length]
-        losses.append(bradley_terry(chosen_prefix[-1], rejected_prefix[-1], margin))
+        losses.append(bradley_terry(chosen_prefix[-1], rejected_prefix[-1], margin, preferred))
     return sum(losses) / longest
 
 
@@ -31,6 +35,7 @@ def segment_bradley_terry(
     chosen_ends: list[bool],
     rejected_ends: list[bool],
     margin: float = 0.0,
+    preferred: float = 1.0,
 ) -> float:
     """The score of a response is the mean of the scores at the ends of its segments."""
     read = [
@@ -38,7 +43,38 @@ def segment_bradley_terry(
         for scores, ends in ((chosen, chosen_ends), (rejected, rejected_ends))
     ]
     means = [sum(scores) / len(scores) for scores in read]
-    return bradley_terry(means[0], means[1], margin)
+    return bradley_terry(means[0], means[1], margin, preferred)
+
+
+def plackett_luce(scores: list[float], ranks: list[float]) -> float:
+    """Each answer against itself and those behind it; scores and ranks of one ranking."""
+    loss = 0.0
+    for score, rank in zip(scores, ranks, strict=True):
+        behind = [s for s, other in zip(scores, ranks, strict=True) if other > rank]
+        loss += math.log(sum(math.exp(s - score) for s in [score, *behind]))
+    return loss
+
+
+def prefix_plackett_luce(answers: list[list[float]], ranks: list[float]) -> float:
+    """One ranking per length, each answer cut there or, where shorter, taken whole."""
+    longest = max(map(len, answers))
+    cut = [[answer[:length][-1] for answer in answers] for length in range(1, longest + 1)]
+    return sum(plackett_luce(scores, ranks) for scores in cut) / longest
+
+
+def hidden_state_regulariser(
+    chosen: float,
+    rejected: float,
+    chosen_ref: float,
+    rejected_ref: float,
+    form: str,
+    scale: float,
+) -> float:
+    if form == "likelihood":
+        return -chosen
+    if form == "sft":
+        return neg_log_sigmoid(scale * chosen)
+    return neg_log_sigmoid(scale * ((chosen - chosen_ref) - (rejected - rejected_ref)))
 
 
 def expanded_bradley_terry(

@@ -15,6 +15,7 @@ from tokencredit.reward_model.losses.pairs import (
     prefix_regression_loss,
     segment_bradley_terry_loss,
 )
+from tokencredit.reward_model.losses.rankings import prefix_plackett_luce_loss
 from tokencredit.reward_model.losses.several_ratings import prefix_multi_objective_regression_loss
 from tokencredit.reward_model.losses.values import q_classification_loss, q_value_loss
 from tokencredit.reward_model.objectives import (
@@ -25,10 +26,10 @@ from tokencredit.reward_model.objectives import (
 )
 
 
-def loss(objective, positions, scores, mask, targets, strengths=None, **options):
+def loss(objective, positions, scores, mask, targets, strengths=None, preferred=None, **options):
     settings = LossSettings(**options)
     strengths = torch.ones(len(targets)) if strengths is None else strengths
-    judgements = Judgements(scores, mask, targets, strengths)
+    judgements = Judgements(scores, mask, targets, strengths, preferred)
     return objective_row(objective, positions, settings).loss(judgements, settings)
 
 
@@ -71,16 +72,41 @@ def test_several_ratings_are_learnt_where_scores_are_read(positions):
     assert (row.rows, row.reading) == ("several-ratings", positions)
 
 
-def test_strengths_and_margins_reach_every_loss_of_pairs():
+def test_strengths_margins_and_soft_labels_reach_every_loss_of_pairs():
     scores, margin, strength = torch.randn(4, 3), torch.rand(2), torch.tensor([3.0, 0.5])
+    preferred = torch.tensor([0.25, 1.0])
     mask = torch.ones(4, 3, dtype=torch.bool)
     for positions, own in (
         ("every", prefix_bradley_terry_loss),
         ("segments", segment_bradley_terry_loss),
     ):
-        expected = own(scores[:2], scores[2:], mask[:2], mask[2:], margin=margin, strength=strength)
-        found = loss("bradley-terry", positions, scores, mask, margin, strength)
-        torch.testing.assert_close(found, expected)
+        said = {"margin": margin, "strength": strength}
+        sides = (scores[:2], scores[2:], mask[:2], mask[2:])
+        found = loss("bradley-terry", positions, scores, mask, margin, strength, preferred)
+        torch.testing.assert_close(found, own(*sides, **said, preferred=preferred))
+        smooth = {"preferred": torch.tensor([0.9 * 0.25 + 0.1 * 0.75, 0.9])}
+        found = loss(
+            "bradley-terry", positions, scores, mask, margin, strength, preferred,
+            label_smoothing=0.1,
+        )  # fmt: skip
+        torch.testing.assert_close(found, own(*sides, **said, **smooth))
+        smooth = {"preferred": torch.tensor([0.9, 0.9])}
+        found = loss(
+            "bradley-terry", positions, scores, mask, margin, strength, label_smoothing=0.1
+        )
+        torch.testing.assert_close(found, own(*sides, **said, **smooth))
+
+
+@pytest.mark.parametrize("positions", ["last", "every"])
+def test_rankings_of_several_lengths_come_one_after_another(positions):
+    scores, mask = torch.randn(5, 3), torch.ones(5, 3, dtype=torch.bool)
+    ranks = torch.tensor([[2.0, 1.0, math.nan], [1.0, 3.0, 2.0]])
+    found = loss("plackett-luce", positions, scores, mask, ranks, torch.ones(2))
+    each = [
+        prefix_plackett_luce_loss(scores[None, rows], ranks[row, :count][None], mask[None, rows])
+        for row, rows, count in ((0, slice(0, 2), 2), (1, slice(2, 5), 3))
+    ]  # fmt: skip
+    torch.testing.assert_close(found, torch.stack(each).mean())
 
 
 @pytest.mark.parametrize("positions", ["last", "every", "pairs"])
@@ -103,7 +129,12 @@ def test_centering_in_segments_is_of_the_means_that_are_compared():
 
 def test_every_row_reads_the_options_that_it_names():
     """A loss that names an option moves with it; one that does not is refused another value."""
-    changed = {"centering": 0.5, "bootstrap_lambda": 0.25, "prefix_weights": "length"}
+    changed = {
+        "centering": 0.5,
+        "label_smoothing": 0.25,
+        "bootstrap_lambda": 0.25,
+        "prefix_weights": "length",
+    }
     scores, targets = torch.tensor([[2.0, 1.0], [0.5, 3.0]]), torch.tensor([1.0, 0.0])
     mask = torch.ones(2, 2, dtype=torch.bool)
     for (objective, positions), row in OBJECTIVES.items():
@@ -111,6 +142,8 @@ def test_every_row_reads_the_options_that_it_names():
         said = scores
         if row.rows == "several-ratings":
             said, some = scores[..., None], targets[:, None]
+        if row.rows == "rankings":
+            some = torch.tensor([[1.0, 2.0]])
         plain = loss(objective, positions, said, mask, some)
         for name, value in changed.items():
             if name in row.options:
@@ -130,3 +163,5 @@ def test_names_that_are_not_in_the_table():
         objective_row("regression", "segments", LossSettings())
     with pytest.raises(ConfigError, match="expected a number from 0 to 1"):
         LossSettings(bootstrap_lambda=2.0)
+    with pytest.raises(ConfigError, match=r"label_smoothing is 0\.5; expected a share from 0"):
+        LossSettings(label_smoothing=0.5)

@@ -226,6 +226,17 @@ def rating_cell(row: Row, column: str, *, scale: tuple[float, float] | None = No
     return rating
 
 
+def probability_cell(row: Row, column: str | None) -> float:
+    """The probability that the chosen answer is the better one; 1 where there is no column."""
+    probability = 1.0 if column is None else number_cell(row, column)
+    if not 0 <= probability <= 1:
+        raise DataError(
+            f"{row.place}, column {column!r}: {probability:g}; expected the probability that the "
+            "chosen response is the better one, from 0 to 1"
+        )
+    return probability
+
+
 def strength_cell(row: Row, column: str | None) -> float:
     """How much a preference counts; 1 where there is no column."""
     strength = 1.0 if column is None else number_cell(row, column)

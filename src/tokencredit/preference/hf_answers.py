@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from tokencredit.batch import Prompt
 from tokencredit.errors import DataError
-from tokencredit.preference.cells import Row, number_cell, text_cell
+from tokencredit.preference.cells import Row, number_cell, probability_cell, text_cell
 from tokencredit.preference.hf_datasets import has_ended, require_two_answers
 from tokencredit.preference.hf_rows import DatasetSettings, LeftOut, dataset_rows, made_rows
 from tokencredit.preference.layouts import pair_of_row, row_answer, row_prompt
@@ -119,7 +119,7 @@ def load_answers(
     def answers(row: Row) -> JudgedAnswers:
         made = {"pairs": _pair, "lists": _list, "singles": _single}[kind](row, named, scored)
         if soft_labels:
-            made = replace(made, soft_label=_soft_label(row, named.soft_label))
+            made = replace(made, soft_label=probability_cell(row, named.soft_label))
         return made
 
     rows = dataset_rows(path_or_id, split=split, limit=limit, dataset=dataset)
@@ -207,16 +207,6 @@ def _first(pair: JudgedAnswers) -> JudgedAnswers:
     """The preferred answer of a pair alone."""
     scores = None if pair.scores is None else pair.scores[:1]
     return JudgedAnswers(pair.prompts[:1], pair.responses[:1], pair.ended[:1], scores)
-
-
-def _soft_label(row: Row, name: str) -> float:
-    label = number_cell(row, name)
-    if not 0 <= label <= 1:
-        raise DataError(
-            f"{row.place}, column {name!r}: {label:g}; expected the probability that the chosen "
-            "response is the better one, from 0 to 1"
-        )
-    return label
 
 
 def _flag(row: Row, name: str) -> bool:

@@ -16,6 +16,7 @@ from tokencredit.preference.cells import (
     Row,
     label_cell,
     number_cell,
+    probability_cell,
     rating_cell,
     strength_cell,
     text_cell,
@@ -261,6 +262,7 @@ def load_pairs(
     rejected_column: str = "rejected",
     margin_column: str | None = None,
     strength_column: str | None = None,
+    preferred_column: str | None = None,
     limit: int | None = None,
     dataset: DatasetSettings = _WHOLE,
     left_out: list[LeftOut] | None = None,
@@ -281,6 +283,7 @@ def load_pairs(
         margin_column: of numbers, in nats, by how much the chosen one is better; None takes
             `margin` where it is there; an empty name for none.
         strength_column: of numbers above 0, how strong each preference is; None for 1.
+        preferred_column: of the probabilities that chosen answers are the better ones; None for 1.
         limit: as there.
         dataset: as there.
         left_out: as there.
@@ -288,7 +291,7 @@ def load_pairs(
     Raises:
         DataError: as in `load_texts`; an answer is empty, or both are the same; two conversations
             that differ before their last answer; a margin that is no number; a strength that is not
-            above 0.
+            above 0; a probability outside [0, 1].
         ConfigError: as in `load_texts`, or the prompt may stand in several columns, or in one of
             another name.
     """
@@ -296,7 +299,11 @@ def load_pairs(
     def pair(row: Row) -> PreferencePair:
         made = pair_of_row(row, prompt_column, chosen_column, rejected_column, margin_column)
         require_two_answers(row, made)
-        return replace(made, strength=strength_cell(row, strength_column))
+        return replace(
+            made,
+            strength=strength_cell(row, strength_column),
+            preferred=probability_cell(row, preferred_column),
+        )
 
     rows = dataset_rows(path_or_id, split=split, limit=limit, dataset=dataset)
     return list(made_rows(pair, rows, name=path_or_id, left_out=left_out))

@@ -82,6 +82,7 @@ class PreferencePair:
         rejected: the other one.
         margin: how much better the chosen one is, in nats.
         strength: how strong the preference is: its weight in the loss.
+        preferred: the probability that the chosen one is the better one.
     """
 
     prompt: Prompt
@@ -89,6 +90,7 @@ class PreferencePair:
     rejected: str
     margin: float = 0.0
     strength: float = 1.0
+    preferred: float = 1.0
 
 
 TURN_MARKER = "\n\nAssistant:"

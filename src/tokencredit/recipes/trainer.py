@@ -142,11 +142,11 @@ class ModelFunction(nn.Module):
         function: of the model and the columns of a batch.
     """
 
-    def __init__(self, model: nn.Module, function: Callable[..., Tensor]) -> None:
+    def __init__(self, model: nn.Module, function: Callable[..., Any]) -> None:
         super().__init__()
         self.model, self.function = model, function
 
-    def forward(self, **batch: Tensor) -> Tensor:
+    def forward(self, **batch: Tensor) -> Any:
         """What the function gives."""
         return self.function(self.model, **batch)
 
@@ -315,7 +315,7 @@ class LossTrainer(SupervisedTrainer):
     def __init__(
         self,
         *arguments: Any,
-        loss: Callable[[Tensor, dict[str, Tensor]], Tensor],
+        loss: Callable[[Any, dict[str, Tensor]], Tensor],
         unread: tuple[str, ...],
         **keywords: Any,
     ) -> None:

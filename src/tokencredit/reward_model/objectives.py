@@ -27,11 +27,13 @@ from tokencredit.reward_model.losses.pairs import (
     prefix_regression_loss,
     segment_bradley_terry_loss,
 )
+from tokencredit.reward_model.losses.rankings import prefix_plackett_luce_loss
 from tokencredit.reward_model.losses.several_ratings import prefix_multi_objective_regression_loss
 from tokencredit.reward_model.losses.values import q_classification_loss, q_value_loss
 
-RowKind = Literal["pairs", "labels", "ratings", "several-ratings"]
-"""What a row of data says: which answer is better, 0 or 1, a number, or one of each objective."""
+RowKind = Literal["pairs", "labels", "ratings", "several-ratings", "rankings"]
+"""What a row of data says: which answer is better, 0 or 1, a number, one of each objective, or the
+order of several answers."""
 
 Reading = Literal["last", "every", "segment-ends"]
 """The tokens where scores are read."""
@@ -44,6 +46,9 @@ class LossSettings:
     centering: float = field(default=0.0, metadata={"was": "center_rewards_coefficient"})
     """Centring of pairs: price of the squared sum of their scores, per squared nat, which keeps
     scores around 0."""
+    label_smoothing: float = 0.0
+    """Share of pairs whose preference is taken to be the wrong way round: a, where every
+    preference is right with the probability 1 - a."""
     bootstrap_lambda: float = 0.95
     """Lambda of `bootstrapped` positions: from 0, only the next score counts (CD-Q as published),
     to 1, only the label or rating, which is `every`."""
@@ -52,6 +57,11 @@ class LossSettings:
     with `length` in proportion to its tokens (RAD)."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ConfigError(
+                f"label_smoothing is {self.label_smoothing}; expected a share from 0 to below 0.5, "
+                "at which nothing is learnt"
+            )
         if not 0 <= self.bootstrap_lambda <= 1:
             raise ConfigError(
                 f"bootstrap_lambda is {self.bootstrap_lambda}; expected a number from 0 to 1"
@@ -64,18 +74,22 @@ class Judgements:
 
     Attributes:
         scores: at the places that are read, from column 0 on; of pairs first those of all preferred
-            responses, then those of all others. Models over the vocabulary may say more than one
-            number of a place, those of several objectives say one of each.
+            responses, then those of all others; of rankings those of one after another. Models over
+            the vocabulary may say more than one number of a place, those of several objectives say
+            one of each.
         mask: True on scores that are there.
         targets: of each pair its margin in nats, of each response its label, rating or ratings, NaN
-            where one is missing.
+            where one is missing; of each ranking the ranks of its answers, NaN where there are no
+            more of them.
         strengths: of each row, the weight of a preference.
+        preferred: of each pair the probability that its preference is right; None for 1.
     """
 
     scores: Float[Tensor, "rows time *rest"]
     mask: Bool[Tensor, "rows time"]
     targets: Float[Tensor, "judgements *objectives"]
     strengths: Float[Tensor, "judgements"]
+    preferred: Float[Tensor, "judgements"] | None = None
 
     @property
     def sides(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -111,7 +125,10 @@ def centred_prefix_loss(judgements: Judgements, settings: LossSettings) -> Float
     """Bradley-Terry on prefixes of equal length, with the price of sums that are not 0."""
     chosen, rejected, chosen_mask, rejected_mask = judgements.sides
     loss = prefix_bradley_terry_loss(
-        *judgements.sides, margin=judgements.targets, strength=judgements.strengths
+        *judgements.sides,
+        margin=judgements.targets,
+        strength=judgements.strengths,
+        preferred=_preferred(judgements, settings),
     )
     if not settings.centering:
         return loss
@@ -119,11 +136,25 @@ def centred_prefix_loss(judgements: Judgements, settings: LossSettings) -> Float
     return loss + settings.centering * centering_loss(*held, chosen_mask | rejected_mask)
 
 
+def _preferred(
+    judgements: Judgements, settings: LossSettings
+) -> Float[Tensor, "judgements"] | None:
+    """How probably each preference is right, with the share that is taken to be wrong."""
+    share, said = settings.label_smoothing, judgements.preferred
+    if not share:
+        return said
+    said = torch.ones_like(judgements.strengths) if said is None else said
+    return said * (1 - share) + (1 - said) * share
+
+
 def centred_segment_loss(judgements: Judgements, settings: LossSettings) -> Float[Tensor, ""]:
     """Bradley-Terry on means over ends of segments, with the price of sums that are not 0."""
     chosen, rejected, chosen_ends, rejected_ends = judgements.sides
     loss = segment_bradley_terry_loss(
-        *judgements.sides, margin=judgements.targets, strength=judgements.strengths
+        *judgements.sides,
+        margin=judgements.targets,
+        strength=judgements.strengths,
+        preferred=_preferred(judgements, settings),
     )
     if not settings.centering:
         return loss
@@ -153,6 +184,18 @@ def several_ratings_loss(judgements: Judgements, _settings: LossSettings) -> Flo
     )
 
 
+def ranking_loss(judgements: Judgements, _settings: LossSettings) -> Float[Tensor, ""]:
+    """Plackett-Luce on prefixes of equal length, or on the one score that is read."""
+    ranks = judgements.targets
+    present = ~ranks.isnan()
+    scores, mask = (
+        columns.new_zeros(*ranks.shape, columns.shape[1])
+        for columns in (judgements.scores, judgements.mask)
+    )
+    scores[present], mask[present] = judgements.scores, judgements.mask
+    return prefix_plackett_luce_loss(scores, ranks, mask)
+
+
 def next_label_loss(judgements: Judgements, settings: LossSettings) -> Float[Tensor, ""]:
     """Cross-entropy of every prefix against what the model says of the next one."""
     return q_classification_loss(
@@ -173,15 +216,19 @@ def next_rating_loss(judgements: Judgements, settings: LossSettings) -> Float[Te
     )
 
 
+_OF_PAIRS = ("centering", "label_smoothing")
+
 OBJECTIVES: dict[tuple[str, str], Objective] = {
-    ("bradley-terry", "last"): Objective("pairs", "last", centred_prefix_loss, ("centering",)),
-    ("bradley-terry", "every"): Objective("pairs", "every", centred_prefix_loss, ("centering",)),
+    ("bradley-terry", "last"): Objective("pairs", "last", centred_prefix_loss, _OF_PAIRS),
+    ("bradley-terry", "every"): Objective("pairs", "every", centred_prefix_loss, _OF_PAIRS),
     ("bradley-terry", "pairs"): Objective(
-        "pairs", "last", centred_prefix_loss, ("centering",), beginnings=True
+        "pairs", "last", centred_prefix_loss, _OF_PAIRS, beginnings=True
     ),
     ("bradley-terry", "segments"): Objective(
-        "pairs", "segment-ends", centred_segment_loss, ("centering",)
+        "pairs", "segment-ends", centred_segment_loss, _OF_PAIRS
     ),
+    ("plackett-luce", "last"): Objective("rankings", "last", ranking_loss),
+    ("plackett-luce", "every"): Objective("rankings", "every", ranking_loss),
     ("classification", "last"): Objective("labels", "last", label_loss),
     ("classification", "every"): Objective("labels", "every", label_loss, ("prefix_weights",)),
     ("classification", "bootstrapped"): Objective(

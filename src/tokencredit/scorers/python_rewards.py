@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores
@@ -73,7 +73,8 @@ class FunctionScorer:
         )
         device = batch.response_ids.device
         if not self.prefixes:
-            scores = self._scores(prompts, [row.response for row in decoded])
+            responses = [row.response for row in decoded]
+            scores = function_scores(self.function, prompts, responses, name=self.name)
             return ResponseScores(scores.to(device), None, None)
         # Characters that are whole before the first token and after each one; the last is the score
         # of the response, whatever the ids after it stand for.
@@ -83,8 +84,11 @@ class FunctionScorer:
             for at, row in enumerate(decoded)
         ]
         asked = list(dict.fromkeys((row, end) for row, places in enumerate(ends) for end in places))
-        known = self._scores(
-            [prompts[row] for row, _ in asked], [decoded[row].response[:end] for row, end in asked]
+        known = function_scores(
+            self.function,
+            [prompts[row] for row, _ in asked],
+            [decoded[row].response[:end] for row, end in asked],
+            name=self.name,
         )
         found = dict(zip(asked, known.tolist(), strict=True))
         prefix_scores = torch.zeros(len(batch), batch.response_ids.shape[1] + 1)
@@ -94,26 +98,6 @@ class FunctionScorer:
         sequence = torch.tensor([found[row, places[-1]] for row, places in enumerate(ends)])
         return ResponseScores(sequence.to(device), prefix_scores.to(device), None)
 
-    def _scores(self, prompts: list[Prompt], responses: list[str]) -> Tensor:
-        """What the function says of these texts.
-
-        Raises:
-            DataError: it does not give one finite number for each.
-        """
-        found = list(self.function(prompts, responses))
-        try:
-            scores = torch.tensor([float(score) for score in found])
-        except (TypeError, ValueError) as error:
-            raise DataError(
-                f"{self.name} gives {found[:3]}; expected one number per response"
-            ) from error
-        if len(scores) != len(responses) or not bool(scores.isfinite().all()):
-            raise DataError(
-                f"{self.name} gives {len(scores)} scores for {len(responses)} responses, of which "
-                f"{int(scores.isfinite().sum())} are finite; expected one finite number for each"
-            )
-        return scores
-
 
 def _held(ends: Sequence[int], counts: Sequence[bool]) -> list[int]:
     """The last of these ends that counts, at each place; 0 before the first."""
@@ -122,3 +106,30 @@ def _held(ends: Sequence[int], counts: Sequence[bool]) -> list[int]:
         held = end if ends_segment else held
         found.append(held)
     return found
+
+
+def function_scores(
+    function: TextReward, prompts: list[Prompt], responses: list[str], *, name: str
+) -> Float[Tensor, "texts"]:
+    """What a function says of these texts.
+
+    Args:
+        function: from prompts and responses to one number per response.
+        prompts: texts or conversations.
+        responses: one per prompt.
+        name: of the function, for messages.
+
+    Raises:
+        DataError: it does not give one finite number for each.
+    """
+    found = list(function(prompts, responses))
+    try:
+        scores = torch.tensor([float(score) for score in found])
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name} gives {found[:3]}; expected one number per response") from error
+    if len(scores) != len(responses) or not bool(scores.isfinite().all()):
+        raise DataError(
+            f"{name} gives {len(scores)} scores for {len(responses)} responses, of which "
+            f"{int(scores.isfinite().sum())} are finite; expected one finite number for each"
+        )
+    return scores

@@ -4,9 +4,13 @@ from readings import encoded_texts, training_reading
 from tiny_reward_training import config
 from tiny_tokenizers import byte_level
 
+from tokencredit.errors import DataError
+from tokencredit.preference.hf_answers import JudgedAnswers
 from tokencredit.preference.pairs import LabelledResponse, PreferencePair, RatedResponse
 from tokencredit.recipes.reward_model.examples import (
     JudgedRow,
+    judgements_of,
+    ranked_pairs,
     reward_batch,
     score_reading,
 )
@@ -71,12 +75,15 @@ def test_the_objective_says_where_scores_are_read(settings):
 
 def test_rows_keep_what_was_said_of_them(settings):
     tokenizer = byte_level(bos=True)
-    pairs = [PreferencePair("a", " good", " bad", 0.5, 3.0), PreferencePair("a", " b", " c")]
+    pairs = [PreferencePair("a", " good", " bad", 0.5, 3.0, 0.75), PreferencePair("a", " b", " c")]
     judged = _judged_rows(settings(), training_reading(settings(), tokenizer), pairs)
     assert [(one.target, one.strength) for one in judged] == [(0.5, 3.0), (0.0, 1.0)]
     batch = reward_batch(judged, pad_id=0, read_at=read_last_token)
     assert batch["strengths"].tolist() == [3.0, 1.0]
     assert batch["targets"].tolist() == [0.5, 0.0]
+    assert batch["preferred"].tolist() == [0.75, 1.0]
+    read = judgements_of(torch.zeros(4, 1), batch)
+    assert torch.equal(read.preferred, batch["preferred"])
     assert batch["counted"].sum(-1).tolist() == [1] * 4
     (rated,) = _judged_rows(
         settings(objective="regression"),
@@ -92,3 +99,28 @@ def test_rows_keep_what_was_said_of_them(settings):
     assert labelled.target == 1.0
     assert torch.equal(torch.tensor(labelled.responses[0].input_ids),
                        torch.tensor(rated.responses[0].input_ids))  # fmt: skip
+
+
+def test_ranked_answers_stand_one_list_after_another(settings):
+    chosen = settings(objective="plackett-luce", positions="last")
+    tokenizer = byte_level(bos=True)
+    lists = [
+        JudgedAnswers(("a",) * count, (" b", " cc", " ddd")[:count], (True,) * count, scores)
+        for count, scores in ((2, (0.5, 1.0)), (3, (3.0, 1.0, 1.0)))
+    ]
+    judged = _judged_rows(chosen, training_reading(chosen, tokenizer), lists)
+    assert [one.targets for one in judged] == [(2.0, 1.0), (1.0, 2.0, 2.0)]
+    batch = reward_batch(judged, pad_id=0, read_at=read_last_token)
+    assert len(batch["input_ids"]) == 5
+    assert batch["attention_mask"].sum(-1).tolist() == [len(t) for o in judged for t in o.responses]
+    assert batch["targets"][1].tolist() == [1.0, 2.0, 2.0]
+    assert batch["targets"][0, :2].tolist() == [2.0, 1.0]
+    assert batch["targets"][0, 2].isnan()
+    pairs = ranked_pairs(judged)
+    texts = [
+        tuple(tokenizer.decode(t.input_ids[t.start :])[:2] for t in p.responses) for p in pairs
+    ]
+    assert texts == [(" c", " b"), (" b", " c"), (" b", " d")]
+    alike = JudgedAnswers(("a",) * 2, (" b", " c"), (True,) * 2, (1.0, 1.0))
+    with pytest.raises(DataError, match=r"2 answers with the scores \[1.0, 1.0\]"):
+        _judged_rows(chosen, training_reading(chosen, tokenizer), [alike])

@@ -354,6 +354,27 @@ def test_bad_input_leaves_no_folder(folder, tmp_path, settings, error, message):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("positions", ["last", "every"])
+def test_rankings_are_learnt(folder, tmp_path, positions):
+    """Lists of two and three answers, the best of which says good."""
+    texts = (" a good film", " a slow film", " a bad film")
+    rows = [
+        {
+            "prompt": f"rate film {row}:",
+            "responses": texts[: 2 + row % 2],
+            "scores": [2, 1, 0][: 2 + row % 2],
+        }
+        for row in range(20)
+    ]
+    lines(tmp_path / "plackett-luce.jsonl", rows)
+    settings = {"epochs": 20.0, "learning_rate": 1e-2, "positions": positions}
+    settings |= {"model": str(folder / "lm")}
+    output = train_reward_model(config(tmp_path, tmp_path / "rm", "plackett-luce", **settings))
+    rows = json.loads((output / "prefix_accuracy.json").read_text())
+    assert rows[-1]["accuracy"] == 1.0
+    assert load_reward_model(output)[0].config.num_labels == 1
+
+
 def test_what_a_long_row_loses():
     tokenizer = word_level(bos=True)
     prompt, response = "the film is good and", " the plot is bad"

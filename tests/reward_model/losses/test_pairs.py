@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from reference import reward_losses as reference
 from torch.autograd import gradcheck
 
+from tokencredit.errors import DataError
 from tokencredit.reward_model.losses.pairs import (
     bradley_terry_loss,
     centering_loss,
@@ -19,6 +20,7 @@ from tokencredit.reward_model.losses.pairs import (
     prefix_squared_error,
     regression_loss,
     segment_bradley_terry_loss,
+    segment_leads,
 )
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=4)
@@ -76,6 +78,71 @@ def test_a_strength_of_one_changes_nothing_and_other_ones_the_same_everywhere():
         ]
         weighted = loss(chosen, rejected, *options, strength=strength)
         torch.testing.assert_close(weighted, (torch.stack(one_by_one) * strength).mean())
+
+
+def test_a_soft_label_mixes_both_preferences():
+    """A lead of 1.5 less a margin of 0.5, right with 3 of 4: log(1 + e^-1) and log(1 + e)."""
+    loss = bradley_terry_loss(
+        torch.tensor([2.0]), torch.tensor([0.5]), margin=torch.tensor([0.5]),
+        preferred=torch.tensor([0.75]),
+    )  # fmt: skip
+    expected = 0.75 * math.log(1 + math.exp(-1)) + 0.25 * math.log(1 + math.exp(1))
+    assert loss.item() == pytest.approx(expected)
+
+
+@given(LENGTHS, st.integers(0, 10**6))
+def test_soft_labels_against_the_reference(lengths, seed):
+    chosen, rejected = (drawn([pair[side] for pair in lengths], seed + side) for side in (0, 1))
+    margins = [0.1 * row for row in range(len(lengths))]
+    shares = [(row % 5) / 4 for row in range(len(lengths))]
+    rows = list(zip(chosen, rejected, margins, shares, strict=True))
+    said = {"margin": torch.tensor(margins), "preferred": torch.tensor(shares)}
+    whole = [reference.bradley_terry(one[-1], other[-1], m, p) for one, other, m, p in rows]
+    ends = [torch.tensor([row[-1] for row in side]) for side in (chosen, rejected)]
+    loss = bradley_terry_loss(*ends, **said)
+    assert loss.item() == pytest.approx(sum(whole) / len(whole), rel=1e-4)
+    prefixes = [reference.prefix_bradley_terry(*row) for row in rows]
+    (one, one_mask), (other, other_mask) = padded(chosen), padded(rejected)
+    loss = prefix_bradley_terry_loss(one, other, one_mask, other_mask, **said)
+    assert loss.item() == pytest.approx(sum(prefixes) / len(prefixes), rel=1e-4)
+    segments = [
+        reference.segment_bradley_terry(w, v, [True] * len(w), [True] * len(v), m, p)
+        for w, v, m, p in rows
+    ]
+    loss = segment_bradley_terry_loss(one, other, one_mask, other_mask, **said)
+    assert loss.item() == pytest.approx(sum(segments) / len(segments), rel=1e-4)
+
+
+def test_preferences_that_are_sure_cost_the_same_bits_and_doubtful_ones_pull_to_their_odds():
+    chosen, rejected = torch.randn(2, 4, 3)
+    mask, margin = torch.ones(4, 3, dtype=torch.bool), torch.rand(4)
+    for loss, sides in (
+        (bradley_terry_loss, (chosen[:, 0], rejected[:, 0])),
+        (prefix_bradley_terry_loss, (chosen, rejected, mask, mask)),
+        (segment_bradley_terry_loss, (chosen, rejected, mask, mask)),
+    ):
+        plain = loss(*sides, margin=margin)
+        assert torch.equal(loss(*sides, margin=margin, preferred=torch.ones(4)), plain)
+        swapped = loss(sides[1], sides[0], *sides[2:], margin=-margin)
+        turned = loss(*sides, margin=margin, preferred=torch.zeros(4))
+        torch.testing.assert_close(turned, swapped)
+    leads = torch.tensor([0.0, 0.5 + math.log(3)], requires_grad=True)
+    said = {"margin": torch.tensor([0.0, 0.5]), "preferred": torch.tensor([0.5, 0.75])}
+    (slope,) = torch.autograd.grad(bradley_terry_loss(leads, torch.zeros(2), **said), leads)
+    assert slope.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, math.nan])
+def test_probabilities_of_preferences_lie_between_0_and_1(share):
+    scores, mask = torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)
+    preferred = torch.tensor([share])
+    for loss, sides in (
+        (bradley_terry_loss, (scores[0], scores[0])),
+        (prefix_bradley_terry_loss, (scores, scores, mask, mask)),
+        (segment_bradley_terry_loss, (scores, scores, mask, mask)),
+    ):
+        with pytest.raises(DataError, match=f"preferred goes from {share:g} .* from 0 to 1"):
+            loss(*sides, preferred=preferred)
 
 
 def test_regression_literal():
@@ -238,6 +305,9 @@ def test_what_the_mask_hides_changes_neither_loss_nor_gradient():
         rows = torch.tensor([[1.0, -1.0, garbage], [0.5, garbage, garbage]], requires_grad=True)
         others = torch.tensor([[0.3, garbage, garbage], [0.2, 0.1, garbage]], requires_grad=True)
         loss = prefix_bradley_terry_loss(rows, others, mask, mask.flip(0))
+        loss = loss + prefix_bradley_terry_loss(
+            rows, others, mask, mask.flip(0), preferred=torch.tensor([0.75, 0.5])
+        )
         loss = loss + prefix_classification_loss(rows, torch.tensor([0, 1]), mask)
         loss = loss + prefix_regression_loss(rows, torch.tensor([0.5, 1.5]), mask)
         loss = loss + segment_bradley_terry_loss(rows, others, mask, mask.flip(0))
@@ -271,7 +341,9 @@ def test_gradients():
         )
         strength = torch.tensor([0.5, 2.0])
         every = prefix_bradley_terry_loss(a, b, chosen_mask, rejected_mask, strength=strength)
-        at_ends = segment_bradley_terry_loss(a, b, chosen_mask, rejected_mask)
+        at_ends = segment_bradley_terry_loss(
+            a, b, chosen_mask, rejected_mask, preferred=torch.tensor([0.25, 1.0])
+        )
         rated = prefix_regression_loss(a, torch.tensor([0.3, -1.0]), chosen_mask)
         labelled = prefix_classification_loss(b, torch.tensor([1, 0]), rejected_mask)
         return every + centred + at_ends + rated + labelled
@@ -300,3 +372,21 @@ def test_bfloat16_scores_give_a_float32_loss():
     assert prefix_regression_loss(scores, torch.tensor([0, 1]), mask).dtype == torch.float32
     assert segment_bradley_terry_loss(scores, -scores, mask, mask).dtype == torch.float32
     assert regression_loss(scores[:, 0], torch.tensor([0, 1])).dtype == torch.float32
+
+
+def test_what_segments_gain_is_compared():
+    scores = torch.tensor([[1.0, 4.0, 9.0], [0.0, 2.0, 2.0]])
+    leads = segment_leads(scores, torch.tensor([1, 0]), torch.tensor([2, 1]))
+    assert leads.tolist() == [5.0, 2.0]
+    shifted = segment_leads(scores + 3, torch.tensor([1, 0]), torch.tensor([2, 1]))
+    assert torch.equal(shifted, leads)
+    whole = torch.tensor([[0.5, 1.0, 3.0], [0.5, 0.0, 2.0]])  # of one prompt
+    gains = segment_leads(whole, torch.tensor([0, 0]), torch.tensor([2, 2]))
+    plain = bradley_terry_loss(whole[:1, -1], whole[1:, -1])
+    torch.testing.assert_close(bradley_terry_loss(gains[:1], gains[1:]), plain)
+
+
+@pytest.mark.parametrize(("start", "end"), [(-1, 1), (2, 1), (0, 3)])
+def test_segments_that_are_none(start, end):
+    with pytest.raises(DataError, match=f"from {start} to {end} in a text of 2 tokens"):
+        segment_leads(torch.zeros(1, 3), torch.tensor([start]), torch.tensor([end]))

@@ -19,6 +19,7 @@ from tokencredit.batch import Prompt
 from tokencredit.errors import DataError, ModelError
 from tokencredit.masking import left_packed
 from tokencredit.models.hf_loaded_weights import head_modules
+from tokencredit.preference.hf_answers import JudgedAnswers
 from tokencredit.preference.pairs import (
     LabelledResponse,
     MultiRatedResponse,
@@ -39,7 +40,7 @@ from tokencredit.text.hf_token_rows import (
     token_types,
 )
 
-Judgement = PreferencePair | LabelledResponse | RatedResponse | MultiRatedResponse
+Judgement = PreferencePair | LabelledResponse | RatedResponse | MultiRatedResponse | JudgedAnswers
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,20 @@ class JudgedRow:
     """What one row of the data says.
 
     Attributes:
-        responses: the chosen and the rejected one, or the one with a label or rating.
+        responses: the chosen and the rejected one, those that are ranked, or the one with a label
+            or rating.
         target: the margin in nats, the label, or the rating.
         strength: the weight of a preference.
-        targets: the ratings by several objectives, NaN where one is missing; empty where there is
-            one target.
+        preferred: the probability that a preference is right.
+        targets: the ratings by several objectives, NaN where one is missing, or the ranks of the
+            responses, 1 for the best; empty where there is one target.
     """
 
     responses: tuple[EncodedText, ...]
     target: float
     strength: float = 1.0
     targets: tuple[float, ...] = ()
+    preferred: float = 1.0
 
     def __len__(self) -> int:
         return max(map(len, self.responses))
@@ -69,14 +73,26 @@ def judged_rows(
     encode_pairs: Callable[
         [list[Prompt], list[str], list[str]], list[tuple[EncodedText, EncodedText]]
     ],
+    encode_lists: Callable[[list[JudgedAnswers]], list[tuple[EncodedText, ...]]] | None = None,
 ) -> list[JudgedRow]:
     """Rows as token ids, with their margins, labels or ratings.
 
     Args:
-        data: all pairs, or none.
+        data: all pairs or all ranked answers, or none of either.
         encode: from prompts and as many responses to token ids.
         encode_pairs: from prompts and two responses to each to token ids.
+        encode_lists: from ranked answers to token ids; None where there are none.
+
+    Raises:
+        DataError: all answers of a list have the same score.
     """
+    lists = [row for row in data if isinstance(row, JudgedAnswers)]
+    if lists and encode_lists is not None:
+        ranks = [_ranks(row) for row in lists]
+        return [
+            JudgedRow(texts, math.nan, targets=of_texts)
+            for texts, of_texts in zip(encode_lists(lists), ranks, strict=True)
+        ]
     pairs = [row for row in data if isinstance(row, PreferencePair)]
     if pairs:
         encoded = encode_pairs(
@@ -85,10 +101,10 @@ def judged_rows(
             [pair.rejected for pair in pairs],
         )
         return [
-            JudgedRow(both, pair.margin, pair.strength)
+            JudgedRow(both, pair.margin, pair.strength, preferred=pair.preferred)
             for both, pair in zip(encoded, pairs, strict=True)
         ]
-    alone = [row for row in data if not isinstance(row, PreferencePair)]
+    alone = [row for row in data if not isinstance(row, PreferencePair | JudgedAnswers)]
     rows = encode([row.prompt for row in alone], [row.response for row in alone])
     return [
         JudgedRow((row,), math.nan, targets=one.ratings)
@@ -100,7 +116,31 @@ def judged_rows(
 
 def judgement_text(row: Judgement) -> str:
     """What tells two rows of the same prompt apart."""
+    if isinstance(row, JudgedAnswers):
+        return row.responses[0]
     return row.chosen if isinstance(row, PreferencePair) else row.response
+
+
+def _ranks(row: JudgedAnswers) -> tuple[float, ...]:
+    """Of each answer by its score, 1 for the best; answers of the same score share theirs."""
+    scores = row.scores or ()
+    if len(set(scores)) < 2:
+        raise DataError(
+            f"{len(row.responses)} answers with the scores {list(scores)}; expected different "
+            "ones, so that some are better: drop the row"
+        )
+    return tuple(1.0 + sum(other > score for other in scores) for score in scores)
+
+
+def ranked_pairs(judged: Sequence[JudgedRow]) -> list[JudgedRow]:
+    """Every pair of differently ranked responses, the better one first."""
+    return [
+        JudgedRow((one, other), 0.0)
+        for row in judged
+        for one, rank in zip(row.responses, row.targets, strict=True)
+        for other, behind in zip(row.responses, row.targets, strict=True)
+        if rank < behind
+    ]
 
 
 def _target(one: LabelledResponse | RatedResponse) -> float:
@@ -123,11 +163,15 @@ def score_reading(reading: Reading, rows: Sequence[JudgedRow], ends: SegmentEnds
 def reward_batch(judged: Sequence[JudgedRow], *, pad_id: int, read_at: ReadAt) -> dict[str, Tensor]:
     """Rows of several judgements padded on the right: all first responses, then all second ones.
 
+    Of rankings, whose rows have ranks of several responses, all responses of one row after another.
+
     Returns:
-        `input_ids`, `attention_mask`, `targets`, `strengths`, and `counted`: True where scores are
-        read. Also `token_types`, for models that read pairs.
+        `input_ids`, `attention_mask`, `targets`, `strengths`, `preferred`, and `counted`: True
+        where scores are read. Also `token_types`, for models that read pairs.
     """
-    rows = list(chain.from_iterable(zip(*(one.responses for one in judged), strict=True)))
+    texts = [one.responses for one in judged]
+    ranked = any(len(one.targets) == len(one.responses) > 1 for one in judged)
+    rows = list(chain.from_iterable(texts if ranked else zip(*texts, strict=True)))
     ids, attention_mask, counted = scored_rows(rows, pad_id=pad_id, read_at=read_at)
     types = token_types(rows, width=ids.shape[1])
     return {
@@ -139,16 +183,25 @@ def reward_batch(judged: Sequence[JudgedRow], *, pad_id: int, read_at: ReadAt) -
     }
 
 
-SAID = ("targets", "strengths")
+SAID = ("targets", "strengths", "preferred")
 """Columns of a batch that are not for the model."""
 
 
 def judgement_batch(judged: Sequence[JudgedRow]) -> dict[str, Tensor]:
-    """What was said of the rows: `targets` and `strengths`."""
+    """What was said of the rows: `targets`, `strengths` and `preferred`."""
     return {
-        "targets": torch.tensor([one.targets or one.target for one in judged]),
+        "targets": torch.tensor(_targets(judged)),
         "strengths": torch.tensor([one.strength for one in judged]),
+        "preferred": torch.tensor([one.preferred for one in judged]),
     }
+
+
+def _targets(judged: Sequence[JudgedRow]) -> list[float] | list[tuple[float, ...]]:
+    """The target of each row, or its targets, filled up with NaN where another row has more."""
+    most = max(len(one.targets) for one in judged)
+    if not most:
+        return [one.target for one in judged]
+    return [(*one.targets, *[math.nan] * (most - len(one.targets))) for one in judged]
 
 
 def judgements_of(
@@ -156,7 +209,7 @@ def judgements_of(
 ) -> Judgements:
     """Scores of a batch of rows with what was said of them."""
     mask, _ = left_packed(inputs["counted"], inputs["counted"])
-    return Judgements(scores, mask, inputs["targets"], inputs["strengths"])
+    return Judgements(scores, mask, inputs["targets"], inputs["strengths"], inputs["preferred"])
 
 
 def example_columns(

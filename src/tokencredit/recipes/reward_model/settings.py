@@ -18,6 +18,7 @@ from tokencredit.recipes.settings import (
     setting,
     settle_learning_rate,
 )
+from tokencredit.reward_model.losses.regularisers import Form
 from tokencredit.reward_model.objectives import LossSettings, Objective, objective_row
 from tokencredit.scorers.segment_ends import SegmentEndSettings
 from tokencredit.text.hf_token_rows import Truncation
@@ -41,6 +42,9 @@ class JudgementColumns:
     strength: str | None = setting(None, was="strength_column")
     """Strengths of preferences, such as 1, 2 and 3, by which their losses are multiplied; None
     for 1."""
+    preferred: str | None = None
+    """Probabilities that preferred responses are the better ones, as `vote-on-pairs` writes them;
+    None for 1."""
     text: str = setting("text", was="text_column")
     """The labelled or rated texts."""
     label: str = setting("label", was="label_column")
@@ -51,6 +55,12 @@ class JudgementColumns:
     ratings: tuple[str, ...] = ()
     """The ratings by several objectives, with `multi-objective-regression`: a column of each, whose
     name becomes that of the objective. An empty cell, null, NaN or `N/A` is a missing rating."""
+    responses: str | None = None
+    """Lists of answers, with `plackett-luce`; None takes `responses`, `completions` and other usual
+    names."""
+    scores: str | None = None
+    """Lists of as many scores, whose order is learnt, more for better ones; None takes `scores`,
+    `rewards` or `ratings`. Answers of the same score are not compared."""
     rating_scale: tuple[float, float] | None = None
     """The least and the greatest of these ratings, such as `[0, 4]`; a row with another cannot be
     used. None takes every number."""
@@ -92,6 +102,28 @@ class EnsembleSettings:
 
 
 @dataclass(frozen=True)
+class RegulariserSettings:
+    """What keeps the hidden states of a reward model those of a language model (GRM)."""
+
+    form: Form | None = None
+    """What the head of the language model that training starts from is asked by: `sft`, the log
+    sigmoid of `scale` times the log-probability of the preferred answer; `likelihood`, that
+    log-probability itself; `dpo`, both answers compared. None for no regulariser."""
+    weight: float = 0.01
+    """Share of the regulariser in the loss; the loss of preferences has the rest."""
+    scale: float = 0.1
+    """Beta: multiplies log-probabilities of `sft` and `dpo`."""
+    reference: Literal["start", "none"] = "start"
+    """Of `dpo`: `start`, the language model that training starts from, asked once before it;
+    `none`, log-probabilities are compared as they are."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "scale", room="regulariser.")
+        if not 0 <= self.weight <= 1:
+            raise ConfigError(f"regulariser.weight is {self.weight}; expected a share from 0 to 1")
+
+
+@dataclass(frozen=True)
 class TrainRewardModelConfig:
     """One reward model."""
 
@@ -104,7 +136,7 @@ class TrainRewardModelConfig:
     objective: str = "bradley-terry"
     """`bradley-terry` learns from pairs, `classification` from labels 0 and 1, `regression` from
     ratings, `multi-objective-regression` from ratings by several objectives, with a score for each
-    of them."""
+    of them, `plackett-luce` from the order of several answers to a prompt."""
     positions: str = "every"
     """What is scored in training. `last`: whole responses. `every`: each prefix too. `pairs`:
     beginnings of equal length of both answers, each pair of them an example. `segments`: the ends
@@ -129,6 +161,7 @@ class TrainRewardModelConfig:
     loss: LossSettings = group(LossSettings)
     ensemble: EnsembleSettings = group(EnsembleSettings)
     """With objectives that learn from pairs: several heads, whose mean is the score."""
+    regulariser: RegulariserSettings = group(RegulariserSettings)
     beginnings: BeginningSettings = group(BeginningSettings)
     segments: SegmentEndSettings = group(SegmentEndSettings)
     training: TrainingSettings = group(TrainingSettings)
@@ -153,6 +186,18 @@ class TrainRewardModelConfig:
             raise ConfigError(
                 f"ensemble.heads is {self.ensemble.heads} with objective {self.objective!r}, which "
                 "learns from something else than pairs; expected 1, or bradley-terry"
+            )
+        whole = self.row.rows == "pairs" and not self.row.beginnings
+        if self.regulariser.form is not None and not (whole and self.row.reading != "segment-ends"):
+            raise ConfigError(
+                f"regulariser.form is {self.regulariser.form!r} with objective {self.objective!r} "
+                f"and positions {self.positions!r}; expected bradley-terry at 'last' or 'every', "
+                "which alone reads whole pairs"
+            )
+        if self.regulariser.form is not None and self.ensemble.heads > 1:
+            raise ConfigError(
+                f"regulariser.form is {self.regulariser.form!r} with ensemble.heads "
+                f"{self.ensemble.heads}; expected one of the two: the regulariser is of one head"
             )
 
     def _require_columns_of_ratings(self) -> None:

@@ -56,7 +56,7 @@ def shared_batch(
         `input_ids`, `position_ids` and `branches` (pairs, sequence): of padding, of what both begin
         with, of the chosen side and of the rejected one. `columns` (texts, reads): where in its row
         a score stands, all chosen sides first, and `counted`, True on columns that are there.
-        `targets` and `strengths` as of `reward_batch`.
+        `targets`, `strengths` and `preferred` as of `reward_batch`.
     """
     ids, positions, branches = [], [], []
     columns: tuple[list[list[int]], list[list[int]]] = ([], [])

@@ -19,7 +19,7 @@ that has been seen stands in `prefix_accuracy.json` and `prefix_accuracy.png`, a
 probabilities or ratings can be taken at their word in `calibration.json` and `calibration.png`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
@@ -38,6 +38,7 @@ from transformers import (
 from tokencredit.errors import ConfigError
 from tokencredit.models.hf_architecture import is_causal, padding_id
 from tokencredit.models.hf_attention import pretrained_model
+from tokencredit.preference.hf_answers import AnswerColumns, JudgedAnswers, load_answers
 from tokencredit.preference.hf_datasets import (
     load_labelled_responses,
     load_multi_rated_responses,
@@ -61,6 +62,7 @@ from tokencredit.recipes.reward_model.examples import (
     judged_rows,
     judgement_text,
     judgements_of,
+    ranked_pairs,
     require_an_order,
     reward_batch,
     scale_scores,
@@ -68,6 +70,7 @@ from tokencredit.recipes.reward_model.examples import (
     standardised_rows,
 )
 from tokencredit.recipes.reward_model.pair_data import different_pairs
+from tokencredit.recipes.reward_model.regularised import KeptHead
 from tokencredit.recipes.reward_model.report import (
     held_out_metrics,
     held_out_rows_by_fraction,
@@ -115,7 +118,7 @@ from tokencredit.scorers.fractions import counted_scores
 from tokencredit.scorers.segment_ends import SegmentEnds, entropy_reference, segment_end_finder
 from tokencredit.scorers.trained_reading import remember_score_positions
 from tokencredit.text.hf_reading import Reading
-from tokencredit.text.hf_token_rows import Truncation
+from tokencredit.text.hf_token_rows import EncodedText, Truncation
 
 __all__ = ["TrainRewardModelConfig", "train_reward_model"]
 
@@ -188,6 +191,7 @@ def _load(config: TrainRewardModelConfig, source: Source) -> Sequence[Judgement]
                 rejected_column=columns.rejected,
                 margin_column=columns.margin,
                 strength_column=columns.strength,
+                preferred_column=columns.preferred,
             )
         case "labels":
             return load_labelled_responses(
@@ -196,6 +200,14 @@ def _load(config: TrainRewardModelConfig, source: Source) -> Sequence[Judgement]
         case "ratings":
             return load_rated_responses(
                 **shared, text_column=columns.text, rating_column=columns.rating
+            )
+        case "rankings":
+            named = AnswerColumns(
+                columns.prompt, columns.chosen, columns.rejected,
+                responses=columns.responses, scores=columns.scores,
+            )  # fmt: skip
+            return load_answers(
+                **vars(source), kind="lists", scored=True, columns=named, limit=config.limit
             )
         case "several-ratings":
             return load_multi_rated_responses(
@@ -210,12 +222,18 @@ def _judged_rows(
     config: TrainRewardModelConfig, reading: Reading, data: Sequence[Judgement]
 ) -> list[JudgedRow]:
     """Rows as token ids, cut as the settings say, with what was said of them."""
-    default: Truncation = "prompt-start" if config.row.rows == "pairs" else "response-end"
+    several = config.row.rows in ("pairs", "rankings")
+    default: Truncation = "prompt-start" if several else "response-end"
     how: dict[str, Any] = {
         "max_length": config.max_length,
         "truncation": config.truncation or default,
     }
-    return judged_rows(data, partial(reading.rows, **how), partial(reading.pairs, **how))
+
+    def lists(rows: list[JudgedAnswers]) -> list[tuple[EncodedText, ...]]:
+        responses, ended = [row.responses for row in rows], [row.ended for row in rows]
+        return reading.groups([row.prompts for row in rows], responses, ended=ended, **how)
+
+    return judged_rows(data, partial(reading.rows, **how), partial(reading.pairs, **how), lists)
 
 
 def _model_to_train(
@@ -324,15 +342,24 @@ def reward_trainer(
     lengths = columns.pop("tokens")
     pad_id, read_at = padding_id(model), score_reading(config.row.reading, rows, ends)
     heads = config.ensemble.heads
-    shares = heads == 1 and shares_prefixes(model, rows[0], pad_id=pad_id, read_at=read_at)
+    kept = KeptHead(config, tokenizer, rows) if config.regulariser.form is not None else None
+    shares = (
+        config.row.rows == "pairs"
+        and heads == 1
+        and kept is None
+        and shares_prefixes(model, rows[0], pad_id=pad_id, read_at=read_at)
+    )
     if shares:
         once = [shared_length(*rows[row].responses) for row in columns["row"]]
         columns["length"] = [n - min(part, n // 2) for n, part in zip(lengths, once, strict=True)]
     several = heads > 1 or config.row.rows == "several-ratings"
     drawn = bootstrap_weights(len(rows), config.ensemble, seed=config.seed)
-    collate, scores_of = reward_batch, partial(counted_scores, every_output=several)
+    collate: Callable[..., dict[str, Tensor]] = reward_batch
+    scores_of: Callable[..., Any] = partial(counted_scores, every_output=several)
     if shares:
         collate, scores_of = shared_batch, partial(shared_scores)
+    if kept is not None:
+        scores_of = kept.scores_and_likelihoods
 
     def batch(examples: Sequence[dict[str, int]]) -> dict[str, Tensor]:
         some = [
@@ -345,17 +372,22 @@ def reward_trainer(
             )
             for example in examples
         ]
-        columns = collate(some, pad_id=pad_id, read_at=read_at)
+        indices = [example["row"] for example in examples]
+        found = collate(some, pad_id=pad_id, read_at=read_at)
         if drawn is not None:
-            columns[BOOTSTRAP] = drawn[[example["row"] for example in examples]]
-        return columns
+            found[BOOTSTRAP] = drawn[indices]
+        return found if kept is None else found | kept.columns(some, indices)
 
-    def loss(scores: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    def loss(outputs: Any, inputs: dict[str, Tensor]) -> Tensor:
         if heads > 1:
             return loss_of_heads(
-                lambda judged: config.row.loss(judged, config.loss), scores, inputs
+                lambda judged: config.row.loss(judged, config.loss), outputs, inputs
             )
-        return config.row.loss(judgements_of(scores, inputs), config.loss)
+        if kept is None:
+            return config.row.loss(judgements_of(outputs, inputs), config.loss)
+        scores, likelihoods = outputs
+        of_pairs = config.row.loss(judgements_of(scores, inputs), config.loss)
+        return kept.loss(of_pairs, likelihoods, inputs)
 
     trainer = LossTrainer(
         model=ModelFunction(model, scores_of),
@@ -363,7 +395,7 @@ def reward_trainer(
         train_dataset=Dataset.from_dict(columns),
         data_collator=batch,
         loss=loss,
-        unread=SAID if drawn is None else (*SAID, BOOTSTRAP),
+        unread=(*SAID, "references") if drawn is None else (*SAID, "references", BOOTSTRAP),
         run=run,
     )
     return trainer, sum(lengths)
@@ -382,10 +414,11 @@ def _held_out_rows(
     While a model is `learning`, its scores are ratings in standard deviations.
     """
     spread = getattr(model.config, "rating_standard_deviation", 1.0)
+    ranked = config.row.rows == "rankings"
     return held_out_rows_by_fraction(
         model,
-        rows,
-        kind=config.row.rows,
+        ranked_pairs(rows) if ranked else rows,
+        kind="pairs" if ranked else config.row.rows,
         rating_mean=getattr(model.config, "rating_mean", 0.0),
         score_unit=spread if learning else 1.0,
         batch_size=config.training.batch_size,  # half the texts of a pass in training

@@ -6,10 +6,11 @@ are in `values`.
 """
 
 import torch
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, mse_loss
 
+from tokencredit.errors import DataError
 from tokencredit.masking import masked_mean, masked_row_mean
 
 
@@ -19,28 +20,36 @@ def bradley_terry_loss(
     *,
     margin: Float[Tensor, "batch"] | None = None,
     strength: Float[Tensor, "batch"] | None = None,
+    preferred: Float[Tensor, "batch"] | None = None,
 ) -> Float[Tensor, ""]:
     """Mean negative log-likelihood of the preferences under Bradley-Terry.
 
-        −s · log σ(R(x, y_w) − R(x, y_l) − m)
+        −s · [p log σ(d) + (1 − p) log σ(−d)],   d = R(x, y_w) − R(x, y_l) − m
 
     Args:
         chosen_scores: of the preferred responses, in nats.
         rejected_scores: of the others, in nats.
         margin: m, by how much the preferred ones should win, in nats; None for 0.
         strength: s, how strong each preference is, such as 1, 2 or 3; None for 1.
+        preferred: p, the probability that the preferred responses are the better ones; None for 1.
 
     Returns:
-        Nats per pair, in float32; log 2 where the scores are equal and the strength is 1.
+        Nats per pair, in float32; log 2 where d is 0 and the strength 1. Where p is above 0 and
+        below 1, it is least at the lead m + log(p / (1 − p)).
+
+    Raises:
+        DataError: a probability is outside [0, 1].
 
     Source: Bradley and Terry 1952; Ouyang et al. 2022, arXiv 2203.02155, equation 1; the margin is
     that of Touvron et al. 2023, arXiv 2307.09288, equation 2; the strength that of the scaled
-    Bradley-Terry loss of Wang et al. 2024, arXiv 2410.01257, which is not divided by its mean.
+    Bradley-Terry loss of Wang et al. 2024, arXiv 2410.01257, which is not divided by its mean. A
+    probability that all pairs share is the label smoothing of Wang et al. 2024, arXiv 2401.06080,
+    whose margins from votes stand outside the logarithm, where they have no gradient: here inside.
 
     >>> bradley_terry_loss(torch.tensor([1.0, 3.0]), torch.tensor([1.0, -97.0]))
     tensor(0.3466)
     """
-    losses = -logsigmoid(_lead(chosen_scores, rejected_scores, margin))
+    losses = _lead_losses(_lead(chosen_scores, rejected_scores, margin), preferred)
     return _weighted_losses(losses, strength).mean()
 
 
@@ -52,6 +61,7 @@ def prefix_bradley_terry_loss(
     *,
     margin: Float[Tensor, "batch"] | None = None,
     strength: Float[Tensor, "batch"] | None = None,
+    preferred: Float[Tensor, "batch"] | None = None,
 ) -> Float[Tensor, ""]:
     """Bradley-Terry on prefixes of equal length, averaged over lengths and then over pairs.
 
@@ -67,9 +77,13 @@ def prefix_bradley_terry_loss(
         rejected_mask: True on tokens of the others.
         margin: by how much the preferred ones should win, in nats; None for 0.
         strength: the weight of each pair, as in `bradley_terry_loss`; None for 1.
+        preferred: the probability that each preference is right, as there; None for 1.
 
     Returns:
         Nats per prefix, in float32; `bradley_terry_loss` where every response is one token long.
+
+    Raises:
+        DataError: a probability is outside [0, 1].
 
     Source: Rashid et al. 2024, arXiv 2406.07780. In their code every pair of prefixes is an example
     of its own, and a prefix after the end of an answer is padded with end-of-sequence tokens
@@ -88,8 +102,9 @@ def prefix_bradley_terry_loss(
     )
     chosen = held_prefix_scores(_widened_rows(chosen_prefix_scores, time), chosen_mask)
     rejected = held_prefix_scores(_widened_rows(rejected_prefix_scores, time), rejected_mask)
-    lead = _lead(chosen, rejected, None if margin is None else margin[:, None])
-    losses = masked_row_mean(-logsigmoid(lead), chosen_mask | rejected_mask)
+    margin, preferred = (None if said is None else said[:, None] for said in (margin, preferred))
+    losses = _lead_losses(_lead(chosen, rejected, margin), preferred)
+    losses = masked_row_mean(losses, chosen_mask | rejected_mask)
     return _weighted_losses(losses, strength).mean()
 
 
@@ -101,6 +116,7 @@ def segment_bradley_terry_loss(
     *,
     margin: Float[Tensor, "batch"] | None = None,
     strength: Float[Tensor, "batch"] | None = None,
+    preferred: Float[Tensor, "batch"] | None = None,
 ) -> Float[Tensor, ""]:
     """Bradley-Terry on the mean of the scores at the ends of segments.
 
@@ -116,9 +132,13 @@ def segment_bradley_terry_loss(
         rejected_ends: the same for the others. A row without segments scores 0.
         margin: by how much the preferred ones should win, in nats; None for 0.
         strength: the weight of each pair, as in `bradley_terry_loss`; None for 1.
+        preferred: the probability that each preference is right, as there; None for 1.
 
     Returns:
         Nats per pair, in float32; `bradley_terry_loss` where every response is one segment.
+
+    Raises:
+        DataError: a probability is outside [0, 1].
 
     Source: Yin et al. 2025, arXiv 2501.02790, segment reward model with the average as aggregation.
 
@@ -128,7 +148,52 @@ def segment_bradley_terry_loss(
     """
     chosen = masked_row_mean(chosen_prefix_scores.float(), chosen_ends)
     rejected = masked_row_mean(rejected_prefix_scores.float(), rejected_ends)
-    return bradley_terry_loss(chosen, rejected, margin=margin, strength=strength)
+    return bradley_terry_loss(
+        chosen, rejected, margin=margin, strength=strength, preferred=preferred
+    )
+
+
+def segment_leads(
+    prefix_scores: Float[Tensor, "batch columns"],
+    starts: Int[Tensor, "batch"],
+    ends: Int[Tensor, "batch"],
+) -> Float[Tensor, "batch"]:
+    """How much a segment of each text gains, to compare segments of different texts by.
+
+        q = V(s_end) − V(s_start)
+
+    Two segments are then a pair of `bradley_terry_loss`: the negative regret of a segment without
+    rewards of its own, where V is the value and transitions are known. Of whole responses to one
+    prompt V(s_start) is the same on both sides, and the loss that of their scores.
+
+    Args:
+        prefix_scores: V, in nats; column 0 is the prompt alone, column t what follows token t.
+        starts: tokens before the segment.
+        ends: tokens before its end, the segment included.
+
+    Returns:
+        Nats, in float32; a constant added to all scores changes nothing.
+
+    Raises:
+        DataError: a segment ends before it starts, or outside the columns.
+
+    Source: Knox et al. 2022, arXiv 2206.02231, with a prefix score in the place of the optimal
+    value and no rewards inside the segment.
+
+    >>> segment_leads(torch.tensor([[1.0, 4.0, 9.0]]), torch.tensor([1]), torch.tensor([2]))
+    tensor([5.])
+    """
+    columns = prefix_scores.shape[1]
+    fits = (starts >= 0) & (starts <= ends) & (ends < columns)
+    if not bool(fits.all()):
+        at = int((~fits).nonzero()[0])
+        raise DataError(
+            f"a segment goes from {int(starts[at])} to {int(ends[at])} in a text of {columns - 1} "
+            "tokens; expected a start from 0, and an end from there to the number of tokens"
+        )
+    scores = prefix_scores.float()
+    ends_of, starts_of = (scores.gather(1, at[:, None])[:, 0] for at in (ends, starts))
+    return ends_of - starts_of
 
 
 def held_prefix_scores(
@@ -335,6 +400,19 @@ def centering_loss(
 def _lead(chosen: Tensor, rejected: Tensor, margin: Tensor | None) -> Tensor:
     lead = chosen.float() - rejected.float()
     return lead if margin is None else lead - margin.float()
+
+
+def _lead_losses(lead: Tensor, preferred: Tensor | None) -> Tensor:
+    """What leads cost; with all probabilities 1 the same bits as without them."""
+    if preferred is None:
+        return -logsigmoid(lead)
+    if not bool(((preferred >= 0) & (preferred <= 1)).all()):
+        raise DataError(
+            f"preferred goes from {float(preferred.min()):g} to {float(preferred.max()):g}; "
+            "expected probabilities, from 0 to 1, that the preferred responses are the better ones"
+        )
+    share = preferred.float()
+    return -(share * logsigmoid(lead) + (1 - share) * logsigmoid(-lead))
 
 
 def _weighted_losses(losses: Tensor, strength: Tensor | None) -> Tensor:
