@@ -294,7 +294,8 @@ def scores_of_kept_tokens(
             shorter = ResponseBatch(part.prompt_ids, part.prompt_mask, ids, real)
             asked_of = responses.conversations
             chats = None if asked_of is None else [asked_of[row] for row in of]
-            ended = {} if responses.ended is None else {"ended": responses.ended[rows[some]]}
+            said = responses.ended
+            ended: dict[str, Any] = {} if said is None else {"ended": said[rows[some]]}
             found.append(scorer(shorter, conversations=chats, **ended).sequence_scores)
         return torch.cat(found)[asked].view(keep.shape[:2])
 
