@@ -125,6 +125,20 @@ def test_pairs_with_and_without_a_prompt(tmp_path):
     ]
 
 
+def test_answers_that_were_cut_off(tmp_path):
+    pair = {"prompt": "Hi", "chosen": " Ho", "rejected": " Ha"}
+    path = jsonl(tmp_path, pair, {**pair, "chosen_ended": False}, {**pair, "rejected_ended": False})
+    assert [one.ended for one in load_pairs(path)] == [(True, True), (False, True), (True, False)]
+    judged = {"text": "Ho", "label": 1, "rating": 2, "ended": False}
+    path = jsonl(tmp_path, judged, {**judged, "ended": True})
+    for load in (load_labelled_responses, load_rated_responses):
+        assert [one.ended for one in load(path)] == [False, True]
+    several = load_multi_rated_responses(path, rating_columns=["rating", "label"])
+    assert [one.ended for one in several] == [False, True]
+    with pytest.raises(DataError, match="column 'chosen_ended': 'no'; expected true, or false"):
+        load_pairs(jsonl(tmp_path, {**pair, "chosen_ended": "no"}))
+
+
 def test_prompts(tmp_path):
     assert load_prompts(jsonl(tmp_path, {"prompt": "Hi"})) == ["Hi"]
     assert load_prompts(jsonl(tmp_path, {"prompt": [USER]})) == [[USER]]

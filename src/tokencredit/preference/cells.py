@@ -172,6 +172,21 @@ def _no_messages(value: Any) -> DataError:
     return DataError(f"{value!r:.500}; expected messages with 'role' and 'content'")
 
 
+def ended_cell(row: Row, column: str = "ended") -> bool:
+    """Whether the answer of a row ended; True where no column says otherwise.
+
+    Raises:
+        DataError: the column holds neither true nor false.
+    """
+    ended = row.values.get(column, True)
+    if ended not in (True, False):
+        raise DataError(
+            f"{row.place}, column {column!r}: {ended!r}; expected true, or false for an answer "
+            "that was cut off"
+        )
+    return bool(ended)
+
+
 def label_cell(row: Row, column: str) -> int:
     """A label 0 or 1, also as a text of a table."""
     value = row.value(column)

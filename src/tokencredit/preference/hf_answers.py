@@ -11,8 +11,14 @@ from typing import Any, Literal
 
 from tokencredit.batch import Prompt
 from tokencredit.errors import DataError
-from tokencredit.preference.cells import Row, number_cell, probability_cell, text_cell
-from tokencredit.preference.hf_datasets import has_ended, require_two_answers
+from tokencredit.preference.cells import (
+    Row,
+    ended_cell,
+    number_cell,
+    probability_cell,
+    text_cell,
+)
+from tokencredit.preference.hf_datasets import require_two_answers
 from tokencredit.preference.hf_rows import DatasetSettings, LeftOut, dataset_rows, made_rows
 from tokencredit.preference.layouts import pair_of_row, row_answer, row_prompt
 
@@ -132,7 +138,7 @@ def _pair(row: Row, columns: AnswerColumns, scored: bool) -> JudgedAnswers:
     return JudgedAnswers(
         (pair.prompt, pair.prompt),
         (pair.chosen, pair.rejected),
-        (_flag(row, "chosen_ended"), _flag(row, "rejected_ended")),
+        (ended_cell(row, "chosen_ended"), ended_cell(row, "rejected_ended")),
         _paired_scores(row, columns) if scored else None,
     )
 
@@ -200,17 +206,13 @@ def _single(row: Row, columns: AnswerColumns, scored: bool) -> JudgedAnswers:
     prompt, text = row_answer(row, columns.prompt or "prompt", columns.response)
     text_cell(Row(row.place, {columns.response: text}), columns.response)
     scores = (number_cell(row, columns.score),) if scored else None
-    return JudgedAnswers((prompt,), (text,), (has_ended(row),), scores)
+    return JudgedAnswers((prompt,), (text,), (ended_cell(row),), scores)
 
 
 def _first(pair: JudgedAnswers) -> JudgedAnswers:
     """The preferred answer of a pair alone."""
     scores = None if pair.scores is None else pair.scores[:1]
     return JudgedAnswers(pair.prompts[:1], pair.responses[:1], pair.ended[:1], scores)
-
-
-def _flag(row: Row, name: str) -> bool:
-    return has_ended(Row(row.place, {"ended": row.values.get(name, True)}))
 
 
 def _there(row: Row, names: Sequence[str]) -> str | None:

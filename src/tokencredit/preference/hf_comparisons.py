@@ -27,6 +27,7 @@ class Comparison:
         rejected: the others.
         subset: part of the data that it belongs to; empty where there are no parts.
         name: what the data call it, or the number of its row from 0.
+        ended: whether the better answers and the others ended; False where they were cut off.
     """
 
     prompt: Prompt
@@ -34,6 +35,7 @@ class Comparison:
     rejected: tuple[str, ...]
     subset: str = ""
     name: str | int = ""
+    ended: tuple[bool, bool] = (True, True)
 
 
 def load_comparisons(
@@ -180,7 +182,7 @@ def _comparison(pairs: list[PreferencePair], subset: str, name: str | int) -> Co
     # A dictionary keeps the order and each answer once.
     chosen = tuple(dict.fromkeys(pair.chosen for pair in pairs))
     rejected = tuple(dict.fromkeys(pair.rejected for pair in pairs))
-    return Comparison(pairs[0].prompt, chosen, rejected, subset, name)
+    return Comparison(pairs[0].prompt, chosen, rejected, subset, name, pairs[0].ended)
 
 
 def _optional(row: Row, column: str | None, usual: str, otherwise: str | int) -> str | int:

@@ -14,6 +14,7 @@ from tokencredit.batch import Prompt
 from tokencredit.errors import DataError
 from tokencredit.preference.cells import (
     Row,
+    ended_cell,
     label_cell,
     number_cell,
     probability_cell,
@@ -114,7 +115,7 @@ def load_labelled_responses(
 
     def labelled(row: Row) -> LabelledResponse:
         prompt, text = judged_answer(row, prompt_column, text_column)
-        return LabelledResponse(prompt, text, label_cell(row, label_column))
+        return LabelledResponse(prompt, text, label_cell(row, label_column), ended_cell(row))
 
     rows = dataset_rows(path_or_id, split=split, limit=limit, dataset=dataset)
     return list(made_rows(labelled, rows, name=path_or_id, left_out=left_out))
@@ -150,7 +151,7 @@ def load_rated_responses(
 
     def rated(row: Row) -> RatedResponse:
         prompt, text = judged_answer(row, prompt_column, text_column)
-        return RatedResponse(prompt, text, number_cell(row, rating_column))
+        return RatedResponse(prompt, text, number_cell(row, rating_column), ended_cell(row))
 
     rows = dataset_rows(path_or_id, split=split, limit=limit, dataset=dataset)
     return list(made_rows(rated, rows, name=path_or_id, left_out=left_out))
@@ -196,7 +197,7 @@ def load_multi_rated_responses(
                 f"{row.place}: nothing is rated in {list(rating_columns)}; expected a number in at "
                 "least one of these columns: drop the row"
             )
-        return MultiRatedResponse(prompt, text, ratings)
+        return MultiRatedResponse(prompt, text, ratings, ended_cell(row))
 
     rows = dataset_rows(path_or_id, split=split, limit=limit, dataset=dataset)
     return list(made_rows(rated, rows, name=path_or_id, left_out=left_out))
@@ -232,25 +233,10 @@ def load_prompted_responses(
 
     def answered(row: Row) -> PromptedResponse:
         answer = row_answer(row, prompt_column, response_column)
-        return PromptedResponse(*answer, ended=has_ended(row))
+        return PromptedResponse(*answer, ended=ended_cell(row))
 
     rows = dataset_rows(path_or_id, split=split, limit=limit, dataset=dataset)
     return list(made_rows(answered, rows, name=path_or_id, left_out=left_out))
-
-
-def has_ended(row: Row) -> bool:
-    """Whether the answer of a row ended, as its column `ended` says.
-
-    Raises:
-        DataError: it is neither true nor false.
-    """
-    ended = row.values.get("ended", True)
-    if ended not in (True, False):
-        raise DataError(
-            f"{row.place}, column 'ended': {ended!r}; expected true, or false for an answer that "
-            "was cut off"
-        )
-    return bool(ended)
 
 
 def load_pairs(

@@ -6,12 +6,19 @@ them and the setting. Nothing that a prompt could be is passed over in silence.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tokencredit.batch import Message, Prompt
 from tokencredit.errors import ConfigError, DataError
-from tokencredit.preference.cells import Row, messages_cell, number_cell, prompt_cell, text_cell
+from tokencredit.preference.cells import (
+    Row,
+    ended_cell,
+    messages_cell,
+    number_cell,
+    prompt_cell,
+    text_cell,
+)
 from tokencredit.preference.pairs import (
     TURN_MARKER,
     PreferencePair,
@@ -319,7 +326,8 @@ def pair_of_row(
         pair = PreferencePair(head, first, second, margin)
     if given is None and (not pair.prompt or str(pair.prompt).isspace()):
         _require_no_other_prompt(row, {chosen_at, rejected_at})
-    return pair
+    ended = (ended_cell(row, "chosen_ended"), ended_cell(row, "rejected_ended"))
+    return replace(pair, ended=ended)
 
 
 def _margin(row: Row, column: str | None) -> float:

@@ -35,11 +35,13 @@ class LabelledResponse:
         prompt: text, or the messages of a conversation so far; empty where the text stands alone.
         response: the text that the label is about.
         label: 1 good, 0 bad.
+        ended: whether the response ended; False for one that was cut off.
     """
 
     prompt: Prompt
     response: str
     label: int
+    ended: bool = True
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,13 @@ class RatedResponse:
         prompt: text, or the messages of a conversation so far; empty where the text stands alone.
         response: the text that the rating is about.
         rating: in any unit, more is better.
+        ended: whether the response ended; False for one that was cut off.
     """
 
     prompt: Prompt
     response: str
     rating: float
+    ended: bool = True
 
 
 @dataclass(frozen=True)
@@ -65,11 +69,17 @@ class MultiRatedResponse:
         prompt: text, or the messages of a conversation so far; empty where the text stands alone.
         response: the text that the ratings are about.
         ratings: of each objective, in any unit, more is better; NaN where one is missing.
+        ended: whether the response ended; False for one that was cut off.
     """
 
     prompt: Prompt
     response: str
     ratings: tuple[float, ...]
+    ended: bool = True
+
+
+JudgedResponse = LabelledResponse | RatedResponse | MultiRatedResponse
+"""A response that is judged by itself."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,7 @@ class PreferencePair:
         margin: how much better the chosen one is, in nats.
         strength: how strong the preference is: its weight in the loss.
         preferred: the probability that the chosen one is the better one.
+        ended: whether the chosen and the rejected response ended; False for one that was cut off.
     """
 
     prompt: Prompt
@@ -91,6 +102,7 @@ class PreferencePair:
     margin: float = 0.0
     strength: float = 1.0
     preferred: float = 1.0
+    ended: tuple[bool, bool] = (True, True)
 
 
 TURN_MARKER = "\n\nAssistant:"

@@ -21,8 +21,8 @@ from tokencredit.text.hf_token_rows import Truncation
 from tokencredit.text.reading_settings import ReadingSettings
 from tokencredit.text.segments import SegmentSettings
 
-TextScorer = Callable[[Sequence[Prompt], Sequence[str]], Float[Tensor, "texts"]]
-"""From prompts and responses to the score of each response, in nats."""
+TextScorer = Callable[[Sequence[Prompt], Sequence[str], Sequence[bool]], Float[Tensor, "texts"]]
+"""From prompts, responses and whether each ended to the score of each response, in nats."""
 
 
 def named_text_scorer(
@@ -54,7 +54,7 @@ def named_text_scorer(
     """
     if names_function(name) and not is_address(name):
         function = named_function(name)
-        return lambda prompts, responses: function_scores(
+        return lambda prompts, responses, _ended: function_scores(
             function, list(prompts), list(responses), name=f"the function {name}"
         )
     if is_vllm_address(name):
@@ -66,20 +66,20 @@ def named_text_scorer(
             micro_batch_size=batch_size,
             loading=loading,
         )
-        return lambda prompts, responses: (
-            paid_texts([rewards], prompts, responses).sequence_scores.float().cpu()
+        return lambda prompts, responses, ended: (
+            paid_texts([rewards], prompts, responses, ended=ended).sequence_scores.float().cpu()
         )
     if is_address(name):
         client = server(name)
         said = about(client)
-        return lambda prompts, responses: torch.tensor(
+        return lambda prompts, responses, ended: torch.tensor(
             [
                 one.sequence_score
                 for one in scored(
                     client,
                     [
-                        {"prompt": prompt, "response": response}
-                        for prompt, response in zip(prompts, responses, strict=True)
+                        {"prompt": prompt, "response": response, "ended": end}
+                        for prompt, response, end in zip(prompts, responses, ended, strict=True)
                     ],
                     about=said,
                 )
@@ -88,9 +88,15 @@ def named_text_scorer(
     scorer = loaded_scorer(name, reading, **loading)
     lengths = [length for length in (max_length, scorer.max_length) if length is not None]
 
-    def scores(prompts: Sequence[Prompt], responses: Sequence[str]) -> Float[Tensor, "texts"]:
+    def scores(
+        prompts: Sequence[Prompt], responses: Sequence[str], ended: Sequence[bool]
+    ) -> Float[Tensor, "texts"]:
         rows = scorer.reading.rows(
-            prompts, responses, max_length=min(lengths, default=None), truncation=truncation
+            prompts,
+            responses,
+            ended=ended,
+            max_length=min(lengths, default=None),
+            truncation=truncation,
         )
         return torch.stack(list(scored_responses(scorer, rows, batch_size=batch_size)))[:, -1]
 

@@ -174,6 +174,7 @@ class Reading:
         chosen: Sequence[str],
         rejected: Sequence[str],
         *,
+        ended: Sequence[tuple[bool, bool]] | None = None,
         max_length: int,
         truncation: Truncation,
     ) -> list[tuple[EncodedText, EncodedText]]:
@@ -183,6 +184,7 @@ class Reading:
             prompts: as in `encoded`.
             chosen: one answer per prompt.
             rejected: the other.
+            ended: whether they ended, as in `encoded`; None for all.
             max_length: in tokens.
             truncation: as in `rows`; of the start of the prompt both sides lose what the longer
                 one has too much, so that they differ in their answers alone.
@@ -193,6 +195,7 @@ class Reading:
         pairs = self.groups(
             [(prompt, prompt) for prompt in prompts],
             list(zip(chosen, rejected, strict=True)),
+            ended=ended,
             max_length=max_length,
             truncation=truncation,
         )

@@ -186,6 +186,25 @@ def test_templates(folder, tmp_path):
     assert [one["chat_template"] for one in shown] == ["tokenizer", "tokenizer", "plain"]
 
 
+def test_answers_that_were_cut_off_are_read_open(folder, tmp_path):
+    data = write(
+        tmp_path / "cut.jsonl",
+        [{**PAIRS[0], "chosen_ended": one, "rejected_ended": two}
+         for one in (True, False) for two in (True, False)],
+    )  # fmt: skip
+    chat = {"reward_model": str(folder / "chat"), "data": str(data)}
+    rows = read_jsonl(
+        evaluate_reward_model(config(folder, tmp_path / "out", **chat)) / "pairs.jsonl"
+    )
+    chosen, rejected = (
+        [row[f"{side}_scores"][-1] for row in rows] for side in ("chosen", "rejected")
+    )
+    assert chosen[0] == pytest.approx(chosen[1], abs=1e-5)
+    assert abs(chosen[0] - chosen[2]) > 1e-4
+    assert rejected[0] == pytest.approx(rejected[2], abs=1e-5)
+    assert abs(rejected[0] - rejected[1]) > 1e-4
+
+
 def test_the_layout_of_rewardbench(folder, tmp_path):
     data = write(
         tmp_path / "p.jsonl", [{**row, "subset": "ab"[n % 2]} for n, row in enumerate(PAIRS)]

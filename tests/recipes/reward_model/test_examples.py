@@ -2,7 +2,7 @@ import pytest
 import torch
 from readings import encoded_texts, training_reading
 from tiny_reward_training import config
-from tiny_tokenizers import byte_level
+from tiny_tokenizers import CHAT_TEMPLATE, byte_level
 
 from tokencredit.errors import DataError
 from tokencredit.preference.hf_answers import JudgedAnswers
@@ -99,6 +99,22 @@ def test_rows_keep_what_was_said_of_them(settings):
     assert labelled.target == 1.0
     assert torch.equal(torch.tensor(labelled.responses[0].input_ids),
                        torch.tensor(rated.responses[0].input_ids))  # fmt: skip
+
+
+def test_answers_that_were_cut_off_are_left_open(settings):
+    tokenizer = byte_level(chat_template=CHAT_TEMPLATE)
+
+    def closed(data, **chosen):
+        rows = _judged_rows(settings(**chosen), training_reading(settings(), tokenizer), data)
+        return [[not text.response_mask[-1] for text in row.responses] for row in rows]
+
+    both = (True, False)
+    pairs = [PreferencePair("a", " b", " c", ended=(one, two)) for one in both for two in both]
+    assert closed(pairs) == [[True, True], [True, False], [False, True], [False, False]]
+    rated = [RatedResponse("a", " b", 1.0, ended) for ended in both]
+    assert closed(rated, objective="regression") == [[True], [False]]
+    labelled = [LabelledResponse("a", " b", 1, ended) for ended in both]
+    assert closed(labelled, objective="classification") == [[True], [False]]
 
 
 def test_ranked_answers_stand_one_list_after_another(settings):

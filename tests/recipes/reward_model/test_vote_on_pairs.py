@@ -7,7 +7,7 @@ import pytest
 import torch
 from named_settings import configured
 from saved_models import save_reward_model
-from tiny_tokenizers import byte_level
+from tiny_tokenizers import CHAT_TEMPLATE, byte_level
 
 from tokencredit.cli import main
 from tokencredit.errors import ConfigError, DataError, RunFolderError
@@ -166,6 +166,23 @@ def test_models_of_folders_give_the_scores_of_an_evaluation(folder):
     leads = [row["lead"] for row in read_jsonl(output / "leads.jsonl")][:4]
     assert leads == pytest.approx(margins, abs=1e-6)
     assert any(abs(lead) > 1e-4 for lead in leads)
+
+
+def test_answers_that_were_cut_off_are_read_open(folder):
+    save_reward_model(folder / "chat", byte_level(chat_template=CHAT_TEMPLATE))
+    pair = {"prompt": "a", "chosen": " good", "rejected": " bad"}
+    cut = [pair, {**pair, "chosen_ended": False}, {**pair, "rejected_ended": False}]
+    write(folder / "cut.jsonl", cut)
+    models = (str(folder / "chat"), "voters:length")
+    output = vote_on_pairs(
+        config(folder, "cut", data=str(folder / "cut.jsonl"), reward_models=models)
+    )
+    leads = [row["lead"] for row in read_jsonl(output / "leads.jsonl")][:3]
+    assert len({round(lead, 4) for lead in leads}) == 3
+    rows = read_jsonl(output / "pairs.jsonl")
+    assert [(row["chosen_ended"], row["rejected_ended"]) for row in rows] == [
+        (True, True), (False, True), (True, False),
+    ]  # fmt: skip
 
 
 def test_settings_that_say_nothing(folder):

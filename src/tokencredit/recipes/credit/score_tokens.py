@@ -23,8 +23,7 @@ from tokencredit.batch import Prompt
 from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError, DataError
 from tokencredit.models.hf_loading import context_length, quiet_transformers
-from tokencredit.preference.cells import Row, text_cell
-from tokencredit.preference.hf_datasets import has_ended
+from tokencredit.preference.cells import Row, ended_cell, text_cell
 from tokencredit.preference.hf_rows import DatasetSettings, LeftOut, dataset_rows, made_rows
 from tokencredit.preference.layouts import row_answer
 from tokencredit.ranges import require_at_least, require_positive
@@ -224,7 +223,7 @@ def _rows(config: ScoreTokensConfig, left_out: list[LeftOut] | None) -> Iterable
         if columns.text is not None:
             return _Asked(row.number, "", text_cell(row, columns.text))
         answer = row_answer(row, columns.prompt, columns.response)
-        return _Asked(row.number, *answer, ended=has_ended(row))
+        return _Asked(row.number, *answer, ended=ended_cell(row))
 
     rows = dataset_rows(config.data, split=config.split, limit=config.limit, dataset=config.dataset)
     made = made_rows(asked, rows, name=config.data, left_out=left_out)

@@ -198,12 +198,18 @@ def _read(
     config: EvaluateRewardModelConfig, scorer: ResponseScorer, comparisons: list[Comparison]
 ) -> list[tuple[Comparison, list[EncodedText]]]:
     """Comparisons with their answers, the better ones first, as the model reads them."""
-    answers = [(one.prompt, answer) for one in comparisons for answer in one.chosen + one.rejected]
+    answers = [
+        (one.prompt, answer, end)
+        for one in comparisons
+        for side, end in zip((one.chosen, one.rejected), one.ended, strict=True)
+        for answer in side
+    ]
     lengths = (config.max_length, scorer.max_length)
     rows = iter(
         scorer.reading.rows(
-            [prompt for prompt, _ in answers],
-            [answer for _, answer in answers],
+            [prompt for prompt, _, _ in answers],
+            [answer for _, answer, _ in answers],
+            ended=[end for _, _, end in answers],
             max_length=min((length for length in lengths if length is not None), default=None),
             truncation=config.truncation,
         )

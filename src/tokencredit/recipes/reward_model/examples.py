@@ -15,12 +15,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tokencredit.batch import Prompt
 from tokencredit.errors import DataError, ModelError
 from tokencredit.masking import left_packed
 from tokencredit.models.hf_loaded_weights import head_modules
 from tokencredit.preference.hf_answers import JudgedAnswers
 from tokencredit.preference.pairs import (
+    JudgedResponse,
     LabelledResponse,
     MultiRatedResponse,
     PreferencePair,
@@ -40,7 +40,7 @@ from tokencredit.text.hf_token_rows import (
     token_types,
 )
 
-Judgement = PreferencePair | LabelledResponse | RatedResponse | MultiRatedResponse | JudgedAnswers
+Judgement = PreferencePair | JudgedResponse | JudgedAnswers
 
 
 @dataclass(frozen=True)
@@ -69,18 +69,16 @@ class JudgedRow:
 
 def judged_rows(
     data: Sequence[Judgement],
-    encode: Callable[[list[Prompt], list[str]], list[EncodedText]],
-    encode_pairs: Callable[
-        [list[Prompt], list[str], list[str]], list[tuple[EncodedText, EncodedText]]
-    ],
+    encode: Callable[[list[JudgedResponse]], list[EncodedText]],
+    encode_pairs: Callable[[list[PreferencePair]], list[tuple[EncodedText, EncodedText]]],
     encode_lists: Callable[[list[JudgedAnswers]], list[tuple[EncodedText, ...]]] | None = None,
 ) -> list[JudgedRow]:
     """Rows as token ids, with their margins, labels or ratings.
 
     Args:
         data: all pairs or all ranked answers, or none of either.
-        encode: from prompts and as many responses to token ids.
-        encode_pairs: from prompts and two responses to each to token ids.
+        encode: from responses that stand alone to token ids.
+        encode_pairs: from pairs to the token ids of both sides.
         encode_lists: from ranked answers to token ids; None where there are none.
 
     Raises:
@@ -95,22 +93,16 @@ def judged_rows(
         ]
     pairs = [row for row in data if isinstance(row, PreferencePair)]
     if pairs:
-        encoded = encode_pairs(
-            [pair.prompt for pair in pairs],
-            [pair.chosen for pair in pairs],
-            [pair.rejected for pair in pairs],
-        )
         return [
             JudgedRow(both, pair.margin, pair.strength, preferred=pair.preferred)
-            for both, pair in zip(encoded, pairs, strict=True)
+            for both, pair in zip(encode_pairs(pairs), pairs, strict=True)
         ]
     alone = [row for row in data if not isinstance(row, PreferencePair | JudgedAnswers)]
-    rows = encode([row.prompt for row in alone], [row.response for row in alone])
     return [
         JudgedRow((row,), math.nan, targets=one.ratings)
         if isinstance(one, MultiRatedResponse)
         else JudgedRow((row,), _target(one))
-        for row, one in zip(rows, alone, strict=True)
+        for row, one in zip(encode(alone), alone, strict=True)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Pairs to learn from, and those among them that say nothing."""
+"""Judged answers as a model reads them; pairs to learn from, and those that say nothing."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -7,14 +7,15 @@ from typing import TypeVar
 from tokencredit.errors import DataError, TokenCreditWarning
 from tokencredit.preference.hf_datasets import load_pairs
 from tokencredit.preference.hf_rows import LeftOut
-from tokencredit.preference.pairs import PreferencePair
+from tokencredit.preference.pairs import JudgedResponse, PreferencePair
 from tokencredit.recipes.reward_model.causal_settings import (
     TrainImplicitRewardConfig,
     TrainRewriterConfig,
 )
 from tokencredit.recipes.reward_model.gate_settings import TrainGateConfig
 from tokencredit.recipes.supervised import Source, train_and_held_out
-from tokencredit.text.hf_token_rows import EncodedText
+from tokencredit.text.hf_reading import Reading
+from tokencredit.text.hf_token_rows import EncodedText, Truncation
 
 Row = TypeVar("Row")
 
@@ -40,6 +41,53 @@ def training_pairs(
         )
 
     return train_and_held_out(config, load, text=lambda pair: pair.chosen)
+
+
+def read_responses(
+    reading: Reading, rows: Sequence[JudgedResponse], *, max_length: int, truncation: Truncation
+) -> list[EncodedText]:
+    """Prompts with their responses as token ids, closed where the response ended.
+
+    Args:
+        reading: of the model.
+        rows: to read.
+        max_length: as in `Reading.rows`.
+        truncation: likewise.
+
+    Raises:
+        DataError, ModelError: as in `Reading.rows`.
+    """
+    return reading.rows(
+        [row.prompt for row in rows],
+        [row.response for row in rows],
+        ended=[row.ended for row in rows],
+        max_length=max_length,
+        truncation=truncation,
+    )
+
+
+def read_pairs(
+    reading: Reading, pairs: Sequence[PreferencePair], *, max_length: int, truncation: Truncation
+) -> list[tuple[EncodedText, EncodedText]]:
+    """Every prompt with each of its two answers as token ids, closed where the answer ended.
+
+    Args:
+        reading: of the model.
+        pairs: to read.
+        max_length: as in `Reading.pairs`.
+        truncation: likewise.
+
+    Raises:
+        DataError, ModelError: as in `Reading.pairs`.
+    """
+    return reading.pairs(
+        [pair.prompt for pair in pairs],
+        [pair.chosen for pair in pairs],
+        [pair.rejected for pair in pairs],
+        ended=[pair.ended for pair in pairs],
+        max_length=max_length,
+        truncation=truncation,
+    )
 
 
 def different_pairs(

@@ -34,7 +34,7 @@ from tokencredit.models.hf_objectives import JoinedScores
 from tokencredit.models.hf_passes import evaluating
 from tokencredit.recipes.left_out import tell_left_out
 from tokencredit.recipes.reward_model.gate_settings import TrainGateConfig
-from tokencredit.recipes.reward_model.pair_data import different_pairs, training_pairs
+from tokencredit.recipes.reward_model.pair_data import different_pairs, read_pairs, training_pairs
 from tokencredit.recipes.supervised import (
     classifier_to_train,
     encoded_sides,
@@ -106,12 +106,8 @@ def train_gate(config: TrainGateConfig) -> Path:
     reading = reading_of(model, tokenizer, config.reading)
 
     def encode(pairs: Sequence[Any]) -> list[Pair]:
-        return reading.pairs(
-            [pair.prompt for pair in pairs],
-            [pair.chosen for pair in pairs],
-            [pair.rejected for pair in pairs],
-            max_length=config.max_length,
-            truncation=config.truncation,
+        return read_pairs(
+            reading, pairs, max_length=config.max_length, truncation=config.truncation
         )
 
     encoded, held_out = encoded_sides(config, encode, data, eval_data, left_out)

@@ -30,7 +30,7 @@ from tokencredit.preference.hf_rows import LeftOut
 from tokencredit.preference.pairs import PreferencePair
 from tokencredit.recipes.left_out import tell_left_out
 from tokencredit.recipes.reward_model.causal_settings import TrainImplicitRewardConfig
-from tokencredit.recipes.reward_model.pair_data import different_pairs, training_pairs
+from tokencredit.recipes.reward_model.pair_data import different_pairs, read_pairs, training_pairs
 from tokencredit.recipes.reward_model.report import write_prefix_accuracy
 from tokencredit.recipes.supervised import (
     autocast,
@@ -139,7 +139,7 @@ def _pairs(
 
 
 def _swapped_pair(pair: PreferencePair) -> PreferencePair:
-    return PreferencePair(pair.prompt, pair.rejected, pair.chosen)
+    return PreferencePair(pair.prompt, pair.rejected, pair.chosen, ended=pair.ended[::-1])
 
 
 def _model_to_train(
@@ -166,13 +166,7 @@ def _encoded_pairs(
     reading: Reading,
     pairs: list[PreferencePair],
 ) -> Rows:
-    return reading.pairs(
-        [pair.prompt for pair in pairs],
-        [pair.chosen for pair in pairs],
-        [pair.rejected for pair in pairs],
-        max_length=config.max_length,
-        truncation=config.truncation,
-    )
+    return read_pairs(reading, pairs, max_length=config.max_length, truncation=config.truncation)
 
 
 def _train(

@@ -69,7 +69,11 @@ from tokencredit.recipes.reward_model.examples import (
     score_reading,
     standardised_rows,
 )
-from tokencredit.recipes.reward_model.pair_data import different_pairs
+from tokencredit.recipes.reward_model.pair_data import (
+    different_pairs,
+    read_pairs,
+    read_responses,
+)
 from tokencredit.recipes.reward_model.regularised import KeptHead
 from tokencredit.recipes.reward_model.report import (
     held_out_metrics,
@@ -233,7 +237,8 @@ def _judged_rows(
         responses, ended = [row.responses for row in rows], [row.ended for row in rows]
         return reading.groups([row.prompts for row in rows], responses, ended=ended, **how)
 
-    return judged_rows(data, partial(reading.rows, **how), partial(reading.pairs, **how), lists)
+    alone = partial(read_responses, reading, **how)
+    return judged_rows(data, alone, partial(read_pairs, reading, **how), lists)
 
 
 def _model_to_train(

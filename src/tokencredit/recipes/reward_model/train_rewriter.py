@@ -139,6 +139,7 @@ def _rewriting_rows(
     return reading.rows(
         sources,
         [getattr(pair, write) for pair in pairs],
+        ended=[pair.ended[write == "rejected"] for pair in pairs],
         max_length=config.max_length,
         truncation="prompt-start",
     )

@@ -27,13 +27,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from tokencredit.batch import Prompt
 from tokencredit.evaluation.prefix_accuracy import (
     pair_accuracy_by_fraction,
     rating_accuracy_by_fraction,
 )
 from tokencredit.models.hf_attention import pretrained_model
 from tokencredit.preference.hf_datasets import load_pairs, load_rated_responses
+from tokencredit.preference.pairs import JudgedResponse, PreferencePair
 from tokencredit.recipes.left_out import tell_left_out
 from tokencredit.recipes.reward_model.causal_settings import TrainVocabularyRewardConfig
 from tokencredit.recipes.reward_model.examples import (
@@ -44,7 +44,11 @@ from tokencredit.recipes.reward_model.examples import (
     require_an_order,
     standardised_rows,
 )
-from tokencredit.recipes.reward_model.pair_data import different_pairs
+from tokencredit.recipes.reward_model.pair_data import (
+    different_pairs,
+    read_pairs,
+    read_responses,
+)
 from tokencredit.recipes.reward_model.report import write_prefix_accuracy
 from tokencredit.recipes.reward_model.vocabulary_turns import TURNS, ended_row, train_turns
 from tokencredit.recipes.supervised import (
@@ -185,14 +189,11 @@ def _judged_rows(
     }
     ended = partial(ended_row, turn_ends=reading.turn_ends)
 
-    def encode(prompts: list[Prompt], responses: list[str]) -> list[EncodedText]:
-        return [ended(row) for row in reading.rows(prompts, responses, **how)]
+    def encode(rows: Sequence[JudgedResponse]) -> list[EncodedText]:
+        return [ended(row) for row in read_responses(reading, rows, **how)]
 
-    def encode_pairs(
-        prompts: list[Prompt], chosen: list[str], rejected: list[str]
-    ) -> list[tuple[EncodedText, EncodedText]]:
-        pairs = reading.pairs(prompts, chosen, rejected, **how)
-        return [(ended(one), ended(other)) for one, other in pairs]
+    def encode_pairs(pairs: Sequence[PreferencePair]) -> list[tuple[EncodedText, EncodedText]]:
+        return [(ended(one), ended(other)) for one, other in read_pairs(reading, pairs, **how)]
 
     rows = judged_rows(data, encode, encode_pairs)
     if config.columns.rating is not None:

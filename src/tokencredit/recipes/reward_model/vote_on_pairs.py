@@ -158,7 +158,7 @@ def _rows(config: VoteOnPairsConfig, left_out: list[LeftOut] | None) -> list[_Vo
     def voted(row: Row) -> _Voted:
         pair = pair_of_row(row, columns.prompt, columns.chosen, columns.rejected, "")
         require_two_answers(row, pair)
-        text = json.dumps([pair.prompt, pair.chosen, pair.rejected])
+        text = json.dumps([pair.prompt, pair.chosen, pair.rejected, pair.ended])
         return _Voted(row.number, pair, hashlib.sha256(text.encode()).hexdigest()[:24])
 
     rows = dataset_rows(config.data, split=config.split, limit=config.limit, dataset=config.dataset)
@@ -219,7 +219,8 @@ def _leads_of(scores: TextScorer, rows: list[_Voted]) -> list[tuple[str, float]]
     """Scores of preferred answers less those of the others."""
     pairs = [row.pair for row in rows]
     texts = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    chosen, rejected = scores([pair.prompt for pair in pairs] * 2, texts).double().chunk(2)
+    ended = [pair.ended[0] for pair in pairs] + [pair.ended[1] for pair in pairs]
+    chosen, rejected = scores([pair.prompt for pair in pairs] * 2, texts, ended).double().chunk(2)
     return [(row.key, lead) for row, lead in zip(rows, (chosen - rejected).tolist(), strict=True)]
 
 
@@ -229,14 +230,15 @@ def _voted_rows(rows: list[_Voted], votes: Votes) -> Iterator[dict[str, Any]]:
         if bool(votes.dropped[at]):
             continue
         flipped, pair = bool(votes.flipped[at]), row.pair
-        chosen, rejected = pair.chosen, pair.rejected
-        if flipped:
-            chosen, rejected = rejected, chosen
+        sides = list(zip((pair.chosen, pair.rejected), pair.ended, strict=True))
+        (chosen, chosen_ended), (rejected, rejected_ended) = sides[::-1] if flipped else sides
         yield {
             "row": row.number,
             "prompt": pair.prompt,
             "chosen": chosen,
             "rejected": rejected,
+            "chosen_ended": chosen_ended,
+            "rejected_ended": rejected_ended,
             "lead_mean": float(votes.mean[at]),
             "lead_std": float(votes.std[at]),
             "margin": float(votes.margin[at]),
