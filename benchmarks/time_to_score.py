@@ -9,7 +9,9 @@ batch, epochs, coefficient of KL and schedule of the learning rate, in a process
 Each side, and each credit of ours, takes the best of the same learning rates, judged by the mean
 score of its last fifth with the first seed; then the other seeds run at that rate. Curves are
 smoothed over five iterations. Reported for each seed is when a side first scores the best of
-TRL's smoothed curve with that seed: in iterations and in processor time since the first iteration.
+TRL's smoothed curve with that seed, and when 95 % of the way from that curve's beginning to its
+best, since at the end both stand on a plateau: in iterations and in processor time since the first
+iteration.
 TRL collects garbage twice in every iteration, which large models would not notice: the time is
 also told without that. Finished runs stand in `runs.jsonl` and are not repeated.
 
@@ -32,6 +34,7 @@ from ppo import HERE, PEER_PYTHON, measure
 from ppo_settings import PPOSettings
 
 WINDOW = 5
+SHARES = (1.0, 0.95)
 SIDES = {
     "TRL, terminal": ("trl", "terminal"),
     "tokencredit, terminal": ("tokencredit", "terminal"),
@@ -148,6 +151,20 @@ def best_rate(runs: list[Run], side: str) -> float:
     return max(of_side, key=Run.last_fifth).learning_rate
 
 
+def reached(run: Run, peer: Run, goal: float) -> dict[str, float] | None:
+    """When a run first scores a goal, at which KL, and in which part of the peer's time."""
+    end, peer_end = run.reached(goal), peer.reached(goal)
+    assert peer_end is not None
+    if end is None:
+        return None
+    times = {
+        name: run.seconds(end, collections=collections)
+        / peer.seconds(peer_end, collections=collections)
+        for name, collections in (("time", True), ("time without collections", False))
+    }
+    return {"iteration": end, "kl": run.curve[end - 1]["kl"], **times}
+
+
 def table(runs: list[Run]) -> list[dict[str, Any]]:
     """For each side and seed at the side's best rate: when it scores what TRL scores at best."""
     rates = {side: best_rate(runs, side) for side in SIDES}
@@ -155,58 +172,50 @@ def table(runs: list[Run]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for (side, seed), run in sorted(chosen.items(), key=lambda item: (item[0][1], item[0][0])):
         peer = chosen[PEER, seed]
-        goal = max(peer.smoothed())
-        peer_end, end = peer.reached(goal), run.reached(goal)
-        assert peer_end is not None
+        begin, best = peer.smoothed()[0], max(peer.smoothed())
         row: dict[str, Any] = {
             "seed": seed,
             "side": side,
             "learning rate": rates[side],
-            "goal": goal,
-            "best": max(run.smoothed()),
-            "iteration": end,
-            "kl": None if end is None else run.curve[end - 1]["kl"],
+            "TRL's best": best,
+            "own best": max(run.smoothed()),
         }
-        for name, collections in (("time", True), ("time without collections", False)):
-            theirs = peer.seconds(peer_end, collections=collections)
-            row[name] = None if end is None else run.seconds(end, collections=collections) / theirs
+        for share in SHARES:
+            goal = begin + share * (best - begin)
+            row[f"{share:.0%}"] = reached(run, peer, goal)
         rows.append(row)
     return rows
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The table of all seeds, and the medians over them."""
+    said = ("iteration", "KL there", "time / TRL's", "without collections")
+    heads = [f"{share:.0%}: {what}" for share in SHARES for what in said]
     lines = [
-        "| seed | side | learning rate | TRL's best score | own best | reached at iteration | KL "
-        "there | time / TRL's | without TRL's collections |",
-        "|---:|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| seed | side | learning rate | TRL's best | own best | " + " | ".join(heads) + " |",
+        "|---:|---|---:|---:|---:|" + "---:|" * len(heads),
     ]
-
-    def shown(value: float | None, form: str) -> str:
-        return "not reached" if value is None else format(value, form)
-
     for row in rows:
-        cells = (
-            str(row["seed"]),
-            row["side"],
-            f"{row['learning rate']:g}",
-            f"{row['goal']:.2f}",
-            f"{row['best']:.2f}",
-            shown(row["iteration"], "d"),
-            shown(row["kl"], ".1f"),
-            shown(row["time"], ".3f"),
-            shown(row["time without collections"], ".3f"),
-        )
+        cells = [str(row["seed"]), row["side"], f"{row['learning rate']:g}"]
+        cells += [f"{row[name]:.2f}" for name in ("TRL's best", "own best")]
+        for share in SHARES:
+            found = row[f"{share:.0%}"]
+            if found is None:
+                cells += ["not reached", "", "", ""]
+                continue
+            cells += [f"{found['iteration']}", f"{found['kl']:.1f}"]
+            cells += [f"{found[name]:.3f}" for name in ("time", "time without collections")]
         lines.append("| " + " | ".join(cells) + " |")
     for side in SIDES:
         own = [row for row in rows if row["side"] == side]
-        medians = [
-            "not reached by all"
-            if any(row[name] is None for row in own)
-            else f"**{statistics.median(row[name] for row in own):.3f}**"
-            for name in ("time", "time without collections")
-        ]
-        lines.append(f"| median | {side} | | | | | | {medians[0]} | {medians[1]} |")
+        cells = ["median", side, "", "", ""]
+        for share in SHARES:
+            found = [row[f"{share:.0%}"] for row in own]
+            for name in ("iteration", "kl", "time", "time without collections"):
+                missing = any(one is None for one in found)
+                shown = "-" if missing else f"{statistics.median(one[name] for one in found):.3g}"
+                cells.append(shown)
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
