@@ -15,7 +15,7 @@ def configured(kind: type, /, **settings: Any) -> Any:
     moved = {name.rpartition(".")[2]: name for name, _ in all_settings(kind)} | moved_settings(kind)
     whole, parts = {}, {}
     for name, value in settings.items():
-        room, _, inner = (name if name in now else moved[name]).partition(".")
+        room, _, inner = (name if name in now or "." in name else moved[name]).partition(".")
         if inner:
             parts.setdefault(room, {})[inner] = value
         elif is_dataclass(get_type_hints(kind)[room]) and not is_dataclass(value):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -18,6 +19,7 @@ import torch
 from forked import ForkedCommand
 from saved_models import save_reward_model
 from test_docs import blocks, commands_in, page_ids, pages, prepare
+from tiny_endpoint import answering, first_token
 from tiny_policy import write_models
 from tiny_tokenizers import wordpiece
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForTokenClassification
@@ -177,10 +179,24 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def run(name: str, arguments: list[str], port: int) -> None:
+JUDGE = "http://localhost:8000/v1"
+
+
+@pytest.fixture(scope="module")
+def judge():
+    """Where an endpoint answers the questions of a judge, each with a token."""
+
+    def reply(body: dict[str, Any]) -> dict[str, Any]:
+        return first_token(body, {"Yes": -0.1 - len(str(body)) % 7, "No": -2.0})
+
+    with answering(reply) as endpoint:
+        yield endpoint.address
+
+
+def run(name: str, arguments: list[str], port: int, judge: str) -> None:
     """One command, with less work; a folder that it would write to again is emptied."""
     here = {**INSTEAD, "http://reward-host:9000": f"http://127.0.0.1:{port}"}
-    arguments = [here.get(one, one) for one in arguments]
+    arguments = [here.get(one, one).replace(JUDGE, judge) for one in arguments]
     if "--output" in arguments:
         shutil.rmtree(arguments[arguments.index("--output") + 1], ignore_errors=True)
     elif "--config" in arguments:  # that names its folder
@@ -196,7 +212,7 @@ def without(arguments: list[str], option: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", page_ids("bash"))
-def test_commands_run(page, models, tmp_path, monkeypatch):
+def test_commands_run(page, models, judge, tmp_path, monkeypatch):
     for other in ("docs/compare-learning.md", page):  # ppo.yaml is used on two pages
         (tmp_path / "my").unlink(missing_ok=True)
         prepare(other, tmp_path, models)
@@ -209,7 +225,7 @@ def test_commands_run(page, models, tmp_path, monkeypatch):
         text = re.sub(r"^(steps): \d+$", r"\1: 1", settings.read_text(), flags=re.M)
         for named, stand_in in INSTEAD.items():
             text = text.replace(named, stand_in)
-        settings.write_text(text)
+        settings.write_text(text.replace(JUDGE, judge))
     port, done = free_port(), []
     for _, text in blocks(page, "bash"):
         for name, *arguments in commands_in(text):
@@ -223,9 +239,9 @@ def test_commands_run(page, models, tmp_path, monkeypatch):
             elif "http://reward-host:9000" in written:
                 asked = ["serve", "--reward_model", "my/reward", "--token_variable", "REWARD_TOKEN"]
                 with served(asked, port):
-                    run(name, arguments, port)
+                    run(name, arguments, port, judge)
             else:
-                run(name, arguments, port)
+                run(name, arguments, port, judge)
 
 
 def test_what_is_left_out_or_replaced_is_in_the_documentation():

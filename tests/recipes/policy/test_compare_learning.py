@@ -75,7 +75,7 @@ def test_runs_the_grid_then_the_seeds_and_reports_every_method(models, tmp_path)
     rows = json.loads((tmp_path / "out" / "learning.json").read_text())
     assert [row["method"] for row in rows] == ["terminal", "even"]
     assert all(row["seeds"] == "2" and row["held-out, last 20"] != "-" for row in rows)
-    assert report.read_text().count("data:image/png") == 2
+    assert report.read_text().count("data:image/png") == 3  # the held-out score too
     assert (tmp_path / "out" / "learning.md").read_text().startswith("| method | seeds |")
     samples = read_jsonl(tmp_path / "out" / "samples" / "even_lr0.001_lam1_seed0.jsonl")
     assert [row["step"] for row in samples] == [0, 0, 1, 1]

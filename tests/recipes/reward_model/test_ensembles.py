@@ -47,6 +47,7 @@ def drawn(heads, seed=0):
         "counted": counted,
         "targets": torch.tensor([0.0, 0.5]),
         "strengths": torch.tensor([1.0, 2.0]),
+        "preferred": torch.ones(2),
     }
     return scores, inputs
 

@@ -539,7 +539,8 @@ def test_entropy_segments_need_a_language_model(folder, trained, tmp_path):
     settings = {"positions": "segments", "segments": "entropy", "model": str(trained)}
     with pytest.raises(ModelError, match=r"a causal language model as segments\.reference"):
         train_reward_model(config(folder, tmp_path / "rm", **settings))
-    named = config(folder, tmp_path / "rm", **settings, reference=str(folder / "lm"))
+    reference = {"segments.reference": str(folder / "lm")}
+    named = config(folder, tmp_path / "rm", **settings, **reference)
     assert named.entropy_reference == str(folder / "lm")
     halves = config(folder, tmp_path / "rm", **settings, dtype="bfloat16")
     assert halves.loading.dtype == "bfloat16"

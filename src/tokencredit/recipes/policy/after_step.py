@@ -10,6 +10,8 @@ from tokencredit.recipes.policy.run_state import PolicyRun, RunState
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.shaping import adapted_kl_coef
 
+_ROUNDING = 1e-3  # nats per response
+
 
 def tell_unscored(
     run: PolicyRun, experience: Experience, state: RunState, row: dict[str, Any]
@@ -69,7 +71,8 @@ def warn_of_farmed_kl(config: TrainPolicyConfig, state: RunState, row: dict[str,
     if config.kl.estimator != "k1" or config.batch_size < 8 or state.warned_of_negative_kl:
         return  # the noise of fewer responses cannot be told from themselves
     noise = 3 * row["kl_std"] / config.batch_size**0.5
-    if row["kl"] < -noise:
+    # Where the policy is the reference all estimates are rounding, and so is their spread.
+    if row["kl"] < -max(noise, _ROUNDING):
         state.warned_of_negative_kl = True
         warnings.warn(
             f"the KL estimate is {row['kl']:.2f} nats at step {row['step']}, negative beyond its "
