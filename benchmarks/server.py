@@ -58,6 +58,7 @@ from tokencredit.text.segments import SegmentSettings
 from tokencredit.toy.hf_tokenizer import toy_tokenizer
 from tokencredit.toy.reviews import sample_review
 
+PATIENCE = 600.0  # seconds until vLLM has started
 SIZES = {
     "tiny": (64, 2),
     "small": (512, 8),
@@ -261,8 +262,9 @@ def vllm_server(folder: Path, arguments: argparse.Namespace) -> Iterator[str]:
             start_new_session=True,
         )
         try:
+            end = time.monotonic() + PATIENCE
             while not is_up(f"http://127.0.0.1:{port}/health"):
-                if process.poll() is not None:
+                if process.poll() is not None or time.monotonic() > end:
                     log.seek(0)
                     raise SystemExit(f"vLLM did not start: {log.read().decode()[-4000:]}")
                 time.sleep(0.5)
