@@ -5,8 +5,8 @@
 Random weights of one size in one process, the variants in turn within each repeat; medians are
 reported, as ratios to one of the same kind. Every variant ends with the worst case of all prefix
 scores. Five heads are measured as five columns of one linear head on the states of a trunk, which
-is what such an ensemble would compute: no command trains or loads one yet. Models side by side are
-what `rewards` of train-policy asks, without its texts.
+is what a model of `train-reward-model --ensemble.heads 5` computes. Models side by side are what
+`rewards` of train-policy asks, without its texts.
 """
 
 import argparse

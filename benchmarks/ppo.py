@@ -91,6 +91,15 @@ def make_models(folder: Path, *, size: str, prompt_tokens: int, prompts: int = 2
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def require_peer() -> None:
+    """End with a message where the peer's environment is not built."""
+    if not PEER_PYTHON.exists():
+        sys.exit(
+            f"no peer environment: expected {PEER_PYTHON.relative_to(HERE.parent)}; "
+            "build it with `make .venv-trl-ppo/.installed`"
+        )
+
+
 def measure(side: str, settings: PPOSettings) -> dict[str, Any]:
     """Runs one side in a process of its own and reads the JSON it prints last.
 
@@ -194,11 +203,7 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_options()
-    if not PEER_PYTHON.exists():
-        sys.exit(
-            f"no peer environment: expected {PEER_PYTHON.relative_to(HERE.parent)}; "
-            "build it with `make .venv-trl-ppo`"
-        )
+    require_peer()
     busy = os.getloadavg()[0]
     if options.device == "cpu" and busy > 0.5:
         print(f"load average {busy:.1f}: other work is running, do not trust the figures",

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ppo import HERE, PEER_PYTHON, measure
+from ppo import measure, require_peer
 from ppo_settings import PPOSettings
 
 WINDOW = 5
@@ -219,6 +219,20 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def costs(runs: list[Run]) -> str:
+    """What an iteration takes each side, as medians over its runs."""
+    lines = ["| side | CPU s per iteration | of these garbage collections |", "|---|---:|---:|"]
+    for side in SIDES:
+        own = [
+            [run.seconds(len(run.curve), collections=some) / (len(run.curve) - 1) for run in runs
+             if run.side == side]
+            for some in (True, False)
+        ]  # fmt: skip
+        whole, without = map(statistics.median, own)
+        lines.append(f"| {side} | {whole:.2f} | {whole - without:.2f} |")
+    return "\n".join(lines)
+
+
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quickstart", type=Path, default=Path("output/quickstart"))
@@ -236,15 +250,12 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_options()
-    if not PEER_PYTHON.exists():
-        sys.exit(
-            f"no peer environment: expected {PEER_PYTHON.relative_to(HERE.parent)}; "
-            "build it with `make .venv-trl-ppo/.installed`"
-        )
+    require_peer()
     if not (options.quickstart / "language-model" / "config.json").exists():
         sys.exit(f"no models in {options.quickstart}; make them with `tokencredit quickstart`")
-    rows = table(list(runs_of(options, prepared_models(options.quickstart, options.output))))
-    print(markdown(rows))
+    runs = list(runs_of(options, prepared_models(options.quickstart, options.output)))
+    rows = table(runs)
+    print(f"{markdown(rows)}\n\n{costs(runs)}")
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -28,9 +28,9 @@ class JudgingSettings:
     max_new_tokens: int = 1024
     """Most tokens of a text that the judge writes."""
     temperature: float = 0.0
-    """Of these texts; 0 takes the most probable tokens."""
+    """Temperature of the texts that the judge writes; 0 takes the most probable tokens."""
     seed: int = 0
-    """Of the orders in which responses are shown, and of texts that are drawn."""
+    """Seed of the orders in which responses are shown, and of texts that are drawn."""
     ask_again: int = 0
     """How often a question whose reply cannot be read is asked again, with a temperature alone."""
     most_unreadable: float = 0.05

@@ -114,7 +114,7 @@ def judgement_text(row: Judgement) -> str:
 
 
 def _ranks(row: JudgedAnswers) -> tuple[float, ...]:
-    """Of each answer by its score, 1 for the best; answers of the same score share theirs."""
+    """The rank of each answer by its score, 1 for the best; answers of one score share theirs."""
     scores = row.scores or ()
     if len(set(scores)) < 2:
         raise DataError(

@@ -23,11 +23,11 @@ class GateSettings:
     """The network that weighs objectives."""
 
     width: int = 1024
-    """Of each hidden layer."""
+    """Units of each hidden layer."""
     layers: int = 3
     """Hidden layers; 0 makes a linear gate."""
     dropout: float = 0.2
-    """Of hidden layers, in training."""
+    """Share of the units of hidden layers that training leaves out at random."""
     temperature: float = 10.0
     """What the outputs of the network are divided by before the softmax."""
 

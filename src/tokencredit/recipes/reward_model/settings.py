@@ -114,8 +114,8 @@ class RegulariserSettings:
     scale: float = 0.1
     """Beta: multiplies log-probabilities of `sft` and `dpo`."""
     reference: Literal["start", "none"] = "start"
-    """Of `dpo`: `start`, the language model that training starts from, asked once before it;
-    `none`, log-probabilities are compared as they are."""
+    """What `dpo` compares with: `start`, the language model that training starts from, asked once
+    before it; `none`, log-probabilities are compared as they are."""
 
     def __post_init__(self) -> None:
         require_positive(self, "scale", room="regulariser.")

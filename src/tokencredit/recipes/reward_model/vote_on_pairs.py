@@ -121,7 +121,8 @@ def vote_on_pairs(config: VoteOnPairsConfig) -> Path:
 
     Returns:
         The folder. `pairs.jsonl` has a row of each pair that stays: `row`, its number in the data,
-        `prompt`, `chosen`, `rejected`, `lead_mean`, `lead_std`, `margin`, `preferred`, `flipped`.
+        `prompt`, `chosen`, `rejected`, `chosen_ended`, `rejected_ended`, `lead_mean`, `lead_std`,
+        `margin`, `preferred`, `flipped`.
 
     Raises:
         DataError: the data are not there, no row can be scored, or one cannot where that is an
