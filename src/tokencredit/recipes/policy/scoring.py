@@ -253,6 +253,7 @@ def _rows_of(responses: Responses, rows: Int[Tensor, "some"]) -> Responses:
         responses.batch[rows],
         None if asked is None else [asked[row] for row in rows.tolist()],
         segment_ids=None if segments is None else segments[rows],
+        ended=None if responses.ended is None else responses.ended[rows],
     )
 
 
