@@ -75,8 +75,9 @@ def section(task: str, title: str) -> list[str]:
 
 
 def main() -> None:
-    commit = version()
-    for task in sys.argv[1:]:
+    tasks = sys.argv[1:]
+    commit = version() if tasks else ""  # before the kept files make the tree dirty
+    for task in tasks:
         keep(task, commit)
     page = [(Path(__file__).parent / "learning_report.md").read_text()]
     for task, title in TASKS.items():

@@ -104,9 +104,10 @@ class Chromium:
         self.click(selector)
         self.call("Input.insertText", text=text)
 
-    def screenshot(self, path: Path) -> None:
-        """The page as an image."""
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
+    def screenshot(self, path: Path, *, whole: bool = False) -> None:
+        """The page as an image: what the window shows, or all of it."""
+        taken = self.call("Page.captureScreenshot", captureBeyondViewport=whole)
+        path.write_bytes(base64.b64decode(taken["data"]))
 
     def close(self) -> None:
         """End the browser."""

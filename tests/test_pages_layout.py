@@ -1,0 +1,127 @@
+"""Every page of the site in a real browser, narrow and wide, light and dark: nothing is cut off.
+
+TOKENCREDIT_SCREENSHOTS=folder keeps a picture of every page as it was looked at.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from chromium import Chromium, chromium_path
+
+PROJECT = Path(__file__).resolve().parents[1]
+DOCS = PROJECT / "docs"
+WIDTHS, SCHEMES = (1280, 390), ("light", "dark")
+MEGABYTES = 15
+PAGES = sorted(
+    page.relative_to(DOCS).with_suffix("").as_posix().removesuffix("index").rstrip("/")
+    for page in DOCS.rglob("*.md")
+)
+
+# What lies outside the box that shows it, where nobody can scroll to it. Scripts read boxes alone.
+CUT_OFF = """
+(() => {
+  const scrolls = (style) => ["auto", "scroll"].includes(style);
+  const clips = (style) => ["hidden", "clip"].includes(style);
+  const words = (element) => element.textContent.trim().replace(/\\s+/g, " ").slice(0, 60);
+  const found = [];
+  if (document.documentElement.scrollWidth > innerWidth + 1) found.push("the page is too wide");
+  const boxes = "table, .md-typeset__scrollwrap, .formula, pre, code, math, img, svg, input";
+  const shown = `${boxes}, p, li, h1, h2, h3, h4, dt, dd`;
+  for (const element of document.querySelectorAll(shown.replace(/(^|, )/g, "$1article "))) {
+    const box = element.getBoundingClientRect();
+    if (!box.width || !box.height || getComputedStyle(element).visibility === "hidden") continue;
+    for (let outer = element.parentElement; outer; outer = outer.parentElement) {
+      const style = getComputedStyle(outer), frame = outer.getBoundingClientRect();
+      const last = outer === document.documentElement;
+      const right = last ? innerWidth : frame.right, left = last ? 0 : frame.left;
+      if (scrolls(style.overflowX) && !last) break;
+      if ((last || clips(style.overflowX)) && (box.right > right + 1 || box.left < left - 1)) {
+        found.push(`${element.tagName}: ${words(element)}`);
+        break;
+      }
+    }
+    if (element.tagName === "IMG" && !element.naturalWidth) found.push(`no picture: ${element.src}`);
+  }
+  return found;
+})()
+"""
+
+
+def needed(what: str | None, missing: str) -> str:
+    if what is None:
+        pytest.fail(missing) if "TOKENCREDIT_CI" in os.environ else pytest.skip(missing)
+    return what
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory) -> Iterator[Chromium]:
+    missing = "no Chromium on this machine: apt-get install chromium"
+    program = needed(chromium_path(), missing)
+    browser = Chromium(program, tmp_path_factory.mktemp("profile"))
+    browser.call("Network.enable")  # every page would build the index of the search again
+    browser.call("Network.setBlockedURLs", urls=["*/search_index.json"])
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The documentation, built as for its readers."""
+    found = importlib.util.find_spec("mkdocs")
+    needed(found and found.name, "the extra `docs` is not installed")
+    folder = tmp_path_factory.mktemp("site")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder]
+    subprocess.run(build, cwd=PROJECT, check=True, capture_output=True)
+    return folder
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Say nothing of each request."""
+
+
+@pytest.fixture(scope="module")
+def address(site) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def look(browser: Chromium, width: int, scheme: str) -> None:
+    """Be a window of that width, of a reader who likes that scheme."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.call("Emulation.setDeviceMetricsOverride", **size)
+    likes = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.call("Emulation.setEmulatedMedia", features=likes)
+
+
+def problems(browser: Chromium, address: str, page: str) -> dict[tuple[int, str], list[str]]:
+    """What is cut off, by width and scheme; a page is loaded once for each width."""
+    kept, found = os.environ.get("TOKENCREDIT_SCREENSHOTS"), {}
+    for width in WIDTHS:
+        look(browser, width, SCHEMES[0])
+        browser.open(f"{address}/{page}/?{width}" if page else f"{address}/?{width}")
+        for scheme in SCHEMES:
+            look(browser, width, scheme)
+            named = {"light": "default", "dark": "slate"}[scheme]
+            browser.wait(f"document.body.dataset.mdColorScheme === '{named}'")
+            if kept:
+                name = f"{page.replace('/', '-') or 'home'}-{width}-{scheme}.png"
+                browser.screenshot(Path(kept) / name, whole=True)
+            if cut := browser.value(CUT_OFF):
+                found[width, scheme] = cut
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_nothing_is_cut_off(page, browser, address):
+    assert problems(browser, address, page) == {}
