@@ -335,3 +335,28 @@ def test_settings_for_those_who_come_from_trl_exist():
 def test_the_tree_is_that_of_the_package():
     shown = next(text for _, text in blocks("docs/architecture.md", "text") if "src/" in text)
     assert shown == drawn_tree(), "python tests/package_tree.py writes it anew"
+
+
+def test_the_glossary_is_short_and_sorted():
+    words = [row[0] for row in table("docs/glossary.md", "word")]
+    assert words == sorted(words, key=str.lower)
+    assert 10 < len(words) <= 20
+
+
+def links(page: str) -> set[str]:
+    """The pages of the site that a page leads to."""
+    found = re.findall(r"\]\(([^)#:]+\.md)", pages[page])
+    to = ((PROJECT / page).parent / link for link in found)
+    return {file.resolve().relative_to(PROJECT).as_posix() for file in to}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["docs/train-policy.md", "docs/performance.md", "docs/results/index.md",
+     "docs/tutorials/add-a-method.md"],
+)  # fmt: skip
+def test_what_readers_ask_is_within_three_clicks(answer):
+    reached = {"docs/index.md"}
+    for _ in range(3):
+        reached |= {to for page in reached & pages.keys() for to in links(page)}
+    assert answer in reached

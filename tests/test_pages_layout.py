@@ -48,7 +48,7 @@ CUT_OFF = """
         break;
       }
     }
-    if (element.tagName === "IMG" && !element.naturalWidth) found.push(`no picture: ${element.src}`);
+    if (element.tagName === "IMG" && !element.naturalWidth) found.push(`empty: ${element.src}`);
   }
   return found;
 })()

@@ -2,7 +2,7 @@
 
 `CREDIT_METHODS` is the one list. Whoever offers methods by name (commands, the server, adapters)
 reads it, gathers what a method `needs` into an `Evidence`, and calls it. A new method is its
-function, one row here, and what CONTRIBUTING names besides.
+function, one row here, and what `docs/tutorials/add-a-method.md` names besides.
 """
 
 from collections.abc import Callable
