@@ -1,17 +1,47 @@
-"""The tables of credit methods as docs/methods.md shows them, made from the table in the code.
+"""The tables of methods as the documentation shows them, made from the tables in the code.
 
-Each name of the table leads to the entry of the page that tells of it.
+A page has `<!-- table of KIND -->` where the table of a kind of `tokencredit methods` stands. Each
+name in it leads to the entry that tells of it, where there is one.
 
-`PYTHONPATH=src python tests/method_tables.py` writes it into the page.
+`PYTHONPATH=src python tests/method_tables.py` writes them into the pages.
 """
 
 import re
+from dataclasses import dataclass
+from os.path import relpath
 from pathlib import Path
 
-from tokencredit.credit.methods import CREDIT_METHODS
+from tokencredit.policy.losses.methods import PREFERENCE_LOSSES
+from tokencredit.recipes.methods import KINDS
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "methods.md"
-START, END = "<!-- table of credit methods -->\n", "<!-- end of the table -->\n"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+WITH_ENTRIES = ("methods.md", "defences.md")
+MARKED = re.compile(r"(<!-- table of (\w+) -->\n)(.*?)(<!-- end of the table -->\n)", re.DOTALL)
+# Columns that the entries tell, or another table of the page: no table is wider than five.
+LEFT_OUT = {"credit": ["needs"], "loss": ["needs", "options"]}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a page says under the heading of a method."""
+
+    title: str
+    text: str
+    page: str
+
+    def said(self, what: str) -> str:
+        """What stands after one of its words in bold; empty where it does not say that."""
+        found = re.search(rf"\*\*{what}\*\*: (.+?)\.?(?=\. \*\*|$)", self.text, flags=re.M)
+        return found[1] if found else ""
+
+    def chosen_by(self) -> list[tuple[str, str]]:
+        """The settings that choose it, each with its value."""
+        found, setting = [], ""
+        for quoted in re.findall(r"`(.+?)`", self.said("Setting")):
+            setting, value = quoted.split(": ") if ": " in quoted else (setting, quoted)
+            found.append((setting, value))
+        named = "credit.method" if self.page == "methods.md" else "combine.method"
+        return found + [(named, name) for name in re.findall(r"`(.+?)`", self.said("Name"))]
 
 
 def slug(title: str) -> str:
@@ -19,41 +49,44 @@ def slug(title: str) -> str:
     return re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower())
 
 
-def entries() -> dict[str, str]:
-    """The text under each heading of a method, by its title."""
-    parts = re.split(r"^#### (.+)$", PAGE.read_text(), flags=re.M)[1:]
-    found = zip(parts[::2], parts[1::2], strict=True)
-    return {title: re.split(r"^#+ ", text, flags=re.M)[0] for title, text in found}
+def entries() -> list[Entry]:
+    """Every method that has its own heading, in the order of the pages."""
+    found = []
+    for page in WITH_ENTRIES:
+        parts = re.split(r"^#{2,4} (.+)$", (DOCS / page).read_text(), flags=re.M)[1:]
+        pairs = zip(parts[::2], parts[1::2], strict=True)
+        found += [Entry(title, text, page) for title, text in pairs if "**Function**:" in text]
+    return found
 
 
-def said_of(text: str, what: str) -> str:
-    """What an entry says after one of its words in bold; empty where it does not say that."""
-    found = re.search(rf"\*\*{what}\*\*: (.+?)\.?(?=\. \*\*|$)", text, flags=re.M)
-    return found[1] if found else ""
+def method_table(kind: str, page: str) -> str:
+    """One row per name of a kind, for a page of the documentation."""
+    links: dict[tuple[str, str], str] = {}
+    for one in entries():
+        there = "" if one.page == page else relpath(one.page, Path(page).parent)
+        for choice in one.chosen_by():
+            links.setdefault(choice, f"{there}#{slug(one.title)}")
+    if kind == "loss":
+        links |= {("loss", name): f"#{name}" for name in PREFERENCE_LOSSES}
+    table = KINDS[kind]()
+    columns = [one for one in table.columns if one.header not in LEFT_OUT.get(kind, [])]
+    heads = [str(one.header).removeprefix("--") for one in columns]
+    lines = [[f"`{heads[0]}`", *heads[1:]], ["---"] * len(heads)]
+    for cells in zip(*(one.cells for one in columns), strict=True):
+        name, *others = (str(cell).replace("|", "\\|") for cell in cells)
+        link = links.get((heads[0], name))
+        shown = f"[`{name}`]({link})" if link else f"`{name}`"
+        lines.append([shown, *others])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def credit_table() -> str:
-    """One row per name: what it pays, what that sums to, whether it is causal, what it costs."""
-    anchors = {
-        name: slug(title)
-        for title, text in entries().items()
-        for name in re.findall(r"`(.+?)`", said_of(text, "Name"))
-    }
-    lines = ["| `credit.method` | pays | a row sums to | causal | passes |"]
-    lines.append("|---|---|---|---|---|")
-    for name, method in CREDIT_METHODS.items():
-        causal = "yes" if method.causal else "no"
-        shown = f"[`{name}`](#{anchors[name]})"
-        cells = (shown, method.text, method.conserves, causal, method.passes)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def shown_table() -> str:
-    """What the page shows."""
-    return PAGE.read_text().split(START)[1].split(END)[0]
+def with_tables(text: str, page: str) -> str:
+    """A page with its tables made anew."""
+    return MARKED.sub(lambda found: found[1] + method_table(found[2], page) + found[4], text)
 
 
 if __name__ == "__main__":
-    pattern = re.compile(f"{re.escape(START)}.*?{re.escape(END)}", re.DOTALL)
-    PAGE.write_text(pattern.sub(lambda _: START + credit_table() + END, PAGE.read_text()))
+    for file in DOCS.rglob("*.md"):
+        made = with_tables(file.read_text(), file.relative_to(DOCS).as_posix())
+        if made != file.read_text():
+            file.write_text(made)

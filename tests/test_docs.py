@@ -12,17 +12,22 @@ from typing import Any
 
 import pytest
 import yaml
-from method_tables import credit_table, entries, said_of, shown_table
+from method_tables import MARKED, Entry, entries, with_tables
 from package_tree import drawn_tree
 from tiny_policy import tiny_config, write_models
 
 import tokencredit
 from tokencredit import errors
 from tokencredit.aggregation.methods import AGGREGATIONS
+from tokencredit.aggregation.transforms import SCORE_TRANSFORMS
 from tokencredit.cli import COMMANDS, _parsed, recipe_of
+from tokencredit.credit.methods import CREDIT_METHODS
 from tokencredit.judge.setups import JUDGE_SETUPS
+from tokencredit.policy.constraints import CONSTRAINTS
 from tokencredit.policy.losses.methods import PREFERENCE_LOSSES
 from tokencredit.policy.methods import ALGORITHMS, Algorithm
+from tokencredit.policy.objectives import OBJECTIVE_MIXES
+from tokencredit.policy.selection import SELECTIONS
 from tokencredit.policy.setups import ONLINE_SETUPS
 from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
 from tokencredit.recipes.run_folder import read_jsonl
@@ -196,62 +201,66 @@ def credit_functions() -> set[str]:
 
 
 def test_every_method_has_its_entry():
-    functions = [name for text in entries().values() for name in quoted(said_of(text, "Function"))]
+    functions = [name for one in entries() for name in quoted(one.said("Function"))]
     assert set(functions) >= credit_functions()
     assert set(functions) <= set(tokencredit.__all__)
-    for text in entries().values():
-        (test,) = quoted(said_of(text, "Test"))
-        assert (PROJECT / test).is_file()
-        assert said_of(text, "Measured")
+    for one in entries():
+        tests = quoted(one.said("Test"))
+        assert tests
+        assert all((PROJECT / test).is_file() for test in tests)
+        assert one.said("Measured")
+        assert one.said("Source")
 
 
-CREDITED = {title: text for title, text in entries().items() if "_credit`" in text}
+def test_every_choice_of_what_stands_around_credit_has_its_entry():
+    chosen = {choice for one in entries() for choice in one.chosen_by()}
+    tables = {
+        "credit.method": CREDIT_METHODS,
+        "combine.method": AGGREGATIONS,
+        "score.transform": SCORE_TRANSFORMS,
+        "selection.keep": SELECTIONS,
+        "objectives.mix": OBJECTIVE_MIXES,
+        "constraints.method": CONSTRAINTS,
+    }
+    offered = {(setting, name) for setting, names in tables.items() for name in names}
+    without = {("score.transform", "none"), ("selection.keep", "all")}
+    assert offered - chosen == without
+
+
+CREDITED = {one.title: one for one in entries() if "_credit`" in one.text and one.said("Conserves")}
 
 
 @pytest.mark.parametrize("title", CREDITED)
 def test_methods_say_of_themselves_what_their_entry_says(title):
     entry = CREDITED[title]
-    names = quoted(said_of(entry, "Function"))
+    names = quoted(entry.said("Function"))
     (credit,) = (name for name in names if name.endswith("_credit"))
     docstring = inspect.getdoc(getattr(tokencredit, credit))
     said = re.search(r"Conserves: (.+?)\. Causal: (\w+).*?\. Needs: (.+?)\.", docstring)
-    assert said[1] == said_of(entry, "Conserves")
-    assert re.match(r"\w+", said_of(entry, "Causal"))[0] == said[2]
-    assert said[3] == said_of(entry, "Needs")
+    assert said[1] == entry.said("Conserves")
+    assert re.match(r"\w+", entry.said("Causal"))[0] == said[2]
+    assert said[3] == entry.said("Needs")
     bounded = re.search(r"\. Bounded: (.+?)\. Needs:", docstring)
-    assert bounded[1].replace("|R|", "abs(R)") == said_of(entry, "Bounded")
+    assert bounded[1].replace("|R|", "abs(R)") == entry.said("Bounded")
     papers = re.findall(r"arXiv (\d{4}\.\d{5})", docstring)
     authors = re.search(r"Source: (\w+)", docstring)[1]
-    source = said_of(entry, "Source")
+    source = entry.said("Source")
     assert source.startswith(authors)
     assert set(re.findall(r"\d{4}\.\d{5}", source)) <= set(papers)
 
 
-def test_every_combination_of_rewards_has_its_row():
-    rows = table("docs/methods.md", "combination")
-    listed = {quoted(row[0])[0]: (row[3], int(row[4])) for row in rows}
-    assert listed == {name: (one.acts, one.models) for name, one in AGGREGATIONS.items()}
-    for row in rows:
-        assert set(quoted(row[2])) <= set(tokencredit.__all__)
-        assert all((PROJECT / path).is_file() for path in quoted(row[6]))
-
-
-def test_every_loss_of_preferences_has_its_row():
-    rows = {quoted(row[0])[0]: row for row in table("docs/train-preferences.md", "`loss`")}
-    assert list(rows) == list(PREFERENCE_LOSSES)
+def test_every_loss_of_preferences_has_its_entry():
+    parts = re.split(r"^### (.+)$", pages["docs/losses.md"], flags=re.M)[1:]
+    pairs = zip(parts[::2], parts[1::2], strict=True)
+    told = {title: Entry(title, text, "losses.md") for title, text in pairs}
+    assert list(told) == list(PREFERENCE_LOSSES)
     for name, loss in PREFERENCE_LOSSES.items():
-        _, _, source, learns_from, compares_with, options = rows[name]
-        assert loss.source in source
-        needs = {"scores": "scores", "soft_labels": "soft labels"}
-        said = [{"singles": "single answers"}.get(loss.learns_from, loss.learns_from)]
-        said += [needs[need] for need in loss.needs if need in needs]
-        assert learns_from == ", ".join(said)
-        assert compares_with == (", ".join(loss.compares_with) or "none")
+        assert loss.source in told[name].said("Source")
         shown = ", ".join(
             f"`{key}` {value:.3g}" if isinstance(value, float) else f"`{key}` {value}"
             for key, value in loss.options.items()
         )
-        assert options == shown
+        assert told[name].said("Options") == (shown or "none")
 
 
 def test_every_set_up_of_rounds_has_its_row():
@@ -267,19 +276,25 @@ def test_every_set_up_of_rounds_has_its_row():
         assert references == (" or ".join(one.references) or "none")
 
 
-def test_every_set_up_of_judges_has_its_row():
-    rows = {quoted(row[0])[0]: row for row in table("docs/judges.md", "`setup` of")}
-    assert list(rows) == list(JUDGE_SETUPS)
+def test_every_set_up_of_judges_says_what_differs():
+    listed = re.findall(r"^- `([\w-]+)` \((.+)\): (.+)\.$", pages["docs/judges.md"], flags=re.M)
+    told = {name: (source, differs) for name, source, differs in listed}
+    assert list(told) == list(JUDGE_SETUPS)
     for name, one in JUDGE_SETUPS.items():
-        _, words, source, asks, answers, orders, differs = rows[name]
-        assert [words, asks, differs] == [one.words, f"`{one.asks}`", one.differs]
+        source, differs = told[name]
+        assert differs == one.differs
         assert all(number in source for number in one.source.split(", "))
-        assert answers == ("one token" if one.answers else "a text")
-        assert orders == ("both" if one.both_orders else "drawn")
 
 
-def test_method_names_are_those_of_the_table():
-    assert shown_table() == credit_table(), "PYTHONPATH=src python tests/method_tables.py"
+MARKED_PAGES = sorted(page for page, text in pages.items() if MARKED.search(text))
+
+
+@pytest.mark.parametrize("page", MARKED_PAGES)
+def test_tables_of_methods_are_those_of_the_code(page):
+    made = with_tables(pages[page], page.removeprefix("docs/"))
+    assert pages[page] == made, "PYTHONPATH=src python tests/method_tables.py"
+    rows = [line for found in MARKED.finditer(pages[page]) for line in found[3].splitlines()]
+    assert max(line.count(" | ") + 1 for line in rows) <= 5
 
 
 def test_every_setting_of_train_policy_is_listed_with_its_default():

@@ -5,6 +5,7 @@ TOKENCREDIT_SCREENSHOTS=folder keeps a picture of every page as it was looked at
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -125,3 +126,17 @@ def problems(browser: Chromium, address: str, page: str) -> dict[tuple[int, str]
 @pytest.mark.parametrize("page", PAGES)
 def test_nothing_is_cut_off(page, browser, address):
     assert problems(browser, address, page) == {}
+
+
+def test_the_site_is_small(site):
+    size = sum(file.stat().st_size for file in site.rglob("*") if file.is_file())
+    assert size < MEGABYTES * 1_000_000
+
+
+def test_the_site_loads_nothing_from_elsewhere(site):
+    loaded = re.compile(r"""<(?:script|img|iframe)\b[^>]*\bsrc=["']?(?:https?:)?//|"""
+                        r"""<link\b[^>]*rel=["']?stylesheet[^>]*href=["']?(?:https?:)?//""")  # fmt: skip
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > len(PAGES)  # and the one for addresses that lead nowhere
+    for page in pages:
+        assert not loaded.search(page.read_text()), page

@@ -33,14 +33,14 @@ class MethodsConfig:
 
     def __post_init__(self) -> None:
         if self.kind is not None:
-            require_named("kind", self.kind, _KINDS)
+            require_named("kind", self.kind, KINDS)
 
 
 def methods(config: MethodsConfig) -> None:
     """Print what can be chosen by name, with what each needs."""
     console = Console()
-    for kind in _KINDS if config.kind is None else (config.kind,):
-        console.print(_KINDS[kind]())
+    for kind in KINDS if config.kind is None else (config.kind,):
+        console.print(KINDS[kind]())
 
 
 def _credit() -> Table:
@@ -177,7 +177,7 @@ def _generation() -> Table:
     return _table("Methods of generate", columns, [*searches, *guided])
 
 
-_KINDS: dict[str, Callable[[], Table]] = {
+KINDS: dict[str, Callable[[], Table]] = {
     "credit": _credit,
     "transform": _transform,
     "combination": _combination,
