@@ -24,7 +24,7 @@ COMMIT = subprocess.run(
     ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
 ).stdout.strip()
 TASKS = {
-    "imdb": "IMDb: 48 tokens behind the first 8 of a review, no end of sequence",
+    "imdb": "IMDb: 48 tokens after the first 8 of a review, no end of sequence",
     "hh": "HH: answers of at most 64 tokens to 200 held-out prompts",
 }
 REWARD_MODELS = ("reward-model", "reward-model-last", "held-out-reward-model")

@@ -289,10 +289,11 @@ def token_weights(folder: Path) -> dict[str, str]:  # noqa: ARG001
     """What the page of token weights says first, once there is one."""
     page = DOCS / "token-weights.md"
     if not page.exists():
-        said = "Not measured yet. `runs/token_weights.py` runs the comparison."
-        return {"weights": said}
+        said = "`runs/token_weights.py` makes the comparison; no results are kept yet."
+        return {"weights": said, "weights_short": "Not measured yet."}
     paragraphs = page.read_text().split("\n\n")
-    return {"weights": f"{paragraphs[1]}\n\n[Everything on it](token-weights.md)."}
+    shown = f"{paragraphs[1]}\n\n[Everything on it](token-weights.md)."
+    return {"weights": shown, "weights_short": "[What came of it](token-weights.md)."}
 
 
 QUESTIONS: tuple[Callable[[Path], dict[str, str]], ...] = (

@@ -1,7 +1,7 @@
 """Formulas between dollars become MathML when the site is built: browsers draw it without a script.
 
-A hook of MkDocs. The pages themselves keep the dollars, which other readers of Markdown know too. What
-only developers of the theme read, a megabyte of source maps, is left out of the site.
+A hook of MkDocs. The pages themselves keep the dollars, which other readers of Markdown know too.
+Source maps, which only developers of the theme read, are left out of the site: a megabyte.
 """
 
 import html

@@ -350,7 +350,7 @@ class Bigrams(PreTrainedModel):
 @pytest.mark.parametrize("kind", [LooksAtIds, Bigrams])
 def test_a_model_that_cannot_be_run_behind_its_trunk_is_run_whole(kind, batch):
     model = kind(MODELS["llama"]().config).eval()
-    with pytest.warns(TokenCreditWarning, match="cannot be run behind its trunk"):
+    with pytest.warns(TokenCreditWarning, match="cannot be run after its trunk"):
         found = response_logprobs(model, batch, chunk_size=4)
     assert_close(found, row_by_row(model, batch, own_logprob))
     with pytest.warns(TokenCreditWarning):

@@ -467,7 +467,7 @@ def test_an_id_that_the_model_lacks_is_an_error_and_under_the_mask_is_not():
     expected = scores_of(model, ids, mask).sequence_scores
     assert torch.equal(scores_of(model, unknown, mask).sequence_scores, expected)
     unknown = ids.masked_fill(mask, 41)
-    with pytest.raises(ModelError, match=r"knows 0 to 40.*no token stands behind"):
+    with pytest.raises(ModelError, match=r"knows 0 to 40.*without ids that are no token"):
         scores_of(model, unknown, mask)
 
 

@@ -117,7 +117,7 @@ def test_models_that_cannot_be_run_behind_their_trunk(monkeypatch):
         return output
 
     monkeypatch.setattr(model, "forward", by_length)
-    with pytest.raises(ModelError, match="other logits when it is run behind its trunk"):
+    with pytest.raises(ModelError, match="other logits when it is run after its trunk"):
         trained_statistics(model, ids, mask, counted, said)
     monkeypatch.undo()
     logits = torch.zeros(3, 1, VOCAB_SIZE)

@@ -250,7 +250,7 @@ def require_known_ids(model: PreTrainedModel, ids: Int[Tensor, "tokens"]) -> Non
         raise ModelError(
             f"the batch holds token ids from {int(ids.min())} to {int(ids.max())}; "
             f"{type(model).__name__} knows 0 to {size - 1}: expected a batch in the model's own "
-            "tokens (`require_same_vocabulary`), without ids that no token stands behind "
+            "tokens (`require_same_vocabulary`), without ids that are no token "
             "(`token_ids_without_text`)"
         )
 

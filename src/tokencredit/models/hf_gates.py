@@ -107,7 +107,7 @@ def keep_gated_score(model: PreTrainedModel, *, name: str | Path) -> None:
     if file is None:
         raise ModelError(
             f"the configuration of {str(name)!r} has a gate and there is no {_FILE}; expected it "
-            "beside the model: copy it there, or ask for an objective behind '#'"
+            "beside the model: copy it there, or ask for an objective after '#'"
         )
     tensors = load_file(file)
     penalties = tensors.pop("penalties")

@@ -195,7 +195,7 @@ def _is_other_head(model: PreTrainedModel, key: str) -> bool:
 
 
 def _is_computed(model: PreTrainedModel, key: str) -> bool:
-    """Whether this is a buffer that models compute and old files hold: a mask, say."""
+    """Whether this is a buffer that models compute and old files hold, for example a mask."""
     prefix = f"{model.base_model_prefix}."
     names = {key, prefix + key, key.removeprefix(prefix)}
     return any(name in names for name, _ in model.named_buffers())

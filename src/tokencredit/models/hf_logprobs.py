@@ -1,6 +1,6 @@
 """What a causal language model says about given responses, without ever holding all its logits.
 
-The trunk of the model runs once. Then the model's own code behind the trunk (output head, soft cap,
+The trunk of the model runs once. Then the model's own code after the trunk (output head, soft cap,
 scale, whatever the architecture has there) runs on hidden states of response tokens alone, a chunk
 at a time: the trunk is made to answer with the chunk. As for reward models, rows are moved to the
 left end before the model sees them: positions count from the first real token, a causal model needs
@@ -202,7 +202,7 @@ def _own_logits_at(
 ) -> Iterator[Float[Tensor, "tokens vocab"]]:
     """Logits at the response tokens from whole forward passes, one for each row."""
     warnings.warn(
-        f"{type(pretrained_model(model)).__name__} cannot be run behind its trunk alone: each row "
+        f"{type(pretrained_model(model)).__name__} cannot be run after its trunk alone: each row "
         "is run by itself, and all its logits are held at the same time",
         TokenCreditWarning,
         stacklevel=2,

@@ -86,7 +86,7 @@ class JoinedScores(nn.Module):
                 "the reward model weighs its objectives by a gate that reads the end of the "
                 "prompt, and is asked for scores of texts whose prompt is not known here; "
                 "expected a command that knows it (score-tokens, explain, serve, train-policy, "
-                "evaluate-reward-model), or fixed weights behind '#'"
+                "evaluate-reward-model), or fixed weights after '#'"
             )
         weights = self.weights if weights is None else weights
         if weights is not None:

@@ -83,7 +83,7 @@ def separate_passes(
         model: a classifier of sequences or of tokens.
         ids: padded on the right.
         lengths: real tokens of each row.
-        causal: whether it scores prefixes, with padding behind them unmasked.
+        causal: whether it scores prefixes, with padding after them unmasked.
 
     Raises:
         ModelError: it is said to be causal, and later tokens change what it says of earlier ones.

@@ -120,7 +120,7 @@ def generation_settings(
 
 
 def undrawable_ids(tokenizer: PreTrainedTokenizerBase, model: Any) -> tuple[int, ...]:
-    """Ids that a model has logits for and no token stands behind, so that none may be drawn.
+    """Ids that a model has logits for but no token, so that none may be drawn.
 
     Args:
         tokenizer: of the model.

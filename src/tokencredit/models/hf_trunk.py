@@ -1,4 +1,4 @@
-"""A causal language model in two parts: its trunk once, and what stands behind it on any states."""
+"""A causal language model in two parts: its trunk once, and what stands after it on any states."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -125,7 +125,7 @@ def token_ids_without_text(tokenizer: PreTrainedTokenizerBase, width: int) -> li
     """Ids that a model has rows for and its tokenizer has no token for, in order.
 
     Embeddings are often padded to a round number of rows. Nothing was ever trained on the rows
-    behind the last token, and no text holds them: a policy must never draw one.
+    after the last token, and no text holds them: a policy must never draw one.
 
     Args:
         tokenizer: of the model.

@@ -129,7 +129,7 @@ def _is_empty(value: Any) -> bool:
 
 
 def _with_system(row: Row, prompt: Prompt, apart: Sequence[str]) -> Prompt:
-    """The prompt behind what the system says; a column of that makes every prompt a chat."""
+    """The prompt after what the system says; a column of that makes every prompt a chat."""
     name = next((name for name in SYSTEMS if name in row.values and name not in apart), None)
     said = None if name is None else row.value(name)
     if name is None or not (said is None or isinstance(said, str)):

@@ -150,7 +150,7 @@ def conversation_and_answer(prompt: Prompt, messages: list[Message]) -> tuple[li
     Raises:
         DataError: the last message is not the assistant's or calls a tool, there is none, or
             prompt and messages do not belong together: two different turns of the system, or one
-            of the user behind another.
+            of the user after another.
 
     >>> conversation_and_answer("Hi", [{"role": "assistant", "content": "Ho"}])
     ([{'role': 'user', 'content': 'Hi'}], 'Ho')

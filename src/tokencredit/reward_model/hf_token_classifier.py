@@ -43,7 +43,7 @@ def load_token_classifier(
 
     Raises:
         ModelError: nothing that can be loaded is there, or weights are missing, such as those of
-            the head (of a language model, say).
+            the head (of a language model, for example).
     """
     model = load_model(
         AutoModelForTokenClassification,

@@ -50,7 +50,7 @@ def trained_statistics(
 
     Raises:
         DataError: nothing stands before a counted token.
-        ModelError: a model cannot be run behind its trunk alone.
+        ModelError: a model cannot be run after its trunk alone.
     """
     real = attention_mask.bool()
     ids, _ = left_packed(input_ids, real)
@@ -82,7 +82,7 @@ def trained_statistics(
 def _head_and_states(
     model: nn.Module, ids: Int[Tensor, "batch sequence"], places: tuple[Tensor, ...]
 ) -> tuple[Callable[[Tensor], Tensor], Float[Tensor, "tokens width"]]:
-    """What stands behind the trunk, as a function of states, and the states before these places."""
+    """What stands after the trunk, as a function of states, and the states before these places."""
     with trunk_output(model) as seen:
         own = model(input_ids=ids, use_cache=False, logits_to_keep=1, return_dict=True).logits
     trunk, output = _the_trunk(model, seen)
@@ -115,6 +115,6 @@ def _require_alike(model: nn.Module, own: Tensor, again: Tensor) -> None:
     """The way around the trunk gives the model's own logits, up to its precision."""
     if not same_logits(own, again):
         raise ModelError(
-            f"{type(pretrained_model(model)).__name__} gives other logits when it is run behind "
+            f"{type(pretrained_model(model)).__name__} gives other logits when it is run after "
             "its trunk alone; expected a causal language model whose head sees hidden states only"
         )

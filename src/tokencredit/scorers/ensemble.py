@@ -79,7 +79,7 @@ def combination_named(asked: str) -> Join | None:
     """How the heads of one model are combined by what stands after its name; None for no such name.
 
     Args:
-        asked: a combination method, with the number of its option behind `=` where it has one:
+        asked: a combination method, with the number of its option after `=` where it has one:
             `worst-case`, `mean-less-deviation=0.5`. No head is weighed.
 
     Raises:
@@ -100,7 +100,7 @@ def combination_named(asked: str) -> Join | None:
         except (KeyError, ValueError):
             raise ConfigError(
                 f"{asked!r} after the name of a model; expected the name of a combination method, "
-                f"and '=' with a number only behind {', '.join(_OPTIONS)}"
+                f"and '=' with a number only after {', '.join(_OPTIONS)}"
             ) from None
 
     def joined(scores: Float[Tensor, "*batch heads"]) -> Float[Tensor, "*batch"]:

@@ -4,7 +4,7 @@ One pass over a whole response sees the end of a prefix in the tokens that later
 "goo" is another token where a "d" follows. What is read off such a pass depends on the future. Here
 each prefix is tokenized as a text of its own. Where its tokens are the first ones of the whole
 response, its score is read off the pass over that; where its last ones differ, these alone are fed,
-as tails behind the tokens that both share, all tails of a response in one pass.
+as tails after the tokens that both share, all tails of a response in one pass.
 """
 
 import itertools
@@ -69,7 +69,7 @@ def warn_of_served_prefixes(credit: CreditSettings, address: str, *, reads_ids: 
 
 
 class _Tail(NamedTuple):
-    """Tokens of a prefix behind those that it shares with the whole response."""
+    """Tokens of a prefix after those that it shares with the whole response."""
 
     shared: int
     ids: tuple[int, ...]
@@ -185,7 +185,7 @@ def _tail_scores(
     tails: Sequence[dict[int, _Tail]],
     micro_batch_size: int | None,
 ) -> list[dict[_Tail, list[float]]]:
-    """Every output for each tail of each row, behind the tokens of the row that it shares."""
+    """Every output for each tail of each row, after the tokens of the row that it shares."""
     distinct = [sorted(set(row.values())) for row in tails]
     some = [row for row, found in enumerate(distinct) if found]
     scores: list[dict[_Tail, list[float]]] = [{} for _ in tails]
@@ -210,7 +210,7 @@ def _columns(tails: Sequence[_Tail]) -> int:
 def _pass(
     model: PreTrainedModel, rows: Sequence[tuple[list[int], list[_Tail]]]
 ) -> list[list[list[float]]]:
-    """One forward pass over the shared tokens of some rows and all tails behind them."""
+    """One forward pass over the shared tokens of some rows and all tails after them."""
     width = max(_columns(tails) for _, tails in rows)
     ids, positions, sees = torch.zeros(3, len(rows), width, dtype=torch.long)
     owner = torch.full((len(rows), width), -2)  # -1 on shared tokens, a number on those of a tail

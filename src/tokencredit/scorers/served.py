@@ -223,7 +223,7 @@ def _as_tensors(
     """The rows of an answer as tensors, each number in the column of its token."""
 
     def placed(said: Sequence[list[float] | None], first: int) -> Tensor | None:
-        """Numbers of tokens, behind as many that stand before the first of them."""
+        """Numbers of tokens, after as many that stand before the first of them."""
         numbers = torch.zeros(len(rows), first + time)
         for index, (row, places) in enumerate(zip(said, columns, strict=True)):
             if row is None:

@@ -49,7 +49,7 @@ def load_vocabulary_reward(
 
     Raises:
         ModelError: nothing that can be loaded is there, weights of the language model are missing
-            (of a sequence classifier, say), or a token of the policy has another id there.
+            (of a sequence classifier, for example), or a token of the policy has another id there.
     """
     tokenizer = load_tokenizer(
         name_or_path, trust_remote_code=bool(loading.get("trust_remote_code", False))

@@ -2,7 +2,7 @@
 
 Requests take turns by the tokens that are scored for each: the oldest row of the one whose turn it
 is is in the batch that is taken, and with it go those nearest to it in length. So none waits for
-ever, and none behind all rows of another.
+ever, and none after all rows of another.
 """
 
 import threading

@@ -63,7 +63,7 @@ class Models:
         reward_reading: how the reward model reads texts.
         held_out: another reward model with its reading, which only judges.
         implicit: what DPO trained, and its reference.
-        undrawable: ids that no token stands behind, in the policy or in what DPO trained.
+        undrawable: ids without a token, in the policy or in what DPO trained.
         server: draws whole responses in the policy's place; None where it draws them itself.
     """
 

@@ -28,7 +28,7 @@ class RoundModels:
     Attributes:
         policy: which draws.
         reading: how it reads prompts, and what ends its responses.
-        undrawable: ids that no token stands behind.
+        undrawable: ids without a token.
         first: the policy of the first round; `policy` itself there.
         scorer: of responses; None without a reward model.
         judges: say of each response whether it passes.

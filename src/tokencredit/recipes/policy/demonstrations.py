@@ -90,7 +90,7 @@ def with_demonstrations(
     *,
     pad: int,
 ) -> Rollout:
-    """A rollout with the responses of others of this step behind those that were drawn.
+    """A rollout with the responses of others of this step after those that were drawn.
 
     Args:
         config: the settings.

@@ -119,7 +119,7 @@ def opened_dialogues(
 def utterance_batch(
     rows: Sequence[Utterance], *, pad: int, device: torch.device, said: bool = True
 ) -> ResponseBatch:
-    """Utterances behind the states that they are said in, or the states after them alone."""
+    """Utterances after the states that they are said in, or the states after them alone."""
     states = [one.state if said else one.following or [pad] for one in rows]
     texts = [one.said if said else [pad] for one in rows]
     return ResponseBatch.of_rows(states, texts, pad_token_id=pad, device=device)
@@ -132,7 +132,7 @@ def critic_values(critic: Any, batch: ResponseBatch) -> Values:
 
     Args:
         critic: a sequence-classification model with four outputs.
-        batch: utterances behind their states.
+        batch: utterances after their states.
     """
     columns = batch.response_ids.shape[1] + 1
     asked = pass_arguments(

@@ -60,7 +60,7 @@ class PolicyModels:
         server: draws responses in the policy's place; None where it draws them itself.
         visits: the device to which frozen models come from the CPU to be called; None where they
             are on it.
-        undrawable: ids that the policy has logits for and no token stands behind.
+        undrawable: ids that the policy has logits for but no token.
         policy_autocast: the precision that the policy's frozen weights were rounded to, under whose
             autocast alone it can be called; None where none were.
         judges: say of each response whether it passes.

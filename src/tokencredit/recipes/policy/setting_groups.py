@@ -341,7 +341,7 @@ def sampling_of(
     Args:
         settings: as the user gave them.
         end_ids: what ends a response of the policy.
-        undrawable: ids that no token stands behind.
+        undrawable: ids without a token.
     """
     forbidden = end_ids if settings.response_lengths == "uniform" else ()
     return Sampling(

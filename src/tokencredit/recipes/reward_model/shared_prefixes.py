@@ -1,4 +1,4 @@
-"""Both answers of a pair in one row, behind the beginning that they share.
+"""Both answers of a pair in one row, after the beginning that they share.
 
 A pair is most often one prompt and two answers. Its row holds what both begin with, then the rest
 of the one and the rest of the other, each at its own positions; neither rest sees the other. A

@@ -11,7 +11,7 @@ not by ids of one template; (3) the penalties of debiasing are measured on the r
 training pairs; (4) heads are those of `multi-objective-regression`, not ridge regressions.
 
 States and scores of all pairs are computed once, and the gate is trained on them. The run folder is
-a reward model: `load_reward_model` gives its gated score, and with an objective behind `#` that.
+a reward model: `load_reward_model` gives its gated score, and with an objective after `#` that.
 """
 
 from collections.abc import Callable, Sequence

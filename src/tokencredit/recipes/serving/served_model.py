@@ -390,7 +390,7 @@ class ServedModel:
 
 
 def _asked(model: nn.Module) -> list[str]:
-    """What is asked of a model of several objectives, as it stands behind its name."""
+    """What is asked of a model of several objectives, as it stands after its name."""
     config: Any = model.config
     return [config.id2label[0]] if joined_scores(model) is not None else []
 

@@ -18,9 +18,9 @@ def plackett_luce_loss(
 
         −Σ_i [ R_i − log(e^{R_i} + Σ_{j: rank_j > rank_i} e^{R_j}) ]
 
-    Each answer is drawn from itself and all that are ranked behind it. Between answers of the same
+    Each answer is drawn from itself and all that are ranked after it. Between answers of the same
     rank nothing is said, so that neither stands in the sum of the other. A partial ranking gives
-    all answers behind its last place one rank that is greater than the others, or infinity.
+    all answers after its last place one rank that is greater than the others, or infinity.
 
     Args:
         scores: of each answer, in nats; where the mask is False they may hold anything, NaN
@@ -89,13 +89,13 @@ def _ranking_losses(
     if bool((ranks.isnan() & present).any()):
         raise DataError(
             f"{int((ranks.isnan() & present).sum())} answers have the rank NaN; expected a number "
-            "for each, infinity for those behind the last place of a partial ranking"
+            "for each, infinity for those after the last place of a partial ranking"
         )
     scores = scores.float().masked_fill(~present[..., None], 0.0)
     behind = ranks[:, :, None] < ranks[:, None, :]
     counts = behind & present[:, :, None] & present[:, None, :]
     others = scores[:, None].masked_fill(~counts[..., None], -torch.inf)
-    # Of an answer that has none behind it the sum has one term, and its loss is 0.
+    # Of an answer that has none after it the sum has one term, and its loss is 0.
     sums = torch.cat([scores[:, :, None], others], dim=2).logsumexp(2)
     some = counts.any(2)[..., None].expand_as(sums)
     return masked_sum((sums - scores).transpose(1, 2), some.transpose(1, 2))
