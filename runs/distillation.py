@@ -1,20 +1,19 @@
 """Small students that learn from an aligned teacher at every token, against DPO on the same pairs.
 
-    python runs/distillation.py output/preferences/distillation docs/results/preferences/distillation.json
+    python runs/distillation.py
 
 The student has one layer of 64, the teacher is the quickstart's model of two layers of 128 after
 DPO. Each method has four values of its price. The KL is that to the student before training.
 """
 
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from offline_study import QUICKSTART, Row, pairs_of, policy_of, run_all, written
+from offline_study import QUICKSTART, Row, folder_of, pairs_of, policy_of, run_all, written
 
 from tokencredit.recipes.language_model.train_language_model import (
     TrainLanguageModelConfig,
@@ -96,6 +95,6 @@ def runs_of(folder: Path) -> Iterator[tuple[Row, Callable[[], Path]]]:
 
 
 if __name__ == "__main__":
-    out, kept = Path(sys.argv[1]), Path(sys.argv[2])
-    student = student_of(out)
-    run_all(runs_of(out), results=out / "results.jsonl", kept=kept, start=student)
+    folder = folder_of("distillation")
+    student = student_of(folder)
+    run_all("distillation", runs_of(folder), start=student)

@@ -39,6 +39,12 @@ QUICKSTART = Path("output/quickstart")
 START = QUICKSTART / "language-model"
 PROMPTS, SAMPLES, TOKENS, FLIPPED = 100, 8, 40, 0.3
 Row = dict[str, Any]
+KEPT = Path("docs/results/preferences")
+
+
+def folder_of(name: str) -> Path:
+    """Where an experiment has its data, models and results."""
+    return Path("output/preferences") / name
 
 
 def pairs_of(folder: Path) -> dict[str, Path]:
@@ -135,24 +141,21 @@ def judged(policy: Path, *, start: Path = START) -> Row:
 
 
 def run_all(
-    runs: Iterable[tuple[Row, Callable[[], Path]]],
-    *,
-    results: Path,
-    kept: Path,
-    start: Path = START,
+    name: str, runs: Iterable[tuple[Row, Callable[[], Path]]], *, start: Path = START
 ) -> None:
-    """Train and judge what is missing, and keep all rows.
+    """Train and judge what is missing, and keep all rows in `docs/results/preferences`.
 
     Args:
+        name: of the experiment.
         runs: what tells a run from others, and what trains its policy, in their order.
-        results: JSON lines that grow with every run.
-        kept: the file of the repository that has them all.
         start: what the KL is held against.
     """
+    results = folder_of(name) / "results.jsonl"
     done = read_jsonl(results) if results.exists() else []
     for key, trained in runs:
         if any(key.items() <= row.items() for row in done):
             continue
         append_jsonl(results, key | judged(trained(), start=start))
         print(read_jsonl(results)[-1], flush=True)
-    write_atomically(kept, json.dumps(read_jsonl(results)) + "\n")
+    KEPT.mkdir(parents=True, exist_ok=True)
+    write_atomically(KEPT / f"{name}.json", json.dumps(read_jsonl(results)) + "\n")

@@ -1,6 +1,6 @@
 """Every offline loss of the table on the same pairs: true reward over KL, at several prices.
 
-    python runs/preference_losses.py output/preferences/losses docs/results/preferences/losses.json
+    python runs/preference_losses.py
 
 Each loss has four values of the one option that says how far its policy goes, from a third of the
 default to ten times it, or of the learning rate where it has no such option; six of them have two
@@ -10,14 +10,13 @@ DPO on the pairs turned around.
 """
 
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from offline_study import Row, pairs_of, policy_of, reward_model_of, run_all, written
+from offline_study import Row, folder_of, pairs_of, policy_of, reward_model_of, run_all, written
 
 from tokencredit.policy.losses.methods import PREFERENCE_LOSSES
 from tokencredit.recipes.run_folder import read_jsonl
@@ -107,5 +106,4 @@ def runs_of(folder: Path) -> Iterator[tuple[Row, Callable[[], Path]]]:
 
 
 if __name__ == "__main__":
-    out, kept = Path(sys.argv[1]), Path(sys.argv[2])
-    run_all(runs_of(out), results=out / "results.jsonl", kept=kept)
+    run_all("losses", runs_of(folder_of("losses")))

@@ -11,18 +11,17 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import numpy as np
 from learning_report import markdown
+from offline_study import KEPT, Row
 
 from tokencredit.evaluation.learning import mean_and_deviation
 from tokencredit.evaluation.plots import plot_frontier
 from tokencredit.recipes.run_folder import write_atomically
 
-DOCS = Path("docs/results/preferences")
+DOCS = KEPT
 LEVELS = (5.0, 10.0, 20.0, 40.0)
-Row = dict[str, Any]
 Grouped = dict[str, dict[int, list[Row]]]
 
 
@@ -80,13 +79,8 @@ def read(name: str) -> list[Row]:
     return json.loads(path.read_text()) if path.exists() else []
 
 
-def command(script: str, name: str) -> str:
-    kept = f"docs/results/preferences/{name}.json"
-    return f"    python runs/{script}.py output/preferences/{name} {kept}"
-
-
 def weights() -> list[str]:
-    lines = ["## Weights of tokens", "", command("token_weights", "token-weights"), ""]
+    lines = ["## Weights of tokens", "", "    python runs/token_weights.py", ""]
     for pairs in ("noisy judge", "30 % turned around"):
         methods = grouped(
             [row for row in read("token-weights") if row["pairs"] == pairs], "weights"
@@ -104,7 +98,7 @@ def losses() -> list[str]:
     return [
         "## Losses",
         "",
-        command("preference_losses", "losses"),
+        "    python runs/preference_losses.py",
         "",
         *markdown(at_equal_kl(methods)),
         "",
@@ -117,7 +111,7 @@ def distilled() -> list[str]:
     return [
         "## Small students",
         "",
-        command("distillation", "distillation"),
+        "    python runs/distillation.py",
         "",
         *markdown(at_equal_kl(methods)),
         "",
@@ -143,7 +137,7 @@ def rounds() -> list[str]:
     return [
         "## Rounds",
         "",
-        command("preference_rounds", "rounds"),
+        "    python runs/preference_rounds.py",
         "",
         *(
             [

@@ -1,6 +1,6 @@
 """Own responses in rounds against collected pairs, and rounds in which a policy judges itself.
 
-    python runs/preference_rounds.py output/preferences/rounds docs/results/preferences/rounds.json
+    python runs/preference_rounds.py
 
 First part: three rounds of 500 prompts with eight responses each, judged by the quickstart's
 reward model, against one round of all 1,500 prompts: the same number of judgements. Second part:
@@ -11,14 +11,13 @@ after every round.
 
 import random
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from offline_study import QUICKSTART, START, Row, pairs_of, policy_of, run_all, written
+from offline_study import QUICKSTART, START, Row, folder_of, pairs_of, policy_of, run_all, written
 
 from tokencredit.recipes.iteration.iterate_preferences import (
     IteratePreferencesConfig,
@@ -124,6 +123,5 @@ def own_rounds(folder: Path) -> Iterator[tuple[Row, Callable[[], Path]]]:
 
 
 if __name__ == "__main__":
-    out, kept = Path(sys.argv[1]), Path(sys.argv[2])
-    runs = [*own_rounds(out), *judged_rounds(out)]
-    run_all(runs, results=out / "results.jsonl", kept=kept)
+    folder = folder_of("rounds")
+    run_all("rounds", [*own_rounds(folder), *judged_rounds(folder)])

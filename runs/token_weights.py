@@ -1,6 +1,6 @@
 """Do weights of tokens help an offline loss? DPO on the built-in task with ten kinds of them.
 
-    python runs/token_weights.py output/preferences/token-weights docs/results/preferences/token-weights.json
+    python runs/token_weights.py
 
 Trains a policy for every kind of weight, beta, seed and data set (pairs as a noisy judge labelled
 them, and with 30 % of the labels turned around), draws its responses, and keeps their mean true
@@ -8,14 +8,13 @@ reward and KL. Settings beside beta are the same for all.
 """
 
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from offline_study import Row, pairs_of, policy_of, reward_model_of, run_all
+from offline_study import Row, folder_of, pairs_of, policy_of, reward_model_of, run_all
 
 BETAS, SEEDS = (0.1, 0.3, 1.0, 3.0), (0, 1, 2)
 
@@ -61,5 +60,4 @@ def runs_of(folder: Path) -> Iterator[tuple[Row, Callable[[], Path]]]:
 
 
 if __name__ == "__main__":
-    out, kept = Path(sys.argv[1]), Path(sys.argv[2])
-    run_all(runs_of(out), results=out / "results.jsonl", kept=kept)
+    run_all("token-weights", runs_of(folder_of("token-weights")))
