@@ -22,7 +22,7 @@ from tokencredit.policy.losses.methods import PREFERENCE_LOSSES
 from tokencredit.recipes.run_folder import read_jsonl
 from tokencredit.scorers.responses import loaded_scorer, scored_responses
 
-FACTORS, MORE = (1 / 3, 1.0, 3.0, 10.0), (30.0, 100.0)
+FACTORS, BETWEEN, FURTHER = (1.0, 10.0), (1 / 3, 3.0), (30.0, 100.0)
 FRONTIER = ("dpo", "ipo", "simpo", "cpl", "cpl-kl", "discopop")
 RATE = "training.learning_rate"
 OPTION = {
@@ -92,9 +92,9 @@ def trained(folder: Path, data: Path, *, loss: str, price: float, seed: int) -> 
 def runs_of(folder: Path) -> Iterator[tuple[Row, Callable[[], Path]]]:
     data = pairs_of(folder)["noisy judge"]
     others = [loss for loss in PREFERENCE_LOSSES if loss not in FRONTIER]
-    planned = [(0, loss, (*FACTORS, *MORE)) for loss in FRONTIER]
-    planned += [(0, loss, FACTORS) for loss in others]
-    planned += [(1, loss, (*FACTORS, *MORE)) for loss in FRONTIER]
+    planned = [(0, loss, (*FACTORS, *BETWEEN, *FURTHER)) for loss in FRONTIER]
+    planned += [(0, loss, FACTORS) for loss in others] + [(0, loss, BETWEEN) for loss in others]
+    planned += [(1, loss, (*FACTORS, *BETWEEN, *FURTHER)) for loss in FRONTIER]
     for seed, loss, factors in planned:
         option = OPTION.get(loss, "dpo_beta")
         default = 1e-3 if option == RATE else PREFERENCE_LOSSES[loss].options[option]
