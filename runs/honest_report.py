@@ -222,6 +222,25 @@ def merges() -> list[str]:
     ]
 
 
+def safety() -> list[str]:
+    """What training by a mean of costs or by its upper bound leaves for the safety test."""
+    rows = json.loads((DOCS / "safety.json").read_text())
+    table = [
+        {
+            "multiplier by": row["looks_at"],
+            "seed": str(row["seed"]),
+            "mean cost": f"{row['cost']:.3f} ± {row['cost_error']:.3f}",
+            "test on 800 prompts": "passed" if row["safe"] else "no solution",
+            "passed of tests on 200": f"{row['passed']:.3f}",
+            "true": f"{row['true']:.2f}",
+            "KL": f"{row['kl']:.1f}",
+        }
+        for row in rows
+    ]
+    lines = ["## Pessimism before the safety test", "", "    python runs/safety.py", ""]
+    return [*lines, *markdown(table), ""]
+
+
 def main() -> None:
     asked = sys.argv[1:]
     if asked[:1] == ["--restore"]:
@@ -237,8 +256,9 @@ def main() -> None:
     for experiment, title in EXPERIMENTS.items():
         if (DOCS / f"{experiment}.json").exists():
             page += section(experiment, title)
-    if (DOCS / "merging.json").exists():
-        page += merges()
+    for name, part in {"safety": safety, "merging": merges}.items():
+        if (DOCS / f"{name}.json").exists():
+            page += part()
     write_atomically(DOCS.parent / "honest.md", "\n".join(page).rstrip() + "\n")
     print(DOCS.parent / "honest.md")
 
