@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from offline_study import QUICKSTART, Row, judged, written
+from offline_study import QUICKSTART, Row, judged_folder, written
 from transformers import AutoModelForCausalLM
 
 from tokencredit.batch import padded_rows
@@ -165,7 +165,7 @@ def main() -> None:
         if not any(key.items() <= row.items() for row in done):
             found = policy()
             nll = round(tax(found), 4)
-            append_jsonl(results, {**key, **judged(found, start=START), "nll": nll})
+            append_jsonl(results, {**key, **judged_folder(found, start=START), "nll": nll})
             print(read_jsonl(results)[-1], flush=True)
     write_atomically(KEPT, json.dumps(read_jsonl(results)) + "\n")
 

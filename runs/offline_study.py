@@ -1,17 +1,20 @@
 """What the experiments on offline losses share: pairs, policies, and what a policy is worth.
 
-Every policy starts from the quickstart's language model. Of each one the mean true reward of its
-responses is kept, and their KL to the start; what is done already is skipped.
+Every policy starts from the quickstart's language model. At every `EVERY` steps of its training the
+mean true reward of its responses is kept, and their KL to the start: each run is a curve of what it
+reached at which KL. What is done already is skipped.
 """
 
 import json
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from tokencredit.batch import padded_rows
 from tokencredit.masking import masked_sum
@@ -28,6 +31,7 @@ from tokencredit.recipes.reward_model.train_reward_model import (
 )
 from tokencredit.recipes.run_folder import append_jsonl, read_jsonl, write_atomically
 from tokencredit.recipes.settings import settings_from
+from tokencredit.recipes.trainer import SupervisedTrainer
 from tokencredit.sampling import Sampling
 from tokencredit.scorers.policy_tokens import decoded_responses
 from tokencredit.text.hf_known_readings import reading_of
@@ -37,7 +41,7 @@ from tokencredit.toy.truth import split_words, true_reward
 
 QUICKSTART = Path("output/quickstart")
 START = QUICKSTART / "language-model"
-PROMPTS, SAMPLES, TOKENS, FLIPPED = 100, 8, 40, 0.3
+PROMPTS, SAMPLES, TOKENS, FLIPPED, EVERY = 100, 4, 40, 0.3, 25
 Row = dict[str, Any]
 KEPT = Path("docs/results/preferences")
 
@@ -89,32 +93,74 @@ def reward_model_of(data: Path) -> Path:
     return output
 
 
-def policy_of(data: Path, output: Path, *, seed: int, **settings: Any) -> Path:
-    """A policy by `train-preferences` with these settings; one that is there already is kept."""
+def policy_of(
+    data: Path,
+    output: Path,
+    *,
+    seed: int,
+    points: list[Row] | None = None,
+    start: Path = START,
+    **settings: Any,
+) -> Path:
+    """A policy by `train-preferences` with these settings; one that is there already is kept.
+
+    Args:
+        data: pairs, lists or answers.
+        output: its run folder.
+        seed: of the training.
+        points: where the points of its curve go; None judges nothing along the way.
+        start: the model that training starts from.
+        **settings: more of the command.
+    """
     shared = {
         "data": str(data),
-        "model": str(START),
+        "model": str(start),
         "output": str(output),
         "max_length": 96,
         "evaluation.share": 0.0,
         "training.batch_size": 16,
-        "training.learning_rate": 1e-3,
+        "training.learning_rate": 3e-4,
         "training.log_every": 50,
+        "training.checkpoint_every": EVERY if points is not None else 1000,
         "seed": seed,
         "device": "cpu",
         "progress": False,
     }
     if not (output / "config.json").exists():
-        train_preferences(settings_from(TrainPreferencesConfig, shared | settings))
+        with judged_along(points, start) if points is not None else nullcontext():
+            train_preferences(settings_from(TrainPreferencesConfig, shared | settings))
     return output
 
 
+@contextmanager
+def judged_along(points: list[Row], start: Path) -> Iterator[None]:
+    """Judge the policy in training at each of its checkpoints."""
+    written_before = SupervisedTrainer._save_checkpoint
+    tokenizer, first = load_tokenizer(str(start)), loaded(start)
+
+    def save(trainer: SupervisedTrainer, model: Any, trial: Any) -> None:
+        written_before(trainer, model, trial)
+        with torch.random.fork_rng(devices=[]):
+            worth = judged(trainer.model.model, first, tokenizer)  # what the loss is a function of
+            points.append({"step": trainer.progress.steps, **worth})
+
+    with patch.object(SupervisedTrainer, "_save_checkpoint", save):
+        yield
+
+
+def loaded(folder: Path) -> PreTrainedModel:
+    return load_model(AutoModelForCausalLM, str(folder), device="cpu")
+
+
+def judged_folder(policy: Path, *, start: Path = START) -> Row:
+    """What a policy in a folder is worth, as `judged`."""
+    return judged(loaded(policy), loaded(start), load_tokenizer(str(policy)))
+
+
 @torch.no_grad()
-def judged(policy: Path, *, start: Path = START) -> Row:
-    """Mean true reward of a policy's responses with its standard error, and its KL to the start."""
-    loaded = [load_model(AutoModelForCausalLM, str(one), device="cpu") for one in (policy, start)]
-    tokenizer = load_tokenizer(str(policy))
-    reading = reading_of(loaded[0], tokenizer, ReadingSettings())
+def judged(policy: Any, first: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Row:
+    """Mean true reward of a policy's responses with its standard error, and its KL to the first."""
+    reading = reading_of(first, tokenizer, ReadingSettings())
     rng = random.Random(77)
     asked = [sample_prompt(rng) for _ in range(PROMPTS)]
     ids = [row for row in reading.prompt_rows(asked, where="prompts") for _ in range(SAMPLES)]
@@ -122,14 +168,14 @@ def judged(policy: Path, *, start: Path = START) -> Row:
     rewards, ratios = [], []
     for at in range(0, len(ids), 200):
         batch, _ = sampled_responses(
-            loaded[0],
+            policy,
             *padded_rows(ids[at : at + 200], fill=tokenizer.pad_token_id, side="left"),
             sampling=Sampling(max_new_tokens=TOKENS, min_new_tokens=TOKENS),
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=reading.turn_ends or None,
         )
-        own, first = (response_logprobs(model, batch) for model in loaded)
-        ratios.append(masked_sum(own - first, batch.response_mask))
+        own, other = (response_logprobs(model, batch) for model in (policy, first))
+        ratios.append(masked_sum(own - other, batch.response_mask))
         texts = [one.response for one in decoded_responses(tokenizer, batch)]
         rewards += [true_reward(split_words(text)) for text in texts]
     true, kl = torch.tensor(rewards), torch.cat(ratios)
@@ -140,22 +186,20 @@ def judged(policy: Path, *, start: Path = START) -> Row:
     }
 
 
-def run_all(
-    name: str, runs: Iterable[tuple[Row, Callable[[], Path]]], *, start: Path = START
-) -> None:
-    """Train and judge what is missing, and keep all rows in `docs/results/preferences`.
+def run_all(name: str, runs: Iterable[tuple[Row, Callable[[], list[Row]]]]) -> None:
+    """Make what is missing, and keep all rows in `docs/results/preferences`.
 
     Args:
         name: of the experiment.
-        runs: what tells a run from others, and what trains its policy, in their order.
-        start: what the KL is held against.
+        runs: what tells a run from others, and what makes the points of its curve, in their order.
     """
     results = folder_of(name) / "results.jsonl"
     done = read_jsonl(results) if results.exists() else []
-    for key, trained in runs:
+    for key, points in runs:
         if any(key.items() <= row.items() for row in done):
             continue
-        append_jsonl(results, key | judged(trained(), start=start))
-        print(read_jsonl(results)[-1], flush=True)
+        append_jsonl(results, key | {"points": points()})
+        last = read_jsonl(results)[-1]
+        print({**key, **last["points"][-1]}, flush=True)
     KEPT.mkdir(parents=True, exist_ok=True)
     write_atomically(KEPT / f"{name}.json", json.dumps(read_jsonl(results)) + "\n")

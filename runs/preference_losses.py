@@ -1,10 +1,10 @@
-"""Every offline loss of the table on the same pairs: true reward over KL, at several prices.
+"""Every offline loss of the table on the same pairs: true reward over KL.
 
     python runs/preference_losses.py
 
-Each loss has four values of the one option that says how far its policy goes, from a third of the
-default to ten times it, or of the learning rate where it has no such option; six of them have two
-values more and a second seed. Losses that want scores get those of a reward model of the same
+Each loss has two values of the one option that says how far its policy goes, the default and ten
+times it, or of the learning rate where it has no such option; six of them have two values more and
+a second seed. Losses that want scores get those of a reward model of the same
 pairs, soft labels are the sigmoid of their difference, and teachers are a policy by DPO and one by
 DPO on the pairs turned around.
 """
@@ -22,7 +22,7 @@ from tokencredit.policy.losses.methods import PREFERENCE_LOSSES
 from tokencredit.recipes.run_folder import read_jsonl
 from tokencredit.scorers.responses import loaded_scorer, scored_responses
 
-FACTORS, BETWEEN, FURTHER = (1.0, 10.0), (1 / 3, 3.0), (30.0, 100.0)
+FACTORS, MORE = (1.0, 10.0), (0.1, 100.0)
 FRONTIER = ("dpo", "ipo", "simpo", "cpl", "cpl-kl", "discopop")
 RATE = "training.learning_rate"
 OPTION = {
@@ -77,8 +77,8 @@ def needed(loss: str, folder: Path, data: Path) -> Row:
     return {name: str(path) for name, path in found.items()}
 
 
-def trained(folder: Path, data: Path, *, loss: str, price: float, seed: int) -> Path:
-    output = folder / "policy"
+def curve(folder: Path, data: Path, *, loss: str, price: float, seed: int) -> list[Row]:
+    output, points = folder / "policy", []
     shutil.rmtree(output, ignore_errors=True)
     option = OPTION.get(loss, "dpo_beta")
     settings = {
@@ -86,23 +86,24 @@ def trained(folder: Path, data: Path, *, loss: str, price: float, seed: int) -> 
         option if option == RATE else f"options.{option}": price,
         **needed(loss, folder, data),
     }
-    return policy_of(scored_pairs(data, folder / "scored.jsonl"), output, seed=seed, **settings)
+    scored = scored_pairs(data, folder / "scored.jsonl")
+    policy_of(scored, output, seed=seed, points=points, **settings)
+    return points
 
 
-def runs_of(folder: Path) -> Iterator[tuple[Row, Callable[[], Path]]]:
+def runs_of(folder: Path) -> Iterator[tuple[Row, Callable[[], list[Row]]]]:
     data = pairs_of(folder)["noisy judge"]
-    others = [loss for loss in PREFERENCE_LOSSES if loss not in FRONTIER]
-    planned = [(0, loss, (*FACTORS, *BETWEEN, *FURTHER)) for loss in FRONTIER]
-    planned += [(0, loss, FACTORS) for loss in others] + [(0, loss, BETWEEN) for loss in others]
-    planned += [(1, loss, (*FACTORS, *BETWEEN, *FURTHER)) for loss in FRONTIER]
+    planned = [(0, loss, FACTORS) for loss in PREFERENCE_LOSSES]
+    planned += [(0, loss, MORE) for loss in FRONTIER]
+    planned += [(1, loss, (*FACTORS, *MORE)) for loss in FRONTIER]
     for seed, loss, factors in planned:
         option = OPTION.get(loss, "dpo_beta")
-        default = 1e-3 if option == RATE else PREFERENCE_LOSSES[loss].options[option]
+        default = 1e-4 if option == RATE else PREFERENCE_LOSSES[loss].options[option]
         for factor in factors:
             price = float(f"{default * factor:.2g}")
             key = {"loss": loss, "option": option, "price": price, "seed": seed}
             settings: dict[str, Any] = {"loss": loss, "price": price, "seed": seed}
-            yield key, partial(trained, folder, data, **settings)
+            yield key, partial(curve, folder, data, **settings)
 
 
 if __name__ == "__main__":

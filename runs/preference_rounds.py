@@ -5,8 +5,8 @@
 First part: three rounds of 500 prompts with eight responses each, judged by the quickstart's
 reward model, against one round of all 1,500 prompts: the same number of judgements. Second part:
 four rounds that begin with a policy by DPO on pairs of which 30 % are turned around, and in which
-it judges itself, with labels as they are or as soft as its consistency says. The policy is judged
-after every round.
+it judges itself, with labels as they are or as soft as its consistency says. Policies are judged
+along all rounds.
 """
 
 import random
@@ -17,7 +17,18 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from offline_study import QUICKSTART, START, Row, folder_of, pairs_of, policy_of, run_all, written
+from offline_study import (
+    QUICKSTART,
+    START,
+    Row,
+    folder_of,
+    judged_along,
+    judged_folder,
+    pairs_of,
+    policy_of,
+    run_all,
+    written,
+)
 
 from tokencredit.recipes.iteration.iterate_preferences import (
     IteratePreferencesConfig,
@@ -26,9 +37,9 @@ from tokencredit.recipes.iteration.iterate_preferences import (
 from tokencredit.recipes.settings import settings_from
 from tokencredit.toy.reviews import sample_prompt
 
-FACTORS, SEEDS = (1.0, 3.0, 10.0, 30.0), (0, 1)
+FACTORS, SEEDS = (1.0, 10.0), (0, 1)
 RATE = "training.learning_rate"
-PER_ROUND, ROUNDS, OWN_ROUNDS, OWN_PRICE = 500, 3, 4, 1.0
+PER_ROUND, ROUNDS, OWN_ROUNDS, OWN_PRICE = 500, 3, 4, 0.3
 
 JUDGED: dict[str, Row] = {
     "one round": {"rounds": 1, "prompts_per_round": ROUNDS * PER_ROUND},
@@ -57,32 +68,33 @@ def prompts_of(folder: Path) -> Path:
     return written(folder / "prompts.jsonl", rows)
 
 
-def policy_after(round_number: int, output: Path, *, prompts: Path, model: Path, own: Row) -> Path:
-    """The policy after a round, from a run of all rounds, which the first of them makes."""
-    found = output / f"round-{round_number:03d}"
-    if round_number == 0:  # the rounds of the method before
-        shutil.rmtree(output, ignore_errors=True)
-    if not (found / "config.json").exists():
-        shared = {
-            "prompts": str(prompts),
-            "model": str(model),
-            "output": str(output),
-            "prompts_per_round": PER_ROUND,
-            "prompts_at_once": 50,
-            "sampling.max_new_tokens": 40,
-            "sampling.min_new_tokens": 40,
-            "max_length": 96,
-            "evaluation.share": 0.0,
-            "training.batch_size": 16,
-            "training.learning_rate": 3e-4,
-            "device": "cpu",
-            "progress": False,
-        }
+def curve(output: Path, *, prompts: Path, model: Path, own: Row) -> list[Row]:
+    """What the policy is worth along all rounds."""
+    shutil.rmtree(output, ignore_errors=True)
+    shared = {
+        "prompts": str(prompts),
+        "model": str(model),
+        "output": str(output),
+        "prompts_per_round": PER_ROUND,
+        "prompts_at_once": 50,
+        "sampling.max_new_tokens": 40,
+        "sampling.min_new_tokens": 40,
+        "max_length": 96,
+        "evaluation.share": 0.0,
+        "training.batch_size": 16,
+        "training.learning_rate": 3e-4,
+        "training.checkpoint_every": 10,
+        "device": "cpu",
+        "progress": False,
+    }
+    points = [{"step": 0, **judged_folder(model)}]
+    with judged_along(points, START):
         iterate_preferences(settings_from(IteratePreferencesConfig, shared | own))
-    return found
+    last = output / f"round-{own['rounds'] - 1:03d}"
+    return [*points, {"step": "end", **judged_folder(last)}]
 
 
-def judged_rounds(folder: Path) -> Iterator[tuple[Row, Callable[[], Path]]]:
+def judged_rounds(folder: Path) -> Iterator[tuple[Row, Callable[[], list[Row]]]]:
     prompts = prompts_of(folder)
     for seed, method, factor in product(SEEDS, JUDGED, FACTORS):
         option, default = PRICES.get(method, ("options.dpo_beta", 0.1))
@@ -93,17 +105,14 @@ def judged_rounds(folder: Path) -> Iterator[tuple[Row, Callable[[], Path]]]:
             **JUDGED[method],
             option: float(f"{default * factor:.2g}"),
         }
-        for number in range(own["rounds"]):
-            key = {"part": "judged", "method": method, "option": option, "price": own[option],
-                   "seed": seed, "rounds": own["rounds"], "round": number + 1}  # fmt: skip
-            settings: dict[str, Any] = {"prompts": prompts, "model": START, "own": own}
-            yield key, partial(policy_after, number, folder / "judged", **settings)
+        key = {"part": "judged", "method": method, "option": option, "price": own[option],
+               "seed": seed}  # fmt: skip
+        settings: dict[str, Any] = {"prompts": prompts, "model": START, "own": own}
+        yield key, partial(curve, folder / "judged", **settings)
 
 
-def own_rounds(folder: Path) -> Iterator[tuple[Row, Callable[[], Path]]]:
+def own_rounds(folder: Path) -> Iterator[tuple[Row, Callable[[], list[Row]]]]:
     data, prompts = pairs_of(folder)["30 % turned around"], prompts_of(folder)
-    first = partial(policy_of, data, folder / "first", seed=100, **{"options.dpo_beta": OWN_PRICE})
-    yield {"part": "own", "method": "before", "price": OWN_PRICE, "seed": 0, "round": 0}, first
     for seed, method in product(SEEDS, OWN):
         own: Row = {
             "base": str(START),
@@ -112,16 +121,15 @@ def own_rounds(folder: Path) -> Iterator[tuple[Row, Callable[[], Path]]]:
             "options.dpo_beta": OWN_PRICE,
             **OWN[method],
         }
-        for number in range(OWN_ROUNDS):
-            key = {"part": "own", "method": method, "price": OWN_PRICE,
-                   "seed": seed, "rounds": own["rounds"], "round": number + 1}  # fmt: skip
 
-            def trained(number: int = number, own: Row = own) -> Path:
-                return policy_after(number, folder / "own", prompts=prompts, model=first(), own=own)
+        def points(own: Row = own) -> list[Row]:
+            price = {"options.dpo_beta": OWN_PRICE}
+            first = policy_of(data, folder / "first", seed=100, **price)
+            return curve(folder / "own", prompts=prompts, model=first, own=own)
 
-            yield key, trained
+        yield {"part": "own", "method": method, "price": OWN_PRICE, "seed": seed}, points
 
 
 if __name__ == "__main__":
-    folder = folder_of("rounds")
-    run_all("rounds", [*own_rounds(folder), *judged_rounds(folder)])
+    out = folder_of("rounds")
+    run_all("rounds", [*own_rounds(out), *judged_rounds(out)])

@@ -13,7 +13,7 @@ import random
 from pathlib import Path
 
 import torch
-from offline_study import QUICKSTART, START, Row, judged, written
+from offline_study import QUICKSTART, START, Row, judged_folder, written
 
 from tokencredit.policy.bounds import safety_test
 from tokencredit.recipes.policy.safety import TestSafetyConfig, test_safety
@@ -116,7 +116,7 @@ def main() -> None:
             if any(key.items() <= row.items() for row in done):
                 continue
             policy = trained(FOLDER / f"{name}-{seed}", weight=weight, seed=seed)
-            append_jsonl(results, key | tested(policy, prompts) | judged(policy))
+            append_jsonl(results, key | tested(policy, prompts) | judged_folder(policy))
             print(read_jsonl(results)[-1], flush=True)
     write_atomically(KEPT, json.dumps(read_jsonl(results)) + "\n")
 
