@@ -57,7 +57,7 @@ def of_seeds(prices: dict[float, dict[int, Curve]]) -> dict[int, list[Curve]]:
 
 
 def at_equal_kl(methods: Grouped) -> list[dict[str, str]]:
-    """A line for each method: its true reward at each KL and its best, at the best of its prices."""
+    """A line for each method: what it reaches at each KL and at most, at the best of its prices."""
     lines = []
     for method, prices in methods.items():
         seeds = of_seeds(prices)
