@@ -41,7 +41,7 @@ from tokencredit.toy.truth import split_words, true_reward
 
 QUICKSTART = Path("output/quickstart")
 START = QUICKSTART / "language-model"
-PROMPTS, SAMPLES, TOKENS, FLIPPED, EVERY = 100, 4, 40, 0.3, 25
+PROMPTS, SAMPLES, TOKENS, FLIPPED, EVERY = 100, 4, 40, 0.3, 50
 Row = dict[str, Any]
 KEPT = Path("docs/results/preferences")
 

@@ -12,17 +12,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
 from learning_report import markdown
 from offline_study import KEPT, Row
 
-from tokencredit.evaluation.learning import mean_and_deviation, value_at
+from tokencredit.evaluation.learning import mean_and_deviation
 from tokencredit.evaluation.plots import plot_frontier
 from tokencredit.recipes.run_folder import write_atomically
 
 DOCS = KEPT
-LEVELS = (2.0, 5.0, 10.0, 20.0)
+LEVELS, FARTHEST = (2.0, 5.0, 10.0, 20.0, 40.0), 60.0
 Curve = list[Row]
-Grouped = dict[str, dict[float, dict[int, Curve]]]
+Grouped = dict[str, dict[Any, dict[int, Curve]]]
 
 
 def grouped(rows: Sequence[Row], name: str) -> Grouped:
@@ -34,20 +35,11 @@ def grouped(rows: Sequence[Row], name: str) -> Grouped:
     return found
 
 
-def at_level(curve: Curve, level: float) -> float | None:
-    """The true reward where the KL first reaches a level; None if it never does, or at once."""
-    if curve[0]["kl"] > level:
-        return None
-    return value_at(
-        [point["kl"] for point in curve], [point["true"] for point in curve], level, window=1
-    )
+def best(points: Sequence[Row]) -> Row:
+    return max(points, key=lambda point: point["true"])
 
 
-def highest(curve: Curve) -> Row:
-    return max(curve, key=lambda point: point["true"])
-
-
-def of_seeds(prices: dict[float, dict[int, Curve]]) -> dict[int, list[Curve]]:
+def of_seeds(prices: dict[Any, dict[int, Curve]]) -> dict[int, list[Curve]]:
     """The curves of each seed at all prices, of seeds that have as many as the first one."""
     seeds: dict[int, list[Curve]] = {}
     for curves in prices.values():
@@ -56,44 +48,48 @@ def of_seeds(prices: dict[float, dict[int, Curve]]) -> dict[int, list[Curve]]:
     return {seed: curves for seed, curves in seeds.items() if len(curves) == len(prices)}
 
 
-def at_equal_kl(methods: Grouped) -> list[dict[str, str]]:
-    """A line for each method: what it reaches at each KL and at most, at the best of its prices."""
+def within_kl(methods: Grouped) -> list[dict[str, str]]:
+    """A line for each method: the best true reward of all its policies within a KL."""
     lines = []
     for method, prices in methods.items():
         seeds = of_seeds(prices)
+        policies = [[point for curve in curves for point in curve] for curves in seeds.values()]
         line = {"": method}
         for level in LEVELS:
-            found = [
-                [value for curve in curves if (value := at_level(curve, level)) is not None]
-                for curves in seeds.values()
-            ]
-            reached = [max(values) for values in found if values]
-            line[f"at KL {level:g}"] = mean_and_deviation(reached) if reached else "-"
-        best = [
-            max((highest(curve) for curve in curves), key=lambda point: point["true"])
-            for curves in seeds.values()
-        ]
-        line["highest"] = mean_and_deviation([point["true"] for point in best])
-        line["KL there"] = f"{mean(point['kl'] for point in best):.0f}"
-        line["prices, seeds"] = f"{len(prices)}, {len(seeds)}"
+            near = [[one for one in some if one["kl"] <= level] for some in policies]
+            found = [best(some)["true"] for some in near if some]
+            line[f"within KL {level:g}"] = mean_and_deviation(found) if found else "-"
+        highest = [best(some) for some in policies]
+        line["highest"] = mean_and_deviation([point["true"] for point in highest])
+        line["KL there"] = f"{mean(point['kl'] for point in highest):.0f}"
+        line["runs a seed, seeds"] = f"{len(prices)}, {len(seeds)}"
         lines.append(line)
     return lines
 
 
 def frontier(methods: Grouped, name: str, title: str) -> str:
-    """A figure of true reward over KL along training, at the price that reaches most."""
+    """A figure of the best true reward within a KL, as the mean of seeds."""
     paths = {}
     for method, prices in methods.items():
-        seeds = max(
-            prices.values(),
-            key=lambda curves: mean(highest(curve)["true"] for curve in curves.values()),
-        )
-        steps = list(zip(*seeds.values(), strict=False))
-        paths[method] = (
-            [mean(point["kl"] for point in points) for points in steps],
-            [mean(point["true"] for point in points) for points in steps],
-        )
-    plot_frontier(paths, DOCS / f"{name}.png", ylabel="true reward (nats)", title=title)
+        seeds = [
+            [point for curve in curves for point in curve] for curves in of_seeds(prices).values()
+        ]
+        nearest = max(min(point["kl"] for point in some) for some in seeds)
+        farthest = max(point["kl"] for some in seeds for point in some)
+        levels = [level for level in np.geomspace(0.5, FARTHEST, 200) if level >= nearest]
+        levels = [level for level in levels if level <= farthest] or [nearest]
+        reached = [
+            mean(best([one for one in some if one["kl"] <= level])["true"] for some in seeds)
+            for level in levels
+        ]
+        paths[method] = (levels, reached)
+    plot_frontier(
+        paths,
+        DOCS / f"{name}.png",
+        xlabel="KL to the start, at most (nats)",
+        ylabel="true reward (nats)",
+        title=title,
+    )
     return f"![{title}](preferences/{name}.png)"
 
 
@@ -109,7 +105,7 @@ def section(title: str, script: str, rows: Sequence[Row], name: str, by: str) ->
         "",
         f"    python runs/{script}.py",
         "",
-        *markdown(at_equal_kl(methods)),
+        *markdown(within_kl(methods)),
         "",
         frontier(methods, name, title),
         "",
@@ -117,7 +113,7 @@ def section(title: str, script: str, rows: Sequence[Row], name: str, by: str) ->
 
 
 def weights(rows: list[Row]) -> list[str]:
-    rows = [{**row, "price": row["beta"]} for row in rows]
+    rows = [{**row, "price": (row["rate"], row["beta"])} for row in rows]
     lines = []
     for pairs, name in {"noisy judge": "judge", "30 % turned around": "flipped"}.items():
         some = [row for row in rows if row["pairs"] == pairs]
@@ -135,7 +131,7 @@ def losses(rows: list[Row]) -> list[str]:
         *section("Six losses", "preference_losses", compared, "losses", "loss"),
         "All others, one seed:",
         "",
-        *markdown(at_equal_kl(grouped(others, "loss"))),
+        *markdown(within_kl(grouped(others, "loss"))),
         "",
     ]
 

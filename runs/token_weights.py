@@ -2,8 +2,8 @@
 
     python runs/token_weights.py
 
-Trains a policy for every kind of weight, beta, seed and data set (pairs as a noisy judge labelled
-them, and with 30 % of the labels turned around). Settings beside beta are the same for all.
+Trains a policy for every kind of weight, learning rate, beta, seed and data set: pairs as a noisy
+judge labelled them, and with 30 % of the labels turned around. The grid is the same for all.
 """
 
 import shutil
@@ -15,7 +15,7 @@ from typing import Any
 
 from offline_study import Row, folder_of, pairs_of, policy_of, reward_model_of, run_all
 
-BETAS, SEEDS = (0.1, 1.0), (0, 1, 2)
+RATES, BETAS, SEEDS = (3e-4, 1e-4), (0.1, 1.0), (0, 1, 2)
 
 
 def weights_of(data: Path) -> dict[str, dict[str, Any]]:
@@ -40,24 +40,23 @@ def weights_of(data: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def curve(data: Path, output: Path, *, beta: float, seed: int, weights: str) -> list[Row]:
+def curve(data: Path, output: Path, *, weights: str, seed: int, own: Row) -> list[Row]:
     """The curve of weighted DPO, after the models that weights are made of."""
     reward_model_of(data)
     policy_of(data, data.parent / "dpo", seed=100)
     shutil.rmtree(output, ignore_errors=True)
-    settings = {"options.dpo_beta": beta, **weights_of(data)[weights]}
     points: list[Row] = []
-    policy_of(data, output, seed=seed, points=points, **settings)
+    policy_of(data, output, seed=seed, points=points, **weights_of(data)[weights], **own)
     return points
 
 
 def runs_of(folder: Path) -> Iterator[tuple[Row, Callable[[], list[Row]]]]:
     pairs = pairs_of(folder)
-    for seed, (name, data), beta in product(SEEDS, pairs.items(), BETAS):
+    for seed, (name, data), rate, beta in product(SEEDS, pairs.items(), RATES, BETAS):
         for weights in weights_of(data):
-            key = {"pairs": name, "weights": weights, "beta": beta, "seed": seed}
-            settings: dict[str, Any] = {"beta": beta, "seed": seed, "weights": weights}
-            yield key, partial(curve, data, folder / "policy", **settings)
+            key = {"pairs": name, "weights": weights, "rate": rate, "beta": beta, "seed": seed}
+            own = {"training.learning_rate": rate, "options.dpo_beta": beta}
+            yield key, partial(curve, data, folder / "policy", weights=weights, seed=seed, own=own)
 
 
 if __name__ == "__main__":
