@@ -21,6 +21,7 @@ import yaml
 from learning_report import finished, markdown, version
 
 from tokencredit.evaluation.learning import WINDOW, running_means, value_at
+from tokencredit.evaluation.plots import plot_frontier
 from tokencredit.recipes.policy.learning_report import KL_LEVELS
 from tokencredit.recipes.run_folder import write_atomically
 
@@ -186,6 +187,60 @@ def results(experiment: str, found: dict[str, Any]) -> list[str]:
     return [*markdown(found["table"]), "", true, "", held_out]
 
 
+def merges() -> list[str]:
+    """What merging after training, stopping early and a price of the KL keep, with its figure."""
+    rows = json.loads((DOCS / "merging.json").read_text())
+    paths: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["by"] not in ("start", "trained"):
+            paths.setdefault(row["by"], []).append((row["nll"], row["true"]))
+    figure = plot_frontier(
+        {name: tuple(zip(*sorted(points), strict=True)) for name, points in paths.items()},
+        DOCS / "merging.png",
+        xlabel="negative log-likelihood of new reviews (nats per token)",
+        ylabel="true reward (nats)",
+        title="What was reached at which tax",
+    )
+    table = [
+        {
+            "policy": f"{row['by']} {row['setting']}".strip(),
+            "true": f"{row['true']:.2f} ± {row['true_error']:.2f}",
+            "NLL of new reviews": f"{row['nll']:.3f}",
+            "KL": f"{row['kl']:.1f}",
+        }
+        for row in rows
+    ]
+    return [
+        "## Merging after training",
+        "",
+        "    python runs/merging.py",
+        "",
+        *markdown(table),
+        "",
+        f"![True reward over the tax](honest/{figure.name})",
+        "",
+    ]
+
+
+def safety() -> list[str]:
+    """What training by a mean of costs or by its upper bound leaves for the safety test."""
+    rows = json.loads((DOCS / "safety.json").read_text())
+    table = [
+        {
+            "multiplier by": row["looks_at"],
+            "seed": str(row["seed"]),
+            "mean cost": f"{row['cost']:.3f} ± {row['cost_error']:.3f}",
+            "test on 800 prompts": "passed" if row["safe"] else "no solution",
+            "passed of tests on 200": f"{row['passed']:.3f}",
+            "true": f"{row['true']:.2f}",
+            "KL": f"{row['kl']:.1f}",
+        }
+        for row in rows
+    ]
+    lines = ["## Pessimism before the safety test", "", "    python runs/safety.py", ""]
+    return [*lines, *markdown(table), ""]
+
+
 def main() -> None:
     asked = sys.argv[1:]
     if asked[:1] == ["--restore"]:
@@ -201,6 +256,9 @@ def main() -> None:
     for experiment, title in EXPERIMENTS.items():
         if (DOCS / f"{experiment}.json").exists():
             page += section(experiment, title)
+    for name, part in {"safety": safety, "merging": merges}.items():
+        if (DOCS / f"{name}.json").exists():
+            page += part()
     write_atomically(DOCS.parent / "honest.md", "\n".join(page).rstrip() + "\n")
     print(DOCS.parent / "honest.md")
 
