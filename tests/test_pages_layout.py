@@ -1,6 +1,7 @@
 """Every page of the site in a real browser, narrow and wide, light and dark: nothing is cut off.
 
-TOKENCREDIT_SCREENSHOTS=folder keeps a picture of every page as it was looked at.
+TOKENCREDIT_SCREENSHOTS=folder keeps a picture of every page as it was looked at, and
+TOKENCREDIT_SITE=folder takes a site that was just built.
 """
 
 import importlib.util
@@ -81,6 +82,8 @@ def browser(tmp_path_factory) -> Iterator[Chromium]:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
     """The documentation, built as for its readers."""
+    if "TOKENCREDIT_SITE" in os.environ:
+        return Path(os.environ["TOKENCREDIT_SITE"])
     found = importlib.util.find_spec("mkdocs")
     needed(found and found.name, "the extra `docs` is not installed")
     folder = tmp_path_factory.mktemp("site")
