@@ -1,9 +1,7 @@
 """The page in a real browser: what one types is what one sees, and nothing of it is obeyed."""
 
-import os
-
 import pytest
-from chromium import Chromium, chromium_path
+from chromium import chromium_or_skip
 from tiny_tokenizers import CORPUS, byte_level
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
@@ -18,11 +16,7 @@ TEXT = "[...row.querySelectorAll('.tokens span')].map(cell => cell.textContent).
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    program = chromium_path()
-    if program is None:
-        missing = "no Chromium on this machine: apt-get install chromium"
-        pytest.fail(missing) if "TOKENCREDIT_CI" in os.environ else pytest.skip(missing)
-    browser = Chromium(program, tmp_path_factory.mktemp("profile"))
+    browser = chromium_or_skip(tmp_path_factory.mktemp("profile"))
     yield browser
     browser.close()
 
