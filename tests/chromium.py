@@ -80,9 +80,11 @@ class Chromium:
 
     def value(self, expression: str) -> Any:
         """What an expression of JavaScript is worth in the page."""
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
+        return self._evaluated(expression)
+
+    def value_of_promise(self, expression: str) -> Any:
+        """What a promise comes to."""
+        return self._evaluated(expression, awaitPromise=True)
 
     def wait(self, expression: str) -> None:
         """Until an expression is true; a page that is being replaced counts as false."""
@@ -153,6 +155,11 @@ class Chromium:
             "const b = e.getClientRects()[0]; return [b.x + b.width / 2, b.y + b.height / 2]; })()"
         )
         return x, y
+
+    def _evaluated(self, expression: str, **options: Any) -> Any:
+        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, **options)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
 
     def _message(self) -> Any:
         end = time.monotonic() + SECONDS
