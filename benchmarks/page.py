@@ -10,12 +10,13 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from urllib.parse import urlencode
+
+from PIL import Image
 
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT / "tests"))
@@ -109,12 +110,15 @@ def picture(reward_model: str, path: Path) -> None:
     """Write what the page shows of two responses, one token under the mouse."""
     methods = ("terminal", "uniform", "attention", "prefix-difference")
     with browser_at(reward_model, methods) as (browser, address):
-        browser.show(width=1120, height=860)
+        # As tall as the page, so that nothing scrolls away from under the mouse.
+        browser.show(width=1120, height=1200)
         shown(browser, address, COMPARED)
         browser.hover(".row:last-of-type .tokens span:nth-of-type(8)")
-        time.sleep(0.3)
-        browser.value("window.scrollTo(0, 0)")
+        browser.wait("document.getElementById('numbers').checkVisibility()")
         browser.screenshot(path, whole=True)
+    Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
+        path, optimize=True
+    )
     print(f"{path}: {path.stat().st_size / 1024:.0f} KiB")
 
 
