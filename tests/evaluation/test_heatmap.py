@@ -68,7 +68,7 @@ def test_what_is_charged_is_underlined_besides_its_colour():
     style = heatmap_html(["a"], {"m": [1.0]}).split("</style>")[0]
     low = re.search(r"\.low \{(.*?)\}", style, re.DOTALL)[1]
     high = re.search(r"\.high \{(.*?)\}", style, re.DOTALL)[1]
-    assert "underline" in low
+    assert "text-decoration: underline" in low
     assert "underline" not in high
     marks = re.findall(r"--mark: #(\w\w)(\w\w)(\w\w)", style)
     for mark, theme in zip(marks, ("light", "dark"), strict=True):
