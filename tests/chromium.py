@@ -1,4 +1,4 @@
-"""Headless Chromium, driven over a pipe by its debugging protocol: type, click, read the page."""
+"""Headless Chromium, driven over a pipe by its debugging protocol: type, click, look, read."""
 
 import base64
 import fcntl
@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
     *("--no-first-run", "--disable-background-networking", "--remote-debugging-pipe"),
@@ -22,6 +24,18 @@ SECONDS = 60.0
 def chromium_path() -> str | None:
     """The browser of this machine, if it has one."""
     return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+
+
+def chromium_or_skip(folder: Path) -> "Chromium":
+    """A browser with its profile in a folder; without one the tests are skipped, in CI they fail.
+
+    To be closed by whoever asks.
+    """
+    program = chromium_path()
+    if program is None:
+        missing = "no Chromium on this machine: apt-get install chromium"
+        pytest.fail(missing) if "TOKENCREDIT_CI" in os.environ else pytest.skip(missing)
+    return Chromium(program, folder)
 
 
 class Chromium:
@@ -66,9 +80,11 @@ class Chromium:
 
     def value(self, expression: str) -> Any:
         """What an expression of JavaScript is worth in the page."""
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
+        return self._evaluated(expression)
+
+    def value_of_promise(self, expression: str) -> Any:
+        """What a promise comes to."""
+        return self._evaluated(expression, awaitPromise=True)
 
     def wait(self, expression: str) -> None:
         """Until an expression is true; a page that is being replaced counts as false."""
@@ -84,29 +100,44 @@ class Chromium:
 
     def click(self, selector: str) -> None:
         """A mouse click in the middle of an element."""
-        box = self.value(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
-            "e.scrollIntoView(); const b = e.getBoundingClientRect();"
-            "return [b.x + b.width / 2, b.y + b.height / 2]; })()"
-        )
+        x, y = self._middle(selector)
         for kind in ("mousePressed", "mouseReleased"):
-            self.call(
-                "Input.dispatchMouseEvent",
-                type=kind,
-                x=box[0],
-                y=box[1],
-                button="left",
-                clickCount=1,
-            )
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def type(self, selector: str, text: str) -> None:
         """Click into a field and type."""
         self.click(selector)
         self.call("Input.insertText", text=text)
 
+    def press(self, key: str, *, shift: bool = False) -> None:
+        """One key, by its name: "Tab", "Enter", "Escape", "ArrowRight"; with Shift if so."""
+        code = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32}.get(key, 0)
+        text = {"Enter": "\r", " ": " "}.get(key, "")
+        shared = {"key": key, "windowsVirtualKeyCode": code, "modifiers": 8 if shift else 0}
+        down = {"type": "keyDown", "text": text} if text else {"type": "rawKeyDown"}
+        self.call("Input.dispatchKeyEvent", **down, **shared)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **shared)
+
+    def hover(self, selector: str) -> None:
+        """The mouse over the middle of an element."""
+        x, y = self._middle(selector)
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def show(self, *, width: int, height: int = 800, scheme: str = "light") -> None:
+        """Pages from now on in a window of this size, in CSS pixels, "light" or "dark"."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+        preferred = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.call("Emulation.setEmulatedMedia", features=preferred)
+
     def screenshot(self, path: Path, *, whole: bool = False) -> None:
         """The page as an image: what the window shows, or all of it."""
-        taken = self.call("Page.captureScreenshot", captureBeyondViewport=whole)
+        options: dict[str, Any] = {}
+        if whole:
+            size = self.call("Page.getLayoutMetrics")["cssContentSize"]
+            clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+            options = {"captureBeyondViewport": True, "clip": clip}
+        taken = self.call("Page.captureScreenshot", **options)
         path.write_bytes(base64.b64decode(taken["data"]))
 
     def close(self) -> None:
@@ -115,6 +146,20 @@ class Chromium:
         os.close(self._answers)
         self._process.terminate()
         self._process.wait(SECONDS)
+
+    def _middle(self, selector: str) -> tuple[float, float]:
+        """Of the first part of an element, scrolled into view."""
+        x, y = self.value(
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
+            "e.scrollIntoView({block: 'center', behavior: 'instant'});"
+            "const b = e.getClientRects()[0]; return [b.x + b.width / 2, b.y + b.height / 2]; })()"
+        )
+        return x, y
+
+    def _evaluated(self, expression: str, **options: Any) -> Any:
+        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, **options)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
 
     def _message(self) -> Any:
         end = time.monotonic() + SECONDS

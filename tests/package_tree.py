@@ -23,7 +23,8 @@ def _lines(folder: Path, indent: str) -> list[str]:
     for file in sorted(folder.glob("*.py*")):
         if file.suffix in {".py", ".pyi"} and (file.stem != "__init__" or folder == PACKAGE):
             lines.append(f"{indent + file.name:<{WIDTH}} {_first_line(file)}")
-    lines += [f"{indent}{file.name}" for file in sorted(folder.glob("*.html"))]
+    pages = [file for kind in ("*.html", "*.js") for file in folder.glob(kind)]
+    lines += [f"{indent}{file.name}" for file in sorted(pages)]
     for below in sorted(path.parent for path in folder.glob("*/__init__.py")):
         lines.append(f"{indent + below.name + '/':<{WIDTH}} {_first_line(below / '__init__.py')}")
         lines += _lines(below, indent + "  ")

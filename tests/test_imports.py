@@ -30,6 +30,7 @@ ALSO = {
     "evaluation/plots.py": {"matplotlib"},
     "evaluation/comparison_plots.py": {"matplotlib"},
     "evaluation/report.py": {"jinja2", "markupsafe"},
+    "evaluation/token_heatmap.py": {"markupsafe", "rich"},
     "preference/labels.py": {"rapidfuzz"},
     "server/app.py": {"fastapi", "pydantic", "starlette"},
     "server/encoding.py": {"pydantic", "pydantic_core"},
@@ -37,7 +38,7 @@ ALSO = {
     "server/listening.py": {"fastapi", "uvicorn"},
     "server/messages.py": {"pydantic", "pydantic_core"},
     "server/metrics.py": {"prometheus_client"},
-    "server/page.py": {"jinja2"},
+    "server/page.py": {"jinja2", "markupsafe"},
     "server/refusals.py": {"pydantic", "starlette"},
     "server/visitors.py": {"starlette"},
 }

@@ -4,7 +4,6 @@ TOKENCREDIT_SCREENSHOTS=folder keeps a picture of every page as it was looked at
 TOKENCREDIT_SITE=folder takes a site that was just built.
 """
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -17,11 +16,11 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from chromium import Chromium, chromium_path
+from chromium import Chromium, chromium_or_skip
 
 PROJECT = Path(__file__).resolve().parents[1]
 DOCS = PROJECT / "docs"
-WIDTHS, SCHEMES = (1280, 390), ("light", "dark")
+WIDTHS, HEIGHT, SCHEMES = (1280, 390), 900, ("light", "dark")
 SETTLED = 2.0  # seconds
 MEGABYTES = 15
 PAGES = sorted(
@@ -62,17 +61,9 @@ CUT_OFF = """
 """
 
 
-def needed(what: str | None, missing: str) -> str:
-    if what is None:
-        pytest.fail(missing) if "TOKENCREDIT_CI" in os.environ else pytest.skip(missing)
-    return what
-
-
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory) -> Iterator[Chromium]:
-    missing = "no Chromium on this machine: apt-get install chromium"
-    program = needed(chromium_path(), missing)
-    browser = Chromium(program, tmp_path_factory.mktemp("profile"))
+    browser = chromium_or_skip(tmp_path_factory.mktemp("profile"))
     browser.call("Network.enable")  # every page would build the index of the search again
     browser.call("Network.setBlockedURLs", urls=["*/search_index.json"])
     yield browser
@@ -84,8 +75,7 @@ def site(tmp_path_factory) -> Path:
     """The documentation, built as for its readers."""
     if "TOKENCREDIT_SITE" in os.environ:
         return Path(os.environ["TOKENCREDIT_SITE"])
-    found = importlib.util.find_spec("mkdocs")
-    needed(found and found.name, "the extra `docs` is not installed")
+    pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
     folder = tmp_path_factory.mktemp("site")
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder]
     subprocess.run(build, cwd=PROJECT, check=True, capture_output=True)
@@ -105,22 +95,14 @@ def address(site) -> Iterator[str]:
     server.shutdown()
 
 
-def look(browser: Chromium, width: int, scheme: str) -> None:
-    """Be a window of that width, of a reader who likes that scheme."""
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.call("Emulation.setDeviceMetricsOverride", **size)
-    likes = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.call("Emulation.setEmulatedMedia", features=likes)
-
-
 def problems(browser: Chromium, address: str, page: str) -> dict[tuple[int, str], list[str]]:
     """What is cut off, by width and scheme."""
     kept, found = os.environ.get("TOKENCREDIT_SCREENSHOTS"), {}
-    look(browser, WIDTHS[0], SCHEMES[0])
+    browser.show(width=WIDTHS[0], height=HEIGHT, scheme=SCHEMES[0])
     browser.open(f"{address}/{page}/" if page else f"{address}/")
     for width in WIDTHS:
         for scheme in SCHEMES:
-            look(browser, width, scheme)
+            browser.show(width=width, height=HEIGHT, scheme=scheme)
             named = {"light": "default", "dark": "slate"}[scheme]
             browser.wait(f"document.body.dataset.mdColorScheme === '{named}'")
             if kept:

@@ -1,18 +1,19 @@
 import io
 import math
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from contrast import contrast
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
+from parsed_heatmap import Page
 from rich.console import Console
 
 from tokencredit.errors import ConfigError, DataError, NumericError, ShapeError
 from tokencredit.evaluation.heatmap import heatmap_html, heatmap_png, heatmap_terminal
-from tokencredit.evaluation.token_display import THEMES, background, full_scale, visible
+from tokencredit.evaluation.token_display import LOW_MARK, THEMES, background, full_scale, visible
 
 TOKENS = ["The", " plot", " is", " not", " dull", ".\n", "Gut", "ä", " 日本", " 👩\u200d👧"]
 SCORES = [0.0, 0.0, 0.0, -1.0, 2.0, 0.5, 0.0, -0.25, 0.1, 0.0]
@@ -22,47 +23,6 @@ FUNCTIONS = [
     lambda tokens, scores, path, **options: heatmap_png(tokens, scores, path, **options),
     lambda tokens, scores, path, **options: heatmap_terminal(tokens, *scores.values(), **options),
 ]
-
-
-class Page(HTMLParser):
-    """Text, tags that stand open, and the tokens of each row with their attributes."""
-
-    def __init__(self, html: str):
-        super().__init__(convert_charrefs=True)
-        self.open, self.tags, self.rows, self.text = [], [], [], ""
-        self.feed(str(html))
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        if ("class", "tokens") in attributes:
-            self.rows.append([])
-        if tag == "span" and self.rows:
-            self.rows[-1].append({**dict(attributes), "text": ""})
-        if tag not in {"br", "img", "meta"}:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-        if self.open[-1:] == ["span"] and self.rows:
-            self.rows[-1][-1]["text"] += data
-
-
-def contrast(first: tuple[int, int, int], second: tuple[int, int, int]) -> float:
-    """WCAG 2.2, contrast ratio and relative luminance."""
-
-    def luminance(color: tuple[int, int, int]) -> float:
-        linear = [
-            part / 255 / 12.92 if part / 255 <= 0.04045 else ((part / 255 + 0.055) / 1.055) ** 2.4
-            for part in color
-        ]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    dark, light = sorted((luminance(first), luminance(second)))
-    return (light + 0.05) / (dark + 0.05)
 
 
 @pytest.mark.parametrize("theme", THEMES.values(), ids=list(THEMES))
@@ -92,7 +52,8 @@ def test_html_shows_every_token_once_per_method():
 def test_html_colours_by_sign_and_size():
     (row,) = Page(heatmap_html(TOKENS, {"true": SCORES})).rows
     assert [row[i]["class"] for i in (3, 4, 5)] == ["low", "high", "high"]
-    assert [row[i]["style"] for i in (2, 3, 4, 5)] == ["--a:0", "--a:0.5", "--a:1", "--a:0.25"]
+    assert [row[i]["style"] for i in (3, 4, 5)] == ["--a:0.5", "--a:1", "--a:0.25"]
+    assert "class" not in row[2]
     assert [row[i]["title"] for i in (3, 4)] == ["-1", "+2"]
 
 
@@ -101,6 +62,50 @@ def test_html_escapes_tokens_names_and_captions():
     page = Page(html)
     assert not {"script", "img"} & set(page.tags)
     assert [cell["text"] for cell in page.rows[0]] == [token.lstrip() for token in NASTY]
+
+
+def test_what_is_charged_is_underlined_besides_its_colour():
+    style = heatmap_html(["a"], {"m": [1.0]}).split("</style>")[0]
+    low = re.search(r"\.low \{(.*?)\}", style, re.DOTALL)[1]
+    high = re.search(r"\.high \{(.*?)\}", style, re.DOTALL)[1]
+    assert "text-decoration: underline" in low
+    assert "underline" not in high
+    marks = re.findall(r"--mark: #(\w\w)(\w\w)(\w\w)", style)
+    for mark, theme in zip(marks, ("light", "dark"), strict=True):
+        line = tuple(int(part, 16) for part in mark)
+        # WCAG asks 3 of what is no text.
+        assert contrast(line, THEMES[theme].page) >= 3
+    assert "".join(marks[0]) == LOW_MARK.removeprefix("#")
+
+
+def test_small_letters_are_readable_in_both_themes():
+    style = heatmap_html(["a"], {"m": [1.0]}).split("</style>")[0]
+    faint = re.findall(r"--faint: #(\w\w)(\w\w)(\w\w)", style)
+    for color, theme in zip(faint, ("light", "dark"), strict=True):
+        assert contrast(tuple(int(part, 16) for part in color), THEMES[theme].page) >= 4.5
+
+
+def test_screen_readers_get_a_table_with_the_numbers():
+    html = heatmap_html(["not", " bad"], {"m": [-1.0, 2.0]}, caption="A film")
+    assert html.count('role="table" aria-label="A film"') == 1
+    assert html.count('role="row"') == html.count('role="rowheader"') == 1
+    assert re.findall(r'role="cell"[^>]* title="([^"]*)"', html) == ["-1", "+2"]
+
+
+def test_a_long_text_has_a_bar_for_each_token():
+    scores = [1.0, -0.5, 0.0, 0.01] * 25
+    html = heatmap_html(["a"] * 100, {"m": scores, "nothing": [0.0] * 100}, scale=1.0)
+    paths = re.findall(r'<path class="(\w+)" d="([^"]*)"', html)
+    assert [name for name, _ in paths] == ["up", "down"]
+    assert paths[0][1].startswith("M0 0v-1.00h1V0zM4 0v-1.00h1V0z")
+    assert paths[1][1].startswith("M1 0v0.50h1V0zM5 0v0.50h1V0z")
+    assert [path.count("M") for _, path in paths] == [25, 25]
+    assert "<path" not in heatmap_html(["a"] * 20, {"m": scores[:20]})
+
+
+def test_shares_stand_below_what_they_are_of():
+    html = heatmap_html(["a"], {"m": [1.0], "m: 1 short": [1.0]}, parts=("m: 1 short",))
+    assert re.findall(r'class="([^"]*)" role="row"', html) == ["row", "row part"]
 
 
 def test_html_names_no_other_resource():
@@ -135,7 +140,7 @@ def test_terminal_colours():
     ink = "rgb({},{},{})".format(*dark.text)
     assert styles == {
         "a": "{} on rgb({},{},{})".format(ink, *dark.high),
-        "b": "{} on rgb({},{},{})".format(ink, *dark.low),
+        "b": "underline {} on rgb({},{},{})".format(ink, *dark.low),
     }
     light = heatmap_terminal(["a"], [2.0], theme="light")
     assert "on rgb({},{},{})".format(*THEMES["light"].high) in str(light.spans[0].style)

@@ -11,7 +11,7 @@ from tiny_tokenizers import CHAT_TEMPLATE, byte_level
 
 from tokencredit.batch import ResponseBatch
 from tokencredit.credit.methods import CREDIT_METHODS, CreditSettings, adds_up
-from tokencredit.recipes.credit.explain import ExplainConfig, _explained, explain
+from tokencredit.recipes.credit.explain import ExplainConfig, explain, explanation
 from tokencredit.recipes.credit.score_tokens import ScoreTokensConfig, score_tokens
 from tokencredit.reward_model import hf_scores
 from tokencredit.reward_model.hf_scores import load_reward_model, score_responses
@@ -219,7 +219,7 @@ def test_a_heat_map_shows_each_objective_and_the_sum(folder, tmp_path):
         "response": RESPONSES[0],
         "methods": ("prefix-difference", "leave-one-out"),
     }
-    rows = _explained(ExplainConfig(**settings)).scores
+    rows = explanation(ExplainConfig(**settings)).scores
     shares = [f"prefix-difference: {WEIGHTS[name]:.3g} {name}" for name in NAMES]
     assert list(rows) == ["prefix-difference", *shares, "leave-one-out"]
     sums = [sum(parts) for parts in zip(*(rows[name] for name in shares), strict=True)]

@@ -5,7 +5,8 @@ terminal might obey is escaped or written out.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 from unicodedata import east_asian_width
@@ -20,13 +21,17 @@ from rich.text import Text
 
 from tokencredit.evaluation.plots import write_figure
 from tokencredit.evaluation.token_display import (
+    LOW_MARK,
     THEMES,
     background,
     full_scale,
+    shown_side,
     spaces_and_rest,
     visible,
 )
 
+# Tokens from which on a text is long.
+_LONG = 60
 # Of the image: points of the font, inches of a character and of a line, columns for names.
 _POINTS, _CHARACTER, _LINE, _NAME_COLUMNS = 11, 11 / 72 * 0.602, 0.27, 22
 # A piece of a token in the image: its first column, its text, its strength from -1 to 1.
@@ -39,11 +44,13 @@ def heatmap_html(
     *,
     caption: str = "",
     scale: float | int | None = None,
+    parts: Collection[str] = (),
 ) -> Markup:
     """The text once per method, every token on the colour of its score, as a piece of HTML.
 
-    It needs nothing beside it and follows the reader's light or dark theme. Scores show on
-    hovering.
+    It needs nothing beside it and follows the reader's light or dark theme. What is charged is
+    underlined besides its colour. Scores show on hovering; screen readers read a table. A long
+    text has a bar for each token above it, up or down.
 
     Args:
         tokens: pieces of the text, spaces included.
@@ -51,6 +58,7 @@ def heatmap_html(
         caption: above the first row.
         scale: the score of the fullest colour, in nats; None takes the median over methods of
             their largest.
+        parts: names of rows that are shares of the row above them, such as those of objectives.
 
     Returns:
         Escaped markup, which `report_html` takes as it is.
@@ -69,17 +77,15 @@ def heatmap_html(
     rows = [
         {
             "name": name,
+            "is_part": name in parts,
             "total": sum(row),
             "largest": max((abs(score) for score in row), default=0.0),
+            "profile": _profile(row, full),
             "cells": [_cell(token, score, full) for token, score in zip(tokens, row, strict=True)],
         }
         for name, row in scores.items()
     ]
-    themes = {
-        name: {part: " ".join(map(str, color)) for part, color in theme._asdict().items()}
-        for name, theme in THEMES.items()
-    }
-    return Markup(_TEMPLATE.render(rows=rows, caption=caption, full=full, **themes))
+    return Markup(_TEMPLATE.render(rows=rows, caption=caption, full=full, style=_style()))
 
 
 def heatmap_terminal(
@@ -116,7 +122,8 @@ def heatmap_terminal(
         spaces, rest = spaces_and_rest(token)
         text.append(spaces)
         # What is hardly paid keeps the terminal's own colours.
-        text.append(rest, style=f"{ink} on {ground}" if abs(score) >= 0.05 * full else "")
+        style = {"high": f"{ink} on {ground}", "low": f"underline {ink} on {ground}", "": ""}
+        text.append(rest, style=style[shown_side(score / full)])
         text.append("\n" if token.endswith("\n") else "")
     return text
 
@@ -182,10 +189,36 @@ def _cell(token: str, score: float | int, full: float | int) -> dict[str, object
         "spaces": spaces,
         "text": rest,
         "ends_line": token.endswith("\n"),
-        "side": "high" if score >= 0 else "low",
+        "side": shown_side(score / full),
         "strength": f"{min(abs(score) / full, 1):.3g}",
         "score": score,
     }
+
+
+def _profile(scores: Sequence[float | int], full: float | int) -> dict[str, str] | None:
+    """Bars of all tokens from left to right as two paths, of width 1 and height up to 1.
+
+    None for a short text, and where no bar would be seen.
+    """
+    if len(scores) < _LONG:
+        return None
+    paths = {"high": "", "low": ""}
+    for place, score in enumerate(scores):
+        side = shown_side(score / full)
+        if side:
+            height = max(-1.0, min(1.0, score / full))
+            paths[side] += f"M{place} 0v{-height:.2f}h1V0z"
+    return paths if any(paths.values()) else None
+
+
+@cache
+def _style() -> Markup:
+    """The style sheet of a heat map, in the colours of both themes."""
+    themes = {
+        name: {part: " ".join(map(str, color)) for part, color in theme._asdict().items()}
+        for name, theme in THEMES.items()
+    }
+    return Markup(_ENVIRONMENT.get_template("heatmap.css.html").render(**themes))
 
 
 def _lines(
@@ -220,6 +253,11 @@ def _draw_line(axes: Axes, top: float, line: Sequence[_Piece]) -> None:
         place = (_NAME_COLUMNS + column, top + 0.06)
         color = "#{:02x}{:02x}{:02x}".format(*background(strength, theme=THEMES["light"]))
         axes.add_patch(Rectangle(place, _columns(piece), 0.88, color=color, linewidth=0))
+        if shown_side(strength) == "low":
+            under = (_NAME_COLUMNS + column + 0.1, top + 0.84)
+            axes.add_patch(
+                Rectangle(under, _columns(piece) - 0.2, 0.06, color=LOW_MARK, linewidth=0)
+            )
         _write(axes, place[0], top + 0.5, piece)
 
 
@@ -229,6 +267,5 @@ def _write(axes: Axes, x: float | int, y: float, text: str, **style: Any) -> Non
     axes.text(x, y, text, parse_math=False, **{"color": "#1a1a1a", **font, **style})
 
 
-_TEMPLATE = Environment(
-    loader=PackageLoader("tokencredit.evaluation", "."), autoescape=True
-).get_template("heatmap.html")
+_ENVIRONMENT = Environment(loader=PackageLoader("tokencredit.evaluation", "."), autoescape=True)
+_TEMPLATE = _ENVIRONMENT.get_template("heatmap.html")

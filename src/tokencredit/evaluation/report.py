@@ -81,7 +81,7 @@ def report_html(
     notes: Sequence[str] = (),
     tables: Sequence[ReportTable] = (),
     figures: Sequence[ReportFigure] = (),
-    heatmaps: Sequence[Markup] = (),
+    heatmaps: Sequence[str] = (),
     heatmaps_title: str = "Token by token",
 ) -> str:
     """A whole page that needs no other file and no network, legible in light and dark.

@@ -1,14 +1,14 @@
 """How one token is shown: its text made visible and the colour behind it.
 
-Blue is paid, orange is charged, nothing is nothing: the page shows through. The text keeps a
-contrast of 4.5 to 1 on every colour, on light pages and dark ones.
+Blue is paid, orange and underlined is charged, nothing is nothing: the page shows through. The
+text keeps a contrast of 4.5 to 1 on every colour, on light pages and dark ones.
 """
 
 import unicodedata
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from statistics import median
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from tokencredit.errors import ConfigError, DataError, NumericError, ShapeError
 from tokencredit.text.alignment import Span
@@ -29,6 +29,8 @@ THEMES = {
     "light": Theme((26, 26, 26), (255, 255, 255), (99, 169, 219), (247, 146, 72)),
     "dark": Theme((236, 236, 236), (24, 26, 30), (30, 96, 158), (160, 72, 12)),
 }
+LOW_MARK = "#9c3d00"
+"""The colour of the line under what is charged, on a light page."""
 # They hold emoji and Persian words together and move nothing.
 _JOINERS = "\u200c\u200d"
 
@@ -95,6 +97,17 @@ def background(strength: float | int, *, theme: Theme) -> Color:
     return red, green, blue
 
 
+def shown_side(strength: float | int) -> Literal["high", "low", ""]:
+    """Whether a token shows as paid or as charged; neither where it is hardly paid.
+
+    >>> shown_side(0.3), shown_side(-0.3), shown_side(0.049)
+    ('high', 'low', '')
+    """
+    if abs(strength) < 0.05:
+        return ""
+    return "high" if strength > 0 else "low"
+
+
 def full_scale(
     tokens: Sequence[str], scores: Mapping[str, Sequence[float | int]], *, scale: float | int | None
 ) -> float | int:
@@ -134,15 +147,21 @@ def _visible_character(character: str) -> str:
     return character if is_harmless else ascii(character)[1:-1]
 
 
-def share_name(method: str, objective: str, weight: float) -> str:
-    """Name of the row of a heat map that shows the share of one objective in what a method pays.
+def objective_shares(
+    method: str, objectives: Mapping[str, tuple[float | None, Sequence[float] | None]]
+) -> dict[str, list[float]]:
+    """What each objective of a reward model adds to the token scores of a method, by row's name.
 
     Args:
         method: name of the credit method.
-        objective: name of the objective.
-        weight: of the objective in the score.
+        objectives: by its name, the weight of each in the score and its own token scores; None
+            where these do not add up, and such an objective has no row.
 
-    >>> share_name("attention", "helpful", 0.7)
-    'attention: 0.7 helpful'
+    >>> objective_shares("attention", {"helpful": (0.5, [2.0, 4.0]), "short": (None, None)})
+    {'attention: 0.5 helpful': [1.0, 2.0]}
     """
-    return f"{method}: {weight:.3g} {objective}"
+    return {
+        f"{method}: {weight:.3g} {name}": [weight * score for score in scores]
+        for name, (weight, scores) in objectives.items()
+        if weight is not None and scores is not None
+    }

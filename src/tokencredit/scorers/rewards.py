@@ -52,6 +52,15 @@ class LoadedSource:
     score: ScoreSettings = field(default_factory=ScoreSettings)
     credited: CreditedScorer | None = None
 
+    def objective_key(self, name: str, *, of: int) -> str:
+        """An objective of this source by its name, after that of the source if it is one of many.
+
+        Args:
+            name: of the objective.
+            of: so many sources.
+        """
+        return name if of == 1 else f"{self.name}/{name}"
+
 
 @dataclass(frozen=True)
 class CombinedScorer:
@@ -265,7 +274,7 @@ class Rewards:
         found = {}
         for source, said in zip(self.sources, scores, strict=True):
             for name, one in said.objectives.items():
-                key = name if len(self.sources) == 1 else f"{source.name}/{name}"
+                key = source.objective_key(name, of=len(self.sources))
                 found[key] = self._paid_objective(source, one, responses, ask_policy, paid)
         return found
 

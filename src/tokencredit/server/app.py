@@ -29,7 +29,7 @@ from tokencredit.server.messages import (
     ScoreRequest,
 )
 from tokencredit.server.metrics import Metrics
-from tokencredit.server.page import PAGE_HEADERS, Filled, filled_form, page
+from tokencredit.server.page import PAGE_HEADERS, Filled, Offer, filled_form, page
 from tokencredit.server.refusals import RefusedError, refusal_of, told
 from tokencredit.server.rows import RowScorer, RowScores, TokenRow
 from tokencredit.server.turns import TookTooLongError
@@ -224,33 +224,49 @@ class _Service:
         return response
 
     async def heatmap(self, filled: Filled) -> Response:
-        """The form with its heat map."""
-        text = PromptAndResponse(prompt=filled.prompt, response=filled.response)
-        credit = self.scorer.credit_methods
+        """The form with its heat maps."""
+        offer = self.offer
+        credit, objectives = filled.chosen(offer.credit, offer.objectives)
+        credit = self.intake.credit(credit)
+        self.require_objectives(objectives)
+        texts = [PromptAndResponse(prompt=filled.prompt, response=one) for one in filled.responses]
         rows, scores = await self.intake.scored(
             lambda texts: self.scorer.text_rows(texts, credit),
-            [text],
+            texts,
             size=characters,
             longest=self.longest,
         )
-        return self.shown(filled, row=rows[0], scores=scores[0])
+        return self.shown(filled, rows=rows, scores=scores)
+
+    @property
+    def offer(self) -> Offer:
+        """What the page lets one choose."""
+        scorer = self.scorer
+        return Offer(scorer.credit_methods, scorer.objectives, self.intake.asks_token)
+
+    def require_objectives(self, asked: Sequence[str]) -> None:
+        """Refuse a name that is none of an objective."""
+        known = self.scorer.objectives
+        unknown = [name for name in asked if name not in known]
+        if unknown:
+            raise RefusedError(
+                422,
+                "RequestError",
+                f"objective names {unknown[0][:60]!a}; expected some of "
+                f"{', '.join(known) or 'none'}, which this reward model has",
+            )
 
     def shown(
         self,
         filled: Filled,
         *,
-        row: TokenRow | None = None,
-        scores: RowScores | None = None,
+        rows: Sequence[TokenRow] = (),
+        scores: Sequence[RowScores] = (),
         refusal: RefusedError | None = None,
     ) -> Response:
         """The page as HTML."""
-        html = page(
-            filled,
-            asks_token=self.intake.asks_token,
-            row=row,
-            scores=scores,
-            problem=None if refusal is None else refusal.message,
-        )
+        problem = None if refusal is None else refusal.message
+        html = page(filled, self.offer, rows=rows, scores=scores, problem=problem)
         status, headers = (200, {}) if refusal is None else (refusal.status, refusal.headers)
         return HTMLResponse(html, status, {**PAGE_HEADERS, **headers})
 

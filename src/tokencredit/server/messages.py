@@ -153,6 +153,7 @@ class Served(BaseModel):
         fingerprint: of the weights of all sources of reward, the vocabulary and tokenizer, the
             chat template and the settings above: what scores depend on.
         max_tokens: of one text with its prompt.
+        objectives: names of what the reward model scores apart; left out where it has one score.
     """
 
     credit: list[str]
@@ -165,6 +166,7 @@ class Served(BaseModel):
     vocabulary: str
     fingerprint: str
     max_tokens: int
+    objectives: list[str] | None = None
 
 
 class AboutAnswer(Served):

@@ -89,6 +89,11 @@ class RowScorer(Protocol):
         ...
 
     @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of what the reward model scores apart; none where it has one score."""
+        ...
+
+    @property
     def vocabulary(self) -> int:
         """Ids that the model knows."""
         ...

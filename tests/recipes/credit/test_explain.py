@@ -11,7 +11,7 @@ from tiny_tokenizers import CHAT_TEMPLATE, byte_level, word_level, wordpiece
 
 from tokencredit.errors import ConfigError, DataError, ModelError, NumericError, RunFolderError
 from tokencredit.evaluation.token_display import text_pieces
-from tokencredit.recipes.credit.explain import ExplainConfig, _explained, explain
+from tokencredit.recipes.credit.explain import ExplainConfig, explain, explanation
 from tokencredit.recipes.settings import LoadingSettings
 from tokencredit.scorers.source_settings import RewardSource
 
@@ -30,12 +30,12 @@ def settings(tmp_path):
 
 
 def test_pieces_are_the_text_and_rows_sum_to_the_score(settings):
-    explanation = _explained(ExplainConfig(**settings))
-    assert "".join(explanation.pieces) == RESPONSE
-    for method, scores in explanation.scores.items():
-        assert len(scores) == len(explanation.pieces)
+    shown = explanation(ExplainConfig(**settings))
+    assert "".join(shown.tokens) == RESPONSE
+    for method, scores in shown.scores.items():
+        assert len(scores) == len(shown.tokens)
         if method != "prefix-difference":
-            assert sum(scores) == pytest.approx(explanation.sequence_score, abs=1e-4)
+            assert sum(scores) == pytest.approx(shown.sequence_score, abs=1e-4)
 
 
 def test_tokens_of_one_character_are_one_piece():
@@ -72,8 +72,8 @@ def test_png_is_an_image(settings, tmp_path):
 
 
 def test_a_text_alone_stands_behind_the_first_token(settings):
-    explanation = _explained(ExplainConfig(**{**settings, "prompt": ""}))
-    assert "".join(explanation.pieces) == RESPONSE
+    shown = explanation(ExplainConfig(**{**settings, "prompt": ""}))
+    assert "".join(shown.tokens) == RESPONSE
 
 
 def test_the_chat_template_of_the_reward_model_is_used(settings, tmp_path):
@@ -84,9 +84,9 @@ def test_the_chat_template_of_the_reward_model_is_used(settings, tmp_path):
         {"role": "assistant", "content": RESPONSE},
     ]
     ids = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=False)
-    explanation = _explained(ExplainConfig(**settings))
-    assert explanation.sequence_score == pytest.approx(model(input_ids=ids).logits.item(), abs=1e-4)
-    assert "".join(explanation.pieces) == RESPONSE
+    shown = explanation(ExplainConfig(**settings))
+    assert shown.sequence_score == pytest.approx(model(input_ids=ids).logits.item(), abs=1e-4)
+    assert "".join(shown.tokens) == RESPONSE
 
 
 def test_encoders_can_be_explained_by_attention(settings, tmp_path):
@@ -94,10 +94,10 @@ def test_encoders_can_be_explained_by_attention(settings, tmp_path):
     model = save_reward_model(tmp_path / "model", tokenizer, "bert")
     with pytest.raises(ModelError, match="needs the score of every prefix"):
         explain(ExplainConfig(**settings))
-    explanation = _explained(ExplainConfig(**{**settings, "methods": ("attention",)}))
+    shown = explanation(ExplainConfig(**{**settings, "methods": ("attention",)}))
     ids = tokenizer("the film is", RESPONSE, return_tensors="pt")["input_ids"]  # a pair
     expected = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.item()
-    assert explanation.sequence_score == pytest.approx(expected, abs=1e-4)
+    assert shown.sequence_score == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -153,9 +153,9 @@ def test_several_rewards_are_one_heat_map(settings, tmp_path, capsys):
     save_reward_model(tmp_path / "other", byte_level())
     rewards = (RewardSource(settings.pop("reward_model")), RewardSource(str(tmp_path / "other")))
     config = ExplainConfig(**{**settings, "methods": ("uniform", "terminal")}, rewards=rewards)
-    explanation = _explained(config)
-    for scores in explanation.scores.values():
-        assert sum(scores) == pytest.approx(explanation.sequence_score, abs=1e-4)
+    shown = explanation(config)
+    for scores in shown.scores.values():
+        assert sum(scores) == pytest.approx(shown.sequence_score, abs=1e-4)
     with pytest.raises(ModelError, match="needs the attention"):
         explain(ExplainConfig(**{**settings, "methods": ("attention",)}, rewards=rewards))
 
@@ -174,16 +174,16 @@ def test_a_conversation_is_explained(settings, tmp_path, in_file):
     (tmp_path / "chat.json").write_text(whole, encoding="utf-8-sig")
     given = str(tmp_path / "chat.json") if in_file else whole
     settings |= {"prompt": "", "response": "", "messages": given, "methods": ("terminal",)}
-    explanation = _explained(ExplainConfig(**settings))
+    shown = explanation(ExplainConfig(**settings))
     turns = [CHAT[0], {"role": "user", "content": "rate this film"}]
     turns.append({"role": "assistant", "content": "a good film"})
     ids = tokenizer.apply_chat_template(turns, return_dict=False, return_tensors="pt")
     with torch.no_grad():
         right = model(input_ids=ids).logits.item()
-    assert explanation.sequence_score == pytest.approx(right, abs=1e-4)
-    assert "".join(explanation.pieces) == "a good film"
+    assert shown.sequence_score == pytest.approx(right, abs=1e-4)
+    assert "".join(shown.tokens) == "a good film"
     settings |= {"response": "a good film", "messages": json.dumps(CHAT)}
-    again = _explained(ExplainConfig(**settings))
+    again = explanation(ExplainConfig(**settings))
     assert again.sequence_score == pytest.approx(right, abs=1e-4)
 
 

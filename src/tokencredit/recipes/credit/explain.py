@@ -17,9 +17,10 @@ from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.batch import Prompt
 from tokencredit.credit.methods import CreditSettings, credit_method, with_method
 from tokencredit.errors import ConfigError, DataError
-from tokencredit.evaluation.heatmap import heatmap_html, heatmap_png, heatmap_terminal
+from tokencredit.evaluation.heatmap import heatmap_png
 from tokencredit.evaluation.report import report_html
-from tokencredit.evaluation.token_display import share_name, text_pieces, visible
+from tokencredit.evaluation.token_display import objective_shares
+from tokencredit.evaluation.token_heatmap import TokenHeatmap, text_heatmap
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.preference.cells import read_messages
 from tokencredit.preference.pairs import conversation_and_answer
@@ -98,19 +99,6 @@ class ExplainConfig:
             )
 
 
-@dataclass(frozen=True)
-class _Explanation:
-    """Pieces of the response's text, and what each method pays each of them, in nats.
-
-    Below the row of a method stand those of the objectives of a reward model that has several,
-    times their weights, which add up to it.
-    """
-
-    sequence_score: float
-    pieces: list[str]
-    scores: dict[str, list[float]]
-
-
 @quiet_transformers()
 def explain(config: ExplainConfig) -> Path | None:
     """Draw the heat map of one response, one row for every credit method.
@@ -128,29 +116,72 @@ def explain(config: ExplainConfig) -> Path | None:
         NumericError: a score is NaN or infinite.
         RunFolderError: the output cannot be written.
     """
-    explanation = _explained(config)
-    prompt, _ = _asked(config)
-    caption = f"score {explanation.sequence_score:+.3f} nats"
-    if prompt:
-        said = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-        caption += f", prompt: {said}"
+    heatmap = explanation(config)
     if config.output is None:
-        _print(explanation, caption)
+        Console().print(heatmap)
         return None
     path = Path(config.output)
     with writing(path):
         if path.suffix == ".html":
-            heatmap = heatmap_html(explanation.pieces, explanation.scores, caption=caption)
             page = report_html(
                 "What each token is worth",
                 notes=[f"Reward: {_names(config)}"],
-                heatmaps=[heatmap],
+                heatmaps=[heatmap.html()],
             )
             write_atomically(path, page)
         else:
-            heatmap_png(explanation.pieces, explanation.scores, path, caption=caption)
+            heatmap_png(heatmap.tokens, heatmap.scores, path, caption=heatmap.caption)
     print(f"heat map: {path}")
     return path
+
+
+@quiet_transformers()
+def explanation(config: ExplainConfig) -> TokenHeatmap:
+    """The heat map of one response, one row for every credit method.
+
+    Below the row of a method stand those of the objectives of a reward model that has several,
+    times their weights, which add up to it. A notebook shows the result as `explain` draws it.
+
+    Args:
+        config: the settings; `output` is not read.
+
+    Raises:
+        DataError, ModelError, NumericError: as `explain`.
+    """
+    prompt, response = _asked(config)
+    rewards = _rewards(config, prompt, response)
+    found = paid_texts(rewards, [prompt], [response], ended=config.ended)
+    (spans,) = found.encoded.response_spans
+    (names,) = token_texts(rewards[0].credited.tokenizer, found.encoded, [response])
+    rows: dict[str, list[float]] = {}
+    parts: list[str] = []
+    for method, scores, objectives in zip(
+        config.methods, found.token_scores, found.objectives, strict=True
+    ):
+        own = {
+            name: (
+                one.weight_of(0),
+                None if one.token_scores is None else one.token_scores[0].tolist(),
+            )
+            for name, one in objectives.items()
+        }
+        shares = objective_shares(method, own)
+        rows |= {method: scores[0].tolist(), **shares}
+        parts += shares
+    score = found.sequence_scores.item()
+    caption = f"score {score:+.3f} nats"
+    if prompt:
+        said = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        caption += f", prompt: {said}"
+    return text_heatmap(
+        response,
+        spans,
+        names,
+        rows,
+        caption=caption,
+        parts=tuple(parts),
+        sequence_score=score,
+    )
 
 
 def _asked(config: ExplainConfig) -> tuple[Prompt, str]:
@@ -178,30 +209,6 @@ def _json(text_or_file: str) -> Any:
     return value if inside is None else inside
 
 
-def _explained(config: ExplainConfig) -> _Explanation:
-    prompt, response = _asked(config)
-    rewards = _rewards(config, prompt, response)
-    found = paid_texts(rewards, [prompt], [response], ended=config.ended)
-    (spans,) = found.encoded.response_spans
-    (names,) = token_texts(rewards[0].credited.tokenizer, found.encoded, [response])
-    pieces, groups = text_pieces(response, spans, names)
-    paid = {}
-    for method, scores, objectives in zip(
-        config.methods, found.token_scores, found.objectives, strict=True
-    ):
-        paid[method] = scores[0].tolist()
-        for name, one in objectives.items():
-            weight = one.weight_of(0)
-            if weight is not None and one.token_scores is not None:
-                share = (weight * one.token_scores[0]).tolist()
-                paid[share_name(method, name, weight)] = share
-    return _Explanation(
-        found.sequence_scores.item(),
-        pieces,
-        {method: [sum(row[i] for i in group) for group in groups] for method, row in paid.items()},
-    )
-
-
 def _rewards(config: ExplainConfig, prompt: Prompt, response: str) -> list[Rewards]:
     """The sources of reward, loaded once, with the credit of each method."""
     loading = {**vars(config.loading), "device": config.device}
@@ -223,11 +230,3 @@ def _rewards(config: ExplainConfig, prompt: Prompt, response: str) -> list[Rewar
 def _names(config: ExplainConfig) -> str:
     sources = required_sources(config.reward_model, config.rewards, combine=config.combine)
     return ", ".join(one.model for one in sources)
-
-
-def _print(explanation: _Explanation, caption: str) -> None:
-    console = Console()
-    console.print(visible(caption), markup=False, highlight=False)
-    for method, scores in explanation.scores.items():
-        console.print(f"\n{method}, sum {sum(scores):+.3f}", style="bold")
-        console.print(heatmap_terminal(explanation.pieces, scores))

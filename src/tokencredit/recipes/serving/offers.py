@@ -3,12 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
 from tokencredit.batch import ResponseScores, RewardScorer
 from tokencredit.credit.evidence import NEEDS, Need
 from tokencredit.credit.methods import CREDIT_METHODS, CreditSettings, credit_method, with_method
 from tokencredit.errors import ConfigError, NumericError
+from tokencredit.models.hf_objectives import joined_scores
 from tokencredit.scorers.evidence import require_evidence
-from tokencredit.scorers.rewards import PaidObjective, Rewards
+from tokencredit.scorers.rewards import LoadedSource, PaidObjective, Rewards
 from tokencredit.scorers.text_rewards import other_credit
 from tokencredit.server.rows import ObjectiveOfRow, TokenRow
 from tokencredit.text.segments import SegmentSettings
@@ -105,6 +108,21 @@ def offered_details(
     if not reads_segments:
         needs.discard("position_scores")
     return tuple(name for name, need in DETAILS.items() if need in needs)
+
+
+def known_objectives(sources: Sequence[LoadedSource]) -> tuple[str, ...]:
+    """Names of the objectives by which sources with several score, as `Rewards` tells them.
+
+    Args:
+        sources: in their order.
+    """
+    found = []
+    for source in sources:
+        model = getattr(source.scorer, "model", None)
+        joined = joined_scores(model) if isinstance(model, nn.Module) else None
+        names = () if joined is None else joined.names
+        found += [source.objective_key(name, of=len(sources)) for name in names]
+    return tuple(found)
 
 
 def row_details(rows: Sequence[TokenRow], scores: ResponseScores) -> list[dict[str, list[float]]]:

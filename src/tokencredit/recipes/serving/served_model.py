@@ -5,7 +5,7 @@ A client that has the prefix scores or the attention of a text makes every credi
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -15,15 +15,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores
-from tokencredit.credit.methods import (
-    credit_method,
-)
+from tokencredit.credit.methods import credit_method
 from tokencredit.errors import DataError, ModelError, NumericError
 from tokencredit.models.fingerprint import weights_fingerprint
 from tokencredit.models.hf_loading import context_length, pad_token_id
 from tokencredit.models.hf_objectives import joined_scores
 from tokencredit.models.hf_vocabularies import tokenizer_fingerprint, vocabulary_fingerprint
-from tokencredit.recipes.serving.offers import offered_details, row_details, row_objectives
+from tokencredit.recipes.serving.offers import (
+    known_objectives,
+    offered_details,
+    row_details,
+    row_objectives,
+)
+from tokencredit.recipes.serving.served_rows import row_of_ids, rows_of_texts, verbatim_row
 from tokencredit.scorers.evidence import Responses, response_scores
 from tokencredit.scorers.local import own_scores
 from tokencredit.scorers.policy_tokens import ended_scores
@@ -31,12 +35,10 @@ from tokencredit.scorers.reading_rows import with_end_token
 from tokencredit.scorers.rewards import CombinedScorer, LoadedSource, PaidObjective, Rewards
 from tokencredit.scorers.text_rewards import with_segments
 from tokencredit.scorers.trained_reading import trained_segments
-from tokencredit.server.messages import Message, PromptAndResponse, PromptAndResponseIds, Served
+from tokencredit.server.messages import PromptAndResponse, PromptAndResponseIds, Served
 from tokencredit.server.rows import RowScores, TokenRow
-from tokencredit.text.hf_decoding import decoded_response
-from tokencredit.text.hf_encoding import EncodedResponses, closed_batch
+from tokencredit.text.hf_encoding import closed_batch
 from tokencredit.text.hf_reading import Reading
-from tokencredit.text.hf_token_rows import token_texts
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,11 @@ class ServedModel:
         return config.get_text_config().vocab_size
 
     @cached_property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of the objectives of the sources that have several."""
+        return known_objectives(self._sources)
+
+    @cached_property
     def about(self) -> Served:
         """What a client needs to know about the model."""
         segments = trained_segments(self.model.config) is not None
@@ -97,6 +104,7 @@ class ServedModel:
             details=list(offered_details(self.credit_methods, reads_segments=segments)),
             fingerprint=self._fingerprint(read),
             max_tokens=self.row_tokens,
+            objectives=list(self.objectives) or None,
             **read,
         )
 
@@ -128,7 +136,7 @@ class ServedModel:
                 refused by the chat template.
             ModelError: messages, and there is no chat template; or it rewrites the response.
         """
-        return self._encoded(texts, credit, details, range(len(texts)))
+        return rows_of_texts(self.reading, texts, credit, details, most_tokens=self.row_tokens)
 
     def id_rows(
         self,
@@ -155,7 +163,7 @@ class ServedModel:
                     f"text {number} has no prompt_ids; expected at least one, such as the token "
                     "that begins a sequence: the score of the prompt alone is read there"
                 )
-            row = self._id_row(text, credit, details)
+            row = row_of_ids(self.reading, text, credit, details)
             self._require_length(number, row.length)
             rows.append(row)
         return rows
@@ -176,30 +184,13 @@ class ServedModel:
                 "text does not say where its response begins; expected prompts and responses: "
                 "ask /score"
             )
-        rows = [self._verbatim_row(text, number) for number, text in enumerate(texts)]
+        rows = [
+            verbatim_row(self.reading, self.model, text, number=number)
+            for number, text in enumerate(texts)
+        ]
         for number, row in enumerate(rows):
             self._require_length(number, row.length)
         return rows
-
-    def _verbatim_row(self, text: str, number: int) -> TokenRow:
-        parts = self.reading.split(text)
-        if parts is not None:
-            prompt, answer = parts
-            encoded = self.reading.encoded([prompt], [answer], empty="keep")
-            return _token_rows(encoded, [[]], (), ())[0]
-        joined = joined_scores(self.model)
-        if joined is not None and joined.gate is not None:
-            raise ModelError(
-                "the reward model weighs its objectives by what it reads in the prompt, and a "
-                "whole text does not say where its response begins; expected prompts and "
-                "responses: ask /score"
-            )
-        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        if not ids:
-            raise DataError(f"text {number} is empty; expected a prompt and its response")
-        if self.reading.append_eos and ids[-1] != self.tokenizer.eos_token_id:
-            ids = [*ids, self.tokenizer.eos_token_id]
-        return TokenRow(ids[:1], ids[1:], [], [], [], ())
 
     def scores(self, rows: Sequence[TokenRow]) -> list[RowScores]:
         """Scores of all rows in one forward pass.
@@ -306,71 +297,6 @@ class ServedModel:
         ]
         return torch.tensor(said, device=batch.response_ids.device)
 
-    def _encoded(
-        self,
-        texts: Sequence[PromptAndResponse],
-        credit: tuple[str, ...],
-        details: tuple[str, ...],
-        numbers: Sequence[int],
-    ) -> list[TokenRow]:
-        """Rows of texts; one by one where that fails, to name the text that is to blame."""
-        responses = [text.response for text in texts]
-        try:
-            encoded = self.reading.encoded(
-                [_prompt(text.prompt) for text in texts],
-                responses,
-                ended=[text.ended for text in texts],
-                max_length=self.row_tokens,
-                empty="keep",
-            )
-        except DataError as error:
-            if len(texts) == 1:
-                raise DataError(f"text {numbers[0]}: {error}") from error
-            for text, number in zip(texts, numbers, strict=True):
-                self._encoded([text], credit, details, [number])
-            raise
-        names = token_texts(self.tokenizer, encoded, responses)
-        found = _token_rows(encoded, names, credit, details)
-        return [
-            replace(row, prompt=_prompt(text.prompt), ended=text.ended)
-            for row, text in zip(found, texts, strict=True)
-        ]
-
-    def _id_row(
-        self, text: PromptAndResponseIds, credit: tuple[str, ...], details: tuple[str, ...]
-    ) -> TokenRow:
-        row = TokenRow(text.prompt_ids or [], text.response_ids, [], [], [], (), details)
-        if text.ended is not None:
-            row = self._closed(text, row)
-        if not credit:
-            return row
-        decoded = decoded_response(self.tokenizer, row.prompt_ids, row.response_ids)
-        names = self.tokenizer.convert_ids_to_tokens(row.response_ids)
-        tokens = [
-            decoded.response[a:b] if b > a else str(name)
-            for (a, b), name in zip(decoded.spans, names, strict=True)
-        ]
-        return replace(row, tokens=tokens, spans=decoded.spans, credit=credit)
-
-    def _closed(self, text: PromptAndResponseIds, row: TokenRow) -> TokenRow:
-        """The row in the prompt of the model's reading, closed where the response ended."""
-        end = [pad_token_id(self.tokenizer)] if text.ended else []  # its closing takes this place
-        batch = ResponseBatch.of_rows([row.prompt_ids], [[*row.response_ids, *end]], pad_token_id=0)
-        prompts = None if text.prompt is None else [_prompt(text.prompt)]
-        found = self.reading.written_rows(batch, prompts, torch.tensor([bool(text.ended)]))
-        start = found.batch.prompt_ids.shape[1]
-        real = found.attention_mask[0, start:]
-        counts = found.batch.response_mask[0] & real
-        ids = found.batch.response_ids[0]
-        return replace(
-            row,
-            prompt_ids=found.batch.prompt_ids[0].tolist(),
-            response_ids=ids[counts].tolist(),
-            closing_ids=ids[real & ~counts].tolist(),
-            prompt=None if prompts is None else prompts[0],
-            ended=text.ended,
-        )
-
     def _require_length(self, number: int, length: int) -> None:
         if length > self.row_tokens:
             raise DataError(
@@ -393,32 +319,3 @@ def _asked(model: nn.Module) -> list[str]:
     """What is asked of a model of several objectives, as it stands after its name."""
     config: Any = model.config
     return [config.id2label[0]] if joined_scores(model) is not None else []
-
-
-def _prompt(prompt: str | list[Message]) -> Prompt:
-    if isinstance(prompt, str):
-        return prompt
-    return [message.model_dump() for message in prompt]
-
-
-def _token_rows(
-    encoded: EncodedResponses,
-    names: list[list[str]],
-    credit: tuple[str, ...],
-    details: tuple[str, ...],
-) -> list[TokenRow]:
-    """The rows of a padded batch without its padding; tokens where something asks for them."""
-    batch = encoded.batch
-    closing = encoded.attention_mask[:, batch.prompt_ids.shape[1] :].bool() & ~batch.response_mask
-    return [
-        TokenRow(
-            batch.prompt_ids[i][batch.prompt_mask[i]].tolist(),
-            batch.response_ids[i][batch.response_mask[i]].tolist(),
-            batch.response_ids[i][closing[i]].tolist(),
-            names[i] if credit or details else [],
-            spans if credit or details else [],
-            credit,
-            details,
-        )
-        for i, spans in enumerate(encoded.response_spans)
-    ]
