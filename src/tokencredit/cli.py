@@ -57,6 +57,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "reward_model.vote_on_pairs",
         "how strong preferences are by several reward models: margins, soft labels, flips",
     ),
+    "build-pairs": (
+        "data.build_pairs",
+        "pairs from ratings, factors, aspects or agreement; pairs to ask about; trees",
+    ),
     "train-policy": (
         "policy.train_policy",
         "PPO with a reward on every token, or RLOO, GRPO and others without a critic",
