@@ -97,6 +97,11 @@ def write_data(folder: Path) -> None:
     save_rows(folder, "errors.jsonl", errors)
     save_rows(folder, "marked.jsonl", [row | at for row, at in zip(errors, labels, strict=True)])
 
+    changed = [
+        {"prompt": row["prompt"], "original": row["rejected"], "edited": row["chosen"]}
+        for row in pairs
+    ]
+    save_rows(folder, "changed.jsonl", [{**row, "attribute": "praise"} for row in changed])
     edits = [{**row, "edited": row["chosen"]} for row in pairs]
     save_rows(folder, "edits.jsonl", edits)
     spans = [{"start": 4, "end": 7, "label": "major"}, {"start": 22, "end": 26, "label": "minor"}]
@@ -187,7 +192,8 @@ def judge():
     """Where an endpoint answers the questions of a judge, each with a token."""
 
     def reply(body: dict[str, Any]) -> dict[str, Any]:
-        return first_token(body, {"Yes": -0.1 - len(str(body)) % 7, "No": -2.0})
+        asked = len(str(body)) % 7
+        return first_token(body, {"Yes": -0.1 - asked, "No": -2.0, "A": -1.0 - asked, "B": -2.5})
 
     with answering(reply) as endpoint:
         yield endpoint.address

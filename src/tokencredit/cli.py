@@ -53,6 +53,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "reward_model.evaluate_reward_model",
         "accuracy, calibration and length bias of a reward model on pairs",
     ),
+    "evaluate-edits": (
+        "reward_model.evaluate_edits",
+        "what a score does when one attribute of a text is edited and nothing else",
+    ),
+    "evaluate-judge": (
+        "judge.evaluate_judge",
+        "accuracy of a judge on pairs, and how often its verdict turns with their order",
+    ),
     "vote-on-pairs": (
         "reward_model.vote_on_pairs",
         "how strong preferences are by several reward models: margins, soft labels, flips",
