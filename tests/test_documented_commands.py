@@ -68,8 +68,25 @@ def save_rows(folder: Path, name: str, rows: list[dict]) -> None:
     (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+FILM = """
+from tokencredit.judge.setups import JudgeSetup
+from tokencredit.judge.verdicts import two_way_verdict
+
+
+def film():
+    read = lambda reply, _count: [two_way_verdict(reply, "good", "bad")]
+    return JudgeSetup("a film", "", "each", "{responses} this film is", read, ("good", "bad"))
+"""
+"""A set-up of a judge in the words of the built-in task."""
+
+
 def write_data(folder: Path) -> None:
     """Every file that a command of the documentation reads."""
+    (folder / "my_judges.py").write_text(FILM)
+    (folder / "judge_lessons.py").write_text(
+        "from tokencredit.scorers.judge_correctness import correctness_reward\n"
+        'reward = correctness_reward("questions.jsonl")\n'
+    )
     pairs, rated = [], []
     for row in range(60):
         prompt, ending = f"the {('slow', 'new', 'first')[row % 3]} film", " it is" * (row // 3)

@@ -9,9 +9,26 @@ from tokencredit.ranges import require_at_least
 from tokencredit.scorers.functions import named_function, names_function
 
 
+def named_setup(name: str) -> JudgeSetup:
+    """A set-up by its name, or by that of a function that returns one.
+
+    Args:
+        name: in `JUDGE_SETUPS`, or `module:function`.
+
+    Raises:
+        ConfigError: there is none of this name, or the function returns something else.
+    """
+    if not names_function(name):
+        return named("judge.setup", name, JUDGE_SETUPS)
+    found = named_function(name)()
+    if not isinstance(found, JudgeSetup):
+        raise ConfigError(f"{name} returns {found!r:.80}; expected a JudgeSetup")
+    return found
+
+
 @dataclass(frozen=True)
-class AskingSettings:
-    """How a language model is asked as a judge about responses that it is given."""
+class QuestionSettings:
+    """Which questions a judge is asked."""
 
     setup: str = ""
     """Name of a set-up in docs/judges.md, or `module:function`, a Python function that returns a
@@ -20,6 +37,42 @@ class AskingSettings:
     """What to judge by, for set-ups with a principle."""
     rubric: str = ""
     """Criteria to judge by, the same for every prompt, for set-ups with a rubric."""
+
+    def __post_init__(self) -> None:
+        if self.setup and not names_function(self.setup):
+            self.require_what_it_asks_for(named("judge.setup", self.setup, JUDGE_SETUPS))
+
+    def row(self) -> JudgeSetup:
+        """The set-up.
+
+        Raises:
+            ConfigError: there is none of this name, the function returns none, or what it asks for
+                is not there.
+        """
+        found = named_setup(self.setup)
+        self.require_what_it_asks_for(found)
+        return found
+
+    def require_what_it_asks_for(self, setup: JudgeSetup) -> None:
+        """Raise ConfigError if the settings lack what a set-up asks for, or have more.
+
+        Args:
+            setup: that is meant.
+        """
+        for name in ("principle", "rubric"):
+            asks, there = f"{{{name}}}" in setup.template, bool(getattr(self, name).strip())
+            if asks != there:
+                raise ConfigError(
+                    f"judge.setup is {self.setup!r}, which asks for {'a' if asks else 'no'} "
+                    f"{name}, and there is {'one' if there else 'none'}; expected "
+                    f"{'judge.' + name if asks else 'none, or another set-up'}"
+                )
+
+
+@dataclass(frozen=True)
+class AskingSettings(QuestionSettings):
+    """How a language model is asked as a judge about responses that it is given."""
+
     cache: str | None = None
     """File in which replies are kept, so that no question is asked twice; None keeps none."""
     max_new_tokens: int = 1024
@@ -47,38 +100,15 @@ class AskingSettings:
                 f"ask_again is {self.ask_again} with a temperature of 0, where a judge says the "
                 "same again; expected a temperature above 0, or ask_again 0"
             )
-        if self.setup and not names_function(self.setup):
-            self.require_what_it_asks_for(named("judge.setup", self.setup, JUDGE_SETUPS))
-
-    def row(self) -> JudgeSetup:
-        """The set-up.
-
-        Raises:
-            ConfigError: there is none of this name, the function returns none, or what it asks for
-                is not there.
-        """
-        if not names_function(self.setup):
-            return named("judge.setup", self.setup, JUDGE_SETUPS)
-        found = named_function(self.setup)()
-        if not isinstance(found, JudgeSetup):
-            raise ConfigError(f"{self.setup} returns {found!r:.80}; expected a JudgeSetup")
-        self.require_what_it_asks_for(found)
-        return found
+        super().__post_init__()
 
     def require_what_it_asks_for(self, setup: JudgeSetup) -> None:
-        """Raise ConfigError if the settings lack what a set-up asks for, or have more.
+        """As of `QuestionSettings`, and that a question is asked again only where that helps.
 
         Args:
             setup: that is meant.
         """
-        for name in ("principle", "rubric"):
-            asks, there = f"{{{name}}}" in setup.template, bool(getattr(self, name).strip())
-            if asks != there:
-                raise ConfigError(
-                    f"judge.setup is {self.setup!r}, which asks for {'a' if asks else 'no'} "
-                    f"{name}, and there is {'one' if there else 'none'}; expected "
-                    f"{'judge.' + name if asks else 'none, or another set-up'}"
-                )
+        super().require_what_it_asks_for(setup)
         if self.ask_again and setup.answers:
             raise ConfigError(
                 f"ask_again is {self.ask_again} with judge.setup {self.setup!r}, whose judge "
