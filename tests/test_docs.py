@@ -29,6 +29,7 @@ from tokencredit.policy.methods import ALGORITHMS, Algorithm
 from tokencredit.policy.objectives import OBJECTIVE_MIXES
 from tokencredit.policy.selection import SELECTIONS
 from tokencredit.policy.setups import ONLINE_SETUPS
+from tokencredit.preference.builders import PAIR_BUILDERS
 from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
 from tokencredit.recipes.run_folder import read_jsonl
 from tokencredit.recipes.settings import all_settings
@@ -274,6 +275,17 @@ def test_every_set_up_of_rounds_has_its_row():
             f"`{said}`" for said in (one.judged_by, one.rows, one.loss)
         ]
         assert references == (" or ".join(one.references) or "none")
+
+
+def test_every_builder_of_pairs_has_its_row():
+    rows = {quoted(row[0])[0]: row for row in table("docs/data.md", "`--method`")}
+    assert list(rows) == list(PAIR_BUILDERS)
+    for name, one in PAIR_BUILDERS.items():
+        _, words, needs, settings, source, differs = rows[name]
+        assert [words, differs] == [one.words, one.differs]
+        assert one.source in source
+        assert quoted(needs) == [*one.numbers, *one.may, *one.models]
+        assert quoted(settings) == [*one.settings]
 
 
 def test_every_set_up_of_judges_says_what_differs():

@@ -68,8 +68,25 @@ def save_rows(folder: Path, name: str, rows: list[dict]) -> None:
     (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+FILM = """
+from tokencredit.judge.setups import JudgeSetup
+from tokencredit.judge.verdicts import two_way_verdict
+
+
+def film():
+    read = lambda reply, _count: [two_way_verdict(reply, "good", "bad")]
+    return JudgeSetup("a film", "", "each", "{responses} this film is", read, ("good", "bad"))
+"""
+"""A set-up of a judge in the words of the built-in task."""
+
+
 def write_data(folder: Path) -> None:
     """Every file that a command of the documentation reads."""
+    (folder / "my_judges.py").write_text(FILM)
+    (folder / "judge_lessons.py").write_text(
+        "from tokencredit.scorers.judge_correctness import correctness_reward\n"
+        'reward = correctness_reward("questions.jsonl")\n'
+    )
     pairs, rated = [], []
     for row in range(60):
         prompt, ending = f"the {('slow', 'new', 'first')[row % 3]} film", " it is" * (row // 3)
@@ -97,6 +114,11 @@ def write_data(folder: Path) -> None:
     save_rows(folder, "errors.jsonl", errors)
     save_rows(folder, "marked.jsonl", [row | at for row, at in zip(errors, labels, strict=True)])
 
+    changed = [
+        {"prompt": row["prompt"], "original": row["rejected"], "edited": row["chosen"]}
+        for row in pairs
+    ]
+    save_rows(folder, "changed.jsonl", [{**row, "attribute": "praise"} for row in changed])
     edits = [{**row, "edited": row["chosen"]} for row in pairs]
     save_rows(folder, "edits.jsonl", edits)
     spans = [{"start": 4, "end": 7, "label": "major"}, {"start": 22, "end": 26, "label": "minor"}]
@@ -187,7 +209,8 @@ def judge():
     """Where an endpoint answers the questions of a judge, each with a token."""
 
     def reply(body: dict[str, Any]) -> dict[str, Any]:
-        return first_token(body, {"Yes": -0.1 - len(str(body)) % 7, "No": -2.0})
+        asked = len(str(body)) % 7
+        return first_token(body, {"Yes": -0.1 - asked, "No": -2.0, "A": -1.0 - asked, "B": -2.5})
 
     with answering(reply) as endpoint:
         yield endpoint.address

@@ -49,13 +49,33 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "reward_model.train_rewriter",
         "a language model that turns rejected answers into chosen ones",
     ),
+    "train-judge": (
+        "judge.train_judge",
+        "a language model that judges with one token, by classification of its answer",
+    ),
     "evaluate-reward-model": (
         "reward_model.evaluate_reward_model",
         "accuracy, calibration and length bias of a reward model on pairs",
     ),
+    "evaluate-edits": (
+        "reward_model.evaluate_edits",
+        "what a score does when one attribute of a text is edited and nothing else",
+    ),
+    "evaluate-judge": (
+        "judge.evaluate_judge",
+        "accuracy of a judge on pairs, and how often its verdict turns with their order",
+    ),
     "vote-on-pairs": (
         "reward_model.vote_on_pairs",
         "how strong preferences are by several reward models: margins, soft labels, flips",
+    ),
+    "build-pairs": (
+        "data.build_pairs",
+        "pairs from ratings, factors, aspects or agreement; pairs to ask about; trees",
+    ),
+    "build-judge-prompts": (
+        "judge.build_judge_prompts",
+        "questions with known answers, to train a judge on that writes its verdict",
     ),
     "train-policy": (
         "policy.train_policy",
@@ -112,6 +132,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Each command: its module under `tokencredit.recipes`, and what it does."""
 SETTINGS_APART = {
+    "train-judge": "judge.settings",
     "compare-credit": "credit.compare_settings",
     "train-policy": "policy.settings",
 }

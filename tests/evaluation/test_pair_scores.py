@@ -7,6 +7,7 @@ from tokencredit.errors import ConfigError, DataError
 from tokencredit.evaluation.pair_scores import (
     best_of_n_outcome,
     pair_outcomes,
+    reciprocal_rank,
     wilson_interval,
 )
 
@@ -67,3 +68,19 @@ def test_more_right_than_there_were(right, count):
 def test_confidence_is_a_share(confidence):
     with pytest.raises(ConfigError, match="a share between 0 and 1"):
         wilson_interval(1, 2, confidence=confidence)
+
+
+def test_a_tie_counts_against_the_right_answer():
+    scores = torch.tensor([3.0, 2.0, 2.0, 1.0])
+    assert reciprocal_rank(torch.tensor([4.0]), scores) == 1
+    assert reciprocal_rank(torch.tensor([3.0]), scores) == 1 / 2
+    assert reciprocal_rank(torch.tensor([2.0, 0.0]), scores) == 1 / 4
+    assert reciprocal_rank(torch.zeros(1), torch.zeros(9)) == 1 / 10
+    with pytest.raises(DataError, match="a side has no answer"):
+        reciprocal_rank(torch.zeros(0), scores)
+
+
+@given(st.lists(st.integers(-3, 3), min_size=2, max_size=2))
+def test_against_one_wrong_answer_it_is_pair_accuracy(scores):
+    one, other = torch.tensor(scores).chunk(2)
+    assert (reciprocal_rank(one, other) == 1) == (pair_outcomes(one, other).item() == 1)

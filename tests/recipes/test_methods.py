@@ -16,6 +16,7 @@ from tokencredit.policy.methods import ALGORITHMS
 from tokencredit.policy.objectives import OBJECTIVE_MIXES
 from tokencredit.policy.selection import SELECTIONS
 from tokencredit.policy.setups import ONLINE_SETUPS
+from tokencredit.preference.builders import PAIR_BUILDERS
 from tokencredit.recipes import methods as recipe
 from tokencredit.reward_model.objectives import OBJECTIVES
 
@@ -30,6 +31,7 @@ NAMES = {
     "loss": PREFERENCE_LOSSES,
     "setup": ONLINE_SETUPS,
     "judge": JUDGE_SETUPS,
+    "builder": PAIR_BUILDERS,
     "objective": [name for pair in OBJECTIVES for name in pair],
     "generation": [*GUIDANCE_METHODS, *SEARCHES],
 }

@@ -366,3 +366,34 @@ def test_a_local_judge_writes_texts(tmp_path):
 def test_prompts_are_told_apart():
     turn = {"role": "user", "content": "x"}
     assert len({prompt_key(one) for one in ("x", [turn], [turn, turn], "y")}) == 3
+
+
+def test_a_local_judge_alone_pays_its_own_tokens(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_setup_of_a_judge.py").write_text(MODULE)
+    rows = [{"prompt": "the plot is", "response": text} for text in (" superb and good", " dull")]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judge = {"setup": "my_setup_of_a_judge:own"}
+    given = {"data": "answers.jsonl", "output": "scores.jsonl", "progress": False}
+    source = {"model": str(models / "policy"), "judge": judge}
+    for method in ("uniform", "prefix-difference"):
+        settings = {**given, "rewards": [source], "credit.method": method}
+        found = read_jsonl(score_tokens(settings_from(ScoreTokensConfig, settings)))
+        assert ["".join(row["tokens"]) for row in found][1] == " dull"
+    asked = rewards_of(str(models / "policy"), judge)
+    scores = asked.sources[0].scorer.function(
+        ["the plot is"] * 2, [row["response"] for row in rows]
+    )
+    assert [row["sequence_score"] for row in found] == pytest.approx(scores, abs=1e-5)
+    # Token scores of beginnings add up to the verdict less that on the empty response.
+    start = asked.sources[0].scorer.function(["the plot is"], [""])[0]
+    for row in found:
+        assert sum(row["token_scores"]) == pytest.approx(row["sequence_score"] - start, abs=1e-4)
+
+
+def test_a_judge_behind_an_endpoint_alone_has_no_tokens(endpoint, tmp_path):
+    (tmp_path / "answers.jsonl").write_text(json.dumps({"prompt": "a", "response": "b"}) + "\n")
+    source = {"model": f"{endpoint.address}#m", "judge": RLBFF}
+    settings = {"data": str(tmp_path / "answers.jsonl"), "rewards": [source]}
+    with pytest.raises(ConfigError, match="a judge by Hub id or folder"):
+        score_tokens(settings_from(ScoreTokensConfig, settings))

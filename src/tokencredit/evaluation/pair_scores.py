@@ -54,6 +54,34 @@ def best_of_n_outcome(
     return better / (better + int((rejected_scores == highest).sum()))
 
 
+def reciprocal_rank(
+    chosen_scores: Num[Tensor, "chosen"], rejected_scores: Num[Tensor, "rejected"]
+) -> float:
+    """One over the place of the best right answer among all wrong ones; a tie counts against it.
+
+        1 / (1 + |{j : r_j ≥ max c}|)
+
+    It is 1 where a right answer scores strictly above every wrong one: the mean of that over
+    prompts is the accuracy of one right answer against many.
+
+    Args:
+        chosen_scores: c, of the right answers, in any unit.
+        rejected_scores: r, of the wrong ones, in the same unit.
+
+    Raises:
+        DataError: a side has no answer.
+
+    Source: Kim et al. 2024, arXiv 2410.01729 (RewardMATH), with one right answer and nine wrong
+    ones. In `best_of_n_outcome` those with the highest score share it instead.
+
+    >>> reciprocal_rank(torch.tensor([2.0]), torch.tensor([3.0, 2.0, 1.0]))
+    0.3333333333333333
+    """
+    if not len(chosen_scores) or not len(rejected_scores):
+        raise DataError("a side has no answer; expected at least one right and one wrong answer")
+    return 1 / (1 + int((rejected_scores >= chosen_scores.max()).sum()))
+
+
 def wilson_interval(
     right: float | int, count: int, *, confidence: float = 0.95
 ) -> tuple[float, float]:

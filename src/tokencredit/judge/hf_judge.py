@@ -122,8 +122,16 @@ def without_special_tokens(
     return broken
 
 
-def _prompt_rows(reading: Reading, questions: Sequence[Question]) -> list[list[int]]:
-    """Questions as the ids that the model goes on from."""
+def question_rows(reading: Reading, questions: Sequence[Question]) -> list[list[int]]:
+    """Questions as the ids that a judge goes on from, special tokens in them broken.
+
+    Args:
+        reading: how it reads.
+        questions: any number.
+
+    Raises:
+        DataError, ModelError: as `Reading.prompt_rows`.
+    """
     asked = [without_special_tokens(reading.tokenizer, one.messages) for one in questions]
     prompts: list[Prompt] = [*asked]
     if reading.template != "chat":
@@ -147,7 +155,7 @@ def _texts(
         )
     tokenizer, device = reading.tokenizer, next(model.parameters()).device
     never = (*sampling.suppress_tokens, *undrawable_ids(tokenizer, model))
-    rows = _prompt_rows(reading, questions)
+    rows = question_rows(reading, questions)
     pad, found = pad_token_id(tokenizer), {}
     lengths = torch.tensor([len(row) for row in rows])
     for part in rows_of_like_length(lengths, micro_batch_size or len(rows)):
@@ -187,7 +195,7 @@ def _next_logprobs(
     micro_batch_size: int | None,
 ) -> Float[Tensor, "questions tokens"]:
     """Log-probabilities of some tokens after each question."""
-    rows = _prompt_rows(reading, questions)
+    rows = question_rows(reading, questions)
     prompt_ids, prompt_mask = padded_rows(rows, fill=pad_token_id(reading.tokenizer), side="left")
     # A token stands where the answer would: what is said of this place is read, not the token.
     answer_ids = torch.full((len(rows), 1), tokens[0])

@@ -102,14 +102,14 @@ def judged_scores(
             setup.template,
             prompts[row],
             [texts[row][place] for place in places],
-            labels=_labels(setup, len(places)),
+            labels=response_labels(setup, len(places)),
             principle=principle,
             rubric=rubric_of[row],
             answers=setup.answers,
         )
         for row, places in shown
     ]
-    read, again = _verdicts(
+    read, again = asked_verdicts(
         judge, setup, questions, [len(places) for _, places in shown], ask_again
     )
     verdicts = [verdict for some in read for verdict in some]
@@ -131,20 +131,37 @@ def _compared(setup: JudgeSetup, count: int) -> list[tuple[int, ...]]:
     return [tuple(range(count))]
 
 
-def _labels(setup: JudgeSetup, count: int) -> list[str]:
+def response_labels(setup: JudgeSetup, count: int) -> list[str]:
+    """What responses are called in a question: nothing, numbers or letters.
+
+    Args:
+        setup: that is asked by.
+        count: of the responses.
+    """
     if setup.asks == "each":
         return []
     return [str(n + 1) for n in range(count)] if setup.asks == "list" else list(LETTERS[:count])
 
 
-def _verdicts(
+def asked_verdicts(
     judge: Judge,
     setup: JudgeSetup,
     questions: Sequence[Question],
     counts: Sequence[int],
-    ask_again: int,
+    ask_again: int = 0,
 ) -> tuple[list[list[Verdict]], int]:
-    """What is read of the reply to each question, and how many were asked again."""
+    """What is read of the reply to each question, and how many were asked again.
+
+    Args:
+        judge: from questions to replies, in their order; equal questions are asked once.
+        setup: that reads the replies.
+        questions: any number.
+        counts: of the responses in each.
+        ask_again: how often a question whose reply cannot be read is asked again.
+
+    Raises:
+        DataError: the judge does not give one reply per question.
+    """
     found: list[list[Verdict]] = [[] for _ in questions]
     rows, again = list(range(len(questions))), 0
     for draw in range(ask_again + 1):

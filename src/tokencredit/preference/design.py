@@ -87,14 +87,16 @@ def d_optimal_pairs(
         )
     rows = features.double()
     inverse = torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device) / ridge
+    uncertainty = torch.einsum("pi,ij,pj->p", rows, inverse, rows)
     chosen, gains = [], []
     for _ in range(count):
-        uncertainty = torch.einsum("pi,ij,pj->p", rows, inverse, rows)
         best = int(uncertainty.argmax())
         chosen.append(best)
         gains.append(float(torch.log1p(uncertainty[best])))
         along = inverse @ rows[best]
-        inverse = inverse - along[:, None] * along[None] / (1 + uncertainty[best])
+        scale = 1 + uncertainty[best]
+        inverse = inverse - along[:, None] * along[None] / scale
+        uncertainty = (uncertainty - (rows @ along).square() / scale).clamp_min(0.0)
     return torch.tensor(chosen), torch.tensor(gains)
 
 

@@ -20,6 +20,7 @@ from tokencredit.policy.methods import ALGORITHMS
 from tokencredit.policy.objectives import OBJECTIVE_MIXES
 from tokencredit.policy.selection import SELECTIONS
 from tokencredit.policy.setups import ONLINE_SETUPS, ROW_KINDS
+from tokencredit.preference.builders import PAIR_BUILDERS
 from tokencredit.reward_model.objectives import OBJECTIVES
 
 
@@ -29,7 +30,7 @@ class MethodsConfig:
 
     kind: str | None = None
     """`credit`, `transform`, `combination`, `mix`, `constraint`, `selection`, `algorithm`, `loss`,
-    `setup`, `objective`, `judge` or `generation`; None shows all tables."""
+    `setup`, `objective`, `judge`, `builder` or `generation`; None shows all tables."""
 
     def __post_init__(self) -> None:
         if self.kind is not None:
@@ -164,6 +165,21 @@ def _judge() -> Table:
     return _table("Set-ups of judges, in Python", columns, rows)
 
 
+def _builder() -> Table:
+    rows = (
+        (
+            name,
+            one.words,
+            ", ".join(one.numbers) or "nothing",
+            ", ".join((*one.may, *one.models)),
+            ", ".join(one.settings),
+        )
+        for name, one in PAIR_BUILDERS.items()
+    )
+    columns = ("--method", "makes", "needs columns", "may have", "--build")
+    return _table("Builders of pairs", columns, rows)
+
+
 def _generation() -> Table:
     guided = (
         (name, "guidance", f"a reward model of {one.needs}", "guidance")
@@ -189,6 +205,7 @@ KINDS: dict[str, Callable[[], Table]] = {
     "setup": _setup,
     "objective": _objective,
     "judge": _judge,
+    "builder": _builder,
     "generation": _generation,
 }
 

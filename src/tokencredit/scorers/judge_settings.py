@@ -9,9 +9,26 @@ from tokencredit.ranges import require_at_least
 from tokencredit.scorers.functions import named_function, names_function
 
 
+def named_setup(name: str) -> JudgeSetup:
+    """A set-up by its name, or by that of a function that returns one.
+
+    Args:
+        name: in `JUDGE_SETUPS`, or `module:function`.
+
+    Raises:
+        ConfigError: there is none of this name, or the function returns something else.
+    """
+    if not names_function(name):
+        return named("judge.setup", name, JUDGE_SETUPS)
+    found = named_function(name)()
+    if not isinstance(found, JudgeSetup):
+        raise ConfigError(f"{name} returns {found!r:.80}; expected a JudgeSetup")
+    return found
+
+
 @dataclass(frozen=True)
-class JudgingSettings:
-    """How a language model is asked as a judge."""
+class QuestionSettings:
+    """Which questions a judge is asked."""
 
     setup: str = ""
     """Name of a set-up in docs/judges.md, or `module:function`, a Python function that returns a
@@ -20,9 +37,42 @@ class JudgingSettings:
     """What to judge by, for set-ups with a principle."""
     rubric: str = ""
     """Criteria to judge by, the same for every prompt, for set-ups with a rubric."""
-    references: str | None = None
-    """JSON-lines file with `prompt` and `response`, one reference for every prompt, for set-ups
-    that compare with one."""
+
+    def __post_init__(self) -> None:
+        if self.setup and not names_function(self.setup):
+            self.require_what_it_asks_for(named("judge.setup", self.setup, JUDGE_SETUPS))
+
+    def row(self) -> JudgeSetup:
+        """The set-up.
+
+        Raises:
+            ConfigError: there is none of this name, the function returns none, or what it asks for
+                is not there.
+        """
+        found = named_setup(self.setup)
+        self.require_what_it_asks_for(found)
+        return found
+
+    def require_what_it_asks_for(self, setup: JudgeSetup) -> None:
+        """Raise ConfigError if the settings lack what a set-up asks for, or have more.
+
+        Args:
+            setup: that is meant.
+        """
+        for name in ("principle", "rubric"):
+            asks, there = f"{{{name}}}" in setup.template, bool(getattr(self, name).strip())
+            if asks != there:
+                raise ConfigError(
+                    f"judge.setup is {self.setup!r}, which asks for {'a' if asks else 'no'} "
+                    f"{name}, and there is {'one' if there else 'none'}; expected "
+                    f"{'judge.' + name if asks else 'none, or another set-up'}"
+                )
+
+
+@dataclass(frozen=True)
+class AskingSettings(QuestionSettings):
+    """How a language model is asked as a judge about responses that it is given."""
+
     cache: str | None = None
     """File in which replies are kept, so that no question is asked twice; None keeps none."""
     max_new_tokens: int = 1024
@@ -50,44 +100,42 @@ class JudgingSettings:
                 f"ask_again is {self.ask_again} with a temperature of 0, where a judge says the "
                 "same again; expected a temperature above 0, or ask_again 0"
             )
-        if self.setup and not names_function(self.setup):
-            _require_what_it_asks_for(self, named("judge.setup", self.setup, JUDGE_SETUPS))
+        super().__post_init__()
 
-    def row(self) -> JudgeSetup:
-        """The set-up.
+    def require_what_it_asks_for(self, setup: JudgeSetup) -> None:
+        """As of `QuestionSettings`, and that a question is asked again only where that helps.
 
-        Raises:
-            ConfigError: there is none of this name, the function returns none, or what it asks for
-                is not there.
+        Args:
+            setup: that is meant.
         """
-        if not names_function(self.setup):
-            return named("judge.setup", self.setup, JUDGE_SETUPS)
-        found = named_function(self.setup)()
-        if not isinstance(found, JudgeSetup):
-            raise ConfigError(f"{self.setup} returns {found!r:.80}; expected a JudgeSetup")
-        _require_what_it_asks_for(self, found)
-        return found
-
-
-def _require_what_it_asks_for(settings: JudgingSettings, setup: JudgeSetup) -> None:
-    for name in ("principle", "rubric"):
-        asks, there = f"{{{name}}}" in setup.template, bool(getattr(settings, name).strip())
-        if asks != there:
+        super().require_what_it_asks_for(setup)
+        if self.ask_again and setup.answers:
             raise ConfigError(
-                f"judge.setup is {settings.setup!r}, which asks for "
-                f"{'a' if asks else 'no'} {name}, and there is {'one' if there else 'none'}; "
-                f"expected {'judge.' + name if asks else 'none, or another set-up'}"
+                f"ask_again is {self.ask_again} with judge.setup {self.setup!r}, whose judge "
+                "answers with one token, always the same; expected ask_again 0"
             )
-    compares = setup.asks == "reference"
-    if compares != (settings.references is not None):
-        raise ConfigError(
-            f"judge.setup is {settings.setup!r}, which compares "
-            f"{'with a reference' if compares else 'with none'}, and judge.references is "
-            f"{settings.references!r}; expected "
-            f"{'a JSON-lines file with prompt and response' if compares else 'none'}"
-        )
-    if settings.ask_again and setup.answers:
-        raise ConfigError(
-            f"ask_again is {settings.ask_again} with judge.setup {settings.setup!r}, whose judge "
-            "answers with one token, always the same; expected ask_again 0"
-        )
+
+
+@dataclass(frozen=True)
+class JudgingSettings(AskingSettings):
+    """How a language model is asked as a judge."""
+
+    references: str | None = None
+    """JSON-lines file with `prompt` and `response`, one reference for every prompt, for set-ups
+    that compare with one."""
+
+    def require_what_it_asks_for(self, setup: JudgeSetup) -> None:
+        """As of `AskingSettings`, with a file of references for set-ups that compare with one.
+
+        Args:
+            setup: that is meant.
+        """
+        super().require_what_it_asks_for(setup)
+        compares = setup.asks == "reference"
+        if compares != (self.references is not None):
+            raise ConfigError(
+                f"judge.setup is {self.setup!r}, which compares "
+                f"{'with a reference' if compares else 'with none'}, and judge.references is "
+                f"{self.references!r}; expected "
+                f"{'a JSON-lines file with prompt and response' if compares else 'none'}"
+            )

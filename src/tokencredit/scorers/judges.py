@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tokencredit.batch import Prompt
 from tokencredit.credit.methods import CreditSettings, credit_method
@@ -20,7 +20,7 @@ from tokencredit.judge.setups import JudgeSetup
 from tokencredit.models.fingerprint import weights_fingerprint
 from tokencredit.models.hf_loading import load_model, load_tokenizer
 from tokencredit.sampling import Sampling
-from tokencredit.scorers.judge_settings import JudgingSettings
+from tokencredit.scorers.judge_settings import AskingSettings, JudgingSettings
 from tokencredit.scorers.prefix_texts import made_of_prefixes
 from tokencredit.scorers.python_rewards import FunctionScorer
 from tokencredit.scorers.source_settings import RewardSource
@@ -174,35 +174,70 @@ def judge_scorer(
             "'terminal' or another method of whole responses, or a set-up that asks about one"
         )
     references = {} if settings.references is None else _read_references(settings.references)
-    name, model = f"the judge {source.label}", None
+    name = f"the judge {source.label}"
+    judge, model = loaded_judge(
+        source.model,
+        settings,
+        server=server,
+        reading=source.reading or reading,
+        loading=loading,
+        micro_batch_size=micro_batch_size,
+    )
+    reward = JudgeReward(judge, setup, settings, name, references)
+    at_ends = "segments" in credit_method(credit.method).needs
+    return FunctionScorer(reward, writer, name, prefixes, at_ends=at_ends, model=model)
+
+
+def loaded_judge(
+    name: str,
+    settings: AskingSettings,
+    *,
+    server: Callable[[str], RewardServer] = RewardServer,
+    reading: ReadingSettings | None = None,
+    loading: Mapping[str, Any] | None = None,
+    micro_batch_size: int | None = None,
+) -> tuple[Judge, PreTrainedModel | None]:
+    """A judge by its name: a causal language model, or an endpoint, whose model is not here.
+
+    Args:
+        name: Hub id, folder, or `http(s)://.../v1#model`.
+        settings: how it is asked.
+        server: makes a client of an address; the token is that of the judge alone.
+        reading: how a local judge reads.
+        loading: of a local judge, as `load_model` takes it; also `pad_token`.
+        micro_batch_size: questions per forward pass of a local judge.
+
+    Raises:
+        ConfigError: an address names no model.
+        ModelError: there is no such model.
+    """
+    model: PreTrainedModel | None = None
     judge: Judge
-    if is_address(source.model):
-        judge, identity = _endpoint(source.model, settings, server)
+    if is_address(name):
+        judge, identity = _endpoint(name, settings, server)
     else:
         given = dict(loading or {})
         pad, trust = given.pop("pad_token", None), given.get("trust_remote_code", False)
-        model = load_model(AutoModelForCausalLM, source.model, **given)
+        model = load_model(AutoModelForCausalLM, name, **given)
         model.eval().requires_grad_(False)
-        tokenizer = load_tokenizer(source.model, trust_remote_code=trust, pad_token=pad)
-        reads = reading_of(model, tokenizer, source.reading or reading)
+        tokenizer = load_tokenizer(name, trust_remote_code=trust, pad_token=pad)
+        reads = reading_of(model, tokenizer, reading)
         sampling = Sampling(settings.max_new_tokens, temperature=settings.temperature)
         judge = local_judge(
             model, reads, sampling=sampling, seed=settings.seed, micro_batch_size=micro_batch_size
         )
         identity = ""
         if settings.cache is not None:
-            said = [source.model, weights_fingerprint(model), str(model.dtype), reads.template]
+            said = [name, weights_fingerprint(model), str(model.dtype), reads.template]
             said += [str(tokenizer.chat_template), str(sampling), str(settings.seed)]
             identity = json.dumps(said)
     if settings.cache is not None:
         judge = kept_replies(judge, settings.cache, identity=identity)
-    reward = JudgeReward(judge, setup, settings, name, references)
-    at_ends = "segments" in credit_method(credit.method).needs
-    return FunctionScorer(reward, writer, name, prefixes, at_ends=at_ends, model=model)
+    return judge, model
 
 
 def _endpoint(
-    address: str, settings: JudgingSettings, server: Callable[[str], RewardServer]
+    address: str, settings: AskingSettings, server: Callable[[str], RewardServer]
 ) -> tuple[Judge, str]:
     address, model = endpoint_address(address)
     token = settings.token_variable

@@ -6,22 +6,27 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.batch import Prompt
 from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError
+from tokencredit.models.hf_loading import load_tokenizer
 from tokencredit.scorers.credit_models import loaded_credit_models
 from tokencredit.scorers.evidence import Responses, require_evidence
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.pooled import PooledRewardModel
+from tokencredit.scorers.python_rewards import FunctionScorer
 from tokencredit.scorers.rewards import PaidObjective, Rewards, require_scores_as_read
 from tokencredit.scorers.segmentation import response_segments
 from tokencredit.scorers.source_settings import RewardSource
 from tokencredit.scorers.sources import loaded_rewards, readable_reward_model
 from tokencredit.scorers.texts import whole_texts
+from tokencredit.server.exchange import is_address
 from tokencredit.text.hf_encoding import EncodedResponses
+from tokencredit.text.hf_known_readings import written_by
+from tokencredit.text.hf_reading import Reading
 from tokencredit.text.reading_settings import ReadingSettings
 from tokencredit.text.segments import SegmentSettings
 
@@ -58,6 +63,8 @@ def loaded_text_rewards(
 ) -> Rewards:
     """Sources of reward for responses in the tokens of the first reward model among them.
 
+    Where there is none they are those of the first judge that is loaded here.
+
     Args:
         sources: as `required_sources` gives them.
         credit: of the run.
@@ -72,20 +79,32 @@ def loaded_text_rewards(
         DataError, ModelError, ServerError: as `loaded_rewards`.
     """
     source = next((one for one in sources if one.has_tokens), None)
-    if source is None:
+    local = next((one for one in sources if one.judge and not is_address(one.model)), None)
+    known: dict[str, tuple[nn.Module, Reading]] = {}
+    if source is not None:
+        known[source.model] = readable_reward_model(source, reading=reading, loading=loading)
+        writer = known[source.model][1]
+    elif local is not None:
+        said = dict(loading or {})
+        tokenizer = load_tokenizer(
+            local.model,
+            pad_token=said.get("pad_token"),
+            trust_remote_code=said.get("trust_remote_code", False),
+        )
+        writer = written_by(tokenizer, local.model)
+    else:
         raise ConfigError(
             f"the rewards are {', '.join(one.model for one in sources)}; expected a reward model "
-            "by Hub id or folder, or one that vLLM serves, among them: its tokens are those that "
-            "are paid"
+            "or a judge by Hub id or folder, or a reward model that vLLM serves, among them: its "
+            "tokens are those that are paid"
         )
-    reader = readable_reward_model(source, reading=reading, loading=loading)
     return loaded_rewards(
         sources,
         credit,
         segments,
         combine or CombinationSettings(),
-        reader[1],
-        known={source.model: reader},
+        writer,
+        known=known,
         reading=reading,
         micro_batch_size=micro_batch_size,
         loading=loading,
@@ -114,15 +133,17 @@ def other_credit(
     return replace(rewards, credited=replace(rewards.credited, credit=credit, models=models))
 
 
-def reader_of(rewards: Rewards) -> LocalScorer | PooledRewardModel:
-    """The reward model whose own tokens are paid."""
+def reader_of(rewards: Rewards) -> tuple[nn.Module, Reading]:
+    """The reward model whose own tokens are paid, or the judge, and how it reads texts."""
     tokenizer = rewards.credited.tokenizer
-    return next(
-        one.scorer
-        for one in rewards.sources
-        if isinstance(one.scorer, LocalScorer | PooledRewardModel)
-        and one.scorer.tokenizer is tokenizer
-    )
+    for one in rewards.sources:
+        scorer = one.scorer
+        if isinstance(scorer, LocalScorer | PooledRewardModel) and scorer.tokenizer is tokenizer:
+            return scorer.model, scorer.reading
+    judges = [one.scorer for one in rewards.sources if isinstance(one.scorer, FunctionScorer)]
+    found = next(one for one in judges if one.model is not None)
+    assert found.model is not None
+    return found.model, found.writer
 
 
 def paid_texts(
@@ -147,8 +168,7 @@ def paid_texts(
         DataError, ModelError: as `Reading.encoded`.
         NumericError: a score is NaN or infinite.
     """
-    reader = reader_of(rewards[0])
-    encoded = whole_texts(reader.model, reader.reading, prompts, responses, ended=ended)
+    encoded = whole_texts(*reader_of(rewards[0]), prompts, responses, ended=ended)
     closed = [ended] * len(prompts) if isinstance(ended, bool) else list(ended)
     asked = Responses(
         encoded.batch,

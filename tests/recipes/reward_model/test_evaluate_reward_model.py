@@ -377,3 +377,14 @@ def test_the_same_settings_on_the_command_line(folder, tmp_path, capsys):
     assert main(["evaluate-reward-model", *arguments, "--output", str(tmp_path / "out")]) == 0
     assert "baseline: longer wins" in capsys.readouterr().out
     assert recipe.EvaluateRewardModelConfig is EvaluateRewardModelConfig
+
+
+def test_one_right_answer_against_many():
+    rows = scored(([3.0], [2.0, 1.0]), ([2.0], [2.0, 1.0]), ([0.0], [2.0, 1.0, 3.0]))
+    found = evaluation(rows, confidence=0.95, bins=2)["one_against_many"]
+    assert found["accuracy"] == pytest.approx(1 / 3)
+    assert (found["low"], found["high"]) == wilson_interval(1, 3)
+    rank = found["mean_reciprocal_rank"]
+    assert rank["mean"] == pytest.approx((1 + 1 / 2 + 1 / 4) / 3)
+    assert 1 / 4 <= rank["low"] < rank["mean"] < rank["high"] <= 1
+    assert "one_against_many" not in evaluation(scored(([1.0], [0.0])), confidence=0.9, bins=2)

@@ -223,7 +223,7 @@ def _rewards(config: ExplainConfig, prompt: Prompt, response: str) -> list[Rewar
         loading=loading,
     )
     example = (prompt, response) if config.show_example else None
-    print_reading("reward model", reader_of(loaded).reading, example=example)
+    print_reading("reward model", reader_of(loaded)[1], example=example)
     return [loaded, *(other_credit(loaded, credit, loading=loading) for credit in others)]
 
 

@@ -179,7 +179,7 @@ def score_tokens(config: ScoreTokensConfig) -> Path | None:
     )
     first, rows = _first(rows)
     example = (first.prompt, first.response) if config.show_example and first else None
-    print_reading("reward model", reader_of(rewards).reading, example=example)
+    print_reading("reward model", reader_of(rewards)[1], example=example)
     scored = track(
         _scored(config, rewards, rows, left_out),
         description="scoring",
@@ -315,10 +315,10 @@ def _fitted(config: ScoreTokensConfig, rewards: Rewards, row: _Asked) -> _Asked:
     """The row, cut as the settings say."""
     if config.max_length is None and config.truncation is None:
         return row
-    reader = reader_of(rewards)
-    lengths = (config.max_length, context_length(reader.model, reader.tokenizer))
+    model, reading = reader_of(rewards)
+    lengths = (config.max_length, context_length(model, reading.tokenizer))
     prompt, response = cut_to_fit(
-        reader.reading,
+        reading,
         row.prompt,
         row.response,
         max_length=min((length for length in lengths if length is not None), default=None),

@@ -29,6 +29,7 @@ def evaluation_tables(found: Mapping[str, Any]) -> list[Table]:
     named = {"all pairs": found["accuracy"], **found["subsets"]}
     if "best_of_n" in found:
         named["best of n"] = found["best_of_n"]
+        named["right answer above all others"] = found["one_against_many"]
     named |= {
         "baseline: longer wins": length["longer_wins"],
         "baseline: shorter wins": length["shorter_wins"],
@@ -44,6 +45,9 @@ def evaluation_tables(found: Mapping[str, Any]) -> list[Table]:
     error = found["calibration"]["expected_calibration_error"]
     others.add_row("expected calibration error", _number(error))
     others.add_row("negative log-likelihood (nats)", _number(found["negative_log_likelihood"]))
+    if "one_against_many" in found:
+        rank = found["one_against_many"]["mean_reciprocal_rank"]
+        others.add_row("mean reciprocal rank", f"{rank['mean']:.3f} ({_interval(rank)})")
     mean = found["scores"]["margin"]["mean"]
     others.add_row("mean margin (nats)", f"{mean:+.3f}")
     return [table, fraction_table(found["fractions"], title="by the part seen"), others]

@@ -8,6 +8,7 @@ from tokencredit.errors import DataError, TokenCreditWarning
 from tokencredit.preference.hf_datasets import load_pairs
 from tokencredit.preference.hf_rows import LeftOut
 from tokencredit.preference.pairs import JudgedResponse, PreferencePair
+from tokencredit.recipes.judge.settings import TrainJudgeConfig
 from tokencredit.recipes.reward_model.causal_settings import (
     TrainImplicitRewardConfig,
     TrainRewriterConfig,
@@ -21,7 +22,7 @@ Row = TypeVar("Row")
 
 
 def training_pairs(
-    config: TrainImplicitRewardConfig | TrainRewriterConfig | TrainGateConfig,
+    config: TrainImplicitRewardConfig | TrainRewriterConfig | TrainGateConfig | TrainJudgeConfig,
 ) -> tuple[list[PreferencePair], list[PreferencePair], list[LeftOut] | None]:
     """Pairs to train on, pairs that are held out, and rows that cannot be used.
 

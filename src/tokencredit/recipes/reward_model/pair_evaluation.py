@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from tokencredit.evaluation.agreement import spearman_correlation
+from tokencredit.evaluation.bootstrap import mean_interval
 from tokencredit.evaluation.calibration import (
     expected_calibration_error,
     pair_reliability_curve,
@@ -18,6 +19,7 @@ from tokencredit.evaluation.calibration import (
 from tokencredit.evaluation.pair_scores import (
     best_of_n_outcome,
     pair_outcomes,
+    reciprocal_rank,
     wilson_interval,
 )
 from tokencredit.evaluation.prefix_accuracy import pair_accuracy_by_fraction
@@ -125,7 +127,22 @@ def evaluation(
         picked = [best_of_n_outcome(o.chosen_scores[:, -1], o.rejected_scores[:, -1])
                   for o in scored]  # fmt: skip
         found["best_of_n"] = share(torch.tensor(picked), confidence)
+        found["one_against_many"] = _one_against_many(scored, confidence)
     return found
+
+
+def _one_against_many(scored: Sequence[ScoredComparison], confidence: float) -> dict[str, Any]:
+    """How often a right answer is strictly above all wrong ones, and the mean reciprocal rank."""
+    ranks = torch.tensor(
+        [reciprocal_rank(one.chosen_scores[:, -1], one.rejected_scores[:, -1]) for one in scored],
+        dtype=torch.float64,
+    )
+    low, high = mean_interval(ranks, coverage=confidence)
+    return {
+        **share((ranks == 1).double(), confidence),
+        "wrong_answers": sum(len(one.rejected_scores) for one in scored) / len(scored),
+        "mean_reciprocal_rank": {"mean": float(ranks.mean()), "low": low, "high": high},
+    }
 
 
 def share(outcomes: Float[Tensor, "pairs"], confidence: float) -> dict[str, float | int | None]:

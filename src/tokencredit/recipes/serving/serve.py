@@ -217,21 +217,27 @@ def application_of(config: ServeConfig, *, token: str | None = None) -> Any:
             "pip install 'tokencredit[serve]'"
         ) from error
     loading = {**vars(config.loading), "device": config.device}
+    sources = _sources(config)
+    if not any(one.has_tokens for one in sources):
+        raise ConfigError(
+            f"the rewards are {', '.join(one.model for one in sources)}; expected a reward model "
+            "by Hub id or folder, or one that vLLM serves, among them: its tokens are served"
+        )
     rewards = loaded_text_rewards(
-        _sources(config),
+        sources,
         with_method(config.credit, "terminal"),
         config.segments,
         combine=config.combine,
         reading=config.reading,
         loading=loading,
     )
-    reader = reader_of(rewards)
+    model, reading = reader_of(rewards)
     example = ("(prompt)", " (response)") if config.show_example else None
-    print_reading("reward model", reader.reading, example=example)
+    print_reading("reward model", reading, example=example)
     rewards = replace(rewards, credited=replace(rewards.credited, credit=config.credit))
     served = ServedModel(
-        reader.model,
-        reader.reading,
+        model,
+        reading,
         rewards_on_offer(rewards, config.methods, loading=loading),
         layer=config.credit.layer,
         max_tokens=config.limits.max_batch_tokens,

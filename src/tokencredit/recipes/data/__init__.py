@@ -1,0 +1,1 @@
+"""Data to learn from, made of what is known of answers."""

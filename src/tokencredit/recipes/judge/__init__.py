@@ -1,0 +1,1 @@
+"""Judges, evaluated, and the data that they learn from."""
