@@ -11,17 +11,20 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import numpy as np
 from learning_report import markdown
 from offline_study import KEPT, Row
+from preference_losses import FRONTIER
+from token_weights import RATE
 
 from tokencredit.evaluation.learning import mean_and_deviation
 from tokencredit.evaluation.plots import plot_frontier
 from tokencredit.recipes.run_folder import write_atomically
 
 DOCS = KEPT
-LEVELS, FARTHEST = (2.0, 5.0, 10.0, 20.0, 40.0), 60.0
+LEVELS, FARTHEST = (5.0, 10.0, 20.0), 60.0
 Curve = list[Row]
 Grouped = dict[str, dict[Any, dict[int, Curve]]]
 
@@ -62,7 +65,7 @@ def within_kl(methods: Grouped) -> list[dict[str, str]]:
         highest = [best(some) for some in policies]
         line["highest"] = mean_and_deviation([point["true"] for point in highest])
         line["KL there"] = f"{mean(point['kl'] for point in highest):.0f}"
-        line["runs a seed, seeds"] = f"{len(prices)}, {len(seeds)}"
+        line["runs, seeds"] = f"{len(prices)}, {len(seeds)}"
         lines.append(line)
     return lines
 
@@ -113,7 +116,7 @@ def section(title: str, script: str, rows: Sequence[Row], name: str, by: str) ->
 
 
 def weights(rows: list[Row]) -> list[str]:
-    rows = [{**row, "price": (row["rate"], row["beta"])} for row in rows]
+    rows = [{**row, "price": row["beta"]} for row in rows if row["rate"] == RATE]
     lines = []
     for pairs, name in {"noisy judge": "judge", "30 % turned around": "flipped"}.items():
         some = [row for row in rows if row["pairs"] == pairs]
@@ -124,15 +127,15 @@ def weights(rows: list[Row]) -> list[str]:
 
 
 def losses(rows: list[Row]) -> list[str]:
-    several = {row["loss"] for row in rows if row["seed"] > 0}
-    compared = [row for row in rows if row["loss"] in several]
-    others = [row for row in rows if row["loss"] not in several]
+    compared = [row for row in rows if row["loss"] in FRONTIER]
+    others = [row for row in rows if row["loss"] not in FRONTIER]
     return [
         *section("Six losses", "preference_losses", compared, "losses", "loss"),
-        "All others, one seed:",
-        "",
-        *markdown(within_kl(grouped(others, "loss"))),
-        "",
+        *(
+            ["All others, at the default:", "", *markdown(within_kl(grouped(others, "loss"))), ""]
+            if others
+            else []
+        ),
     ]
 
 
