@@ -247,6 +247,8 @@ def main() -> None:
         for experiment in asked[1:]:
             restore(experiment)
         return
+    if unknown := set(asked) - set(EXPERIMENTS):
+        raise SystemExit(f"there is no {sorted(unknown)}; expected some of {list(EXPERIMENTS)}")
     for experiment in asked:
         keep(experiment)
     page = [(Path(__file__).parent / "honest_report.md").read_text()]
