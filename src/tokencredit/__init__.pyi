@@ -219,11 +219,7 @@ from .reward_model.losses.length_weighted import (
 )
 from .reward_model.losses.pairs import (
     bradley_terry_loss,
-    classification_loss,
     prefix_bradley_terry_loss,
-    prefix_classification_loss,
-    prefix_regression_loss,
-    regression_loss,
     segment_bradley_terry_loss,
     segment_leads,
 )
@@ -232,6 +228,12 @@ from .reward_model.losses.regularisers import hidden_state_regulariser, regulari
 from .reward_model.losses.several_ratings import (
     multi_objective_regression_loss,
     prefix_multi_objective_regression_loss,
+)
+from .reward_model.losses.targets import (
+    classification_loss,
+    prefix_classification_loss,
+    prefix_regression_loss,
+    regression_loss,
 )
 from .reward_model.losses.tokens import step_classification_loss, token_classification_loss
 from .reward_model.losses.values import bootstrapped_targets, q_classification_loss, q_value_loss
