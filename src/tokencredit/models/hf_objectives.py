@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from tokencredit.errors import ConfigError, ModelError
 from tokencredit.models.heads import objective_names
+from tokencredit.models.hf_architecture import is_causal
 from tokencredit.models.hf_loaded_weights import head_modules
 
 Join = Callable[[Float[Tensor, "*batch objectives"]], Float[Tensor, "*batch"]]
@@ -268,6 +269,46 @@ def gate_scores(
         )
     model.set_submodule(at, JoinedScores(_kept_rows(last, factors), names, gate=gate))
     _say_one_output(model, "gated")
+
+
+@contextmanager
+def gated_for_now(model: PreTrainedModel, gate: nn.Module) -> Iterator[None]:
+    """Let the score of a model be the sum of its outputs weighted by a gate, and then no more.
+
+    Args:
+        model: of several objectives, with a linear head `score`, also in training.
+        gate: from states to weights.
+    """
+    head, before = model.get_submodule("score"), dict(vars(model.config))
+    outputs, names = model.num_labels, objective_names(model.config)
+    rows: Any = head
+    model.set_submodule("score", JoinedScores(rows, names, gate=gate))
+    _say_one_output(model, "gated")
+    try:
+        yield
+    finally:
+        model.set_submodule("score", head)
+        vars(model.config).update(before)
+        model.num_labels = outputs
+
+
+def linear_head(model: PreTrainedModel, *, needed_by: str) -> nn.Linear:
+    """The head of a causal model, which makes its scores of the states of the trunk alone.
+
+    Args:
+        model: a classifier.
+        needed_by: the setting that asks for it, for the message.
+
+    Raises:
+        ModelError: it reads in both directions, or its head is not one linear layer `score`.
+    """
+    head = getattr(model, "score", None)
+    if not isinstance(head, nn.Linear) or not is_causal(model):
+        raise ModelError(
+            f"{type(model).__name__} is no causal model with a linear head `score`; expected one, "
+            f"whose states can be read at every token, or no {needed_by}"
+        )
+    return head
 
 
 def _outputs(model: PreTrainedModel, asked: str, *, name: str) -> tuple[str, ...]:

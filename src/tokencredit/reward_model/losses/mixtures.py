@@ -1,8 +1,8 @@
 """Losses of several heads where each preference is one head's, and nobody knows whose.
 
-A pair costs each head something; how likely it is under a head is e to the minus of that. Where a
-pair costs the mean over its prefixes, its likelihood is the geometric mean over them, so that a pair
-has one head from its first token to its last.
+A pair costs each head something; how likely it is under a head is e to the minus of that. Where it
+costs the mean over its prefixes, its likelihood is the geometric mean over them, so that a pair has
+one head from its first token to its last.
 """
 
 import torch

@@ -76,8 +76,8 @@ def bradley_terry_losses(
     Raises:
         DataError: a probability is outside [0, 1].
 
-    >>> bradley_terry_losses(torch.tensor([1.0, 3.0]), torch.tensor([1.0, -97.0]))
-    tensor([0.6931, 0.0000])
+    >>> bradley_terry_losses(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
+    tensor([0.6931, 0.1269])
     """
     return _lead_losses(_lead(chosen_scores, rejected_scores, margin), preferred)
 
