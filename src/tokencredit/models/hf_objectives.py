@@ -217,7 +217,7 @@ def keep_one_score(model: PreTrainedModel, asked: str, *, name: str) -> None:
     else:
         model.set_submodule(at, _kept_rows(last, torch.tensor([weights])))
     means = getattr(model.config, "rating_mean", None)
-    _say_one_output(model, asked)
+    say_one_output(model, asked)
     if isinstance(means, list):
         pairs = zip(weights, means, strict=True)
         model.config.rating_mean = math.fsum(weight * mean for weight, mean in pairs)
@@ -238,7 +238,7 @@ def join_scores(model: PreTrainedModel, join: Join, asked: str, *, name: str) ->
     names = _outputs(model, asked, name=name)
     at, last = _last_layer(model, names, name=name)
     model.set_submodule(at, JoinedScores(last, names, join=join))
-    _say_one_output(model, asked)
+    say_one_output(model, asked)
 
 
 def gate_scores(
@@ -268,7 +268,7 @@ def gate_scores(
             "`score`, at whose prompts a gate can read"
         )
     model.set_submodule(at, JoinedScores(_kept_rows(last, factors), names, gate=gate))
-    _say_one_output(model, "gated")
+    say_one_output(model, "gated")
 
 
 @contextmanager
@@ -283,7 +283,7 @@ def gated_for_now(model: PreTrainedModel, gate: nn.Module) -> Iterator[None]:
     outputs, names = model.num_labels, objective_names(model.config)
     rows: Any = head
     model.set_submodule("score", JoinedScores(rows, names, gate=gate))
-    _say_one_output(model, "gated")
+    say_one_output(model, "gated")
     try:
         yield
     finally:
@@ -353,7 +353,13 @@ def _kept_rows(layer: nn.Linear, factors: Float[Tensor, "kept rows"]) -> nn.Line
     return kept
 
 
-def _say_one_output(model: PreTrainedModel, asked: str) -> None:
+def say_one_output(model: PreTrainedModel, asked: str) -> None:
+    """Let the configuration of a model say that it has one output.
+
+    Args:
+        model: whose head was changed so.
+        asked: what the output is called.
+    """
     config = model.config
     config.num_labels, model.num_labels = 1, 1
     config.id2label, config.label2id = {0: asked}, {asked: 0}

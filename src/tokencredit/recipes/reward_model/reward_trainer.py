@@ -37,7 +37,15 @@ from tokencredit.recipes.reward_model.shared_prefixes import (
     shares_prefixes,
 )
 from tokencredit.recipes.reward_model.user_groups import ROW, GroupTrainer, UserGroups
-from tokencredit.recipes.trainer import LossTrainer, ModelFunction, TrainingRun, training_arguments
+from tokencredit.recipes.reward_model.user_latents import UserLatents
+from tokencredit.recipes.supervised import lasting_name
+from tokencredit.recipes.trainer import (
+    LossTrainer,
+    ModelFunction,
+    TrainingRun,
+    training_arguments,
+    training_device,
+)
 from tokencredit.reward_model.objectives import Judgements
 from tokencredit.scorers.fractions import counted_scores
 from tokencredit.scorers.segment_ends import SegmentEnds
@@ -84,6 +92,8 @@ def lesson_of(
         return Lesson(router, router.loss, router.columns, view=router.view, write=router.write)
     if config.ensemble.heads > 1:
         return _ensemble(config, len(rows))
+    if config.latent.size:
+        return _users(config, model, rows)
     several = config.row.rows == "several-ratings"
 
     def loss(scores: Any, inputs: dict[str, Tensor]) -> Tensor:
@@ -108,6 +118,25 @@ def _ensemble(config: TrainRewardModelConfig, count: int) -> Lesson:
 
     scores_of = partial(counted_scores, every_output=True)
     return Lesson(scores_of, loss, columns, unread=(*SAID, BOOTSTRAP))
+
+
+def _users(config: TrainRewardModelConfig, model: PreTrainedModel, rows: list[JudgedRow]) -> Lesson:
+    """Scores that depend on who judges."""
+    users = UserLatents(
+        model.to(training_device(config)),
+        config.latent,
+        rows,
+        lambda judged: config.row.loss(judged, config.loss),
+        batch_size=2 * config.training.batch_size,
+        seed=config.seed,
+    )
+    return Lesson(
+        users,
+        users.loss,
+        users.columns,
+        joined=users.joined,
+        write=users.writing(lasting_name(config.model)),
+    )
 
 
 def _regularised(config: TrainRewardModelConfig, kept: KeptHead) -> Lesson:

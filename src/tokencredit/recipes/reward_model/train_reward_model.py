@@ -231,6 +231,8 @@ def _model_to_train(
     head: dict[str, Any] = several_heads(heads)
     if config.groups.count > 1:
         head = several_heads(config.groups.count, name="group")
+    if config.latent.size:
+        head = several_heads(config.latent.width, name="feature")
     if config.row.rows == "several-ratings":
         head = head_of_objectives(config.model, config.columns.ratings, config.loading)
     model, tokenizer = classifier_to_train(
@@ -248,7 +250,7 @@ def _model_to_train(
             "positions='last' (with pairs also 'pairs')"
         )
     model.config.score_ensemble = config.ensemble.heads > 1
-    for name in ("rating_mean", "rating_standard_deviation", "score_gate"):
+    for name in ("rating_mean", "rating_standard_deviation", "score_gate", "score_users"):
         vars(model.config).pop(name, None)  # of the training before this one
     segments = config.segments if config.row.reading == "segment-ends" else None
     if segments is not None and config.entropy_reference is not None:

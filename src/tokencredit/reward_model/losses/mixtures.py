@@ -1,4 +1,4 @@
-"""Losses of several heads where each preference is one head's, and nobody knows whose.
+"""Losses where each preference is one head's or one user's, and nobody knows whose.
 
 A pair costs each head something; how likely it is under a head is e to the minus of that. Where it
 costs the mean over its prefixes, its likelihood is the geometric mean over them, so that a pair has
@@ -123,3 +123,27 @@ def weight_negentropy(log_weights: Float[Tensor, "pairs heads"]) -> Float[Tensor
     """
     log_weights = log_weights.float()
     return (log_weights.exp() * log_weights).sum(-1).mean()
+
+
+def kl_to_standard_normal(
+    mean: Float[Tensor, "*users size"], log_var: Float[Tensor, "*users size"]
+) -> Float[Tensor, "*users"]:
+    """How far a normal distribution with independent parts is from the standard one.
+
+        KL = −1/2 Σ_j (1 + log σ²_j − μ_j² − σ²_j)
+
+    Args:
+        mean: μ.
+        log_var: log σ².
+
+    Returns:
+        Nats, in float32; at least 0, and 0 at the standard one.
+
+    Source: Kingma and Welling 2013, arXiv 1312.6114, appendix B; for descriptions of users Poddar
+    et al. 2024, arXiv 2408.10075.
+
+    >>> kl_to_standard_normal(torch.tensor([1.0, 0.0]), torch.zeros(2))
+    tensor(0.5000)
+    """
+    mean, log_var = mean.float(), log_var.float()
+    return -0.5 * (1 + log_var - mean.square() - log_var.exp()).sum(-1)

@@ -1,0 +1,243 @@
+"""Training of scores that depend on who judges, by a description read off other pairs of the user.
+
+Follows VPL (Poddar et al. 2024, arXiv 2408.10075): an encoder turns pairs of a user into a normal
+distribution, a draw from it stands beside what the model makes of a text, and the loss is that of
+preferences with the price of the distribution's distance to the prior. Departures from their code:
+(1) descriptions have one length in training and in use; (2) pairs are told apart by who won alone;
+(3) the price is constant, where theirs goes in cycles; (4) a pair is never shown for itself. As
+there, pairs are described by the states of the model that training begins with, which stay.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tokencredit.errors import DataError
+from tokencredit.models.hf_architecture import padding_id
+from tokencredit.models.hf_objectives import linear_head
+from tokencredit.models.hf_passes import evaluating
+from tokencredit.models.hf_trunk import states_of_one_pass, trunk_output
+from tokencredit.models.hf_users import write_users
+from tokencredit.models.users import PairSetEncoder, UserDecoder, description_on_sphere
+from tokencredit.recipes.reward_model.examples import JudgedRow, judgements_of
+from tokencredit.recipes.reward_model.head_settings import LatentSettings
+from tokencredit.reward_model.hf_scores import reward_model_output
+from tokencredit.reward_model.losses.mixtures import kl_to_standard_normal
+from tokencredit.reward_model.objectives import Judgements
+from tokencredit.scorers.fractions import counted_scores
+from tokencredit.text.hf_token_rows import EncodedText, right_padded
+
+MOST_PAIRS = 256
+"""Pairs that the description of a user is read off, drawn from those there are."""
+
+
+def last_states(
+    model: PreTrainedModel, texts: Sequence[EncodedText], *, batch_size: int, needed_by: str
+) -> Float[Tensor, "texts width"]:
+    """The last hidden state of each text, on the CPU, in float32, without gradient.
+
+    Args:
+        model: a causal classifier.
+        texts: to read.
+        batch_size: texts per forward pass.
+        needed_by: the setting that asks for them, for messages.
+
+    Raises:
+        ModelError: as `states_of_one_pass`.
+    """
+    found = []
+    with torch.no_grad(), evaluating(model):
+        for start in range(0, len(texts), batch_size):
+            some = texts[start : start + batch_size]
+            ids, real, _ = (
+                one.to(model.device) for one in right_padded(some, pad_id=padding_id(model))
+            )
+            with trunk_output(model) as seen:
+                reward_model_output(model, ids, real, every_output=True)
+            hidden = states_of_one_pass(model, seen, len(some), needed_by=needed_by)
+            ends = torch.tensor([len(text) - 1 for text in some], device=hidden.device)
+            found.append(hidden[torch.arange(len(some)), ends].float().cpu())
+    return torch.cat(found)
+
+
+def states_of_pairs(
+    model: PreTrainedModel, rows: Sequence[JudgedRow], *, batch_size: int
+) -> Float[Tensor, "pairs 2 width"]:
+    """The last hidden states of the preferred and of the other answer of each pair.
+
+    Args:
+        model: a causal classifier.
+        rows: pairs.
+        batch_size: texts per forward pass.
+
+    Raises:
+        ModelError: as `last_states`.
+    """
+    texts = [text for row in rows for text in row.responses]
+    states = last_states(model, texts, batch_size=batch_size, needed_by="latent.size")
+    return states.view(len(rows), 2, -1)
+
+
+class UserLatents(nn.Module):
+    """An encoder of users and a decoder of scores, in training with the model.
+
+    Args:
+        model: as it begins, with outputs that describe a text.
+        settings: of descriptions.
+        rows: pairs to learn from, with who prefers.
+        loss_of_scores: of the scores of a batch.
+        batch_size: texts per forward pass, where states are asked for before the training.
+        seed: another one shows other pairs.
+
+    Raises:
+        DataError: a user has no second pair.
+        ModelError: the model has no linear head.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        settings: LatentSettings,
+        rows: Sequence[JudgedRow],
+        loss_of_scores: Callable[[Judgements], Float[Tensor, ""]],
+        *,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        head = linear_head(model, needed_by="latent.size")
+        self.settings, self.loss_of_scores = settings, loss_of_scores
+        sizes = {"width": settings.width, "size": settings.size}
+        self.encoder = PairSetEncoder(head.in_features, **sizes)
+        self.decoder = UserDecoder(head.out_features, **sizes)
+        self.pairs_of = pairs_by_user(rows)
+        self.states = states_of_pairs(model, rows, batch_size=batch_size)
+        self.shown = shown_pairs(rows, self.pairs_of, settings.pairs, seed=seed)
+
+    def columns(self, _rows: Sequence[JudgedRow], indices: Sequence[int]) -> dict[str, Tensor]:
+        """Pairs of the same users, for each row of a batch."""
+        shown = [self.shown[row] for row in indices]
+        pairs = nn.utils.rnn.pad_sequence([self.states[one] for one in shown], batch_first=True)
+        there = nn.utils.rnn.pad_sequence([torch.ones_like(one) for one in shown], batch_first=True)
+        return {"shown": pairs, "there": there.bool()}
+
+    def forward(
+        self,
+        model: nn.Module,
+        input_ids: Int[Tensor, "texts sequence"],
+        attention_mask: Int[Tensor, "texts sequence"],
+        counted: Bool[Tensor, "texts sequence"],
+        shown: Float[Tensor, "pairs others 2 width"],
+        there: Bool[Tensor, "pairs others"],
+    ) -> tuple[
+        Float[Tensor, "texts time"], Float[Tensor, "pairs size"], Float[Tensor, "pairs size"]
+    ]:
+        """Scores by descriptions that are drawn, and the mean and log-variance of these."""
+        texts = counted_scores(model, input_ids, attention_mask, counted, every_output=True)
+        with torch.autocast(texts.device.type, enabled=False):
+            mean, log_var = self.encoder(shown, there)
+            drawn = mean + (log_var / 2).exp() * torch.randn_like(mean)
+            user = description_on_sphere(drawn).repeat(2, 1)  # of both answers
+            return self.decoder(texts, user[:, None]), mean, log_var
+
+    def loss(self, outputs: tuple[Tensor, Tensor, Tensor], inputs: dict[str, Tensor]) -> Tensor:
+        """What the pairs of a batch cost, with the price of descriptions."""
+        scores, mean, log_var = outputs
+        distance = kl_to_standard_normal(mean, log_var).mean()
+        return self.loss_of_scores(judgements_of(scores, inputs)) + self.settings.kl_coef * distance
+
+    @torch.no_grad()
+    def users(self) -> dict[str, Float[Tensor, "size"]]:
+        """The mean description of every user by the pairs to learn from."""
+        device = self.encoder.mean.weight.device
+        found = {}
+        for user, pairs in self.pairs_of.items():
+            shown = self.states[pairs[:MOST_PAIRS]][None].to(device)
+            there = torch.ones(shown.shape[:2], dtype=torch.bool, device=device)
+            found[user] = self.encoder(shown, there)[0][0].cpu()
+        return found
+
+    @torch.no_grad()
+    def joined(
+        self, texts: Float[Tensor, "texts fractions features"], rows: Sequence[JudgedRow]
+    ) -> Float[Tensor, "texts fractions"]:
+        """Held-out scores as the users of these rows would give them.
+
+        Raises:
+            DataError: a user has no pair to learn from.
+        """
+        users = self.users()
+        strangers = sorted({str(row.user) for row in rows} - set(users))
+        if strangers:
+            raise DataError(
+                f"the held-out users {', '.join(strangers[:8])} have no pair among those to learn "
+                "from, by which they could be described; expected one at least: hold out less, or "
+                "drop them"
+            )
+        device = self.decoder.score.weight.device
+        described = torch.stack([users[str(row.user)] for row in rows]).to(device)
+        user = description_on_sphere(described).repeat(2, 1)
+        return self.decoder(texts.to(device), user[:, None]).cpu()
+
+    def writing(self, context_model: str) -> Callable[[PreTrainedModel, Path], dict[str, float]]:
+        """What puts the users into the folder of the model, and counts them.
+
+        Args:
+            context_model: a lasting name of the model that training began with.
+        """
+
+        def write(model: PreTrainedModel, folder: Path) -> dict[str, float]:
+            users = self.users()
+            write_users(
+                self.encoder, self.decoder, users, model, folder, context_model=context_model
+            )
+            return {"users": float(len(users))}
+
+        return write
+
+
+def pairs_by_user(rows: Sequence[JudgedRow]) -> dict[str, Int[Tensor, "pairs"]]:
+    """The numbers of the pairs of each user.
+
+    Args:
+        rows: with who prefers.
+
+    Raises:
+        DataError: a user has no second pair, by which the first could be understood.
+    """
+    found: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        found.setdefault(str(row.user), []).append(number)
+    alone = [user for user, pairs in found.items() if len(pairs) < 2]
+    if alone:
+        raise DataError(
+            f"{len(alone)} of {len(found)} users have one pair to learn from, such as "
+            f"{', '.join(alone[:8])}; expected two or more of each, so that one can be judged by "
+            "the others: drop these users, or collect more of their pairs"
+        )
+    return {user: torch.tensor(pairs) for user, pairs in found.items()}
+
+
+def shown_pairs(
+    rows: Sequence[JudgedRow], pairs_of: dict[str, Any], count: int, *, seed: int
+) -> list[Int[Tensor, "others"]]:
+    """For each pair some others of the same user, drawn once.
+
+    Args:
+        rows: with who prefers.
+        pairs_of: as of `pairs_by_user`.
+        count: at most so many.
+        seed: another one draws others.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for number, row in enumerate(rows):
+        others = pairs_of[str(row.user)]
+        others = others[others != number]
+        found.append(others[torch.randperm(len(others), generator=generator)[:count]])
+    return found
