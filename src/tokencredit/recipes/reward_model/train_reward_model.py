@@ -37,6 +37,7 @@ from transformers import (
 from tokencredit.errors import ConfigError
 from tokencredit.models.hf_architecture import is_causal
 from tokencredit.models.hf_attention import pretrained_model
+from tokencredit.models.hf_objectives import linear_head
 from tokencredit.preference.hf_answers import AnswerColumns, JudgedAnswers, load_answers
 from tokencredit.preference.hf_datasets import (
     load_labelled_responses,
@@ -77,6 +78,7 @@ from tokencredit.recipes.reward_model.several_ratings import (
     standardised_objectives,
     write_objective_report,
 )
+from tokencredit.recipes.reward_model.states import write_covariance_of_pairs
 from tokencredit.recipes.supervised import (
     Source,
     autocast,
@@ -160,6 +162,9 @@ def train_reward_model(config: TrainRewardModelConfig) -> Path:
             write_report(by_fraction, folder, kind=config.row.rows)
         if PartialState().is_main_process:
             metrics |= lesson.write(model, folder)
+            if config.bound.ridge is not None:
+                size, ridge = 2 * config.training.batch_size, config.bound.ridge
+                write_covariance_of_pairs(model, rows, folder, ridge=ridge, batch_size=size)
         write_results(model, tokenizer, metrics, folder, name="reward model")
     return folder
 
@@ -252,6 +257,8 @@ def _model_to_train(
     model.config.score_ensemble = config.ensemble.heads > 1
     for name in ("rating_mean", "rating_standard_deviation", "score_gate", "score_users"):
         vars(model.config).pop(name, None)  # of the training before this one
+    if config.bound.ridge is not None:
+        linear_head(model, needed_by="bound.ridge")  # before it is trained in vain
     segments = config.segments if config.row.reading == "segment-ends" else None
     if segments is not None and config.entropy_reference is not None:
         segments = replace(segments, reference=lasting_name(config.entropy_reference))

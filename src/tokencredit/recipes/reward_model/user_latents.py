@@ -18,69 +18,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokencredit.errors import DataError
-from tokencredit.models.hf_architecture import padding_id
 from tokencredit.models.hf_objectives import linear_head
-from tokencredit.models.hf_passes import evaluating
-from tokencredit.models.hf_trunk import states_of_one_pass, trunk_output
 from tokencredit.models.hf_users import write_users
 from tokencredit.models.users import PairSetEncoder, UserDecoder, description_on_sphere
 from tokencredit.recipes.reward_model.examples import JudgedRow, judgements_of
 from tokencredit.recipes.reward_model.head_settings import LatentSettings
-from tokencredit.reward_model.hf_scores import reward_model_output
+from tokencredit.recipes.reward_model.states import states_of_pairs
 from tokencredit.reward_model.losses.mixtures import kl_to_standard_normal
 from tokencredit.reward_model.objectives import Judgements
 from tokencredit.scorers.fractions import counted_scores
-from tokencredit.text.hf_token_rows import EncodedText, right_padded
 
 MOST_PAIRS = 256
 """Pairs that the description of a user is read off, drawn from those there are."""
-
-
-def last_states(
-    model: PreTrainedModel, texts: Sequence[EncodedText], *, batch_size: int, needed_by: str
-) -> Float[Tensor, "texts width"]:
-    """The last hidden state of each text, on the CPU, in float32, without gradient.
-
-    Args:
-        model: a causal classifier.
-        texts: to read.
-        batch_size: texts per forward pass.
-        needed_by: the setting that asks for them, for messages.
-
-    Raises:
-        ModelError: as `states_of_one_pass`.
-    """
-    found = []
-    with torch.no_grad(), evaluating(model):
-        for start in range(0, len(texts), batch_size):
-            some = texts[start : start + batch_size]
-            ids, real, _ = (
-                one.to(model.device) for one in right_padded(some, pad_id=padding_id(model))
-            )
-            with trunk_output(model) as seen:
-                reward_model_output(model, ids, real, every_output=True)
-            hidden = states_of_one_pass(model, seen, len(some), needed_by=needed_by)
-            ends = torch.tensor([len(text) - 1 for text in some], device=hidden.device)
-            found.append(hidden[torch.arange(len(some)), ends].float().cpu())
-    return torch.cat(found)
-
-
-def states_of_pairs(
-    model: PreTrainedModel, rows: Sequence[JudgedRow], *, batch_size: int
-) -> Float[Tensor, "pairs 2 width"]:
-    """The last hidden states of the preferred and of the other answer of each pair.
-
-    Args:
-        model: a causal classifier.
-        rows: pairs.
-        batch_size: texts per forward pass.
-
-    Raises:
-        ModelError: as `last_states`.
-    """
-    texts = [text for row in rows for text in row.responses]
-    states = last_states(model, texts, batch_size=batch_size, needed_by="latent.size")
-    return states.view(len(rows), 2, -1)
 
 
 class UserLatents(nn.Module):
@@ -116,7 +65,7 @@ class UserLatents(nn.Module):
         self.encoder = PairSetEncoder(head.in_features, **sizes)
         self.decoder = UserDecoder(head.out_features, **sizes)
         self.pairs_of = pairs_by_user(rows)
-        self.states = states_of_pairs(model, rows, batch_size=batch_size)
+        self.states = states_of_pairs(model, rows, batch_size=batch_size, needed_by="latent.size")
         self.shown = shown_pairs(rows, self.pairs_of, settings.pairs, seed=seed)
 
     def columns(self, _rows: Sequence[JudgedRow], indices: Sequence[int]) -> dict[str, Tensor]:
