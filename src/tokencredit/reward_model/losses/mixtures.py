@@ -57,7 +57,7 @@ def responsibilities(
     >>> responsibilities(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.25, 0.75]]).log())
     tensor([[0.2500, 0.7500]])
     """
-    return torch.softmax(log_weights.detach().float() - losses.detach().float(), dim=-1)
+    return torch.softmax(log_weights.detach() - losses.detach(), dim=-1).float()
 
 
 def memberships(
@@ -101,7 +101,7 @@ def memberships(
     sums.index_add_(0, users, losses.detach().double())
     if hard:
         return torch.nn.functional.one_hot(sums.argmin(-1), losses.shape[1]).float()
-    return responsibilities(sums, shares.double().log())
+    return responsibilities(sums, shares.double().log()[None])
 
 
 def weight_negentropy(log_weights: Float[Tensor, "pairs heads"]) -> Float[Tensor, ""]:
