@@ -110,8 +110,7 @@ def keep_score_of_user(model: PreTrainedModel, user: str, *, name: str | Path) -
         raise ConfigError(
             f"the reward model {str(name)!r} scores as one of its {len(users)} users would, and "
             f"{user!r} is asked for; expected one of {', '.join(some)}"
-            f"{', ...' if len(users) > len(some) else ''} after '#', as in '{name}#{some[0]}'; "
-            "`tokencredit add-users` adds others by their pairs"
+            f"{', ...' if len(users) > len(some) else ''} after '#', as in '{name}#{some[0]}'"
         )
     as_user = decoder.of_user(description_on_sphere(users[user])).requires_grad_(False).eval()
     head = model.get_submodule("score")

@@ -17,16 +17,32 @@ class PairSetEncoder(nn.Module):
         size: numbers that describe a user.
 
     Source: Poddar et al. 2024, arXiv 2408.10075 (VPL), with one attention head and no positions, as
-    in their code, where means and log-variances are kept in [−1, 1] too.
+    in their code. Departures: features are standardised; means and log-variances are kept between
+    −1 and 1 by tanh, where their clamp leaves no gradient to what is outside.
     """
+
+    center: Tensor
+    scale: Tensor
 
     def __init__(self, features: int, *, width: int, size: int) -> None:
         super().__init__()
         self.features = features
+        self.register_buffer("center", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
         layers = nn.Linear(2 * features, width), nn.ReLU(), nn.Linear(width, width)
         self.pair = nn.Sequential(*layers)
         self.attention = nn.Linear(width, 3 * width)
         self.mean, self.log_var = nn.Linear(width, size), nn.Linear(width, size)
+
+    def standardise(self, features: Float[Tensor, "*texts features"]) -> None:
+        """Take these features for usual ones: their mean is 0 from now on, their deviation 1.
+
+        Args:
+            features: of texts to learn from.
+        """
+        flat = features.flatten(0, -2)
+        self.center.copy_(flat.mean(0))
+        self.scale.copy_(flat.std(0, correction=0).clamp(min=1e-6))
 
     def forward(
         self,
@@ -42,7 +58,8 @@ class PairSetEncoder(nn.Module):
         Returns:
             Zeros for a user without pairs: those of the prior.
         """
-        counted = pairs.masked_fill(~there[..., None, None], 0.0)
+        standard = (pairs - self.center) / self.scale
+        counted = standard.masked_fill(~there[..., None, None], 0.0)
         queries, keys, values = self.attention(self.pair(counted.flatten(2))).chunk(3, dim=-1)
         known = there.any(-1)
         seen = (there | ~known[:, None])[:, None]  # nobody to look at would be NaN
@@ -50,7 +67,7 @@ class PairSetEncoder(nn.Module):
         counts = there.sum(-1, keepdim=True).clamp(min=1)
         summed = mixed.masked_fill(~there[..., None], 0.0).sum(1) / counts
         mean, log_var = (
-            layer(summed).clamp(-1, 1).masked_fill(~known[:, None], 0.0)
+            layer(summed).tanh().masked_fill(~known[:, None], 0.0)
             for layer in (self.mean, self.log_var)
         )
         return mean, log_var

@@ -69,10 +69,11 @@ def folder(tmp_path_factory):
     folder = write_inputs(tmp_path_factory.mktemp("inputs"))
     rows = []
     for row in range(72):
-        user, good, bad = row % 6, f" a good film {row}", f" a bad film {row}"
+        film, user = divmod(row, 6)  # all users see the same pairs
+        good, bad = f" a good film {film}", f" a bad film {film}"
         chosen, rejected = (bad, good) if user in (2, 5) else (good, bad)
         said = {"chosen": chosen, "rejected": rejected, "user": user}
-        rows.append({"prompt": f"rate film {row}:", **said})
+        rows.append({"prompt": f"rate film {film}:", **said})
     lines(folder / "users.jsonl", rows)
     return folder
 

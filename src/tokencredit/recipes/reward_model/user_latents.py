@@ -3,9 +3,10 @@
 Follows VPL (Poddar et al. 2024, arXiv 2408.10075): an encoder turns pairs of a user into a normal
 distribution, a draw from it stands beside what the model makes of a text, and the loss is that of
 preferences with the price of the distribution's distance to the prior. Departures from their code:
-(1) descriptions have one length in training and in use; (2) pairs are told apart by who won alone;
-(3) the price is constant, where theirs goes in cycles; (4) a pair is never shown for itself. As
-there, pairs are described by the states of the model that training begins with, which stay.
+(1) descriptions have one length in training and in use; (2) a pair is never shown for itself;
+(3) the price is constant, where theirs goes in cycles; (4) the states that pairs are shown by are
+standardised, and bounds are smooth. As there, these states are those of the model that training
+begins with, and stay.
 """
 
 from collections.abc import Callable, Sequence
@@ -66,6 +67,7 @@ class UserLatents(nn.Module):
         self.decoder = UserDecoder(head.out_features, **sizes)
         self.pairs_of = pairs_by_user(rows)
         self.states = states_of_pairs(model, rows, batch_size=batch_size, needed_by="latent.size")
+        self.encoder.standardise(self.states)
         self.shown = shown_pairs(rows, self.pairs_of, settings.pairs, seed=seed)
 
     def columns(self, _rows: Sequence[JudgedRow], indices: Sequence[int]) -> dict[str, Tensor]:
