@@ -4,7 +4,8 @@ python runs/raters_hh.py ../shared/data/hh_rlhf OUTPUT.json
 
 Forty users, half of whom judged pairs of helpful-base and half pairs of harmless-base. The features
 of an answer are frozen: counts of its words, hashed, and its length. Linear heads learn by
-Bradley-Terry, users are sorted by `memberships`. Three seeds draw users, the split and the heads.
+Bradley-Terry, users are sorted by `memberships`. Three seeds draw users and the split, at three
+prices of large weights.
 """
 
 import gzip
@@ -20,7 +21,8 @@ from tokencredit.preference.pairs import without_common_prompt
 from tokencredit.recipes.run_folder import write_atomically
 from tokencredit.reward_model.losses.mixtures import memberships
 
-USERS, WIDTH, ROUNDS, STEPS, RIDGE = 40, 1024, 6, 40, 1e-3
+USERS, WIDTH, ROUNDS, STEPS = 40, 1024, 6, 40
+RIDGES = (1e-3, 1e-2, 1e-1)
 SOURCES = ("helpful", "harmless")
 
 
@@ -31,10 +33,15 @@ def main() -> None:
         rows = differences(folder / f"{name}-base.test.jsonl.gz")
         features.append(rows)
         sources += [number] * len(rows)
-    found = [one_seed(torch.cat(features), torch.tensor(sources), seed) for seed in range(3)]
+    found = [
+        one_seed(torch.cat(features), torch.tensor(sources), seed=seed, ridge=ridge)
+        for ridge in RIDGES
+        for seed in range(3)
+    ]
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, json.dumps({"pairs": len(sources), "seeds": found}, indent=2) + "\n")
-    print(json.dumps(found, indent=2))
+    for row in found:
+        print(json.dumps(row))
 
 
 def differences(path: Path) -> torch.Tensor:
@@ -57,7 +64,9 @@ def counts(text: str) -> torch.Tensor:
     return found
 
 
-def one_seed(features: torch.Tensor, sources: torch.Tensor, seed: int) -> dict[str, float]:
+def one_seed(
+    features: torch.Tensor, sources: torch.Tensor, *, seed: int, ridge: float
+) -> dict[str, float]:
     generator = torch.Generator().manual_seed(seed)
     half = USERS // 2
     numbers = torch.randperm(USERS, generator=generator)  # groups begin by the numbers of users
@@ -66,17 +75,19 @@ def one_seed(features: torch.Tensor, sources: torch.Tensor, seed: int) -> dict[s
     held_out = torch.rand(len(sources), generator=generator) < 0.2
     train, test = ~held_out, held_out
     begin = torch.nn.functional.one_hot(torch.arange(USERS) % 2, 2).float()
-    belongs, heads = begin, fitted(features[train], begin[users[train]])
+    belongs, heads = begin, fitted(features[train], begin[users[train]], ridge)
     for _ in range(ROUNDS):
         losses = -logsigmoid(features[train] @ heads)
         belongs = memberships(losses, users[train], belongs.mean(0) + 1e-3, hard=True)
-        heads = fitted(features[train], belongs[users[train]])
+        heads = fitted(features[train], belongs[users[train]], ridge)
     truth = torch.zeros(USERS).scatter(0, users, sources.float())
     agree = (belongs[:, 1] == truth).float().mean().item()
-    one = fitted(features[train], torch.ones(int(train.sum()), 1))
+    one = fitted(features[train], torch.ones(int(train.sum()), 1), ridge)
     known = torch.nn.functional.one_hot(sources, 2).float()
-    of_source = fitted(features[train], known[train])
+    of_source = fitted(features[train], known[train], ridge)
     return {
+        "ridge": ridge,
+        "seed": seed,
         "users_with_their_like": max(agree, 1 - agree),
         "one_head": accuracy(features[test] @ one[:, 0]),
         "groups": accuracy((features[test] @ heads * belongs[users[test]]).sum(-1)),
@@ -87,13 +98,13 @@ def one_seed(features: torch.Tensor, sources: torch.Tensor, seed: int) -> dict[s
     }
 
 
-def fitted(features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def fitted(features: torch.Tensor, weights: torch.Tensor, ridge: float) -> torch.Tensor:
     """Ridge-penalised Bradley-Terry heads, a column for each column of weights."""
     heads = torch.zeros(WIDTH, weights.shape[1], requires_grad=True)
     optimiser = torch.optim.Adam([heads], lr=0.02)
     for _ in range(STEPS):
         losses = -(weights * logsigmoid(features @ heads)).sum(-1).mean()
-        loss = losses + RIDGE * heads.square().sum()
+        loss = losses + ridge * heads.square().sum()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

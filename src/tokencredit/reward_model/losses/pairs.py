@@ -76,6 +76,8 @@ def bradley_terry_losses(
     Raises:
         DataError: a probability is outside [0, 1].
 
+    Source: as `bradley_terry_loss`.
+
     >>> bradley_terry_losses(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
     tensor([0.6931, 0.1269])
     """
@@ -159,6 +161,8 @@ def prefix_bradley_terry_losses(
 
     Raises:
         DataError: a probability is outside [0, 1].
+
+    Source: as `prefix_bradley_terry_loss`.
 
     >>> mask = torch.ones(1, 2, dtype=torch.bool)
     >>> prefix_bradley_terry_losses(torch.zeros(1, 2), torch.zeros(1, 2), mask, mask)
