@@ -13,10 +13,11 @@ test -f "$out/users.jsonl" || python runs/opposite_users.py "$out/users.jsonl" -
 for arm in "one:" \
     "groups:--columns.user user --groups.count 2 --groups.rounds 6" \
     "users:--columns.user user --latent.size 8" \
+    "users-longer:--columns.user user --latent.size 8 --training.epochs 12" \
     "router:--mixture.heads 2"; do
     name=${arm%%:*}
     # shellcheck disable=SC2086
     tokencredit train-reward-model --data "$out/users.jsonl" --model "$start" --output "$out/$name" \
         --positions last --max_length 96 --evaluation.share 0.2 --training.epochs 4 \
-        --training.learning_rate 1e-3 --device cpu --progress false ${arm#*:}
+        --training.learning_rate 1e-3 --seed 0 --device cpu --progress false ${arm#*:}
 done

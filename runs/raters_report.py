@@ -16,6 +16,7 @@ ARMS = {
     "one": "one head",
     "groups": "`--groups.count 2 --groups.rounds 6`",
     "users": "`--latent.size 8`",
+    "users-longer": "`--latent.size 8 --training.epochs 12`",
     "router": "`--mixture.heads 2`",
 }
 COLUMNS = ("users_with_their_like", "one_head", "groups", "known_sources")

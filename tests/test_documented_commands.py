@@ -82,8 +82,11 @@ def write_data(folder: Path) -> None:
         rated[-1] |= {"helpfulness": row % 5, "verbosity": row % 3 if row % 7 else None}
     save_rows(folder, "pairs.jsonl", pairs)
     save_rows(folder, "answers.jsonl", rated)
-    of_users = [{**row, "user": ("anna", "ben", "zoe")[at % 3]} for at, row in enumerate(pairs)]
-    save_rows(folder, "users.jsonl", of_users)
+    exchanged = {"chosen": "rejected", "rejected": "chosen", "prompt": "prompt"}
+    ben = [
+        {name: row[other] for name, other in exchanged.items()} | {"user": "ben"} for row in pairs
+    ]
+    save_rows(folder, "users.jsonl", [row | {"user": "anna"} for row in pairs] + ben)
     lists = [[row["rejected"], row["chosen"], " is slow ."] for row in pairs]
     ranked = zip(pairs, lists, strict=True)
     ranked_rows = [{"prompt": row["prompt"], "responses": texts} for row, texts in ranked]

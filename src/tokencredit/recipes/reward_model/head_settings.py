@@ -97,7 +97,7 @@ class LatentSettings:
     """Numbers that describe a user, beside what the model makes of a text; 0 for none. Needs
     `columns.user`."""
     pairs: int = 8
-    """Other pairs of the user that are shown for each pair, drawn once for the run."""
+    """Other pairs of the user that are shown for each pair, drawn anew each time."""
     width: int = 64
     """Numbers that describe a text, and units of the hidden layers of encoder and decoder."""
     kl_coef: float = 1e-4

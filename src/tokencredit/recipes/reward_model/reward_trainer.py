@@ -128,7 +128,6 @@ def _users(config: TrainRewardModelConfig, model: PreTrainedModel, rows: list[Ju
         rows,
         lambda judged: config.row.loss(judged, config.loss),
         batch_size=2 * config.training.batch_size,
-        seed=config.seed,
     )
     return Lesson(
         users,

@@ -11,7 +11,6 @@ begins with, and stay.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -42,7 +41,6 @@ class UserLatents(nn.Module):
         rows: pairs to learn from, with who prefers.
         loss_of_scores: of the scores of a batch.
         batch_size: texts per forward pass, where states are asked for before the training.
-        seed: another one shows other pairs.
 
     Raises:
         DataError: a user has no second pair.
@@ -57,7 +55,6 @@ class UserLatents(nn.Module):
         loss_of_scores: Callable[[Judgements], Float[Tensor, ""]],
         *,
         batch_size: int,
-        seed: int,
     ) -> None:
         super().__init__()
         head = linear_head(model, needed_by="latent.size")
@@ -68,14 +65,29 @@ class UserLatents(nn.Module):
         self.pairs_of = pairs_by_user(rows)
         self.states = states_of_pairs(model, rows, batch_size=batch_size, needed_by="latent.size")
         self.encoder.standardise(self.states)
-        self.shown = shown_pairs(rows, self.pairs_of, settings.pairs, seed=seed)
+        self.users_of = [str(row.user) for row in rows]
 
     def columns(self, _rows: Sequence[JudgedRow], indices: Sequence[int]) -> dict[str, Tensor]:
-        """Pairs of the same users, for each row of a batch."""
-        shown = [self.shown[row] for row in indices]
-        pairs = nn.utils.rnn.pad_sequence([self.states[one] for one in shown], batch_first=True)
-        there = nn.utils.rnn.pad_sequence([torch.ones_like(one) for one in shown], batch_first=True)
-        return {"shown": pairs, "there": there.bool()}
+        """The numbers of the rows of a batch."""
+        return {"rows": torch.tensor(indices)}
+
+    def shown(
+        self, rows: Int[Tensor, "pairs"]
+    ) -> tuple[Float[Tensor, "pairs others 2 width"], Bool[Tensor, "pairs others"]]:
+        """The states of some other pairs of the same users, drawn anew, and which are there.
+
+        A pair that was always shown with the same others could be known by them and remembered.
+
+        Args:
+            rows: the numbers of the pairs.
+        """
+        drawn = [
+            drawn_others(row, self.pairs_of[self.users_of[row]], self.settings.pairs)
+            for row in rows.tolist()
+        ]
+        states = nn.utils.rnn.pad_sequence([self.states[one] for one in drawn], batch_first=True)
+        there = nn.utils.rnn.pad_sequence([torch.ones_like(one) for one in drawn], batch_first=True)
+        return states.to(rows.device), there.bool().to(rows.device)
 
     def forward(
         self,
@@ -83,15 +95,14 @@ class UserLatents(nn.Module):
         input_ids: Int[Tensor, "texts sequence"],
         attention_mask: Int[Tensor, "texts sequence"],
         counted: Bool[Tensor, "texts sequence"],
-        shown: Float[Tensor, "pairs others 2 width"],
-        there: Bool[Tensor, "pairs others"],
+        rows: Int[Tensor, "pairs"],
     ) -> tuple[
         Float[Tensor, "texts time"], Float[Tensor, "pairs size"], Float[Tensor, "pairs size"]
     ]:
         """Scores by descriptions that are drawn, and the mean and log-variance of these."""
         texts = counted_scores(model, input_ids, attention_mask, counted, every_output=True)
         with torch.autocast(texts.device.type, enabled=False):
-            mean, log_var = self.encoder(shown, there)
+            mean, log_var = self.encoder(*self.shown(rows))
             drawn = mean + (log_var / 2).exp() * torch.randn_like(mean)
             user = description_on_sphere(drawn).repeat(2, 1)  # of both answers
             return self.decoder(texts, user[:, None]), mean, log_var
@@ -174,21 +185,16 @@ def pairs_by_user(rows: Sequence[JudgedRow]) -> dict[str, Int[Tensor, "pairs"]]:
     return {user: torch.tensor(pairs) for user, pairs in found.items()}
 
 
-def shown_pairs(
-    rows: Sequence[JudgedRow], pairs_of: dict[str, Any], count: int, *, seed: int
-) -> list[Int[Tensor, "others"]]:
-    """For each pair some others of the same user, drawn once.
+def drawn_others(row: int, pairs: Int[Tensor, "pairs"], count: int) -> Int[Tensor, "others"]:
+    """The numbers of some other pairs of a user, by the random generator of torch.
 
     Args:
-        rows: with who prefers.
-        pairs_of: as of `pairs_by_user`.
+        row: the number of a pair.
+        pairs: the numbers of all pairs of the user.
         count: at most so many.
-        seed: another one draws others.
+
+    >>> drawn_others(3, torch.tensor([3, 7]), 4)
+    tensor([7])
     """
-    generator = torch.Generator().manual_seed(seed)
-    found = []
-    for number, row in enumerate(rows):
-        others = pairs_of[str(row.user)]
-        others = others[others != number]
-        found.append(others[torch.randperm(len(others), generator=generator)[:count]])
-    return found
+    others = pairs[pairs != row]
+    return others[torch.randperm(len(others))[:count]]
