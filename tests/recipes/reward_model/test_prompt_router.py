@@ -53,7 +53,7 @@ def test_the_loss_is_the_loop_over_pairs_and_heads(trained):
     model.set_submodule("score", model.score.rows)
     model.num_labels = model.config.num_labels = 3
     model.config.id2label = dict(enumerate("abc"))
-    router = PromptRouter(model, MixtureSettings(3, entropy=0.25), pair_losses)
+    router = PromptRouter(model, MixtureSettings(3, entropy_coef=0.25), pair_losses)
     batch = reward_batch(pairs(), pad_id=0, read_at=read_every_token)
     batch |= router.columns(pairs(), [0, 1])
     names = ("input_ids", "attention_mask", "counted", "prompt_ends")

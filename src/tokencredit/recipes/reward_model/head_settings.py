@@ -76,7 +76,7 @@ class MixtureSettings:
 
     heads: int = 1
     """How many. Each preference is that of one of them, nobody knows which."""
-    entropy: float = 0.5
+    entropy_coef: float = 0.5
     """Price of the negative entropy of the router's weights, which evens them prompt by prompt."""
     layers: int = 0
     """Hidden layers of the router; 0 makes it linear."""
@@ -85,7 +85,7 @@ class MixtureSettings:
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "heads", room="mixture.")
-        require_at_least(self, 0, "layers", "entropy", room="mixture.")
+        require_at_least(self, 0, "layers", "entropy_coef", room="mixture.")
         require_positive(self, "width", room="mixture.")
 
 

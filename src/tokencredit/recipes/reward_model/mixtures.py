@@ -97,7 +97,7 @@ class PromptRouter(nn.Module):
             [self.pair_losses(judgements_of(own, inputs)) for own in scores.unbind(-1)], dim=-1
         )
         mixed = inputs["strengths"].float() * mixture_losses(losses, log_weights)
-        return mixed.mean() + self.settings.entropy * weight_negentropy(log_weights)
+        return mixed.mean() + self.settings.entropy_coef * weight_negentropy(log_weights)
 
     def view(self, model: PreTrainedModel) -> AbstractContextManager[None]:
         """The model with the weighted sum as its score."""
