@@ -99,6 +99,11 @@ def write_data(folder: Path) -> None:
         rated[-1] |= {"helpfulness": row % 5, "verbosity": row % 3 if row % 7 else None}
     save_rows(folder, "pairs.jsonl", pairs)
     save_rows(folder, "answers.jsonl", rated)
+    exchanged = {"chosen": "rejected", "rejected": "chosen", "prompt": "prompt"}
+    ben = [
+        {name: row[other] for name, other in exchanged.items()} | {"user": "ben"} for row in pairs
+    ]
+    save_rows(folder, "users.jsonl", [row | {"user": "anna"} for row in pairs] + ben)
     lists = [[row["rejected"], row["chosen"], " is slow ."] for row in pairs]
     ranked = zip(pairs, lists, strict=True)
     ranked_rows = [{"prompt": row["prompt"], "responses": texts} for row, texts in ranked]

@@ -107,6 +107,7 @@ from .logprobs import (
     token_logprobs,
     top_allowed,
 )
+from .models.bounds import difference_covariance, elliptical_norms, whitening
 from .models.merging import adaptive_base_shares, lines_shares, merged_weights
 from .policy.advantages import gae_advantages, macro_gae_advantages, rewards_to_go
 from .policy.bounds import (
@@ -217,13 +218,18 @@ from .reward_model.losses.length_weighted import (
     length_weighted_regression_loss,
     length_weights,
 )
+from .reward_model.losses.mixtures import (
+    kl_to_standard_normal,
+    memberships,
+    mixture_losses,
+    responsibilities,
+    weight_negentropy,
+)
 from .reward_model.losses.pairs import (
     bradley_terry_loss,
-    classification_loss,
+    bradley_terry_losses,
     prefix_bradley_terry_loss,
-    prefix_classification_loss,
-    prefix_regression_loss,
-    regression_loss,
+    prefix_bradley_terry_losses,
     segment_bradley_terry_loss,
     segment_leads,
 )
@@ -232,6 +238,12 @@ from .reward_model.losses.regularisers import hidden_state_regulariser, regulari
 from .reward_model.losses.several_ratings import (
     multi_objective_regression_loss,
     prefix_multi_objective_regression_loss,
+)
+from .reward_model.losses.targets import (
+    classification_loss,
+    prefix_classification_loss,
+    prefix_regression_loss,
+    regression_loss,
 )
 from .reward_model.losses.tokens import step_classification_loss, token_classification_loss
 from .reward_model.losses.values import bootstrapped_targets, q_classification_loss, q_value_loss
@@ -300,6 +312,7 @@ __all__ = [
     "both_orders",
     "bounded_scores",
     "bradley_terry_loss",
+    "bradley_terry_losses",
     "calibrated_likelihoods",
     "calibrated_pair_losses",
     "candidate_tokens",
@@ -321,12 +334,14 @@ __all__ = [
     "decay_weights",
     "delta_step_scores",
     "dense_chi_square_penalties",
+    "difference_covariance",
     "discriminative_losses",
     "discriminative_weights",
     "discriminator_credit",
     "distilled_alignment_losses",
     "edit_labels",
     "edit_weights",
+    "elliptical_norms",
     "ends_segment",
     "entropy_segments",
     "error_severity_ids",
@@ -368,6 +383,7 @@ __all__ = [
     "kept_responses",
     "kl_estimates",
     "kl_penalised_rewards",
+    "kl_to_standard_normal",
     "labelled_error_spans",
     "last_attention_received",
     "layer_lengths",
@@ -393,9 +409,11 @@ __all__ = [
     "mean_less_deviation_scores",
     "mean_less_deviation_slopes",
     "mean_less_variance_scores",
+    "memberships",
     "merged_weights",
     "misordering_losses",
     "mixed_advantages",
+    "mixture_losses",
     "multi_objective_regression_loss",
     "ngram_segments",
     "nominal_and_worst_scores",
@@ -417,6 +435,7 @@ __all__ = [
     "predicting_positions",
     "preferred_pairs",
     "prefix_bradley_terry_loss",
+    "prefix_bradley_terry_losses",
     "prefix_classification_loss",
     "prefix_difference_credit",
     "prefix_length_means",
@@ -439,6 +458,7 @@ __all__ = [
     "reinforce_plus_plus_advantages",
     "remax_advantages",
     "resampled_responses",
+    "responsibilities",
     "rewards_to_go",
     "rloo_advantages",
     "root_slope",
@@ -495,8 +515,10 @@ __all__ = [
     "utterance_q_losses",
     "utterance_v_losses",
     "votes_on_pairs",
+    "weight_negentropy",
     "weighted_implicit_rewards",
     "weighted_sum_scores",
+    "whitening",
     "win_margins",
     "win_probabilities",
     "win_rates",

@@ -134,3 +134,34 @@ def several_squared_errors(scores: list[list[float]], ratings: list[float]) -> f
         errors = [(prefix[objective] - rating) ** 2 for prefix in scores]
         means.append(sum(errors) / len(errors))
     return sum(means) / len(means) if means else 0.0
+
+
+def mixture(losses: list[float], weights: list[float]) -> float:
+    """Of one pair: what it costs each head, and how much each counts."""
+    likelihood = 0.0
+    for loss, weight in zip(losses, weights, strict=True):
+        likelihood += weight * math.exp(-loss)
+    return -math.log(likelihood)
+
+
+def memberships(
+    losses: list[list[float]], users: list[int], shares: list[float]
+) -> list[list[float]]:
+    """Of each user the posterior of every head, from all of their pairs."""
+    found = []
+    for user in range(max(users) + 1):
+        likelihoods = list(shares)
+        for pair, own in enumerate(users):
+            if own == user:
+                for head, loss in enumerate(losses[pair]):
+                    likelihoods[head] *= math.exp(-loss)
+        whole = sum(likelihoods)
+        found.append([one / whole for one in likelihoods])
+    return found
+
+
+def kl_to_standard_normal(mean: list[float], variance: list[float]) -> float:
+    total = 0.0
+    for m, v in zip(mean, variance, strict=True):
+        total += (v + m * m - 1 - math.log(v)) / 2
+    return total

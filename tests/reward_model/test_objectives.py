@@ -11,12 +11,14 @@ from tokencredit.reward_model.losses.length_weighted import (
 from tokencredit.reward_model.losses.pairs import (
     bradley_terry_loss,
     prefix_bradley_terry_loss,
-    prefix_classification_loss,
-    prefix_regression_loss,
     segment_bradley_terry_loss,
 )
 from tokencredit.reward_model.losses.rankings import prefix_plackett_luce_loss
 from tokencredit.reward_model.losses.several_ratings import prefix_multi_objective_regression_loss
+from tokencredit.reward_model.losses.targets import (
+    prefix_classification_loss,
+    prefix_regression_loss,
+)
 from tokencredit.reward_model.losses.values import q_classification_loss, q_value_loss
 from tokencredit.reward_model.objectives import (
     OBJECTIVES,

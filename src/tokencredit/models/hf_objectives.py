@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from tokencredit.errors import ConfigError, ModelError
 from tokencredit.models.heads import objective_names
+from tokencredit.models.hf_architecture import is_causal
 from tokencredit.models.hf_loaded_weights import head_modules
 
 Join = Callable[[Float[Tensor, "*batch objectives"]], Float[Tensor, "*batch"]]
@@ -216,7 +217,7 @@ def keep_one_score(model: PreTrainedModel, asked: str, *, name: str) -> None:
     else:
         model.set_submodule(at, _kept_rows(last, torch.tensor([weights])))
     means = getattr(model.config, "rating_mean", None)
-    _say_one_output(model, asked)
+    say_one_output(model, asked)
     if isinstance(means, list):
         pairs = zip(weights, means, strict=True)
         model.config.rating_mean = math.fsum(weight * mean for weight, mean in pairs)
@@ -237,7 +238,7 @@ def join_scores(model: PreTrainedModel, join: Join, asked: str, *, name: str) ->
     names = _outputs(model, asked, name=name)
     at, last = _last_layer(model, names, name=name)
     model.set_submodule(at, JoinedScores(last, names, join=join))
-    _say_one_output(model, asked)
+    say_one_output(model, asked)
 
 
 def gate_scores(
@@ -267,7 +268,47 @@ def gate_scores(
             "`score`, at whose prompts a gate can read"
         )
     model.set_submodule(at, JoinedScores(_kept_rows(last, factors), names, gate=gate))
-    _say_one_output(model, "gated")
+    say_one_output(model, "gated")
+
+
+@contextmanager
+def gated_for_now(model: PreTrainedModel, gate: nn.Module) -> Iterator[None]:
+    """Let the score of a model be the sum of its outputs weighted by a gate, and then no more.
+
+    Args:
+        model: of several objectives, with a linear head `score`, also in training.
+        gate: from states to weights.
+    """
+    head, before = model.get_submodule("score"), dict(vars(model.config))
+    outputs, names = model.num_labels, objective_names(model.config)
+    rows: Any = head
+    model.set_submodule("score", JoinedScores(rows, names, gate=gate))
+    say_one_output(model, "gated")
+    try:
+        yield
+    finally:
+        model.set_submodule("score", head)
+        vars(model.config).update(before)
+        model.num_labels = outputs
+
+
+def linear_head(model: PreTrainedModel, *, needed_by: str) -> nn.Linear:
+    """The head of a causal model, which makes its scores of the states of the trunk alone.
+
+    Args:
+        model: a classifier.
+        needed_by: the setting that asks for it, for the message.
+
+    Raises:
+        ModelError: it reads in both directions, or its head is not one linear layer `score`.
+    """
+    head = getattr(model, "score", None)
+    if not isinstance(head, nn.Linear) or not is_causal(model):
+        raise ModelError(
+            f"{type(model).__name__} is no causal model with a linear head `score`; expected one, "
+            f"whose states can be read at every token, or no {needed_by}"
+        )
+    return head
 
 
 def _outputs(model: PreTrainedModel, asked: str, *, name: str) -> tuple[str, ...]:
@@ -312,7 +353,13 @@ def _kept_rows(layer: nn.Linear, factors: Float[Tensor, "kept rows"]) -> nn.Line
     return kept
 
 
-def _say_one_output(model: PreTrainedModel, asked: str) -> None:
+def say_one_output(model: PreTrainedModel, asked: str) -> None:
+    """Let the configuration of a model say that it has one output.
+
+    Args:
+        model: whose head was changed so.
+        asked: what the output is called.
+    """
     config = model.config
     config.num_labels, model.num_labels = 1, 1
     config.id2label, config.label2id = {0: asked}, {asked: 0}

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tokencredit.errors import ModelError
 from tokencredit.models.hf_attention import pretrained_model
 
 
@@ -69,3 +70,26 @@ def same_logits(own: Float[Tensor, "1 vocab"], again: Float[Tensor, "tokens voca
         return False
     size = float(own.detach().nan_to_num(0.0, 0.0, 0.0).abs().amax())
     return torch.allclose(own, again, rtol=0.0, atol=0.02 * size, equal_nan=True)
+
+
+def states_of_one_pass(
+    model: nn.Module, seen: list[tuple[nn.Module, Any]], rows: int, *, needed_by: str
+) -> Float[Tensor, "rows sequence width"]:
+    """The last hidden states of a batch that the model has just read.
+
+    Args:
+        model: that read it.
+        seen: as of `trunk_output`.
+        rows: how many rows the batch has.
+        needed_by: the setting that asks for them, for the message.
+
+    Raises:
+        ModelError: the model gives no hidden states, or read the batch in several passes.
+    """
+    hidden: Tensor | None = seen[-1][1].last_hidden_state if seen else None
+    if hidden is None or len(hidden) != rows:
+        raise ModelError(
+            f"{type(pretrained_model(model)).__name__} reads a batch of {rows} rows in several "
+            f"passes, or gives no hidden states; expected another model, or no {needed_by}"
+        )
+    return hidden

@@ -252,6 +252,24 @@ def probability_cell(row: Row, column: str | None) -> float:
     return probability
 
 
+def user_cell(row: Row, column: str | None) -> str | None:
+    """Who says it, by a name or a whole number; None where there is no column.
+
+    Raises:
+        DataError: the cell is neither, or empty.
+    """
+    if column is None:
+        return None
+    value = row.value(column)
+    named = isinstance(value, str) and value.strip()
+    if not named and (isinstance(value, bool) or not isinstance(value, int)):
+        raise DataError(
+            f"{row.place}, column {column!r}: {value!r:.200}; expected the name or the number of a "
+            "user: name the right column, or drop the row"
+        )
+    return str(value)
+
+
 def strength_cell(row: Row, column: str | None) -> float:
     """How much a preference counts; 1 where there is no column."""
     strength = 1.0 if column is None else number_cell(row, column)

@@ -21,6 +21,7 @@ from tokencredit.preference.cells import (
     rating_cell,
     strength_cell,
     text_cell,
+    user_cell,
 )
 from tokencredit.preference.hf_rows import (
     DatasetSettings,
@@ -249,6 +250,7 @@ def load_pairs(
     margin_column: str | None = None,
     strength_column: str | None = None,
     preferred_column: str | None = None,
+    user_column: str | None = None,
     limit: int | None = None,
     dataset: DatasetSettings = _WHOLE,
     left_out: list[LeftOut] | None = None,
@@ -270,6 +272,7 @@ def load_pairs(
             `margin` where it is there; an empty name for none.
         strength_column: of numbers above 0, how strong each preference is; None for 1.
         preferred_column: of the probabilities that chosen answers are the better ones; None for 1.
+        user_column: of names or numbers of those who prefer; None for nobody.
         limit: as there.
         dataset: as there.
         left_out: as there.
@@ -277,7 +280,7 @@ def load_pairs(
     Raises:
         DataError: as in `load_texts`; an answer is empty, or both are the same; two conversations
             that differ before their last answer; a margin that is no number; a strength that is not
-            above 0; a probability outside [0, 1].
+            above 0; a probability outside [0, 1]; a user without a name.
         ConfigError: as in `load_texts`, or the prompt may stand in several columns, or in one of
             another name.
     """
@@ -289,6 +292,7 @@ def load_pairs(
             made,
             strength=strength_cell(row, strength_column),
             preferred=probability_cell(row, preferred_column),
+            user=user_cell(row, user_column),
         )
 
     rows = dataset_rows(path_or_id, split=split, limit=limit, dataset=dataset)

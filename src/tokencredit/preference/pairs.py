@@ -94,6 +94,7 @@ class PreferencePair:
         strength: how strong the preference is: its weight in the loss.
         preferred: the probability that the chosen one is the better one.
         ended: whether the chosen and the rejected response ended; False for one that was cut off.
+        user: who prefers it; None where nobody asks.
     """
 
     prompt: Prompt
@@ -103,6 +104,7 @@ class PreferencePair:
     strength: float = 1.0
     preferred: float = 1.0
     ended: tuple[bool, bool] = (True, True)
+    user: str | None = None
 
 
 TURN_MARKER = "\n\nAssistant:"

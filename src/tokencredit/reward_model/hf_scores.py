@@ -46,6 +46,7 @@ from tokencredit.models.hf_architecture import (
     vocabulary_width,
 )
 from tokencredit.models.hf_attention import recorded_attention
+from tokencredit.models.hf_bounds import keep_pessimistic_score, pessimism_asked
 from tokencredit.models.hf_gates import keep_gated_score
 from tokencredit.models.hf_loading import load_model, load_tokenizer
 from tokencredit.models.hf_objectives import (
@@ -65,6 +66,7 @@ from tokencredit.models.hf_passes import (
     row_places,
     separate_passes,
 )
+from tokencredit.models.hf_users import keep_score_of_user
 from tokencredit.models.hf_vocabularies import warn_of_tokens_without_rows
 
 
@@ -100,8 +102,9 @@ def load_reward_model(
 
     Args:
         name_or_path: a folder or a Hub id; of a model of several objectives with one of them,
-            `folder#helpful`, or a weighted sum, `folder#helpful=0.7,short=0.3`. The score of an
-            ensemble of heads is their mean where nothing is asked for.
+            `folder#helpful`, or a weighted sum, `folder#helpful=0.7,short=0.3`; of a model that
+            knows users with one of them; `folder#pessimistic=0.5` where its covariance is kept. The
+            score of an ensemble of heads is their mean where nothing is asked for.
         dtype: of the weights; scores are float32 in any case.
         attn_implementation: None for the model's default, which is the fast one.
         device: to put the model on.
@@ -127,7 +130,12 @@ def load_reward_model(
         expected="a model trained for sequence classification: train one with "
         "`tokencredit train-reward-model`",
     )
-    if join is not None:
+    pessimism = pessimism_asked(asked)
+    if getattr(model.config, "score_users", None) is not None:
+        keep_score_of_user(model, asked, name=place)
+    elif pessimism is not None:
+        keep_pessimistic_score(model, pessimism, name=place)
+    elif join is not None:
         join_scores(model, join, asked, name=str(place))
     elif not asked and getattr(model.config, "score_gate", None) is not None:
         keep_gated_score(model, name=place)

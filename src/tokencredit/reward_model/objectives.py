@@ -20,15 +20,19 @@ from tokencredit.reward_model.losses.length_weighted import (
     length_weighted_regression_loss,
 )
 from tokencredit.reward_model.losses.pairs import (
+    bradley_terry_losses,
     centering_loss,
     held_prefix_scores,
     prefix_bradley_terry_loss,
-    prefix_classification_loss,
-    prefix_regression_loss,
+    prefix_bradley_terry_losses,
     segment_bradley_terry_loss,
 )
 from tokencredit.reward_model.losses.rankings import prefix_plackett_luce_loss
 from tokencredit.reward_model.losses.several_ratings import prefix_multi_objective_regression_loss
+from tokencredit.reward_model.losses.targets import (
+    prefix_classification_loss,
+    prefix_regression_loss,
+)
 from tokencredit.reward_model.losses.values import q_classification_loss, q_value_loss
 
 RowKind = Literal["pairs", "labels", "ratings", "several-ratings", "rankings"]
@@ -100,6 +104,7 @@ class Judgements:
 
 
 Loss = Callable[[Judgements, LossSettings], Float[Tensor, ""]]
+PairLosses = Callable[[Judgements, LossSettings], Float[Tensor, "pairs"]]
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,8 @@ class Objective:
         loss: of a batch.
         options: names of the settings that the loss reads.
         beginnings: whether every pair of beginnings of equal length is an example of its own.
+        pair_losses: what each pair of a batch costs, without strength and centring, for losses that
+            are mixed pair by pair; None where rows are no pairs.
     """
 
     rows: RowKind
@@ -119,6 +126,27 @@ class Objective:
     loss: Loss
     options: tuple[str, ...] = ()
     beginnings: bool = False
+    pair_losses: PairLosses | None = None
+
+
+def prefix_pair_losses(judgements: Judgements, settings: LossSettings) -> Float[Tensor, "pairs"]:
+    """Bradley-Terry on prefixes of equal length, pair by pair."""
+    return prefix_bradley_terry_losses(
+        *judgements.sides,
+        margin=judgements.targets,
+        preferred=_preferred(judgements, settings),
+    )
+
+
+def segment_pair_losses(judgements: Judgements, settings: LossSettings) -> Float[Tensor, "pairs"]:
+    """Bradley-Terry on means over ends of segments, pair by pair."""
+    chosen, rejected, chosen_ends, rejected_ends = judgements.sides
+    return bradley_terry_losses(
+        masked_row_mean(chosen.float(), chosen_ends),
+        masked_row_mean(rejected.float(), rejected_ends),
+        margin=judgements.targets,
+        preferred=_preferred(judgements, settings),
+    )
 
 
 def centred_prefix_loss(judgements: Judgements, settings: LossSettings) -> Float[Tensor, ""]:
@@ -219,13 +247,17 @@ def next_rating_loss(judgements: Judgements, settings: LossSettings) -> Float[Te
 _OF_PAIRS = ("centering", "label_smoothing")
 
 OBJECTIVES: dict[tuple[str, str], Objective] = {
-    ("bradley-terry", "last"): Objective("pairs", "last", centred_prefix_loss, _OF_PAIRS),
-    ("bradley-terry", "every"): Objective("pairs", "every", centred_prefix_loss, _OF_PAIRS),
+    ("bradley-terry", "last"): Objective(
+        "pairs", "last", centred_prefix_loss, _OF_PAIRS, pair_losses=prefix_pair_losses
+    ),
+    ("bradley-terry", "every"): Objective(
+        "pairs", "every", centred_prefix_loss, _OF_PAIRS, pair_losses=prefix_pair_losses
+    ),
     ("bradley-terry", "pairs"): Objective(
-        "pairs", "last", centred_prefix_loss, _OF_PAIRS, beginnings=True
+        "pairs", "last", centred_prefix_loss, _OF_PAIRS, True, prefix_pair_losses
     ),
     ("bradley-terry", "segments"): Objective(
-        "pairs", "segment-ends", centred_segment_loss, _OF_PAIRS
+        "pairs", "segment-ends", centred_segment_loss, _OF_PAIRS, pair_losses=segment_pair_losses
     ),
     ("plackett-luce", "last"): Objective("rankings", "last", ranking_loss),
     ("plackett-luce", "every"): Objective("rankings", "every", ranking_loss),

@@ -124,7 +124,7 @@ def test_what_has_no_regulariser(folder, tmp_path):
         {"positions": "pairs"},
         {"positions": "segments"},
     ):
-        with pytest.raises(ConfigError, match="expected bradley-terry at 'last' or 'every'"):
+        with pytest.raises(ConfigError, match="expected bradley-terry"):
             config(folder, tmp_path / "rm", regulariser=RegulariserSettings("sft"), **other)
     for wrong, message in (({"weight": 1.5}, "weight is 1.5"), ({"scale": 0.0}, "scale is 0")):
         with pytest.raises(ConfigError, match=message):

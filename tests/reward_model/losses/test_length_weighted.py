@@ -11,7 +11,7 @@ from tokencredit.reward_model.losses.length_weighted import (
     length_weighted_regression_loss,
     length_weights,
 )
-from tokencredit.reward_model.losses.pairs import classification_loss, regression_loss
+from tokencredit.reward_model.losses.targets import classification_loss, regression_loss
 
 NAN = math.nan
 LOSSES = (length_weighted_classification_loss, length_weighted_regression_loss)

@@ -11,16 +11,18 @@ from tokencredit.errors import DataError
 from tokencredit.reward_model.losses.pairs import (
     bradley_terry_loss,
     centering_loss,
-    classification_loss,
     held_prefix_scores,
     prefix_bradley_terry_loss,
+    segment_bradley_terry_loss,
+    segment_leads,
+)
+from tokencredit.reward_model.losses.targets import (
+    classification_loss,
     prefix_classification_loss,
     prefix_cross_entropy,
     prefix_regression_loss,
     prefix_squared_error,
     regression_loss,
-    segment_bradley_terry_loss,
-    segment_leads,
 )
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=4)

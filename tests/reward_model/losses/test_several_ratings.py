@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from reference import reward_losses as reference
 from torch.autograd import gradcheck
 
-from tokencredit.reward_model.losses.pairs import prefix_regression_loss, regression_loss
 from tokencredit.reward_model.losses.several_ratings import (
     multi_objective_regression_loss,
     prefix_multi_objective_regression_loss,
 )
+from tokencredit.reward_model.losses.targets import prefix_regression_loss, regression_loss
 
 NAN = math.nan
 

@@ -8,7 +8,10 @@ from reference import value_targets as reference
 from torch.autograd import gradcheck
 
 from tokencredit.errors import ConfigError
-from tokencredit.reward_model.losses.pairs import prefix_classification_loss, prefix_regression_loss
+from tokencredit.reward_model.losses.targets import (
+    prefix_classification_loss,
+    prefix_regression_loss,
+)
 from tokencredit.reward_model.losses.values import (
     bootstrapped_targets,
     q_classification_loss,

@@ -8,7 +8,8 @@ from torch.autograd import gradcheck
 from tokencredit.errors import ConfigError
 from tokencredit.logprobs import token_logprobs
 from tokencredit.masking import masked_sum
-from tokencredit.reward_model.losses.pairs import bradley_terry_loss, prefix_regression_loss
+from tokencredit.reward_model.losses.pairs import bradley_terry_loss
+from tokencredit.reward_model.losses.targets import prefix_regression_loss
 from tokencredit.reward_model.losses.values import q_value_loss
 from tokencredit.reward_model.losses.vocabulary import (
     autoregressive_reward_loss,

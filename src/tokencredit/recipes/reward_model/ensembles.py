@@ -15,22 +15,26 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tokencredit.recipes.reward_model.examples import judgements_of
-from tokencredit.recipes.reward_model.settings import EnsembleSettings
+from tokencredit.recipes.reward_model.head_settings import EnsembleSettings
 from tokencredit.reward_model.objectives import Judgements
 
 BOOTSTRAP = "bootstrap"
 """Column of a batch: how often each pair counts for each head."""
 
 
-def head_of_ensemble(heads: int) -> dict[str, Any]:
+def several_heads(heads: int, *, name: str = "head") -> dict[str, Any]:
     """What the configuration says of a head with an output of each member; of one, a plain head.
 
-    >>> head_of_ensemble(2)["id2label"]
+    Args:
+        heads: how many there are.
+        name: of a member, before its number.
+
+    >>> several_heads(2)["id2label"]
     {0: 'head-1', 1: 'head-2'}
     """
     if heads == 1:
         return {"num_labels": 1}
-    names = [f"head-{number + 1}" for number in range(heads)]
+    names = [f"{name}-{number + 1}" for number in range(heads)]
     return {
         "num_labels": heads,
         "id2label": dict(enumerate(names)),

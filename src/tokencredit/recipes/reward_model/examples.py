@@ -55,6 +55,7 @@ class JudgedRow:
         preferred: the probability that a preference is right.
         targets: the ratings by several objectives, NaN where one is missing, or the ranks of the
             responses, 1 for the best; empty where there is one target.
+        user: who prefers; None where nobody is named.
     """
 
     responses: tuple[EncodedText, ...]
@@ -62,6 +63,7 @@ class JudgedRow:
     strength: float = 1.0
     targets: tuple[float, ...] = ()
     preferred: float = 1.0
+    user: str | None = None
 
     def __len__(self) -> int:
         return max(map(len, self.responses))
@@ -94,7 +96,7 @@ def judged_rows(
     pairs = [row for row in data if isinstance(row, PreferencePair)]
     if pairs:
         return [
-            JudgedRow(both, pair.margin, pair.strength, preferred=pair.preferred)
+            JudgedRow(both, pair.margin, pair.strength, preferred=pair.preferred, user=pair.user)
             for both, pair in zip(encode_pairs(pairs), pairs, strict=True)
         ]
     alone = [row for row in data if not isinstance(row, PreferencePair | JudgedAnswers)]

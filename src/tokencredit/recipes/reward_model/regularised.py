@@ -21,7 +21,7 @@ from tokencredit.errors import ModelError
 from tokencredit.logprobs import token_logprobs
 from tokencredit.models.hf_loading import load_model
 from tokencredit.models.hf_logprobs import CHUNK_SIZE, response_logprobs
-from tokencredit.models.hf_trunk import same_logits, trunk_output
+from tokencredit.models.hf_trunk import same_logits, states_of_one_pass, trunk_output
 from tokencredit.recipes.reward_model.examples import JudgedRow
 from tokencredit.recipes.reward_model.settings import TrainRewardModelConfig
 from tokencredit.recipes.trainer import training_device
@@ -92,13 +92,7 @@ class KeptHead:
         """
         with trunk_output(model) as seen:
             scores = counted_scores(model, input_ids, attention_mask, counted)
-        hidden = seen[-1][1].last_hidden_state if seen else input_ids[:0]
-        if len(hidden) != len(input_ids):
-            raise ModelError(
-                f"{type(model).__name__} reads a batch of {len(input_ids)} rows in several passes, "
-                "whose hidden states cannot be regularised together; expected another model, or no "
-                "regulariser.form"
-            )
+        hidden = states_of_one_pass(model, seen, len(input_ids), needed_by="regulariser.form")
         responses = responses[:, : hidden.shape[1]].clone()
         if self.settings.form != "dpo":
             responses[len(responses) // 2 :] = False

@@ -1,7 +1,7 @@
 """How good a reward model is on held-out data: accuracy and calibration by the part seen."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from tokencredit.models.heads import objective_names
 from tokencredit.models.hf_architecture import padding_id
 from tokencredit.recipes.reward_model.evaluation_report import fraction_table
 from tokencredit.recipes.reward_model.examples import JudgedRow
+from tokencredit.recipes.reward_model.lessons import mean_of_outputs
 from tokencredit.recipes.run_folder import write_atomically
 from tokencredit.reward_model.objectives import RowKind
 from tokencredit.scorers.fractions import fraction_scores
@@ -49,6 +50,7 @@ def held_out_rows_by_fraction(
     batch_size: int,
     context: AbstractContextManager[Any],
     segment_ends: SegmentEnds | None,
+    joined: Callable[[Tensor, Sequence[JudgedRow]], Tensor] = mean_of_outputs,
 ) -> Rows:
     """What the model says of held-out data when 20, 40, 60, 80 and 100 % have been seen.
 
@@ -61,6 +63,7 @@ def held_out_rows_by_fraction(
         batch_size: texts per forward pass.
         context: autocast, or none.
         segment_ends: as in `fraction_scores`.
+        joined: one score of all outputs, as of `Lesson`.
 
     Returns:
         A row per fraction: `fraction`, `accuracy` (of ratings the share of pairs in their order),
@@ -77,8 +80,8 @@ def held_out_rows_by_fraction(
         segment_ends=segment_ends,
         every_output=bool(objective_names(model.config)),
     )
-    if objective_names(model.config):  # an ensemble's, whose mean is the score
-        scores = scores.mean(-1)
+    if objective_names(model.config):
+        scores = joined(scores, rows)
     scores = scores * score_unit
     targets = torch.tensor([one.target for one in rows])
     if kind == "pairs":

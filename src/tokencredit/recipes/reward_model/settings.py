@@ -7,6 +7,15 @@ from tokencredit.errors import ConfigError
 from tokencredit.preference.hf_rows import DatasetSettings
 from tokencredit.preference.labels import Overlapping
 from tokencredit.ranges import require_at_least, require_positive
+from tokencredit.recipes.reward_model.head_settings import (
+    BoundSettings,
+    EnsembleSettings,
+    GroupSettings,
+    LatentSettings,
+    MixtureSettings,
+    RegulariserSettings,
+    require_one_of,
+)
 from tokencredit.recipes.settings import (
     HeldOutSettings,
     LoadingSettings,
@@ -18,7 +27,6 @@ from tokencredit.recipes.settings import (
     setting,
     settle_learning_rate,
 )
-from tokencredit.reward_model.losses.regularisers import Form
 from tokencredit.reward_model.objectives import LossSettings, Objective, objective_row
 from tokencredit.scorers.segment_ends import SegmentEndSettings
 from tokencredit.text.hf_token_rows import Truncation
@@ -45,6 +53,8 @@ class JudgementColumns:
     preferred: str | None = None
     """Probabilities that preferred responses are the better ones, as `vote-on-pairs` writes them;
     None for 1."""
+    user: str | None = None
+    """Who prefers, by a name or a number, with `groups` and `latent`; None for nobody."""
     text: str = setting("text", was="text_column")
     """The labelled or rated texts."""
     label: str = setting("label", was="label_column")
@@ -80,47 +90,6 @@ class BeginningSettings:
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "start", "step")
-
-
-@dataclass(frozen=True)
-class EnsembleSettings:
-    """Several heads on one trunk, which learn from the same pairs."""
-
-    heads: int = 1
-    """How many. Each begins with weights of its own; the loss is the mean of theirs."""
-    bootstrap: bool = False
-    """Let every pair count for each head as often as a Poisson number with mean 1 says, drawn once
-    for the run, as if each had data of its own."""
-
-    def __post_init__(self) -> None:
-        require_at_least(self, 1, "heads")
-        if self.bootstrap and self.heads == 1:
-            raise ConfigError(
-                "ensemble.bootstrap is true with one head; expected false, or ensemble.heads of 2 "
-                "or more, which are to differ"
-            )
-
-
-@dataclass(frozen=True)
-class RegulariserSettings:
-    """What keeps the hidden states of a reward model those of a language model (GRM)."""
-
-    form: Form | None = None
-    """What the head of the language model that training starts from is asked by: `sft`, the log
-    sigmoid of `scale` times the log-probability of the preferred answer; `likelihood`, that
-    log-probability itself; `dpo`, both answers compared. None for no regulariser."""
-    weight: float = 0.01
-    """Share of the regulariser in the loss; the loss of preferences has the rest."""
-    scale: float = 0.1
-    """Beta: multiplies log-probabilities of `sft` and `dpo`."""
-    reference: Literal["start", "none"] = "start"
-    """What `dpo` compares with: `start`, the language model that training starts from, asked once
-    before it; `none`, log-probabilities are compared as they are."""
-
-    def __post_init__(self) -> None:
-        require_positive(self, "scale", room="regulariser.")
-        if not 0 <= self.weight <= 1:
-            raise ConfigError(f"regulariser.weight is {self.weight}; expected a share from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -161,6 +130,10 @@ class TrainRewardModelConfig:
     loss: LossSettings = group(LossSettings)
     ensemble: EnsembleSettings = group(EnsembleSettings)
     """With objectives that learn from pairs: several heads, whose mean is the score."""
+    groups: GroupSettings = group(GroupSettings)
+    mixture: MixtureSettings = group(MixtureSettings)
+    latent: LatentSettings = group(LatentSettings)
+    bound: BoundSettings = group(BoundSettings)
     regulariser: RegulariserSettings = group(RegulariserSettings)
     beginnings: BeginningSettings = group(BeginningSettings)
     segments: SegmentEndSettings = group(SegmentEndSettings)
@@ -182,22 +155,50 @@ class TrainRewardModelConfig:
         settle_learning_rate(self, of_all=2e-5, of_lora=2e-4)
         objective_row(self.objective, self.positions, self.loss)
         self._require_columns_of_ratings()
-        if self.ensemble.heads > 1 and self.row.rows != "pairs":
+        self._require_heads_that_fit()
+
+    def _require_heads_that_fit(self) -> None:
+        several = {
+            f"ensemble.heads is {self.ensemble.heads}": self.ensemble.heads > 1,
+            f"groups.count is {self.groups.count}": self.groups.count > 1,
+            f"mixture.heads is {self.mixture.heads}": self.mixture.heads > 1,
+            f"latent.size is {self.latent.size}": self.latent.size > 0,
+        }
+        kept = {
+            f"regulariser.form is {self.regulariser.form!r}": self.regulariser.form is not None,
+            f"bound.ridge is {self.bound.ridge}": self.bound.ridge is not None,
+        }
+        for name, here in kept.items():
+            require_one_of(several | {name: here})
+        asked = next((name for name, here in (several | kept).items() if here), None)
+        if asked is not None and self.row.rows != "pairs":
             raise ConfigError(
-                f"ensemble.heads is {self.ensemble.heads} with objective {self.objective!r}, which "
-                "learns from something else than pairs; expected 1, or bradley-terry"
+                f"{asked} with objective {self.objective!r}, which learns from something else than "
+                "pairs; expected bradley-terry, or the default of this setting"
             )
-        whole = self.row.rows == "pairs" and not self.row.beginnings
-        if self.regulariser.form is not None and not (whole and self.row.reading != "segment-ends"):
+        whole = not self.row.beginnings and self.row.reading != "segment-ends"
+        if self.regulariser.form is not None and not whole:
             raise ConfigError(
-                f"regulariser.form is {self.regulariser.form!r} with objective {self.objective!r} "
-                f"and positions {self.positions!r}; expected bradley-terry at 'last' or 'every', "
-                "which alone reads whole pairs"
+                f"regulariser.form is {self.regulariser.form!r} with positions "
+                f"{self.positions!r}; expected bradley-terry at 'last' or 'every', which alone "
+                "reads whole pairs"
             )
-        if self.regulariser.form is not None and self.ensemble.heads > 1:
+        if self.latent.size and self.row.reading == "segment-ends":
             raise ConfigError(
-                f"regulariser.form is {self.regulariser.form!r} with ensemble.heads "
-                f"{self.ensemble.heads}; expected one of the two: the regulariser is of one head"
+                f"latent.size is {self.latent.size} with positions {self.positions!r}, where a "
+                "score is a mean that says nothing of users; expected 'last', 'every' or 'pairs'"
+            )
+        if self.loss.centering and (self.groups.count > 1 or self.mixture.heads > 1):
+            raise ConfigError(
+                f"loss.centering is {self.loss.centering} with several heads that share the pairs "
+                "among them; expected 0"
+            )
+        by_user = self.latent.size > 0 or (self.groups.count > 1 and self.groups.of == "users")
+        if by_user != (self.columns.user is not None):
+            raise ConfigError(
+                f"columns.user is {self.columns.user!r}, with groups.count {self.groups.count}, "
+                f"groups.of {self.groups.of!r} and latent.size {self.latent.size}; expected the "
+                "column that says who prefers, with groups of users or a latent.size above 0 alone"
             )
 
     def _require_columns_of_ratings(self) -> None:

@@ -19,15 +19,14 @@ that has been seen stands in `prefix_accuracy.json` and `prefix_accuracy.png`, a
 probabilities or ratings can be taken at their word in `calibration.json` and `calibration.png`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
-from torch import Tensor
+from accelerate import PartialState
 from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
@@ -36,8 +35,9 @@ from transformers import (
 )
 
 from tokencredit.errors import ConfigError
-from tokencredit.models.hf_architecture import is_causal, padding_id
+from tokencredit.models.hf_architecture import is_causal
 from tokencredit.models.hf_attention import pretrained_model
+from tokencredit.models.hf_objectives import linear_head
 from tokencredit.preference.hf_answers import AnswerColumns, JudgedAnswers, load_answers
 from tokencredit.preference.hf_datasets import (
     load_labelled_responses,
@@ -46,40 +46,29 @@ from tokencredit.preference.hf_datasets import (
     load_rated_responses,
 )
 from tokencredit.recipes.left_out import tell_left_out
-from tokencredit.recipes.reward_model.ensembles import (
-    BOOTSTRAP,
-    bootstrap_weights,
-    head_of_ensemble,
-    loss_of_heads,
-)
+from tokencredit.recipes.reward_model.ensembles import several_heads
 from tokencredit.recipes.reward_model.examples import (
-    SAID,
     JudgedRow,
     Judgement,
-    beginning_row,
-    example_columns,
-    filler_id,
     judged_rows,
     judgement_text,
-    judgements_of,
     ranked_pairs,
     require_an_order,
-    reward_batch,
     scale_scores,
-    score_reading,
     standardised_rows,
 )
+from tokencredit.recipes.reward_model.lessons import Lesson
 from tokencredit.recipes.reward_model.pair_data import (
     different_pairs,
     read_pairs,
     read_responses,
 )
-from tokencredit.recipes.reward_model.regularised import KeptHead
 from tokencredit.recipes.reward_model.report import (
     held_out_metrics,
     held_out_rows_by_fraction,
     write_report,
 )
+from tokencredit.recipes.reward_model.reward_trainer import lesson_of, reward_trainer
 from tokencredit.recipes.reward_model.settings import TrainRewardModelConfig
 from tokencredit.recipes.reward_model.several_ratings import (
     head_of_objectives,
@@ -89,12 +78,7 @@ from tokencredit.recipes.reward_model.several_ratings import (
     standardised_objectives,
     write_objective_report,
 )
-from tokencredit.recipes.reward_model.shared_prefixes import (
-    shared_batch,
-    shared_length,
-    shared_scores,
-    shares_prefixes,
-)
+from tokencredit.recipes.reward_model.states import write_covariance_of_pairs
 from tokencredit.recipes.supervised import (
     Source,
     autocast,
@@ -111,14 +95,10 @@ from tokencredit.recipes.supervised import (
     write_results,
 )
 from tokencredit.recipes.trainer import (
-    LossTrainer,
-    ModelFunction,
     TrainingRun,
     train,
-    training_arguments,
     training_device,
 )
-from tokencredit.scorers.fractions import counted_scores
 from tokencredit.scorers.segment_ends import SegmentEnds, entropy_reference, segment_end_finder
 from tokencredit.scorers.trained_reading import remember_score_positions
 from tokencredit.text.hf_reading import Reading
@@ -168,7 +148,8 @@ def train_reward_model(config: TrainRewardModelConfig) -> Path:
         require_orders(eval_rows, config.columns.ratings)
     with supervised_run(config) as folder:
         tell_left_out(left_out, folder / "skipped.jsonl")
-        model, metrics = _train(config, model, tokenizer, rows, eval_rows, ends, folder)
+        lesson = lesson_of(config, model, tokenizer, rows)
+        model, metrics = _train(config, model, tokenizer, rows, eval_rows, ends, folder, lesson)
         if config.row.rows == "pairs":
             metrics["equal_pairs"] = float(len(encoded) - len(rows))
         if eval_rows and config.row.rows == "several-ratings":
@@ -176,9 +157,14 @@ def train_reward_model(config: TrainRewardModelConfig) -> Path:
             metrics |= objective_metrics(of_objectives)
             write_objective_report(of_objectives, folder)
         elif eval_rows:
-            by_fraction = _held_out_rows(config, model, ends, eval_rows)
+            by_fraction = _held_out_rows(config, model, ends, eval_rows, lesson)
             metrics |= held_out_metrics(by_fraction)
             write_report(by_fraction, folder, kind=config.row.rows)
+        if PartialState().is_main_process:
+            metrics |= lesson.write(model, folder)
+            if config.bound.ridge is not None:
+                size, ridge = 2 * config.training.batch_size, config.bound.ridge
+                write_covariance_of_pairs(model, rows, folder, ridge=ridge, batch_size=size)
         write_results(model, tokenizer, metrics, folder, name="reward model")
     return folder
 
@@ -196,6 +182,7 @@ def _load(config: TrainRewardModelConfig, source: Source) -> Sequence[Judgement]
                 margin_column=columns.margin,
                 strength_column=columns.strength,
                 preferred_column=columns.preferred,
+                user_column=columns.user,
             )
         case "labels":
             return load_labelled_responses(
@@ -245,7 +232,12 @@ def _model_to_train(
     config: TrainRewardModelConfig,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model to train, with an output of each objective and a pad token, and its tokenizer."""
-    head: dict[str, Any] = head_of_ensemble(config.ensemble.heads)
+    heads = max(config.ensemble.heads, config.mixture.heads)
+    head: dict[str, Any] = several_heads(heads)
+    if config.groups.count > 1:
+        head = several_heads(config.groups.count, name="group")
+    if config.latent.size:
+        head = several_heads(config.latent.width, name="feature")
     if config.row.rows == "several-ratings":
         head = head_of_objectives(config.model, config.columns.ratings, config.loading)
     model, tokenizer = classifier_to_train(
@@ -263,8 +255,10 @@ def _model_to_train(
             "positions='last' (with pairs also 'pairs')"
         )
     model.config.score_ensemble = config.ensemble.heads > 1
-    for name in ("rating_mean", "rating_standard_deviation", "score_gate"):
+    for name in ("rating_mean", "rating_standard_deviation", "score_gate", "score_users"):
         vars(model.config).pop(name, None)  # of the training before this one
+    if config.bound.ridge is not None:
+        linear_head(model, needed_by="bound.ridge")  # before it is trained in vain
     segments = config.segments if config.row.reading == "segment-ends" else None
     if segments is not None and config.entropy_reference is not None:
         segments = replace(segments, reference=lasting_name(config.entropy_reference))
@@ -302,6 +296,7 @@ def _train(
     eval_rows: list[JudgedRow],
     ends: SegmentEnds | None,
     folder: Path,
+    lesson: Lesson,
 ) -> tuple[PreTrainedModel, dict[str, float]]:
     """The trained model, adapters merged, and what it took."""
     adapted = with_adapters(model, config.lora)
@@ -310,10 +305,11 @@ def _train(
         judge = pretrained_model(adapted)
         if config.row.rows == "several-ratings":
             return objective_metrics(_held_out_objectives(config, judge, eval_rows, learning=True))
-        return held_out_metrics(_held_out_rows(config, judge, ends, eval_rows, learning=True))
+        judged = _held_out_rows(config, judge, ends, eval_rows, lesson, learning=True)
+        return held_out_metrics(judged)
 
     run = TrainingRun.of(config, folder, evaluate if eval_rows else None)
-    trainer, tokens = reward_trainer(config, adapted, tokenizer, rows, ends, run)
+    trainer, tokens = reward_trainer(config, adapted, tokenizer, rows, ends, run, lesson)
     metrics = {"train_examples": float(len(trainer.train_dataset))} | train(trainer, tokens=tokens)
     unrounded = replace(config, lora=replace(config.lora, quantization=None))
     trained = without_adapters(
@@ -324,93 +320,12 @@ def _train(
     return trained, metrics
 
 
-def reward_trainer(
-    config: TrainRewardModelConfig,
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: list[JudgedRow],
-    ends: SegmentEnds | None,
-    run: TrainingRun,
-) -> tuple[LossTrainer, int]:
-    """The Trainer of a reward model, and the tokens of one pass over the data.
-
-    Args:
-        config: the settings.
-        model: with or without adapters.
-        tokenizer: of the model.
-        rows: to learn from.
-        ends: finds the ends of segments, where scores are read there; else None.
-        run: what the trainer belongs to.
-    """
-    filler, causal = filler_id(config, tokenizer), is_causal(model)
-    columns = example_columns(rows, config, filler=filler, causal=causal)
-    lengths = columns.pop("tokens")
-    pad_id, read_at = padding_id(model), score_reading(config.row.reading, rows, ends)
-    heads = config.ensemble.heads
-    kept = KeptHead(config, tokenizer, rows) if config.regulariser.form is not None else None
-    shares = (
-        config.row.rows == "pairs"
-        and heads == 1
-        and kept is None
-        and shares_prefixes(model, rows[0], pad_id=pad_id, read_at=read_at)
-    )
-    if shares:
-        once = [shared_length(*rows[row].responses) for row in columns["row"]]
-        columns["length"] = [n - min(part, n // 2) for n, part in zip(lengths, once, strict=True)]
-    several = heads > 1 or config.row.rows == "several-ratings"
-    drawn = bootstrap_weights(len(rows), config.ensemble, seed=config.seed)
-    collate: Callable[..., dict[str, Tensor]] = reward_batch
-    scores_of: Callable[..., Any] = partial(counted_scores, every_output=several)
-    if shares:
-        collate, scores_of = shared_batch, partial(shared_scores)
-    if kept is not None:
-        scores_of = kept.scores_and_likelihoods
-
-    def batch(examples: Sequence[dict[str, int]]) -> dict[str, Tensor]:
-        some = [
-            beginning_row(
-                rows[example["row"]],
-                example["prefix"],
-                filler=filler,
-                max_length=config.max_length,
-                causal=causal,
-            )
-            for example in examples
-        ]
-        indices = [example["row"] for example in examples]
-        found = collate(some, pad_id=pad_id, read_at=read_at)
-        if drawn is not None:
-            found[BOOTSTRAP] = drawn[indices]
-        return found if kept is None else found | kept.columns(some, indices)
-
-    def loss(outputs: Any, inputs: dict[str, Tensor]) -> Tensor:
-        if heads > 1:
-            return loss_of_heads(
-                lambda judged: config.row.loss(judged, config.loss), outputs, inputs
-            )
-        if kept is None:
-            return config.row.loss(judgements_of(outputs, inputs), config.loss)
-        scores, likelihoods = outputs
-        of_pairs = config.row.loss(judgements_of(scores, inputs), config.loss)
-        return kept.loss(of_pairs, likelihoods, inputs)
-
-    trainer = LossTrainer(
-        model=ModelFunction(model, scores_of),
-        args=training_arguments(config, run.folder, examples=len(columns["row"])),
-        train_dataset=Dataset.from_dict(columns),
-        data_collator=batch,
-        loss=loss,
-        unread=(*SAID, "references") if drawn is None else (*SAID, "references", BOOTSTRAP),
-        run=run,
-    )
-    return trainer, sum(lengths)
-
-
 def _held_out_rows(
     config: TrainRewardModelConfig,
     model: PreTrainedModel,
     ends: SegmentEnds | None,
     rows: list[JudgedRow],
+    lesson: Lesson,
     *,
     learning: bool = False,
 ) -> list[dict[str, Any]]:
@@ -420,16 +335,18 @@ def _held_out_rows(
     """
     spread = getattr(model.config, "rating_standard_deviation", 1.0)
     ranked = config.row.rows == "rankings"
-    return held_out_rows_by_fraction(
-        model,
-        ranked_pairs(rows) if ranked else rows,
-        kind="pairs" if ranked else config.row.rows,
-        rating_mean=getattr(model.config, "rating_mean", 0.0),
-        score_unit=spread if learning else 1.0,
-        batch_size=config.training.batch_size,  # half the texts of a pass in training
-        context=autocast(config.training, model.device),
-        segment_ends=ends,
-    )
+    with lesson.view(model):
+        return held_out_rows_by_fraction(
+            model,
+            ranked_pairs(rows) if ranked else rows,
+            kind="pairs" if ranked else config.row.rows,
+            rating_mean=getattr(model.config, "rating_mean", 0.0),
+            score_unit=spread if learning else 1.0,
+            batch_size=config.training.batch_size,  # half the texts of a pass in training
+            context=autocast(config.training, model.device),
+            segment_ends=ends,
+            joined=lesson.joined,
+        )
 
 
 def _held_out_objectives(

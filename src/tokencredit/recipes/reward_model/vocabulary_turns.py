@@ -25,7 +25,7 @@ from tokencredit.recipes.trainer import (
     training_arguments,
 )
 from tokencredit.reward_model.hf_vocabulary import trained_statistics
-from tokencredit.reward_model.losses.pairs import prefix_regression_loss
+from tokencredit.reward_model.losses.targets import prefix_regression_loss
 from tokencredit.reward_model.losses.vocabulary import (
     autoregressive_reward_loss,
     best_values,

@@ -6,9 +6,9 @@ are in `values`.
 """
 
 import torch
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, mse_loss
+from torch.nn.functional import logsigmoid
 
 from tokencredit.errors import DataError
 from tokencredit.masking import masked_mean, masked_row_mean
@@ -49,8 +49,39 @@ def bradley_terry_loss(
     >>> bradley_terry_loss(torch.tensor([1.0, 3.0]), torch.tensor([1.0, -97.0]))
     tensor(0.3466)
     """
-    losses = _lead_losses(_lead(chosen_scores, rejected_scores, margin), preferred)
+    losses = bradley_terry_losses(
+        chosen_scores, rejected_scores, margin=margin, preferred=preferred
+    )
     return _weighted_losses(losses, strength).mean()
+
+
+def bradley_terry_losses(
+    chosen_scores: Float[Tensor, "batch"],
+    rejected_scores: Float[Tensor, "batch"],
+    *,
+    margin: Float[Tensor, "batch"] | None = None,
+    preferred: Float[Tensor, "batch"] | None = None,
+) -> Float[Tensor, "batch"]:
+    """What each pair costs, of which `bradley_terry_loss` is the mean weighted by strengths.
+
+    Args:
+        chosen_scores: of the preferred responses, in nats.
+        rejected_scores: of the others, in nats.
+        margin: as there.
+        preferred: as there.
+
+    Returns:
+        Nats, in float32.
+
+    Raises:
+        DataError: a probability is outside [0, 1].
+
+    Source: as `bradley_terry_loss`.
+
+    >>> bradley_terry_losses(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
+    tensor([0.6931, 0.1269])
+    """
+    return _lead_losses(_lead(chosen_scores, rejected_scores, margin), preferred)
 
 
 def prefix_bradley_terry_loss(
@@ -95,6 +126,48 @@ def prefix_bradley_terry_loss(
     >>> prefix_bradley_terry_loss(chosen, rejected, mask, mask[:, :1])
     tensor(0.4100)
     """
+    losses = prefix_bradley_terry_losses(
+        chosen_prefix_scores,
+        rejected_prefix_scores,
+        chosen_mask,
+        rejected_mask,
+        margin=margin,
+        preferred=preferred,
+    )
+    return _weighted_losses(losses, strength).mean()
+
+
+def prefix_bradley_terry_losses(
+    chosen_prefix_scores: Float[Tensor, "batch chosen_time"],
+    rejected_prefix_scores: Float[Tensor, "batch rejected_time"],
+    chosen_mask: Bool[Tensor, "batch chosen_time"],
+    rejected_mask: Bool[Tensor, "batch rejected_time"],
+    *,
+    margin: Float[Tensor, "batch"] | None = None,
+    preferred: Float[Tensor, "batch"] | None = None,
+) -> Float[Tensor, "batch"]:
+    """What each pair costs, of which `prefix_bradley_terry_loss` is the mean weighted by strengths.
+
+    Args:
+        chosen_prefix_scores: of the preferred responses, in nats.
+        rejected_prefix_scores: of the others, in nats.
+        chosen_mask: True on tokens of the preferred responses, which start in column 0.
+        rejected_mask: True on tokens of the others.
+        margin: as there.
+        preferred: as there.
+
+    Returns:
+        Nats per prefix of each pair, in float32.
+
+    Raises:
+        DataError: a probability is outside [0, 1].
+
+    Source: as `prefix_bradley_terry_loss`.
+
+    >>> mask = torch.ones(1, 2, dtype=torch.bool)
+    >>> prefix_bradley_terry_losses(torch.zeros(1, 2), torch.zeros(1, 2), mask, mask)
+    tensor([0.6931])
+    """
     time = max(chosen_mask.shape[-1], rejected_mask.shape[-1])
     chosen_mask, rejected_mask = (
         _widened_rows(chosen_mask, time),
@@ -104,8 +177,7 @@ def prefix_bradley_terry_loss(
     rejected = held_prefix_scores(_widened_rows(rejected_prefix_scores, time), rejected_mask)
     margin, preferred = (None if said is None else said[:, None] for said in (margin, preferred))
     losses = _lead_losses(_lead(chosen, rejected, margin), preferred)
-    losses = masked_row_mean(losses, chosen_mask | rejected_mask)
-    return _weighted_losses(losses, strength).mean()
+    return masked_row_mean(losses, chosen_mask | rejected_mask)
 
 
 def segment_bradley_terry_loss(
@@ -215,160 +287,6 @@ def held_prefix_scores(
     last_counted = torch.where(mask, columns, -1).cummax(-1).values
     held = prefix_scores.gather(-1, last_counted.clamp(min=0))
     return torch.where(last_counted >= 0, held, 0.0)
-
-
-def classification_loss(
-    scores: Float[Tensor, "batch"], labels: Num[Tensor, "batch"]
-) -> Float[Tensor, ""]:
-    """Mean cross-entropy of a score read as the log-odds of a good response.
-
-        −y log σ(R) − (1 − y) log(1 − σ(R))
-
-    Args:
-        scores: in nats.
-        labels: 1 good, 0 bad, or a probability between them.
-
-    Returns:
-        Nats per response, in float32.
-
-    Source: logistic regression (Berkson 1944); the sentiment reward of arXiv 2402.00782.
-
-    >>> classification_loss(torch.tensor([0.0, 99.0]), torch.tensor([0, 1]))
-    tensor(0.3466)
-    """
-    return binary_cross_entropy_with_logits(scores.float(), labels.float())
-
-
-def prefix_classification_loss(
-    prefix_scores: Float[Tensor, "batch time"],
-    labels: Num[Tensor, "batch"],
-    mask: Bool[Tensor, "batch time"],
-) -> Float[Tensor, ""]:
-    """Cross-entropy of every prefix against the label of the whole, averaged per response.
-
-        −1/T · Σ_t [y log σ(R_t) + (1 − y) log(1 − σ(R_t))],   R_t = R(x, y^{≤t})
-
-    Its optimum is the log-odds of a good response given what has been seen of it: it is the
-    training of FUDGE, whose classifier guides decoding.
-
-    Args:
-        prefix_scores: in nats.
-        labels: 1 good, 0 bad, or a probability between them.
-        mask: True on response tokens.
-
-    Returns:
-        Nats per prefix, in float32; `classification_loss` where every response is one token long.
-
-    Source: Yang and Klein 2021, arXiv 2104.05218, section 3 (FUDGE), where prefixes are summed and
-    not averaged per response.
-
-    >>> mask = torch.tensor([[True, True, False]])
-    >>> prefix_classification_loss(torch.tensor([[0.0, 99.0, -5.0]]), torch.tensor([1]), mask)
-    tensor(0.3466)
-    """
-    return prefix_cross_entropy(prefix_scores, labels[:, None].expand_as(prefix_scores), mask)
-
-
-def prefix_cross_entropy(
-    prefix_scores: Float[Tensor, "batch time"],
-    targets: Num[Tensor, "batch time"],
-    mask: Bool[Tensor, "batch time"],
-) -> Float[Tensor, ""]:
-    """Cross-entropy of every prefix against a probability of its own, averaged per response.
-
-    Args:
-        prefix_scores: log-odds, in nats.
-        targets: probabilities of a good response, for each prefix.
-        mask: True on response tokens.
-
-    Returns:
-        Nats per prefix, in float32; `prefix_classification_loss` where a row has one target.
-
-    >>> mask = torch.tensor([[True, True]])
-    >>> prefix_cross_entropy(torch.zeros(1, 2), torch.tensor([[0.5, 1.0]]), mask)
-    tensor(0.6931)
-    """
-    scores = prefix_scores.float().masked_fill(~mask, 0.0)
-    targets = targets.float().masked_fill(~mask, 0.0)
-    losses = binary_cross_entropy_with_logits(scores, targets, reduction="none")
-    return masked_row_mean(losses, mask).mean()
-
-
-def regression_loss(
-    scores: Float[Tensor, "batch"], ratings: Num[Tensor, "batch"]
-) -> Float[Tensor, ""]:
-    """Mean squared error of a score against a rating.
-
-        (R(x, y) − g)²
-
-    Args:
-        scores: in units of the ratings.
-        ratings: of each response, standardised so that 1 is one standard deviation.
-
-    Returns:
-        Squared units per response, in float32.
-
-    Source: Wang et al. 2024, arXiv 2406.08673 (HelpSteer2), regression reward models; here of one
-    rating and not five.
-
-    >>> regression_loss(torch.tensor([0.0, 3.0]), torch.tensor([1.0, 1.0]))
-    tensor(2.5000)
-    """
-    return mse_loss(scores.float(), ratings.float())
-
-
-def prefix_regression_loss(
-    prefix_scores: Float[Tensor, "batch time"],
-    ratings: Num[Tensor, "batch"],
-    mask: Bool[Tensor, "batch time"],
-) -> Float[Tensor, ""]:
-    """Squared error of every prefix against the rating of the whole, averaged per response.
-
-        1/T · Σ_t (R(x, y^{≤t}) − g)²
-
-    Its optimum is the mean rating of the responses that begin so: a value function of whoever wrote
-    them.
-
-    Args:
-        prefix_scores: in units of the ratings.
-        ratings: of each response.
-        mask: True on response tokens.
-
-    Returns:
-        Squared units per prefix, in float32; `regression_loss` where every response is one token
-        long.
-
-    Source: Mudgal et al. 2023, arXiv 2310.17022, the loss called CD-FUDGE, with half the sum over
-    prefixes where here is the mean.
-
-    >>> mask = torch.tensor([[True, True, False]])
-    >>> prefix_regression_loss(torch.tensor([[0.0, 3.0, 9.0]]), torch.tensor([1.0]), mask)
-    tensor(2.5000)
-    """
-    return prefix_squared_error(prefix_scores, ratings[:, None].expand_as(prefix_scores), mask)
-
-
-def prefix_squared_error(
-    prefix_scores: Float[Tensor, "batch time"],
-    targets: Num[Tensor, "batch time"],
-    mask: Bool[Tensor, "batch time"],
-) -> Float[Tensor, ""]:
-    """Squared error of every prefix against a target of its own, averaged per response.
-
-    Args:
-        prefix_scores: in units of the targets.
-        targets: for each prefix.
-        mask: True on response tokens.
-
-    Returns:
-        Squared units per prefix, in float32.
-
-    >>> mask = torch.tensor([[True, True]])
-    >>> prefix_squared_error(torch.zeros(1, 2), torch.tensor([[1.0, 3.0]]), mask)
-    tensor(5.)
-    """
-    errors = prefix_scores.float().masked_fill(~mask, 0.0) - targets.float().masked_fill(~mask, 0.0)
-    return masked_row_mean(errors.square(), mask).mean()
 
 
 def centering_loss(

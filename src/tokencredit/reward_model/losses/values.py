@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from tokencredit.errors import ConfigError
-from tokencredit.reward_model.losses.pairs import prefix_cross_entropy, prefix_squared_error
+from tokencredit.reward_model.losses.targets import prefix_cross_entropy, prefix_squared_error
 
 
 def bootstrapped_targets(

@@ -17,11 +17,8 @@ from torch import Tensor
 
 from tokencredit.errors import ConfigError
 from tokencredit.masking import left_packed, masked_mean, masked_row_mean, masked_sum
-from tokencredit.reward_model.losses.pairs import (
-    bradley_terry_loss,
-    held_prefix_scores,
-    prefix_squared_error,
-)
+from tokencredit.reward_model.losses.pairs import bradley_terry_loss, held_prefix_scores
+from tokencredit.reward_model.losses.targets import prefix_squared_error
 from tokencredit.reward_model.losses.values import bootstrapped_targets
 
 
