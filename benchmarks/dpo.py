@@ -36,7 +36,7 @@ from tokencredit.recipes.preferences.rows import AnswerRow
 from tokencredit.recipes.preferences.settings import TokenWeightSettings, TrainPreferencesConfig
 from tokencredit.recipes.preferences.train_preferences import preference_trainer
 from tokencredit.recipes.settings import TrainingSettings
-from tokencredit.recipes.trainer import TrainingRun
+from tokencredit.recipes.training.progress import TrainingRun
 
 NAMES = {"plain": "tokencredit", "weights": "tokencredit, token weights", "trl": "TRL"}
 SIDES = tuple(NAMES)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ppo import make_models
 
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 
 PHASES = ("rollout", "score", "update")
 

@@ -36,7 +36,7 @@ from tokencredit.recipes.reward_model.examples import JudgedRow
 from tokencredit.recipes.reward_model.settings import TrainRewardModelConfig
 from tokencredit.recipes.reward_model.train_reward_model import reward_trainer
 from tokencredit.recipes.settings import LoraSettings, TrainingSettings
-from tokencredit.recipes.trainer import TrainingRun
+from tokencredit.recipes.training.progress import TrainingRun
 
 NAMES = {
     "last": "tokencredit: `last`",

@@ -15,7 +15,7 @@ from typing import Any
 
 from tokencredit.evaluation.comparison_plots import plot_fraction_curves, plot_intervals
 from tokencredit.evaluation.faithfulness import FRACTIONS
-from tokencredit.recipes.run_folder import write_atomically
+from tokencredit.recipes.run.run_folder import write_atomically
 
 Row = dict[str, Any]
 SETS = {

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tokencredit.evaluation.plots import plot_frontier, plot_prefix_accuracy
-from tokencredit.recipes.run_folder import read_jsonl, write_atomically
+from tokencredit.recipes.run.run_folder import read_jsonl, write_atomically
 
 DOCS = Path("docs/results")
 RUNS = Path("output/decoding")

@@ -20,7 +20,7 @@ from tokencredit.recipes.language_model.train_language_model import (
     train_language_model,
 )
 from tokencredit.recipes.quickstart import ARCHITECTURE
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.recipes.settings import settings_from
 
 FACTORS, SEEDS = (1.0, 10.0), (0, 1)

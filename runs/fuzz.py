@@ -39,7 +39,8 @@ from hypothesis import strategies as st
 
 from tokencredit import cli
 from tokencredit.aggregation.methods import CombinationSettings
-from tokencredit.credit.methods import CreditSettings, ProbeSettings
+from tokencredit.credit.methods import CreditSettings
+from tokencredit.credit.settings import ProbeSettings
 from tokencredit.errors import TokenCreditError
 from tokencredit.preference import (
     hf_comparisons,
@@ -56,7 +57,7 @@ from tokencredit.preference.labels import (
 )
 from tokencredit.preference.marked_texts import MarkedText, marks_of_annotators
 from tokencredit.preference.pairs import without_common_prompt
-from tokencredit.recipes.run_folder import resolved_yaml
+from tokencredit.recipes.run.run_folder import resolved_yaml
 from tokencredit.scorers.source_settings import RewardSource
 from tokencredit.scorers.sources import loaded_rewards
 from tokencredit.scorers.text_rewards import paid_texts

@@ -8,7 +8,7 @@ import random
 import sys
 from pathlib import Path
 
-from tokencredit.recipes.run_folder import write_atomically
+from tokencredit.recipes.run.run_folder import write_atomically
 from tokencredit.toy.reviews import sample_pairs
 
 PAIRS, SEED = 4000, 1001  # as many as the quickstart has, and no seed of its own

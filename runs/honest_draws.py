@@ -26,7 +26,7 @@ from tokencredit.models.hf_loading import load_model, load_tokenizer
 from tokencredit.policy.bounds import safety_test
 from tokencredit.policy.hf_rollout import sampled_responses
 from tokencredit.policy.selection import SELECTIONS, kept_responses, score_reliability
-from tokencredit.recipes.run_folder import write_atomically
+from tokencredit.recipes.run.run_folder import write_atomically
 from tokencredit.sampling import Sampling
 from tokencredit.scorers.evidence import Responses, response_scores
 from tokencredit.scorers.policy_tokens import decoded_responses

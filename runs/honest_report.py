@@ -23,7 +23,7 @@ from learning_report import finished, markdown, version
 from tokencredit.evaluation.learning import WINDOW, running_means, value_at
 from tokencredit.evaluation.plots import plot_frontier
 from tokencredit.recipes.policy.learning_report import KL_LEVELS
-from tokencredit.recipes.run_folder import write_atomically
+from tokencredit.recipes.run.run_folder import write_atomically
 
 DOCS = Path("docs/results/honest")
 EXPERIMENTS = {

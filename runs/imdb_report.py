@@ -41,7 +41,7 @@ from tokencredit.evaluation.plots import (
     plot_learning_curves,
     plot_prefix_accuracy,
 )
-from tokencredit.recipes.run_folder import write_atomically
+from tokencredit.recipes.run.run_folder import write_atomically
 
 Curve = dict[str, Any]
 Point = tuple[float, float]

@@ -178,7 +178,7 @@ def trained(job: tuple[Run, dict[str, str], Path, str]) -> str:
         SamplingSettings,
     )
     from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
-    from tokencredit.recipes.run_folder import read_jsonl, write_atomically
+    from tokencredit.recipes.run.run_folder import read_jsonl, write_atomically
 
     torch.set_num_threads(1)
     output = tempfile.mkdtemp(prefix="imdb-")

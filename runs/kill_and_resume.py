@@ -40,7 +40,7 @@ from tokencredit.recipes.policy.setting_groups import (
     SamplingSettings,
 )
 from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.toy.hf_tokenizer import toy_tokenizer
 from tokencredit.toy.reviews import VOCABULARY
 

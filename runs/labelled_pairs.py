@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from tokencredit.recipes.run_folder import read_jsonl, write_atomically
+from tokencredit.recipes.run.run_folder import read_jsonl, write_atomically
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from shutil import copyfile
 from typing import Any
 
-from tokencredit.recipes.run_folder import write_atomically
+from tokencredit.recipes.run.run_folder import write_atomically
 
 DOCS = Path("docs/results/learning")
 TASKS = {

@@ -32,7 +32,7 @@ from tokencredit.recipes.merging.merge_weights import MergeWeightsConfig, merge_
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.quickstart import ARCHITECTURE
-from tokencredit.recipes.run_folder import append_jsonl, read_jsonl, write_atomically
+from tokencredit.recipes.run.run_folder import append_jsonl, read_jsonl, write_atomically
 from tokencredit.recipes.settings import settings_from
 from tokencredit.toy.reviews import sample_prompt, sample_review
 

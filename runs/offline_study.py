@@ -29,9 +29,9 @@ from tokencredit.recipes.reward_model.train_reward_model import (
     TrainRewardModelConfig,
     train_reward_model,
 )
-from tokencredit.recipes.run_folder import append_jsonl, read_jsonl, write_atomically
+from tokencredit.recipes.run.run_folder import append_jsonl, read_jsonl, write_atomically
 from tokencredit.recipes.settings import settings_from
-from tokencredit.recipes.trainer import SupervisedTrainer
+from tokencredit.recipes.training.trainer import SupervisedTrainer
 from tokencredit.sampling import Sampling
 from tokencredit.scorers.policy_tokens import decoded_responses
 from tokencredit.text.hf_known_readings import reading_of

@@ -8,7 +8,7 @@ import json
 import random
 from pathlib import Path
 
-from tokencredit.recipes.run_folder import write_atomically
+from tokencredit.recipes.run.run_folder import write_atomically
 from tokencredit.toy.reviews import sample_pairs
 
 

@@ -27,7 +27,7 @@ from tokencredit.recipes.policy.setting_groups import (
     SamplingSettings,
 )
 from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
-from tokencredit.recipes.run_folder import write_atomically
+from tokencredit.recipes.run.run_folder import write_atomically
 from tokencredit.toy.hf_tokenizer import toy_tokenizer
 
 KEPT = Path("docs/results/planning.json")

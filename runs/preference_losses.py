@@ -19,7 +19,7 @@ import torch
 from offline_study import Row, folder_of, pairs_of, policy_of, reward_model_of, run_all, written
 
 from tokencredit.policy.losses.methods import PREFERENCE_LOSSES
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.scorers.responses import loaded_scorer, scored_responses
 
 FACTORS, MORE = (1.0, 10.0), (0.1, 100.0)

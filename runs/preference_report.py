@@ -21,7 +21,7 @@ from token_weights import RATE
 
 from tokencredit.evaluation.learning import mean_and_deviation
 from tokencredit.evaluation.plots import plot_frontier
-from tokencredit.recipes.run_folder import write_atomically
+from tokencredit.recipes.run.run_folder import write_atomically
 
 DOCS = KEPT
 LEVELS, FARTHEST = (5.0, 10.0, 20.0), 60.0

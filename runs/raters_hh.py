@@ -18,7 +18,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from tokencredit.preference.pairs import without_common_prompt
-from tokencredit.recipes.run_folder import write_atomically
+from tokencredit.recipes.run.run_folder import write_atomically
 from tokencredit.reward_model.losses.mixtures import memberships
 
 USERS, WIDTH, ROUNDS, STEPS = 40, 1024, 6, 40

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean
 from string import Template
 
-from tokencredit.recipes.run_folder import read_jsonl, write_atomically
+from tokencredit.recipes.run.run_folder import read_jsonl, write_atomically
 
 ARMS = {
     "one": "one head",

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from tokencredit.recipes.run_folder import read_jsonl, write_atomically
+from tokencredit.recipes.run.run_folder import read_jsonl, write_atomically
 
 PARTS = (0.2, 0.4, 0.6, 0.8)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from tokencredit.evaluation.plots import plot_prefix_accuracy
 from tokencredit.recipes.credit.explain import ExplainConfig, explain
-from tokencredit.recipes.run_folder import read_jsonl, write_atomically
+from tokencredit.recipes.run.run_folder import read_jsonl, write_atomically
 
 REWARD_MODELS = {
     "trl-rm": "TRL's RewardTrainer",

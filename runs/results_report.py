@@ -20,7 +20,7 @@ from imdb_study import NEAR_TARGET
 from tokencredit.evaluation.comparison_plots import plot_intervals
 from tokencredit.evaluation.learning import WINDOW, first_step_at, mean_curve, running_means
 from tokencredit.evaluation.plots import plot_frontier
-from tokencredit.recipes.run_folder import write_atomically
+from tokencredit.recipes.run.run_folder import write_atomically
 
 DOCS = Path("docs/results")
 WORDS = Path(__file__).with_suffix(".md")

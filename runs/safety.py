@@ -19,7 +19,7 @@ from tokencredit.policy.bounds import safety_test
 from tokencredit.recipes.policy.safety import TestSafetyConfig, test_safety
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.recipes.policy.train_policy import train_policy
-from tokencredit.recipes.run_folder import append_jsonl, read_jsonl, write_atomically
+from tokencredit.recipes.run.run_folder import append_jsonl, read_jsonl, write_atomically
 from tokencredit.recipes.settings import settings_from
 from tokencredit.toy.reviews import sample_prompt
 

@@ -8,7 +8,7 @@ from tokencredit.decoding.rules import GUIDANCE_METHODS
 from tokencredit.decoding.search.hf_methods import SEARCHES
 from tokencredit.recipes.decoding.generate import generate
 from tokencredit.recipes.decoding.settings import GenerateConfig
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 
 SMALL_SEARCHES: dict[str, dict[str, Any]] = {
     "cards": {"cards.target_reward": 2.0, "cards.entropy_threshold": 1.0, "cards.max_proposals": 4},

@@ -27,7 +27,7 @@ from tokencredit.recipes.policy import sharding
 from tokencredit.recipes.policy import train_policy as recipe
 from tokencredit.recipes.policy.refusals import require_what_sharding_allows
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 
 TOLD = ("FSDP_", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_",
         "ACCELERATE_CONFIG_DS_FIELDS")  # fmt: skip

@@ -31,7 +31,7 @@ from tokencredit.policy.selection import SELECTIONS
 from tokencredit.policy.setups import ONLINE_SETUPS
 from tokencredit.preference.builders import PAIR_BUILDERS
 from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.recipes.settings import all_settings
 
 PROJECT = Path(__file__).resolve().parents[1]

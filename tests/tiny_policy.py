@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 from tokencredit.cli import main
 from tokencredit.recipes.policy.train_policy import TrainPolicyConfig
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.recipes.settings import settings_from
 from tokencredit.toy.hf_tokenizer import toy_tokenizer
 

@@ -279,7 +279,7 @@ def _nearest(message: str, config_class: type) -> str:
 
 
 def _show(name: str, config: Any) -> None:
-    from tokencredit.recipes.run_folder import resolved_yaml
+    from tokencredit.recipes.run.run_folder import resolved_yaml
 
     print(f"# tokencredit {name}\n{resolved_yaml(config)}", flush=True)
 

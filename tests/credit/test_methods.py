@@ -24,14 +24,8 @@ import tokencredit
 from tokencredit.credit import methods as table
 from tokencredit.credit.evidence import NEEDS, Evidence
 from tokencredit.credit.location import location_normalised
-from tokencredit.credit.methods import (
-    CREDIT_METHODS,
-    CreditSettings,
-    JudgeSettings,
-    ProbeSettings,
-    credit_method,
-    token_credit,
-)
+from tokencredit.credit.methods import CREDIT_METHODS, CreditSettings, credit_method, token_credit
+from tokencredit.credit.settings import JudgeSettings, ProbeSettings
 from tokencredit.errors import ConfigError
 from tokencredit.text.pooling import pooled_by_segment, segment_end_scores
 

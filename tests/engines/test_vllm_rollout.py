@@ -27,7 +27,7 @@ from tokencredit.recipes.decoding.generate import generate
 from tokencredit.recipes.policy import vllm
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.policy.vllm_weights import FolderTransport, _write
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.sampling import Sampling, drawable_tokens, sampling_logits
 from tokencredit.server import vllm_writing
 from tokencredit.server.asking import RewardServer, json_answer

@@ -18,7 +18,7 @@ from tokencredit.credit.methods import CREDIT_METHODS, CreditSettings
 from tokencredit.errors import ConfigError, DataError, ServerError
 from tokencredit.recipes.credit.score_tokens import ScoreTokensConfig, score_tokens
 from tokencredit.recipes.policy.train_policy import train_policy
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.recipes.settings import settings_from
 from tokencredit.scorers.source_settings import RewardSource
 from tokencredit.scorers.sources import loaded_rewards

@@ -6,7 +6,7 @@ import pytest
 from tiny_policy import tiny_config, write_models
 
 from tokencredit.recipes.policy.train_policy import train_policy
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 
 MODULE = """
 from dataclasses import replace

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from tokencredit.errors import TokenCreditWarning
 from tokencredit.models import hf_shared_beginnings
 from tokencredit.models.hf_shared_beginnings import pass_arguments, shared_beginning
-from tokencredit.recipes.trainer import recompute_activations
+from tokencredit.recipes.training.arguments import recompute_activations
 
 COLUMNS = 5
 SHARED = 9

@@ -4,7 +4,7 @@ from tiny_models import PAD_ID, tiny_ids, tiny_model
 from transformers import AutoModelForCausalLM
 
 from tokencredit.models.hf_short_attention import LONGEST, short_attention
-from tokencredit.recipes.trainer import recompute_activations
+from tokencredit.recipes.training.arguments import recompute_activations
 
 
 @pytest.fixture

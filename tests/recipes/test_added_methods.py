@@ -12,7 +12,7 @@ from tokencredit.aggregation.combining import worst_case_scores
 from tokencredit.aggregation.methods import AGGREGATIONS, Aggregation
 from tokencredit.cli import main
 from tokencredit.credit.methods import CREDIT_METHODS, CreditMethod
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 
 MARKED = [
     {"text": "a very good film", "spans": [[7, 11]], "label": 1},

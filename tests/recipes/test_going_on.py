@@ -14,10 +14,10 @@ from tiny_reward_training import config, lines, write_inputs
 
 from tokencredit.cli import recipe_of
 from tokencredit.errors import RunFolderError, TokenCreditWarning
-from tokencredit.recipes import trainer
 from tokencredit.recipes.policy.checkpoints import checkpoints_in
 from tokencredit.recipes.reward_model.train_reward_model import train_reward_model
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
+from tokencredit.recipes.training import trainer
 
 TINY = {
     "batch_size": 4,

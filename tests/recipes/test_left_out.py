@@ -10,8 +10,8 @@ from tiny_tokenizers import CHAT_TEMPLATE, byte_level
 from tokencredit.cli import main
 from tokencredit.errors import DataError
 from tokencredit.preference.hf_rows import LeftOut
-from tokencredit.recipes.left_out import encodable, tell_left_out
-from tokencredit.recipes.supervised import held_out_rows
+from tokencredit.recipes.run.left_out import encodable, tell_left_out
+from tokencredit.recipes.training.supervised import held_out_rows
 
 
 def longer_than_two(texts: list[str]) -> list[int]:

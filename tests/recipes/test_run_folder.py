@@ -10,7 +10,7 @@ from tiny_policy import tiny_config, write_models
 
 from tokencredit.errors import RunFolderError, TokenCreditWarning
 from tokencredit.recipes.policy.train_policy import train_policy
-from tokencredit.recipes.run_folder import (
+from tokencredit.recipes.run.run_folder import (
     append_jsonl,
     held,
     keep_rows_before,

@@ -10,7 +10,7 @@ from tokencredit.ranges import require_positive
 from tokencredit.recipes.policy.setting_groups import MachineSettings
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.recipes.reward_model.train_reward_model import TrainRewardModelConfig
-from tokencredit.recipes.run_folder import resolved_yaml
+from tokencredit.recipes.run.run_folder import resolved_yaml
 from tokencredit.recipes.settings import (
     HeldOutSettings,
     LoadingSettings,
@@ -22,7 +22,7 @@ from tokencredit.recipes.settings import (
     require_float32,
     setting,
 )
-from tokencredit.recipes.trainer import require_trackers, training_arguments
+from tokencredit.recipes.training.arguments import require_trackers, training_arguments
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from tokencredit.recipes.stop_signals import StopRequest, stop_requests
+from tokencredit.recipes.run.stop_signals import StopRequest, stop_requests
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tokencredit.cli import main
 from tokencredit.errors import ConfigError, RunFolderError, ServerError
 from tokencredit.recipes.policy.models import reward_server_of
 from tokencredit.recipes.policy.train_policy import train_policy
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.recipes.serving.serve import ServeConfig, application_of
 from tokencredit.text.reading_settings import ReadingSettings
 

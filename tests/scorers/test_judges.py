@@ -21,7 +21,7 @@ from tokencredit.judge.setups import JUDGE_SETUPS
 from tokencredit.judge.verdicts import Reply
 from tokencredit.recipes.credit.score_tokens import ScoreTokensConfig, score_tokens
 from tokencredit.recipes.policy.train_policy import train_policy
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.recipes.settings import settings_from
 from tokencredit.scorers.judge_settings import JudgingSettings
 from tokencredit.scorers.judges import JudgeReward, prompt_key

@@ -9,100 +9,53 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tokencredit.credit.evidence import NEEDS, Evidence, Need
+from tokencredit.credit.from_evidence import (
+    by_attention,
+    by_differences,
+    by_likelihood,
+    by_log_ratio,
+    by_rto,
+    by_segment,
+    by_shapley,
+    by_spans,
+    by_steps,
+    by_utterance,
+)
 from tokencredit.credit.gradients import (
     gradient_times_input_credit,
     integrated_gradients_credit,
 )
 from tokencredit.credit.implicit import (
     contrastive_prompt_credit,
-    log_ratio_credit,
     shaped_log_ratio_credit,
 )
 from tokencredit.credit.perturbation import (
     exact_shapley_credit,
     leave_one_out_credit,
-    shapley_credit,
     window_credit,
 )
 from tokencredit.credit.prefixes import (
     length_centred_prefix_scores,
-    prefix_difference_credit,
     segment_held_prefix_scores,
     smoothed_prefix_scores,
 )
 from tokencredit.credit.redistribution import (
-    attention_credit,
     last_attention_received,
     mean_attention_received,
     terminal_credit,
     uniform_credit,
 )
-from tokencredit.credit.segments import (
-    clipped_step_scores,
-    delta_step_scores,
-    segment_credit,
-    step_score_credit,
-    utterance_credit,
-)
+from tokencredit.credit.settings import JudgeSettings, ProbeSettings
 from tokencredit.credit.token_judges import (
-    MQM_SCORES,
     discriminator_credit,
-    likelihood_credit,
     severity_credit,
 )
 from tokencredit.errors import ConfigError
 from tokencredit.names import named
-from tokencredit.ranges import require_at_least
-from tokencredit.text.pooling import Spreading, pooled_by_segment, segment_end_scores
-
-
-@dataclass(frozen=True)
-class ProbeSettings:
-    """How often methods ask the reward model that ask it more than once."""
-
-    steps: int = field(default=16, metadata={"was": "gradient_steps"})
-    """Gradients per response of integrated gradients."""
-    width: int = field(default=3, metadata={"was": "window_width"})
-    """Most tokens or segments that a window reads at once."""
-    samples: int = field(default=20, metadata={"was": "shapley_samples"})
-    """Orders of the tokens or segments that Shapley values try out; even."""
-    seed: int = 0
-    """Seed of the orders that are tried out."""
-
-    def __post_init__(self) -> None:
-        require_at_least(self, 1, "steps", "width", "samples")
-        if self.samples % 2:
-            raise ConfigError(f"samples is {self.samples}; expected an even number")
-
-
-@dataclass(frozen=True)
-class JudgeSettings:
-    """What the verdicts of classifiers, rewriters and segment models are worth."""
-
-    transform: Literal["none", "clip", "delta", "clip-delta"] = "none"
-    """Transform of step scores: `clip` keeps what is below `threshold`, `delta` takes what a step
-    scores above the next one."""
-    threshold: float = 0.5
-    """Probability of a good step below which `clip` charges it."""
-    severity_scores: tuple[float, ...] = MQM_SCORES
-    """Scores of the classes of a severity classifier, from none to the worst."""
-    agreement: float = 1.0
-    """Paid for a token that a rewriter would keep."""
-    divergence: float = -1.0
-    """Paid for a token that a rewriter would replace."""
-    margin: float = 1e-3
-    """Nats by which another token must be likelier before it counts as a divergence."""
-    spread: Spreading | None = None
-    """How segment scores spread over their tokens: `even`, `end` or `copy`; None for the method's
-    own."""
-    clamp: float | None = None
-    """Largest absolute token score of segment rewards, after the spread; None for none. The
-    published code has 10."""
 
 
 @dataclass(frozen=True)
@@ -217,99 +170,6 @@ class CreditMethod:
         return next((kinds[need] for need in self.needs if need in kinds), "")
 
 
-def _differences(
-    evidence: Evidence, prefix_scores: Float[Tensor, "batch time_plus_1"]
-) -> Float[Tensor, "batch time"]:
-    return prefix_difference_credit(prefix_scores, evidence.response_mask)
-
-
-def _by_attention(
-    evidence: Evidence, weights: Float[Tensor, "batch time"], settings: CreditSettings
-) -> Float[Tensor, "batch time"]:
-    return attention_credit(
-        evidence.sequence_scores, weights, evidence.response_mask, credit_beta=settings.beta
-    )
-
-
-def _log_ratio(evidence: Evidence, settings: CreditSettings) -> Float[Tensor, "batch time"]:
-    return log_ratio_credit(
-        evidence.policy_logprobs,
-        evidence.ref_logprobs,
-        evidence.response_mask,
-        dpo_beta=evidence.dpo_beta,
-        clip=settings.clip,
-    )
-
-
-def _rto(evidence: Evidence, settings: CreditSettings) -> Float[Tensor, "batch time"]:
-    scores = settings.score_weight * evidence.sequence_scores
-    return _log_ratio(evidence, settings) + terminal_credit(scores, evidence.response_mask)
-
-
-def _segment(evidence: Evidence, settings: CreditSettings) -> Float[Tensor, "batch time"]:
-    scores = segment_credit(
-        evidence.position_scores,
-        evidence.segment_ids,
-        evidence.response_mask,
-        normaliser=evidence.location,
-        spread=settings.judge.spread or "even",
-    )
-    clamp = settings.judge.clamp
-    return scores if clamp is None else scores.clamp(-clamp, clamp)
-
-
-def _utterance(evidence: Evidence, settings: CreditSettings) -> Float[Tensor, "batch time"]:
-    """What each segment adds to the score of the text before it, as its advantage."""
-    ends, is_segment = segment_end_scores(evidence.position_scores, evidence.segment_ids)
-    before = torch.cat([evidence.position_scores[:, :1].float(), ends[:, :-1]], dim=-1)
-    advantages = (ends - before[:, : ends.shape[1]]).masked_fill(~is_segment, 0.0)
-    return utterance_credit(
-        advantages,
-        evidence.segment_ids,
-        evidence.response_mask,
-        spread=settings.judge.spread or "end",
-    )
-
-
-def _steps(evidence: Evidence, settings: CreditSettings) -> Float[Tensor, "batch time"]:
-    """Probability of a good step at its last token, clipped or differenced if so set."""
-    good = evidence.token_logits.float().softmax(-1)[..., -1]
-    scores, is_step = pooled_by_segment(good, evidence.segment_ids, how="last")
-    if settings.judge.transform in ("clip", "clip-delta"):
-        scores = clipped_step_scores(scores, is_step, eta=settings.judge.threshold)
-    if settings.judge.transform in ("delta", "clip-delta"):
-        scores = delta_step_scores(scores, is_step)
-    return step_score_credit(scores, evidence.segment_ids, evidence.response_mask)
-
-
-def _spans(evidence: Evidence, _settings: CreditSettings) -> Float[Tensor, "batch time"]:
-    """Log-odds of the better class at the end of every span."""
-    logits = evidence.token_logits.float()
-    odds, _ = pooled_by_segment(logits[..., -1] - logits[..., 0], evidence.segment_ids, how="last")
-    return step_score_credit(odds, evidence.segment_ids, evidence.response_mask)
-
-
-def _likelihood(evidence: Evidence, settings: CreditSettings) -> Float[Tensor, "batch time"]:
-    return likelihood_credit(
-        evidence.rewriter_logprobs,
-        evidence.likeliest_logprobs,
-        evidence.response_mask,
-        agreement_score=settings.judge.agreement,
-        divergence_score=settings.judge.divergence,
-        margin=settings.judge.margin,
-    )
-
-
-def _shapley(evidence: Evidence, settings: CreditSettings) -> Float[Tensor, "batch time"]:
-    return shapley_credit(
-        evidence.kept,
-        evidence.response_mask,
-        samples=settings.probe.samples,
-        generator=torch.Generator().manual_seed(settings.probe.seed),
-        segment_ids=evidence.segment_ids,
-    )
-
-
 _SCORE, _ABOVE_PROMPT = "the score", "the score above that of the prompt"
 
 CREDIT_METHODS: dict[str, CreditMethod] = {
@@ -328,14 +188,14 @@ CREDIT_METHODS: dict[str, CreditMethod] = {
         causal=False,
     ),
     "attention": CreditMethod(
-        lambda e, s: _by_attention(e, e.attention, s),
+        lambda e, s: by_attention(e, e.attention, s),
         "the score by the reward model's attention (ABC)",
         needs=("sequence_scores", "attention"),
         conserves=_SCORE,
         causal=False,
     ),
     "generator-attention": CreditMethod(
-        lambda e, s: _by_attention(
+        lambda e, s: by_attention(
             e, mean_attention_received(e.policy_attention, e.response_mask), s
         ),
         "the score by the attention that the policy's later tokens pay (ABC-D)",
@@ -344,7 +204,7 @@ CREDIT_METHODS: dict[str, CreditMethod] = {
         causal=False,
     ),
     "last-generator-attention": CreditMethod(
-        lambda e, s: _by_attention(
+        lambda e, s: by_attention(
             e, last_attention_received(e.policy_attention, e.response_mask), s
         ),
         "the score by the attention that the policy's last token pays (ABC-D2)",
@@ -353,14 +213,14 @@ CREDIT_METHODS: dict[str, CreditMethod] = {
         causal=False,
     ),
     "prefix-difference": CreditMethod(
-        lambda e, _: _differences(e, e.prefix_scores),
+        lambda e, _: by_differences(e, e.prefix_scores),
         "what each token adds to the score of the text so far",
         needs=("prefix_scores",),
         conserves=_ABOVE_PROMPT,
         causal=True,
     ),
     "smoothed-prefix-difference": CreditMethod(
-        lambda e, s: _differences(
+        lambda e, s: by_differences(
             e, smoothed_prefix_scores(e.prefix_scores, e.response_mask, decay=s.decay)
         ),
         "prefix differences in instalments",
@@ -369,7 +229,7 @@ CREDIT_METHODS: dict[str, CreditMethod] = {
         causal=True,
     ),
     "length-centred-prefix-difference": CreditMethod(
-        lambda e, _: _differences(
+        lambda e, _: by_differences(
             e, length_centred_prefix_scores(e.prefix_scores, e.response_mask, e.length_means)
         ),
         "prefix differences without what any token adds at this length",
@@ -378,35 +238,35 @@ CREDIT_METHODS: dict[str, CreditMethod] = {
         causal=True,
     ),
     "held-prefix-difference": CreditMethod(
-        lambda e, _: _differences(e, segment_held_prefix_scores(e.prefix_scores, e.segment_ids)),
+        lambda e, _: by_differences(e, segment_held_prefix_scores(e.prefix_scores, e.segment_ids)),
         "prefix differences paid at the ends of segments",
         needs=("prefix_scores", "segments"),
         conserves=_ABOVE_PROMPT,
         causal=True,
     ),
     "segment": CreditMethod(
-        _segment,
+        by_segment,
         "the score at the end of each segment, spread over its tokens",
         needs=("position_scores", "segments"),
         conserves="the scores of its segments",
         causal=False,
     ),
     "located-segment": CreditMethod(
-        _segment,
+        by_segment,
         "segment scores less what is usual at their place",
         needs=("position_scores", "segments", "location"),
         conserves="the normalised scores of its segments",
         causal=False,
     ),
     "utterance": CreditMethod(
-        _utterance,
+        by_utterance,
         "what each segment adds to the score, as the advantage of an utterance",
         needs=("position_scores", "segments"),
         conserves=_ABOVE_PROMPT,
         causal=True,
     ),
     "log-ratio": CreditMethod(
-        _log_ratio,
+        by_log_ratio,
         "the implicit reward of a policy that DPO trained",
         needs=("log_ratio",),
         conserves="no",
@@ -414,7 +274,7 @@ CREDIT_METHODS: dict[str, CreditMethod] = {
         passes="0",
     ),
     "rto": CreditMethod(
-        _rto,
+        by_rto,
         "the implicit reward, and the score on the last token (RTO)",
         needs=("sequence_scores", "log_ratio"),
         conserves="no",
@@ -487,7 +347,7 @@ CREDIT_METHODS: dict[str, CreditMethod] = {
         passes="0",
     ),
     "step-scores": CreditMethod(
-        _steps,
+        by_steps,
         "the probability that a step is good, on its last token",
         needs=("token_classes", "segments"),
         conserves="the scores of its steps",
@@ -495,7 +355,7 @@ CREDIT_METHODS: dict[str, CreditMethod] = {
         passes="0",
     ),
     "fine-grained": CreditMethod(
-        _spans,
+        by_spans,
         "the log-odds of a classifier at the end of each span; one source per kind of error",
         needs=("token_classes", "segments"),
         conserves="the scores of its spans",
@@ -503,7 +363,7 @@ CREDIT_METHODS: dict[str, CreditMethod] = {
         passes="0",
     ),
     "likelihood": CreditMethod(
-        _likelihood,
+        by_likelihood,
         "where a rewriter would have written otherwise",
         needs=("rewriter",),
         conserves="no",
@@ -549,7 +409,7 @@ CREDIT_METHODS: dict[str, CreditMethod] = {
         passes="`probe.width` short texts per token",
     ),
     "shapley": CreditMethod(
-        _shapley,
+        by_shapley,
         "what each token adds on average when tokens come in random order",
         needs=("kept_tokens",),
         conserves="the score above that of the empty response",

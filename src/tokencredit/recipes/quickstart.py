@@ -41,7 +41,7 @@ from tokencredit.recipes.reward_model.train_reward_model import (
     TrainRewardModelConfig,
     train_reward_model,
 )
-from tokencredit.recipes.run_folder import read_jsonl, write_atomically
+from tokencredit.recipes.run.run_folder import read_jsonl, write_atomically
 from tokencredit.recipes.settings import TrainingSettings
 from tokencredit.reward_model.hf_scores import load_reward_model
 from tokencredit.scorers.token_scores import score_for_policy

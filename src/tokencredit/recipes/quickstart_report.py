@@ -16,7 +16,7 @@ from tokencredit.evaluation.heatmap import heatmap_html
 from tokencredit.evaluation.learning import WINDOW, first_step_at, running_means
 from tokencredit.evaluation.plots import plot_credit_by_position, plot_learning_curves
 from tokencredit.evaluation.report import ReportFigure, ReportTable, report_html
-from tokencredit.recipes.run_folder import read_jsonl, write_atomically
+from tokencredit.recipes.run.run_folder import read_jsonl, write_atomically
 from tokencredit.toy.truth import split_words, true_reward
 
 

@@ -12,7 +12,7 @@ from tokencredit.errors import ConfigError, DataError
 from tokencredit.models.hf_loading import load_tokenizer
 from tokencredit.preference.hf_datasets import load_pairs
 from tokencredit.recipes.data.build_pairs import BuildPairsConfig, build_pairs
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.recipes.settings import settings_from
 
 RATED = [

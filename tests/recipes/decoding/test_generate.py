@@ -18,7 +18,7 @@ from tokencredit.decoding.rules import GUIDANCE_METHODS, GuidanceMethod
 from tokencredit.decoding.search.hf_methods import SEARCHES, Search, _best_of_n
 from tokencredit.errors import ConfigError
 from tokencredit.recipes.decoding.generate import GenerateConfig, generate
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 
 
 @pytest.fixture(scope="module")

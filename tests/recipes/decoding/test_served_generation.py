@@ -17,7 +17,7 @@ from tokencredit.decoding.rules import GUIDANCE_METHODS
 from tokencredit.decoding.search.hf_methods import SEARCHES
 from tokencredit.errors import ConfigError, ServerError
 from tokencredit.recipes.decoding.generate import generate
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 
 WHOLE = ("unguided", "best-of-n")
 

@@ -21,13 +21,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tokencredit.cli import main
 from tokencredit.errors import ConfigError, DataError, ModelError, RunFolderError
 from tokencredit.policy.setups import ONLINE_SETUPS
-from tokencredit.recipes import trainer
 from tokencredit.recipes.iteration import answers as drawing
 from tokencredit.recipes.iteration.iterate_preferences import iterate_preferences
 from tokencredit.recipes.iteration.settings import IteratePreferencesConfig
 from tokencredit.recipes.preferences.train_preferences import train_preferences
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.recipes.settings import settings_from
+from tokencredit.recipes.training import trainer
 
 PROMPTS = ("the plot is", "this film", "the music was", "a", "his first comedy is a", "the cast")
 

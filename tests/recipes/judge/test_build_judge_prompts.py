@@ -9,7 +9,7 @@ from tiny_policy import write_models
 
 from tokencredit.cli import main
 from tokencredit.errors import ConfigError, DataError
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.scorers.judge_correctness import correctness_reward
 
 PAIRS = [

@@ -13,7 +13,7 @@ from tokencredit.judge.agreement import pair_verdicts
 from tokencredit.judge.comparisons import order_consistency
 from tokencredit.judge.setups import JUDGE_SETUPS
 from tokencredit.recipes.judge.evaluate_judge import EvaluateJudgeConfig, evaluate_judge
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.recipes.settings import settings_from
 
 # The judge likes long responses and, by two nats, what stands first.

@@ -11,7 +11,6 @@ from tiny_tokenizers import byte_level
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tokencredit.errors import ConfigError, DataError, ModelError, NumericError, RunFolderError
-from tokencredit.recipes import supervised, trainer
 from tokencredit.recipes.language_model import train_language_model as recipe
 from tokencredit.recipes.language_model.corpus import (
     IGNORED,
@@ -24,6 +23,7 @@ from tokencredit.recipes.language_model.train_language_model import (
     TrainLanguageModelConfig,
     train_language_model,
 )
+from tokencredit.recipes.training import supervised, trainer
 from tokencredit.text.hf_reading import Reading
 
 TINY = {

@@ -20,7 +20,7 @@ from tokencredit.recipes.policy.prompts import seeded, tokenized_prompts
 from tokencredit.recipes.policy.refusals import require_shared_evenly
 from tokencredit.recipes.policy.rollout import draw_responses
 from tokencredit.recipes.policy.train_policy import train_policy
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 
 CRITIC_FREE = sorted(name for name, row in ALGORITHMS.items() if row.needs != "critic")
 OF_VALUES = {"value_loss", "explained_variance"}

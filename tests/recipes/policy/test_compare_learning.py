@@ -21,7 +21,7 @@ from tokencredit.recipes.policy.learning_report import (
     learning_rows,
     rows_at_equal_kl,
 )
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 
 ROOT = Path(__file__).parents[3]
 

@@ -21,7 +21,7 @@ from tokencredit.errors import RunFolderError, TokenCreditWarning
 from tokencredit.recipes.policy import train_policy as recipe
 from tokencredit.recipes.policy.checkpoints import checkpoints_in, last_checkpoint
 from tokencredit.recipes.policy.train_policy import train_policy
-from tokencredit.recipes.run_folder import held, read_jsonl
+from tokencredit.recipes.run.run_folder import held, read_jsonl
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from tokencredit.recipes.policy.dialogue_step import rollout_of_step
 from tokencredit.recipes.policy.refusals import require_shared_evenly
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.recipes.policy.train_policy import train_policy
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.recipes.settings import settings_from
 
 FRANK = "tokencredit.toy.dialogues:frank_viewer"

@@ -19,7 +19,7 @@ from tokencredit.recipes.policy.pretraining import pretraining_rows, rows_of_upd
 from tokencredit.recipes.policy.refusals import require_shared_evenly
 from tokencredit.recipes.policy.rollout import draw_responses
 from tokencredit.recipes.policy.train_policy import train_policy
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.text.hf_reading import Reading
 from tokencredit.toy.hf_tokenizer import toy_tokenizer
 

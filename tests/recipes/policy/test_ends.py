@@ -15,7 +15,7 @@ from tokencredit.recipes.policy.prompts import tokenized_prompts
 from tokencredit.recipes.policy.rollout import draw_responses
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.policy.views import old_view, reference_logprobs, sampling_support
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 
 
 @pytest.fixture(scope="module")

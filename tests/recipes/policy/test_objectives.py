@@ -26,7 +26,7 @@ from tokencredit.recipes.policy.preferences import preference_vector, told
 from tokencredit.recipes.policy.refusals import require_shared_evenly
 from tokencredit.recipes.policy.rollout import draw_responses
 from tokencredit.recipes.policy.train_policy import train_policy
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.scorers.source_settings import RewardSource
 
 TERMINAL = {"credit.method": "terminal"}

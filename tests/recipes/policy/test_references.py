@@ -21,7 +21,7 @@ from tokencredit.recipes.policy import train_policy as recipe
 from tokencredit.recipes.policy.references import Reference, _drawn, _drawn_at_once
 from tokencredit.recipes.policy.rollout import draw_responses
 from tokencredit.recipes.policy.train_policy import train_policy
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.scorers.evidence import Responses
 
 CHEAP = {"kl.coef": 0.001, "record.sample_every": 1}

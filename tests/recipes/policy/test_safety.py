@@ -11,7 +11,7 @@ from tokencredit.cli import main
 from tokencredit.errors import ConfigError, DataError, RunFolderError, TokenCreditError
 from tokencredit.recipes.policy import safety
 from tokencredit.recipes.policy.train_policy import train_policy
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.recipes.settings import settings_from
 
 HELD_OUT = ("the film was", "a plot", "his comedy", "the cast was", "this music", "her first")

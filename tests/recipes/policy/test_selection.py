@@ -17,7 +17,7 @@ from tokencredit.recipes.policy.prompts import seeded, tokenized_prompts
 from tokencredit.recipes.policy.rollout import draw_responses
 from tokencredit.recipes.policy.selection import kept_rows
 from tokencredit.recipes.policy.train_policy import train_policy
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 
 TIMES = ("seconds_rollout", "seconds_score", "seconds_update", "tokens_per_second")
 GROUPS = {"algorithm.samples_per_prompt": 4, "batch_size": 8}

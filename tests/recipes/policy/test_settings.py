@@ -10,7 +10,7 @@ from tiny_policy import tiny_config, write_models
 from tokencredit.cli import _parsed, main
 from tokencredit.errors import ConfigError, RunFolderError, TokenCreditWarning
 from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
-from tokencredit.recipes.run_folder import resolved_yaml
+from tokencredit.recipes.run.run_folder import resolved_yaml
 from tokencredit.recipes.settings import all_settings, flat_settings
 
 NEEDED = {"policy": "p", "reward_model": "r", "prompts": "p.jsonl", "output": "run"}

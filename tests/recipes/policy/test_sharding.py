@@ -25,11 +25,11 @@ from several_processes import (
 from tiny_policy import tiny_config, write_models
 
 from tokencredit.errors import ConfigError, RunFolderError
-from tokencredit.recipes.checksums import seal
 from tokencredit.recipes.policy import sharding
 from tokencredit.recipes.policy.sharding import configure_deepspeed
 from tokencredit.recipes.policy.train_policy import train_policy
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.checksums import seal
+from tokencredit.recipes.run.run_folder import read_jsonl
 
 LORA = {"lora.rank": 2, "credit.method": "generator-attention", "segments.kind": "entropy"}
 # Advantages whose mean and deviation are those of all processes, and such as need whole groups.

@@ -17,7 +17,7 @@ from tokencredit.recipes.policy.demonstrations import demonstrations_of
 from tokencredit.recipes.policy.models import loaded_models
 from tokencredit.recipes.policy.target_network import follow, in_place, opened_target
 from tokencredit.recipes.policy.train_policy import train_policy
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 
 SOFT = {"algorithm.name": "soft-q", "kl.coef": 0.5}
 ANSWERS = [("the plot is", " great ."), ("this film", " was bad ."), ("a", " fine cast .")]

@@ -37,7 +37,7 @@ from tokencredit.recipes.policy.after_step import warn_of_farmed_kl
 from tokencredit.recipes.policy.processes import explain_lost_processes
 from tokencredit.recipes.policy.refusals import require_shared_evenly
 from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.recipes.settings import flat_settings
 
 TIMES = ("seconds_rollout", "seconds_score", "seconds_update", "tokens_per_second")

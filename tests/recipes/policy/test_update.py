@@ -8,7 +8,7 @@ from tiny_policy import tiny_config, write_models
 from tokencredit.policy.hf_models import ActorCritic
 from tokencredit.recipes.policy import experience
 from tokencredit.recipes.policy.train_policy import train_policy
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 
 EPOCHS = 2
 

@@ -20,7 +20,7 @@ from tokencredit.recipes.policy.setting_groups import MachineSettings
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.policy.vllm import VLLMServer, connect, served_responses
 from tokencredit.recipes.policy.vllm_weights import WeightSender
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.sampling import Sampling
 from tokencredit.server import vllm_writing
 from tokencredit.server.asking import RewardServer

@@ -19,8 +19,8 @@ from tokencredit.recipes.policy.watching import (
     reason_to_stop,
     running_means,
 )
-from tokencredit.recipes.run_folder import read_jsonl
-from tokencredit.recipes.stop_signals import StopRequest
+from tokencredit.recipes.run.run_folder import read_jsonl
+from tokencredit.recipes.run.stop_signals import StopRequest
 
 
 @pytest.fixture(scope="module")

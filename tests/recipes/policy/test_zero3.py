@@ -15,7 +15,7 @@ from several_processes import (
 from tiny_policy import tiny_config, write_models
 
 from tokencredit.recipes.policy.train_policy import train_policy
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
 

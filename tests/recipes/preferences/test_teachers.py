@@ -21,7 +21,7 @@ from tokencredit.recipes.preferences import constants, teachers
 from tokencredit.recipes.preferences import train_preferences as recipe
 from tokencredit.recipes.preferences.rows import SAID
 from tokencredit.recipes.preferences.train_preferences import train_preferences
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 
 LOSSES = ("adpa", "aligndistil", "dckd")
 

@@ -40,8 +40,8 @@ from tokencredit.recipes.preferences.train_preferences import (
     TrainPreferencesConfig,
     train_preferences,
 )
-from tokencredit.recipes.run_folder import read_jsonl
-from tokencredit.recipes.trainer import TrainingRun
+from tokencredit.recipes.run.run_folder import read_jsonl
+from tokencredit.recipes.training.progress import TrainingRun
 
 SEVERAL = {"responses": [" a good film", " a bad film", " slow"], "scores": [2.0, 1.0, 0.0]}
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tokencredit.cli import main
 from tokencredit.errors import DataError
 from tokencredit.recipes.reward_model.evaluate_edits import EvaluateEditsConfig, evaluate_edits
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.recipes.settings import settings_from
 
 EDITS = [

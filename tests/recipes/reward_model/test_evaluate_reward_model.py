@@ -26,7 +26,7 @@ from tokencredit.recipes.reward_model.evaluate_reward_model import (
 )
 from tokencredit.recipes.reward_model.evaluation_report import evaluation_tables
 from tokencredit.recipes.reward_model.pair_evaluation import ScoredComparison, evaluation
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.text.reading_settings import ReadingSettings
 
 CHAT = "{% for m in messages %}<bos>{{ m['role'] }}\n{{ m['content'] }}<eos>{% endfor %}"

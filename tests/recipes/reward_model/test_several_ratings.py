@@ -11,7 +11,7 @@ from tokencredit.errors import ConfigError, DataError, ModelError, TokenCreditWa
 from tokencredit.models.hf_loading import load_model
 from tokencredit.recipes.reward_model.settings import JudgementColumns
 from tokencredit.recipes.reward_model.train_reward_model import train_reward_model
-from tokencredit.recipes.trainer import SupervisedTrainer
+from tokencredit.recipes.training.trainer import SupervisedTrainer
 from tokencredit.reward_model.hf_scores import load_reward_model, reward_model_output
 
 OBJECTIVE = "multi-objective-regression"

@@ -30,7 +30,7 @@ from tokencredit.recipes.reward_model.train_implicit_reward import (
     train_implicit_reward,
 )
 from tokencredit.recipes.reward_model.trl_implicit_reward import dpo_batch
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.scorers.implicit import (
     implicit_fraction_scores,
     loaded_reference,

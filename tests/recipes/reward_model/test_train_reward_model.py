@@ -33,7 +33,7 @@ from tokencredit.recipes.reward_model.examples import (
     score_reading,
 )
 from tokencredit.recipes.reward_model.train_reward_model import train_reward_model
-from tokencredit.recipes.supervised import held_out_rows, train_and_held_out
+from tokencredit.recipes.training.supervised import held_out_rows, train_and_held_out
 from tokencredit.reward_model.hf_scores import load_reward_model, score_responses
 from tokencredit.reward_model.objectives import OBJECTIVES, Objective
 from tokencredit.scorers.fractions import counted_scores, fraction_scores

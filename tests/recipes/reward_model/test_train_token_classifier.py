@@ -36,7 +36,8 @@ from tokencredit.recipes.reward_model.train_token_classifier import (
     TrainTokenClassifierConfig,
     train_token_classifier,
 )
-from tokencredit.recipes.supervised import classifier_to_train, train_and_held_out
+from tokencredit.recipes.training.models import classifier_to_train
+from tokencredit.recipes.training.supervised import train_and_held_out
 from tokencredit.reward_model.hf_token_classifier import (
     load_token_classifier,
     token_classifier_logits,

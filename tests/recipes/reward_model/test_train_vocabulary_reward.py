@@ -29,7 +29,7 @@ from tokencredit.recipes.reward_model.train_vocabulary_reward import (
     TrainVocabularyRewardConfig,
     train_vocabulary_reward,
 )
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.reward_model.hf_vocabulary import trained_statistics
 from tokencredit.reward_model.objectives import Judgements
 from tokencredit.scorers.vocabulary import (

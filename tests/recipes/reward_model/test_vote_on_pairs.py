@@ -17,7 +17,7 @@ from tokencredit.recipes.reward_model.evaluate_reward_model import (
     evaluate_reward_model,
 )
 from tokencredit.recipes.reward_model.vote_on_pairs import VoteOnPairsConfig, vote_on_pairs
-from tokencredit.recipes.run_folder import read_jsonl
+from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.reward_model.losses.pairs import bradley_terry_loss
 from tokencredit.toy.reviews import sample_pairs, split_words
 

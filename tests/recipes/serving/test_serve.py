@@ -27,7 +27,7 @@ from tiny_server import break_model, tiny_served
 from tiny_server import posted as post_in_process
 
 from tokencredit.errors import ConfigError, ModelError, NumericError, TokenCreditWarning
-from tokencredit.recipes.run_folder import resolved_yaml
+from tokencredit.recipes.run.run_folder import resolved_yaml
 from tokencredit.recipes.serving.serve import (
     LimitSettings,
     ServeConfig,

@@ -44,14 +44,14 @@ from tokencredit.recipes.credit.faithfulness import AskedTexts, asked_texts, fai
 from tokencredit.recipes.credit.passes import Pass, other_passes, reward_model_passes
 from tokencredit.recipes.credit.report import Comparison, write_comparison
 from tokencredit.recipes.credit.words import WordScores, as_scorer, encoded_words, scores_of_words
-from tokencredit.recipes.left_out import encodable, tell_left_out
-from tokencredit.recipes.run_folder import (
+from tokencredit.recipes.run.left_out import encodable, tell_left_out
+from tokencredit.recipes.run.run_folder import (
     open_run_folder,
     require_same_run,
     write_atomically,
 )
+from tokencredit.recipes.run.shown_reading import print_reading
 from tokencredit.recipes.settings import free_settings
-from tokencredit.recipes.shown_reading import print_reading
 from tokencredit.scorers.texts import loaded_reward_model
 from tokencredit.text.hf_known_readings import written_by
 from tokencredit.text.hf_reading import Reading

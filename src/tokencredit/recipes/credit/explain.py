@@ -24,9 +24,9 @@ from tokencredit.evaluation.token_heatmap import TokenHeatmap, text_heatmap
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.preference.cells import read_messages
 from tokencredit.preference.pairs import conversation_and_answer
-from tokencredit.recipes.run_folder import write_atomically, writing
+from tokencredit.recipes.run.run_folder import write_atomically, writing
+from tokencredit.recipes.run.shown_reading import print_reading
 from tokencredit.recipes.settings import LoadingSettings, group, setting
-from tokencredit.recipes.shown_reading import print_reading
 from tokencredit.scorers.rewards import Rewards
 from tokencredit.scorers.source_settings import RewardSource, required_sources
 from tokencredit.scorers.text_rewards import (

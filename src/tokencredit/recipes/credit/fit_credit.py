@@ -24,10 +24,10 @@ from tokencredit.preference.hf_rows import DatasetSettings
 from tokencredit.preference.pairs import PromptedResponse
 from tokencredit.ranges import require_at_least, require_positive
 from tokencredit.recipes.credit.score_tokens import ResponseColumns
-from tokencredit.recipes.left_out import beside, require_some, tell_left_out, usable
-from tokencredit.recipes.run_folder import write_atomically, writing
+from tokencredit.recipes.run.left_out import beside, require_some, tell_left_out, usable
+from tokencredit.recipes.run.run_folder import write_atomically, writing
+from tokencredit.recipes.run.shown_reading import print_reading
 from tokencredit.recipes.settings import LoadingSettings, group
-from tokencredit.recipes.shown_reading import print_reading
 from tokencredit.scorers.credit_models import FittedCredit
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.segmentation import response_segments

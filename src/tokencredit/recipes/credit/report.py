@@ -21,7 +21,7 @@ from tokencredit.preference.marked_texts import MarkedText, marks_of_annotators,
 from tokencredit.recipes.credit.agreement import Row
 from tokencredit.recipes.credit.compare_settings import CompareCreditConfig
 from tokencredit.recipes.credit.words import WordScores
-from tokencredit.recipes.run_folder import write_atomically
+from tokencredit.recipes.run.run_folder import write_atomically
 
 AGREEMENT = {
     "auroc": "AUROC",

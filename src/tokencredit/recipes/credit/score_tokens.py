@@ -27,10 +27,10 @@ from tokencredit.preference.cells import Row, ended_cell, text_cell
 from tokencredit.preference.hf_rows import DatasetSettings, LeftOut, dataset_rows, made_rows
 from tokencredit.preference.layouts import row_answer
 from tokencredit.ranges import require_at_least, require_positive
-from tokencredit.recipes.left_out import beside, tell_left_out
-from tokencredit.recipes.run_folder import whole_file, writing
+from tokencredit.recipes.run.left_out import beside, tell_left_out
+from tokencredit.recipes.run.run_folder import whole_file, writing
+from tokencredit.recipes.run.shown_reading import print_reading
 from tokencredit.recipes.settings import LoadingSettings, group, setting
-from tokencredit.recipes.shown_reading import print_reading
 from tokencredit.scorers.cutting import cut_to_fit
 from tokencredit.scorers.rewards import PaidObjective, Rewards
 from tokencredit.scorers.source_settings import RewardSource, required_sources

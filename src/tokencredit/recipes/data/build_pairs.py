@@ -37,8 +37,8 @@ from tokencredit.preference.hf_rows import DatasetSettings, LeftOut, dataset_row
 from tokencredit.preference.layouts import row_prompt
 from tokencredit.preference.pair_making import AnswerGroup, BuilderSettings, Built
 from tokencredit.ranges import require_at_least, require_positive
-from tokencredit.recipes.left_out import beside, tell_left_out
-from tokencredit.recipes.run_folder import jsonl_text, write_atomically, writing
+from tokencredit.recipes.run.left_out import beside, tell_left_out
+from tokencredit.recipes.run.run_folder import jsonl_text, write_atomically, writing
 from tokencredit.recipes.settings import LoadingSettings, group
 from tokencredit.sampling import Sampling
 from tokencredit.scorers.named_texts import named_text_scorer

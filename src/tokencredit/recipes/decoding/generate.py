@@ -25,15 +25,15 @@ from tokencredit.preference.hf_datasets import load_prompts
 from tokencredit.recipes.decoding.methods import loaded_models, method_responses, response_scores
 from tokencredit.recipes.decoding.rows import response_metrics, response_rows
 from tokencredit.recipes.decoding.settings import GenerateConfig
-from tokencredit.recipes.left_out import (
+from tokencredit.recipes.run.left_out import (
     encodable_prompts,
     require_some,
     tell_left_out,
     usable,
 )
-from tokencredit.recipes.run_folder import open_run_folder, write_atomically
+from tokencredit.recipes.run.run_folder import open_run_folder, write_atomically
+from tokencredit.recipes.run.shown_reading import print_reading
 from tokencredit.recipes.settings import free_settings
-from tokencredit.recipes.shown_reading import print_reading
 
 
 @quiet_transformers()

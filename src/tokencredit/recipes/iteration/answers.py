@@ -29,18 +29,18 @@ from tokencredit.preference.hf_rows import LeftOut
 from tokencredit.preference.pairs import PromptedResponse
 from tokencredit.recipes.iteration.models import RoundModels, models_of_round
 from tokencredit.recipes.iteration.settings import IteratePreferencesConfig
-from tokencredit.recipes.left_out import encodable, tell_left_out
 from tokencredit.recipes.policy.prompts import prompts_of_step
 from tokencredit.recipes.policy.rollout import repeated
 from tokencredit.recipes.policy.scoring import Unscored, passed_responses, scores_where_possible
 from tokencredit.recipes.reward_model.vocabulary_turns import ended_row
-from tokencredit.recipes.run_folder import (
+from tokencredit.recipes.run.left_out import encodable, tell_left_out
+from tokencredit.recipes.run.run_folder import (
     jsonl_text,
     read_jsonl,
     write_atomically,
     writing,
 )
-from tokencredit.recipes.supervised import autocast, processes_of
+from tokencredit.recipes.training.supervised import autocast, processes_of
 from tokencredit.scorers.evidence import Responses
 from tokencredit.scorers.policy_tokens import decoded_responses
 from tokencredit.text.hf_token_rows import response_batch

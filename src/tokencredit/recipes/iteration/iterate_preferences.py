@@ -26,9 +26,9 @@ from tokencredit.recipes.iteration.answers import Answer, answers_of_round, has_
 from tokencredit.recipes.iteration.chosen import Chosen, chosen_rows
 from tokencredit.recipes.iteration.settings import IteratePreferencesConfig
 from tokencredit.recipes.preferences.train_preferences import train_preferences
-from tokencredit.recipes.run_folder import jsonl_text, write_atomically
+from tokencredit.recipes.run.run_folder import jsonl_text, write_atomically
 from tokencredit.recipes.settings import require_trainable_device
-from tokencredit.recipes.supervised import folder_of_all, processes_of
+from tokencredit.recipes.training.supervised import folder_of_all, processes_of
 
 __all__ = ["IteratePreferencesConfig", "iterate_preferences"]
 

@@ -11,7 +11,7 @@ from tokencredit.models.hf_loading import load_model, load_tokenizer, require_pa
 from tokencredit.models.hf_sampling import undrawable_ids
 from tokencredit.recipes.iteration.settings import IteratePreferencesConfig
 from tokencredit.recipes.policy.models import reward_server_of
-from tokencredit.recipes.trainer import training_device
+from tokencredit.recipes.training.arguments import training_device
 from tokencredit.scorers.functions import named_function
 from tokencredit.scorers.implicit import loaded_reference
 from tokencredit.scorers.judge_settings import JudgingSettings

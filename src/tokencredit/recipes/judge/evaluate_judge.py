@@ -26,11 +26,11 @@ from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.preference.hf_comparisons import Comparison, load_comparisons
 from tokencredit.preference.hf_rows import DatasetSettings
 from tokencredit.ranges import require_positive
-from tokencredit.recipes.left_out import tell_left_out
 from tokencredit.recipes.policy.models import reward_server_of
 from tokencredit.recipes.policy.setting_groups import ServerSettings
 from tokencredit.recipes.reward_model.evaluate_reward_model import ComparisonColumns
-from tokencredit.recipes.run_folder import (
+from tokencredit.recipes.run.left_out import tell_left_out
+from tokencredit.recipes.run.run_folder import (
     jsonl_text,
     open_run_folder,
     require_same_run,

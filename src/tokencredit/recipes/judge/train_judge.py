@@ -28,27 +28,24 @@ from tokencredit.models.hf_loading import pad_token_id
 from tokencredit.models.hf_passes import evaluating
 from tokencredit.preference.pairs import PreferencePair
 from tokencredit.recipes.judge.settings import TrainJudgeConfig
-from tokencredit.recipes.left_out import tell_left_out
 from tokencredit.recipes.reward_model.pair_data import training_pairs
-from tokencredit.recipes.supervised import (
+from tokencredit.recipes.run.left_out import tell_left_out
+from tokencredit.recipes.training.arguments import training_arguments
+from tokencredit.recipes.training.models import (
+    language_model_to_train,
+    reading_to_train,
+    with_adapters,
+    without_adapters,
+)
+from tokencredit.recipes.training.progress import TrainingRun
+from tokencredit.recipes.training.supervised import (
     autocast,
     encoded_sides,
     finished_run,
-    language_model_to_train,
-    reading_to_train,
     supervised_run,
-    with_adapters,
-    without_adapters,
     write_results,
 )
-from tokencredit.recipes.trainer import (
-    LossTrainer,
-    ModelFunction,
-    TrainingRun,
-    row_numbers,
-    train,
-    training_arguments,
-)
+from tokencredit.recipes.training.trainer import LossTrainer, ModelFunction, row_numbers, train
 from tokencredit.text.hf_reading import Reading
 
 __all__ = ["TrainJudgeConfig", "train_judge"]

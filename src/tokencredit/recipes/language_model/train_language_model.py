@@ -41,7 +41,7 @@ from tokencredit.recipes.language_model.corpus import (
     causal_example,
     token_blocks,
 )
-from tokencredit.recipes.left_out import tell_left_out
+from tokencredit.recipes.run.left_out import tell_left_out
 from tokencredit.recipes.settings import (
     HeldOutSettings,
     LoadingSettings,
@@ -51,23 +51,19 @@ from tokencredit.recipes.settings import (
     setting,
     settle_learning_rate,
 )
-from tokencredit.recipes.supervised import (
+from tokencredit.recipes.training.arguments import training_arguments
+from tokencredit.recipes.training.models import reading_to_train, require_context
+from tokencredit.recipes.training.progress import TrainingRun
+from tokencredit.recipes.training.supervised import (
     Source,
     autocast,
     encoded_sides,
     finished_run,
-    reading_to_train,
-    require_context,
     supervised_run,
     train_and_held_out,
     write_results,
 )
-from tokencredit.recipes.trainer import (
-    SupervisedTrainer,
-    TrainingRun,
-    train,
-    training_arguments,
-)
+from tokencredit.recipes.training.trainer import SupervisedTrainer, train
 from tokencredit.text.hf_reading import Reading
 from tokencredit.text.hf_token_rows import Truncation
 from tokencredit.text.reading_settings import ReadingSettings

@@ -24,7 +24,7 @@ from tokencredit.names import named
 from tokencredit.ranges import require_at_least, require_positive
 from tokencredit.recipes.merging.adaptive import fitted_shares
 from tokencredit.recipes.merging.settings import AdaptiveSettings
-from tokencredit.recipes.run_folder import flush, writing
+from tokencredit.recipes.run.run_folder import flush, writing
 from tokencredit.recipes.settings import LoadingSettings, group
 
 

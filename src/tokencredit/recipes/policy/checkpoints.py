@@ -21,14 +21,14 @@ from safetensors.torch import save_file
 
 from tokencredit.errors import RunFolderError, TokenCreditWarning
 from tokencredit.policy.hf_models import ActorCritic, save_actor_critic
-from tokencredit.recipes.checksums import damage, seal
 from tokencredit.recipes.policy.sharding import (
     is_partitioned,
     named_parameters,
     placed_like,
     restore_moments,
 )
-from tokencredit.recipes.run_folder import flush, writing
+from tokencredit.recipes.run.checksums import damage, seal
+from tokencredit.recipes.run.run_folder import flush, writing
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:

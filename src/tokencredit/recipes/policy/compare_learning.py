@@ -31,7 +31,7 @@ from tokencredit.recipes.policy.learning_report import Curve, Point, write_learn
 from tokencredit.recipes.policy.setting_groups import AlgorithmSettings, RecordSettings
 from tokencredit.recipes.policy.train_policy import TrainPolicyConfig, train_policy
 from tokencredit.recipes.quickstart_report import true_rewards_by_step
-from tokencredit.recipes.run_folder import open_run_folder, read_jsonl, write_atomically
+from tokencredit.recipes.run.run_folder import open_run_folder, read_jsonl, write_atomically
 from tokencredit.recipes.settings import flat_settings, free_settings, setting, settings_from
 from tokencredit.recipes.settings_files import require_small_file
 

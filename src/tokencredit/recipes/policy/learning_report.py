@@ -19,7 +19,7 @@ from tokencredit.evaluation.learning import (
 )
 from tokencredit.evaluation.plots import plot_frontier, plot_learning_curves
 from tokencredit.evaluation.report import ReportFigure, ReportTable, report_html
-from tokencredit.recipes.run_folder import write_atomically
+from tokencredit.recipes.run.run_folder import write_atomically
 
 Curve = dict[str, list[float]]
 Point = tuple[float, float | None, tuple[tuple[str, Any], ...]]

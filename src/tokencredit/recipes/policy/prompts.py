@@ -8,10 +8,10 @@ from tokencredit.batch import Prompt
 from tokencredit.errors import ConfigError
 from tokencredit.preference.hf_datasets import load_prompts
 from tokencredit.preference.hf_rows import LeftOut
-from tokencredit.recipes.left_out import encodable_prompts
 from tokencredit.recipes.policy.models import PolicyModels
 from tokencredit.recipes.policy.preferences import require_room_for_preferences
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
+from tokencredit.recipes.run.left_out import encodable_prompts
 
 
 @dataclass(frozen=True)

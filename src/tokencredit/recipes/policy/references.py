@@ -25,7 +25,6 @@ from tokencredit.aggregation.transforms import (
 from tokencredit.batch import Prompt, padded_rows
 from tokencredit.errors import DataError
 from tokencredit.policy.hf_rollout import sampled_responses
-from tokencredit.recipes.checksums import digest
 from tokencredit.recipes.policy.models import PolicyModels
 from tokencredit.recipes.policy.prompts import PolicyPrompts, prompts_of_step, seeded
 from tokencredit.recipes.policy.rollout import Rollout, drawn_lengths, kept_rows, repeated
@@ -33,7 +32,8 @@ from tokencredit.recipes.policy.scoring import scores_where_possible
 from tokencredit.recipes.policy.setting_groups import sampling_of
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.recipes.policy.sharding import on_device
-from tokencredit.recipes.run_folder import append_jsonl, read_jsonl
+from tokencredit.recipes.run.checksums import digest
+from tokencredit.recipes.run.run_folder import append_jsonl, read_jsonl
 from tokencredit.scorers.evidence import Responses
 
 FILE = "references.jsonl"

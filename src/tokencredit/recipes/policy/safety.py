@@ -31,7 +31,6 @@ from tokencredit.policy.hf_rollout import sampled_responses
 from tokencredit.preference.hf_datasets import load_prompts
 from tokencredit.preference.hf_rows import DatasetSettings
 from tokencredit.ranges import require_at_least
-from tokencredit.recipes.left_out import encodable_prompts, tell_left_out
 from tokencredit.recipes.policy.models import reward_server_of
 from tokencredit.recipes.policy.setting_groups import (
     PromptSettings,
@@ -40,7 +39,8 @@ from tokencredit.recipes.policy.setting_groups import (
     sampling_of,
 )
 from tokencredit.recipes.policy.value_groups import SoftQSettings
-from tokencredit.recipes.run_folder import open_run_folder, require_same_run, write_atomically
+from tokencredit.recipes.run.left_out import encodable_prompts, tell_left_out
+from tokencredit.recipes.run.run_folder import open_run_folder, require_same_run, write_atomically
 from tokencredit.recipes.settings import LoadingSettings, free_settings, group, setting
 from tokencredit.scorers.evidence import Responses, response_scores
 from tokencredit.scorers.policy_tokens import decoded_responses

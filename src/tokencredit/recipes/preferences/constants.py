@@ -26,12 +26,12 @@ from tokencredit.masking import left_packed
 from tokencredit.models.hf_logprobs import response_logprobs
 from tokencredit.models.hf_short_attention import short_attention
 from tokencredit.models.hf_trunk import trunk_output
-from tokencredit.recipes.checksums import digest
 from tokencredit.recipes.preferences.rows import AnswerRow
 from tokencredit.recipes.preferences.settings import TrainPreferencesConfig
-from tokencredit.recipes.run_folder import writing
-from tokencredit.recipes.supervised import autocast
-from tokencredit.recipes.trainer import training_device
+from tokencredit.recipes.run.checksums import digest
+from tokencredit.recipes.run.run_folder import writing
+from tokencredit.recipes.training.arguments import training_device
+from tokencredit.recipes.training.supervised import autocast
 from tokencredit.scorers.credit_models import loaded_credit_models
 from tokencredit.scorers.implicit import loaded_reference
 from tokencredit.scorers.rewards import Rewards

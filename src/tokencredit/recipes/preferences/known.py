@@ -32,7 +32,7 @@ from tokencredit.recipes.preferences.teachers import (
     taught_columns,
     teacher_numbers,
 )
-from tokencredit.recipes.trainer import training_device
+from tokencredit.recipes.training.arguments import training_device
 
 
 @dataclass(frozen=True)

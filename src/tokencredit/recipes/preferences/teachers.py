@@ -18,7 +18,7 @@ from tokencredit.models.hf_architecture import vocabulary_width
 from tokencredit.policy.losses.distillation import kept_logprobs, require_kept
 from tokencredit.recipes.preferences.constants import Numbers, OfTexts, by_batches
 from tokencredit.recipes.preferences.settings import TrainPreferencesConfig
-from tokencredit.recipes.trainer import training_device
+from tokencredit.recipes.training.arguments import training_device
 from tokencredit.reward_model.hf_vocabulary import trained_statistics
 from tokencredit.scorers.implicit import loaded_reference
 from tokencredit.text.hf_token_rows import EncodedText, read_response, scored_rows

@@ -31,7 +31,6 @@ from tokencredit.batch import rows_of_like_length
 from tokencredit.errors import ConfigError
 from tokencredit.models.hf_attention import pretrained_model
 from tokencredit.preference.hf_answers import JudgedAnswers, load_answers, multi_level_pairs
-from tokencredit.recipes.left_out import tell_left_out
 from tokencredit.recipes.preferences.constants import forget_numbers, frozen_reference
 from tokencredit.recipes.preferences.known import KnownRows, known_rows
 from tokencredit.recipes.preferences.objective import (
@@ -45,29 +44,27 @@ from tokencredit.recipes.preferences.rows import SAID, answer_rows
 from tokencredit.recipes.preferences.settings import TrainPreferencesConfig
 from tokencredit.recipes.preferences.teachers import loaded_teachers, taught_statistic
 from tokencredit.recipes.reward_model.pair_data import different_pairs
-from tokencredit.recipes.supervised import (
-    Source,
-    autocast,
-    encoded_sides,
-    finished_run,
+from tokencredit.recipes.run.left_out import tell_left_out
+from tokencredit.recipes.training.arguments import training_arguments
+from tokencredit.recipes.training.models import (
     language_model_to_train,
     lasting_name,
     print_example,
     reading_to_train,
-    supervised_run,
-    train_and_held_out,
     with_adapters,
     without_adapters,
+)
+from tokencredit.recipes.training.progress import TrainingRun
+from tokencredit.recipes.training.supervised import (
+    Source,
+    autocast,
+    encoded_sides,
+    finished_run,
+    supervised_run,
+    train_and_held_out,
     write_results,
 )
-from tokencredit.recipes.trainer import (
-    LossTrainer,
-    ModelFunction,
-    TrainingRun,
-    row_numbers,
-    train,
-    training_arguments,
-)
+from tokencredit.recipes.training.trainer import LossTrainer, ModelFunction, row_numbers, train
 from tokencredit.text.hf_token_rows import read_response
 
 __all__ = ["TrainPreferencesConfig", "train_preferences"]

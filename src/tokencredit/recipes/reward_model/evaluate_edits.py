@@ -26,10 +26,10 @@ from tokencredit.preference.cells import Row, text_cell
 from tokencredit.preference.hf_rows import DatasetSettings, LeftOut, dataset_rows, made_rows
 from tokencredit.preference.layouts import row_prompt
 from tokencredit.ranges import require_positive
-from tokencredit.recipes.left_out import require_some, tell_left_out, usable
 from tokencredit.recipes.policy.models import reward_server_of
 from tokencredit.recipes.policy.setting_groups import ServerSettings
-from tokencredit.recipes.run_folder import (
+from tokencredit.recipes.run.left_out import require_some, tell_left_out, usable
+from tokencredit.recipes.run.run_folder import (
     jsonl_text,
     open_run_folder,
     require_same_run,

@@ -30,16 +30,16 @@ from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.preference.hf_comparisons import Comparison, load_comparisons
 from tokencredit.preference.hf_rows import DatasetSettings
 from tokencredit.ranges import require_positive
-from tokencredit.recipes.left_out import encodable, tell_left_out
 from tokencredit.recipes.reward_model.evaluation_report import evaluation_tables, write_rewardbench
 from tokencredit.recipes.reward_model.pair_evaluation import (
     ScoredComparison,
     evaluation,
     scored_pairs,
 )
-from tokencredit.recipes.run_folder import open_run_folder, require_same_run, write_atomically
+from tokencredit.recipes.run.left_out import encodable, tell_left_out
+from tokencredit.recipes.run.run_folder import open_run_folder, require_same_run, write_atomically
+from tokencredit.recipes.run.shown_reading import print_reading
 from tokencredit.recipes.settings import LoadingSettings, free_settings, group, setting
-from tokencredit.recipes.shown_reading import print_reading
 from tokencredit.scorers.responses import Kind, ResponseScorer, loaded_scorer, scored_responses
 from tokencredit.text.hf_token_rows import EncodedText, Truncation
 from tokencredit.text.reading_settings import ReadingSettings

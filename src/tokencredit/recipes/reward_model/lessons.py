@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokencredit.recipes.reward_model.examples import SAID, JudgedRow
-from tokencredit.recipes.trainer import LossTrainer
+from tokencredit.recipes.training.trainer import LossTrainer
 
 ScoresOf = Callable[..., Any]
 Columns = Callable[[Sequence[JudgedRow], Sequence[int]], Mapping[str, Tensor]]

@@ -14,7 +14,7 @@ from tokencredit.recipes.reward_model.causal_settings import (
     TrainRewriterConfig,
 )
 from tokencredit.recipes.reward_model.gate_settings import TrainGateConfig
-from tokencredit.recipes.supervised import Source, train_and_held_out
+from tokencredit.recipes.training.supervised import Source, train_and_held_out
 from tokencredit.text.hf_reading import Reading
 from tokencredit.text.hf_token_rows import EncodedText, Truncation
 

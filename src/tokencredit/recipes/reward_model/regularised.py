@@ -24,7 +24,7 @@ from tokencredit.models.hf_logprobs import CHUNK_SIZE, response_logprobs
 from tokencredit.models.hf_trunk import same_logits, states_of_one_pass, trunk_output
 from tokencredit.recipes.reward_model.examples import JudgedRow
 from tokencredit.recipes.reward_model.settings import TrainRewardModelConfig
-from tokencredit.recipes.trainer import training_device
+from tokencredit.recipes.training.arguments import training_device
 from tokencredit.reward_model.losses.regularisers import (
     hidden_state_regulariser,
     regularised_loss,

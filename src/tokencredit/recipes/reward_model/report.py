@@ -31,7 +31,7 @@ from tokencredit.models.hf_architecture import padding_id
 from tokencredit.recipes.reward_model.evaluation_report import fraction_table
 from tokencredit.recipes.reward_model.examples import JudgedRow
 from tokencredit.recipes.reward_model.lessons import mean_of_outputs
-from tokencredit.recipes.run_folder import write_atomically
+from tokencredit.recipes.run.run_folder import write_atomically
 from tokencredit.reward_model.objectives import RowKind
 from tokencredit.scorers.fractions import fraction_scores
 from tokencredit.scorers.segment_ends import SegmentEnds

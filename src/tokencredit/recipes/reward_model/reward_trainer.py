@@ -38,14 +38,10 @@ from tokencredit.recipes.reward_model.shared_prefixes import (
 )
 from tokencredit.recipes.reward_model.user_groups import ROW, GroupTrainer, UserGroups
 from tokencredit.recipes.reward_model.user_latents import UserLatents
-from tokencredit.recipes.supervised import lasting_name
-from tokencredit.recipes.trainer import (
-    LossTrainer,
-    ModelFunction,
-    TrainingRun,
-    training_arguments,
-    training_device,
-)
+from tokencredit.recipes.training.arguments import training_arguments, training_device
+from tokencredit.recipes.training.models import lasting_name
+from tokencredit.recipes.training.progress import TrainingRun
+from tokencredit.recipes.training.trainer import LossTrainer, ModelFunction
 from tokencredit.reward_model.objectives import Judgements
 from tokencredit.scorers.fractions import counted_scores
 from tokencredit.scorers.segment_ends import SegmentEnds

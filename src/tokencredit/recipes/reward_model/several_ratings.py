@@ -25,7 +25,7 @@ from tokencredit.models.hf_architecture import padding_id
 from tokencredit.models.hf_loading import load_config
 from tokencredit.recipes.reward_model.examples import JudgedRow
 from tokencredit.recipes.reward_model.report import Rows, held_out_metrics, rating_rows
-from tokencredit.recipes.run_folder import write_atomically
+from tokencredit.recipes.run.run_folder import write_atomically
 from tokencredit.recipes.settings import LoadingSettings
 from tokencredit.scorers.fractions import fraction_scores
 

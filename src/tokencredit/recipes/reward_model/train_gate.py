@@ -32,24 +32,19 @@ from tokencredit.models.hf_architecture import is_causal, padding_id
 from tokencredit.models.hf_gates import PromptGate, write_gate
 from tokencredit.models.hf_objectives import JoinedScores
 from tokencredit.models.hf_passes import evaluating
-from tokencredit.recipes.left_out import tell_left_out
 from tokencredit.recipes.reward_model.gate_settings import TrainGateConfig
 from tokencredit.recipes.reward_model.pair_data import different_pairs, read_pairs, training_pairs
-from tokencredit.recipes.supervised import (
-    classifier_to_train,
+from tokencredit.recipes.run.left_out import tell_left_out
+from tokencredit.recipes.training.arguments import training_arguments, training_device
+from tokencredit.recipes.training.models import classifier_to_train
+from tokencredit.recipes.training.progress import TrainingRun
+from tokencredit.recipes.training.supervised import (
     encoded_sides,
     finished_run,
     supervised_run,
     write_results,
 )
-from tokencredit.recipes.trainer import (
-    LossTrainer,
-    ModelFunction,
-    TrainingRun,
-    train,
-    training_arguments,
-    training_device,
-)
+from tokencredit.recipes.training.trainer import LossTrainer, ModelFunction, train
 from tokencredit.reward_model.debiasing import objective_penalties
 from tokencredit.reward_model.hf_scores import reward_model_output
 from tokencredit.reward_model.losses.pairs import bradley_terry_loss

@@ -28,23 +28,27 @@ from tokencredit.models.hf_adapters import lora_config
 from tokencredit.models.hf_attention import pretrained_model
 from tokencredit.preference.hf_rows import LeftOut
 from tokencredit.preference.pairs import PreferencePair
-from tokencredit.recipes.left_out import tell_left_out
 from tokencredit.recipes.reward_model.causal_settings import TrainImplicitRewardConfig
 from tokencredit.recipes.reward_model.pair_data import different_pairs, read_pairs, training_pairs
 from tokencredit.recipes.reward_model.report import write_prefix_accuracy
-from tokencredit.recipes.supervised import (
-    autocast,
-    encoded_sides,
-    finished_run,
+from tokencredit.recipes.run.left_out import tell_left_out
+from tokencredit.recipes.training.arguments import training_arguments
+from tokencredit.recipes.training.models import (
     language_model_to_train,
     lasting_name,
     print_example,
     reading_to_train,
-    supervised_run,
     without_adapters,
+)
+from tokencredit.recipes.training.progress import TrainingRun
+from tokencredit.recipes.training.supervised import (
+    autocast,
+    encoded_sides,
+    finished_run,
+    supervised_run,
     write_results,
 )
-from tokencredit.recipes.trainer import TrainingRun, train, training_arguments
+from tokencredit.recipes.training.trainer import train
 from tokencredit.scorers.implicit import implicit_fraction_scores, loaded_reference
 from tokencredit.text.hf_reading import Reading
 from tokencredit.text.hf_token_rows import EncodedText, read_response

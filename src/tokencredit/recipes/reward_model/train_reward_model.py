@@ -45,7 +45,6 @@ from tokencredit.preference.hf_datasets import (
     load_pairs,
     load_rated_responses,
 )
-from tokencredit.recipes.left_out import tell_left_out
 from tokencredit.recipes.reward_model.ensembles import several_heads
 from tokencredit.recipes.reward_model.examples import (
     JudgedRow,
@@ -79,26 +78,27 @@ from tokencredit.recipes.reward_model.several_ratings import (
     write_objective_report,
 )
 from tokencredit.recipes.reward_model.states import write_covariance_of_pairs
-from tokencredit.recipes.supervised import (
-    Source,
-    autocast,
+from tokencredit.recipes.run.left_out import tell_left_out
+from tokencredit.recipes.training.arguments import training_device
+from tokencredit.recipes.training.models import (
     classifier_to_train,
-    encoded_sides,
-    finished_run,
     lasting_name,
     print_example,
     reading_to_train,
-    supervised_run,
-    train_and_held_out,
     with_adapters,
     without_adapters,
+)
+from tokencredit.recipes.training.progress import TrainingRun
+from tokencredit.recipes.training.supervised import (
+    Source,
+    autocast,
+    encoded_sides,
+    finished_run,
+    supervised_run,
+    train_and_held_out,
     write_results,
 )
-from tokencredit.recipes.trainer import (
-    TrainingRun,
-    train,
-    training_device,
-)
+from tokencredit.recipes.training.trainer import train
 from tokencredit.scorers.segment_ends import SegmentEnds, entropy_reference, segment_end_finder
 from tokencredit.scorers.trained_reading import remember_score_positions
 from tokencredit.text.hf_reading import Reading

@@ -28,26 +28,24 @@ from tokencredit.masking import masked_row_mean, masked_sum
 from tokencredit.models.hf_logprobs import response_logprobs
 from tokencredit.preference.pairs import PreferencePair
 from tokencredit.recipes.language_model.corpus import causal_batch, causal_example
-from tokencredit.recipes.left_out import tell_left_out
 from tokencredit.recipes.reward_model.causal_settings import TrainRewriterConfig
 from tokencredit.recipes.reward_model.pair_data import different_pairs, training_pairs
-from tokencredit.recipes.supervised import (
-    autocast,
-    encoded_sides,
-    finished_run,
+from tokencredit.recipes.run.left_out import tell_left_out
+from tokencredit.recipes.training.arguments import training_arguments
+from tokencredit.recipes.training.models import (
     language_model_to_train,
     print_example,
     reading_to_train,
+)
+from tokencredit.recipes.training.progress import TrainingRun
+from tokencredit.recipes.training.supervised import (
+    autocast,
+    encoded_sides,
+    finished_run,
     supervised_run,
     write_results,
 )
-from tokencredit.recipes.trainer import (
-    SupervisedTrainer,
-    TrainingRun,
-    row_numbers,
-    train,
-    training_arguments,
-)
+from tokencredit.recipes.training.trainer import SupervisedTrainer, row_numbers, train
 from tokencredit.reward_model.hf_rewriter import rewriting_prompt
 from tokencredit.text.hf_reading import Reading
 from tokencredit.text.hf_token_rows import EncodedText, read_response, response_batch

@@ -41,7 +41,6 @@ from tokencredit.preference.hf_labels import (
     load_step_labels,
 )
 from tokencredit.recipes.language_model.corpus import IGNORED
-from tokencredit.recipes.left_out import tell_left_out
 from tokencredit.recipes.reward_model.settings import TrainTokenClassifierConfig
 from tokencredit.recipes.reward_model.token_labels import (
     LabelledRow,
@@ -54,29 +53,27 @@ from tokencredit.recipes.reward_model.token_labels import (
     padded_logits,
     token_batch,
 )
-from tokencredit.recipes.run_folder import write_atomically
-from tokencredit.recipes.supervised import (
-    Source,
-    autocast,
+from tokencredit.recipes.run.left_out import tell_left_out
+from tokencredit.recipes.run.run_folder import write_atomically
+from tokencredit.recipes.training.arguments import training_arguments
+from tokencredit.recipes.training.models import (
     classifier_to_train,
-    encoded_sides,
-    finished_run,
     print_example,
     reading_to_train,
-    supervised_run,
-    train_and_held_out,
     with_adapters,
     without_adapters,
+)
+from tokencredit.recipes.training.progress import TrainingRun
+from tokencredit.recipes.training.supervised import (
+    Source,
+    autocast,
+    encoded_sides,
+    finished_run,
+    supervised_run,
+    train_and_held_out,
     write_results,
 )
-from tokencredit.recipes.trainer import (
-    LossTrainer,
-    ModelFunction,
-    TrainingRun,
-    row_numbers,
-    train,
-    training_arguments,
-)
+from tokencredit.recipes.training.trainer import LossTrainer, ModelFunction, row_numbers, train
 from tokencredit.reward_model.losses.tokens import token_classification_loss
 
 __all__ = ["TrainTokenClassifierConfig", "train_token_classifier"]

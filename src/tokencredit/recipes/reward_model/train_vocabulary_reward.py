@@ -34,7 +34,6 @@ from tokencredit.evaluation.prefix_accuracy import (
 from tokencredit.models.hf_attention import pretrained_model
 from tokencredit.preference.hf_datasets import load_pairs, load_rated_responses
 from tokencredit.preference.pairs import JudgedResponse, PreferencePair
-from tokencredit.recipes.left_out import tell_left_out
 from tokencredit.recipes.reward_model.causal_settings import TrainVocabularyRewardConfig
 from tokencredit.recipes.reward_model.examples import (
     JudgedRow,
@@ -51,21 +50,24 @@ from tokencredit.recipes.reward_model.pair_data import (
 )
 from tokencredit.recipes.reward_model.report import write_prefix_accuracy
 from tokencredit.recipes.reward_model.vocabulary_turns import TURNS, ended_row, train_turns
-from tokencredit.recipes.supervised import (
+from tokencredit.recipes.run.left_out import tell_left_out
+from tokencredit.recipes.training.arguments import training_device
+from tokencredit.recipes.training.models import (
+    language_model_to_train,
+    print_example,
+    reading_to_train,
+    with_adapters,
+    without_adapters,
+)
+from tokencredit.recipes.training.supervised import (
     Source,
     autocast,
     encoded_sides,
     finished_run,
-    language_model_to_train,
-    print_example,
-    reading_to_train,
     supervised_run,
     train_and_held_out,
-    with_adapters,
-    without_adapters,
     write_results,
 )
-from tokencredit.recipes.trainer import training_device
 from tokencredit.scorers.implicit import loaded_reference
 from tokencredit.scorers.vocabulary import vocabulary_fraction_scores
 from tokencredit.text.hf_reading import Reading

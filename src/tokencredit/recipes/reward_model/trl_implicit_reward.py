@@ -9,7 +9,8 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from trl import DPOConfig, DPOTrainer
 
-from tokencredit.recipes.trainer import SupervisedTrainer, TrainingRun, row_numbers
+from tokencredit.recipes.training.progress import TrainingRun
+from tokencredit.recipes.training.trainer import SupervisedTrainer, row_numbers
 from tokencredit.text.hf_token_rows import EncodedText, right_padded
 
 EncodedPair = tuple[EncodedText, EncodedText]

@@ -24,8 +24,8 @@ from transformers import PreTrainedModel, TrainerCallback
 from tokencredit.errors import TokenCreditWarning
 from tokencredit.recipes.reward_model.examples import JudgedRow, judgements_of
 from tokencredit.recipes.reward_model.head_settings import GroupSettings
-from tokencredit.recipes.run_folder import write_atomically
-from tokencredit.recipes.trainer import LossTrainer
+from tokencredit.recipes.run.run_folder import write_atomically
+from tokencredit.recipes.training.trainer import LossTrainer
 from tokencredit.reward_model.losses.mixtures import memberships
 from tokencredit.reward_model.objectives import Judgements
 

@@ -14,16 +14,9 @@ from transformers import PreTrainedModel
 from tokencredit.logprobs import token_logprobs
 from tokencredit.recipes.reward_model.causal_settings import TrainVocabularyRewardConfig
 from tokencredit.recipes.reward_model.examples import SAID, JudgedRow, judgements_of, reward_batch
-from tokencredit.recipes.trainer import (
-    LossTrainer,
-    ModelFunction,
-    Progress,
-    TrainingRun,
-    row_numbers,
-    saved_progress,
-    train,
-    training_arguments,
-)
+from tokencredit.recipes.training.arguments import training_arguments
+from tokencredit.recipes.training.progress import Progress, TrainingRun, saved_progress
+from tokencredit.recipes.training.trainer import LossTrainer, ModelFunction, row_numbers, train
 from tokencredit.reward_model.hf_vocabulary import trained_statistics
 from tokencredit.reward_model.losses.targets import prefix_regression_loss
 from tokencredit.reward_model.losses.vocabulary import (

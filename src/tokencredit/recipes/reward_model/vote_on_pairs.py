@@ -31,11 +31,11 @@ from tokencredit.preference.layouts import pair_of_row
 from tokencredit.preference.pairs import PreferencePair
 from tokencredit.preference.votes import SoftLabel, Votes, require_shares, votes_on_pairs
 from tokencredit.ranges import require_positive
-from tokencredit.recipes.left_out import require_some, tell_left_out, usable
 from tokencredit.recipes.policy.models import reward_server_of
 from tokencredit.recipes.policy.setting_groups import ServerSettings
 from tokencredit.recipes.reward_model.causal_settings import PairColumns
-from tokencredit.recipes.run_folder import (
+from tokencredit.recipes.run.left_out import require_some, tell_left_out, usable
+from tokencredit.recipes.run.run_folder import (
     append_jsonl,
     held,
     jsonl_text,

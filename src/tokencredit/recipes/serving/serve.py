@@ -15,8 +15,8 @@ from tokencredit.credit.methods import CreditSettings, credit_method, with_metho
 from tokencredit.errors import ConfigError, TokenCreditWarning
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.ranges import require_at_least
+from tokencredit.recipes.run.shown_reading import print_reading
 from tokencredit.recipes.settings import LoadingSettings, group, setting
-from tokencredit.recipes.shown_reading import print_reading
 from tokencredit.scorers.source_settings import RewardSource, required_sources
 from tokencredit.scorers.text_rewards import loaded_text_rewards, reader_of
 from tokencredit.server.exchange import token_in

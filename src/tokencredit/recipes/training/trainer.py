@@ -10,126 +10,42 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence, Sized
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import (
-    PreTrainedModel,
     PrinterCallback,
     ProgressCallback,
     Trainer,
     TrainerCallback,
-    TrainingArguments,
 )
-from transformers.integrations import TensorBoardCallback, get_available_reporting_integrations
+from transformers.integrations import TensorBoardCallback
 
-from tokencredit.errors import ConfigError, NumericError, RunFolderError
+from tokencredit.errors import NumericError, RunFolderError
 from tokencredit.models.hf_adapters import restore_trained_weights, write_trained_weights
-from tokencredit.models.precision import warn_of_emulated_bfloat16
-from tokencredit.recipes.checksums import seal
 from tokencredit.recipes.policy.checkpoints import (
     checkpoint_path,
     checkpoints_in,
-    last_checkpoint,
 )
-from tokencredit.recipes.run_folder import append_jsonl, flush, read_jsonl, write_atomically
-from tokencredit.recipes.settings import TrainingSettings
-from tokencredit.recipes.stop_signals import StopRequest, stop_requests
-from tokencredit.recipes.supervised import RunConfig, SupervisedConfig
+from tokencredit.recipes.run.checksums import seal
+from tokencredit.recipes.run.run_folder import append_jsonl, flush, read_jsonl, write_atomically
+from tokencredit.recipes.run.stop_signals import StopRequest, stop_requests
+from tokencredit.recipes.training.arguments import recompute_activations
+from tokencredit.recipes.training.progress import (
+    PROGRESS_FILE,
+    Progress,
+    TrainingRun,
+    saved_progress,
+)
 
-_PROGRESS = "progress.json"
 # Batches that are drawn together before they are sorted by length, as in transformers.
 _SORTED_BATCHES = 50
-
-
-@dataclass
-class Progress:
-    """What a training remembers besides weights and what the Trainer of transformers keeps.
-
-    Attributes:
-        turn: of several trainings that follow each other in one run, from 1.
-        steps_before: optimiser steps of the turns before this one.
-        steps: optimiser steps of this turn.
-        loss: the sum of the losses of all its steps.
-        unlogged: the sum of the losses of the steps after the last row of metrics.
-        unlogged_steps: how many these are.
-        seconds: that training took.
-        earlier: what the turns before this one came to.
-        more: what the recipe's own Trainer remembers.
-    """
-
-    turn: int = 1
-    steps_before: int = 0
-    steps: int = 0
-    loss: float = 0.0
-    unlogged: float = 0.0
-    unlogged_steps: int = 0
-    seconds: float = 0.0
-    earlier: dict[str, float] = field(default_factory=dict)
-    more: dict[str, Any] = field(default_factory=dict)
-
-    def add_step(self, loss: float) -> None:
-        """Count one optimiser step."""
-        self.steps += 1
-        self.loss += loss
-        self.unlogged += loss
-        self.unlogged_steps += 1
-
-    def logged_loss(self) -> float:
-        """The mean loss since the last row of metrics, which is forgotten."""
-        mean = self.unlogged / max(self.unlogged_steps, 1)
-        self.unlogged, self.unlogged_steps = 0.0, 0
-        return mean
-
-
-@dataclass(frozen=True)
-class TrainingRun:
-    """What a Trainer knows of the run that it belongs to.
-
-    Attributes:
-        folder: of the run.
-        training: the settings.
-        seed: of the order of rows.
-        evaluate: the numbers of held-out data, asked for during training; None where there are no
-            such data.
-        begin: the progress to begin with, where the run has no checkpoint of this turn.
-    """
-
-    folder: Path
-    training: TrainingSettings
-    seed: int
-    evaluate: Callable[[], Mapping[str, float | None]] | None = None
-    begin: Progress = field(default_factory=Progress)
-
-    @classmethod
-    def of(
-        cls,
-        config: SupervisedConfig,
-        folder: Path,
-        evaluate: Callable[[], Mapping[str, float | None]] | None = None,
-        begin: Progress | None = None,
-    ) -> "TrainingRun":
-        """A run with the settings of a recipe."""
-        begin = begin or Progress()
-        return cls(folder, config.training, config.seed, evaluate, begin)
-
-
-def saved_progress(folder: Path) -> tuple[Path, Progress] | None:
-    """The newest whole checkpoint of a run, and how far it is; None if there is none.
-
-    Raises:
-        RunFolderError: there are checkpoints, and all of them are damaged.
-    """
-    path = last_checkpoint(folder)
-    if path is None:
-        return None
-    return path, Progress(**json.loads((path / _PROGRESS).read_text(encoding="utf-8")))
 
 
 class ModelFunction(nn.Module):
@@ -273,7 +189,7 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]
             if self.args.should_save:
                 seconds = progress.seconds + time.perf_counter() - self.started
                 row = asdict(progress) | {"seconds": seconds, "more": self.remembered()}
-                (beside / _PROGRESS).write_text(json.dumps(row), encoding="utf-8")
+                (beside / PROGRESS_FILE).write_text(json.dumps(row), encoding="utf-8")
                 seal(beside)
                 shutil.rmtree(path, ignore_errors=True)
                 beside.rename(path)
@@ -391,98 +307,6 @@ class _LossBar(ProgressCallback):  # type: ignore[misc]
     def on_train_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         if self.training_bar is not None:
             super().on_train_end(args, state, control, **keywords)
-
-
-def training_device(config: RunConfig) -> str:
-    """Where models beside the one in training are put: where it will be."""
-    on_cpu = config.device == "cpu" or not torch.accelerator.is_available()
-    return "cpu" if on_cpu else str(torch.accelerator.current_accelerator())
-
-
-def training_arguments(
-    config: SupervisedConfig,
-    folder: Path,
-    *,
-    examples: int,
-    sampling: Literal["group_by_length", "random"] = "group_by_length",
-) -> TrainingArguments:
-    """The Trainer's settings: a cosine after a linear warm-up.
-
-    Args:
-        config: of a supervised recipe.
-        folder: of the run.
-        examples: rows to train on.
-        sampling: `group_by_length` puts rows of like length together, `random` does not look.
-
-    Raises:
-        ConfigError: a tracker is not installed.
-    """
-    training = config.training
-    on_cpu = training_device(config) == "cpu"
-    batches = math.ceil(examples / training.batch_size)
-    steps = math.ceil(batches / training.gradient_accumulation) * training.epochs
-    total = training.max_steps or steps
-    warmup = min(math.ceil(training.warmup * total), math.ceil(total) - 1)  # one step learns too
-    require_trackers(training.report_to)
-    if training.mixed_precision == "bf16":
-        warn_of_emulated_bfloat16(training_device(config), setting="training.mixed_precision 'no'")
-    return TrainingArguments(
-        output_dir=str(folder / "checkpoints" / ".writing"),
-        run_name=folder.name,
-        per_device_train_batch_size=training.batch_size,
-        gradient_accumulation_steps=training.gradient_accumulation,
-        num_train_epochs=training.epochs,
-        max_steps=training.max_steps or -1,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=warmup,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        bf16=training.mixed_precision == "bf16",
-        seed=config.seed,
-        data_seed=config.seed,
-        use_cpu=on_cpu,
-        train_sampling_strategy=sampling,
-        save_strategy="steps",
-        save_steps=training.checkpoint_every,
-        report_to=list(training.report_to) or "none",
-        logging_steps=training.log_every,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        disable_tqdm=not config.progress,
-        dataloader_pin_memory=not on_cpu,
-        remove_unused_columns=False,
-    )
-
-
-def require_trackers(names: Sequence[str]) -> None:
-    """Every tracker is installed.
-
-    Raises:
-        ConfigError: one is not.
-    """
-    there = get_available_reporting_integrations()
-    for name in names:
-        if name not in there:
-            raise ConfigError(
-                f"training.report_to names {name!r}, which is not installed; expected it "
-                f"(pip install {name}), or one of {', '.join(there) or 'none'}"
-            )
-
-
-def recompute_activations(model: nn.Module) -> None:
-    """Keep the activations between layers alone, and compute the others again when they are needed.
-
-    Args:
-        model: of transformers, under any wrappers.
-    """
-    inner = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
-    # The name that transformers gave it first goes in version 6.
-    name = "activation_checkpointing"
-    if hasattr(inner, f"{name}_enable"):
-        inner.activation_checkpointing_enable(**{f"{name}_kwargs": {"use_reentrant": False}})
-    else:
-        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def row_numbers(lengths: Sequence[int]) -> Dataset:

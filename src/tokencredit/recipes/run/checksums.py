@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokencredit.recipes.run_folder import flush, write_atomically
+from tokencredit.recipes.run.run_folder import flush, write_atomically
 
 _SEAL = "checksums.json"
 

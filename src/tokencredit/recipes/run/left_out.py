@@ -14,7 +14,7 @@ from tokencredit.batch import Prompt
 from tokencredit.errors import DataError
 from tokencredit.models.hf_architecture import require_room
 from tokencredit.preference.hf_rows import LeftOut
-from tokencredit.recipes.run_folder import write_atomically, writing
+from tokencredit.recipes.run.run_folder import write_atomically, writing
 from tokencredit.text.hf_reading import Reading
 
 Row = TypeVar("Row")

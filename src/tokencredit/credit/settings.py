@@ -1,0 +1,53 @@
+"""Settings of what credit methods ask models for, and of what verdicts are worth."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tokencredit.credit.token_judges import MQM_SCORES
+from tokencredit.errors import ConfigError
+from tokencredit.ranges import require_at_least
+from tokencredit.text.pooling import Spreading
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """How often methods ask the reward model that ask it more than once."""
+
+    steps: int = field(default=16, metadata={"was": "gradient_steps"})
+    """Gradients per response of integrated gradients."""
+    width: int = field(default=3, metadata={"was": "window_width"})
+    """Most tokens or segments that a window reads at once."""
+    samples: int = field(default=20, metadata={"was": "shapley_samples"})
+    """Orders of the tokens or segments that Shapley values try out; even."""
+    seed: int = 0
+    """Seed of the orders that are tried out."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "steps", "width", "samples")
+        if self.samples % 2:
+            raise ConfigError(f"samples is {self.samples}; expected an even number")
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """What the verdicts of classifiers, rewriters and segment models are worth."""
+
+    transform: Literal["none", "clip", "delta", "clip-delta"] = "none"
+    """Transform of step scores: `clip` keeps what is below `threshold`, `delta` takes what a step
+    scores above the next one."""
+    threshold: float = 0.5
+    """Probability of a good step below which `clip` charges it."""
+    severity_scores: tuple[float, ...] = MQM_SCORES
+    """Scores of the classes of a severity classifier, from none to the worst."""
+    agreement: float = 1.0
+    """Paid for a token that a rewriter would keep."""
+    divergence: float = -1.0
+    """Paid for a token that a rewriter would replace."""
+    margin: float = 1e-3
+    """Nats by which another token must be likelier before it counts as a divergence."""
+    spread: Spreading | None = None
+    """How segment scores spread over their tokens: `even`, `end` or `copy`; None for the method's
+    own."""
+    clamp: float | None = None
+    """Largest absolute token score of segment rewards, after the spread; None for none. The
+    published code has 10."""

@@ -1,0 +1,1 @@
+"""What the recipes of supervised training share: models, rows, the trainer, its progress."""
