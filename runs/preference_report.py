@@ -8,6 +8,7 @@ runs/distillation.py and runs/preference_rounds.py write, and what is said of th
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -15,15 +16,13 @@ from typing import Any
 
 import numpy as np
 from learning_report import markdown
-from offline_study import KEPT, Row
-from preference_losses import FRONTIER
-from token_weights import RATE
 
 from tokencredit.evaluation.learning import mean_and_deviation
 from tokencredit.evaluation.plots import plot_frontier
 from tokencredit.recipes.run.run_folder import write_atomically
 
-DOCS = KEPT
+DOCS = Path("docs/results/preferences")
+Row = dict[str, Any]
 LEVELS, FARTHEST = (5.0, 10.0, 20.0), 60.0
 Curve = list[Row]
 Grouped = dict[str, dict[Any, dict[int, Curve]]]
@@ -116,7 +115,8 @@ def section(title: str, script: str, rows: Sequence[Row], name: str, by: str) ->
 
 
 def weights(rows: list[Row]) -> list[str]:
-    rows = [{**row, "price": row["beta"]} for row in rows if row["rate"] == RATE]
+    rate = max(row["rate"] for row in rows)  # a lower one was tried for some of them
+    rows = [{**row, "price": row["beta"]} for row in rows if row["rate"] == rate]
     lines = []
     for pairs, name in {"noisy judge": "judge", "30 % turned around": "flipped"}.items():
         some = [row for row in rows if row["pairs"] == pairs]
@@ -127,8 +127,9 @@ def weights(rows: list[Row]) -> list[str]:
 
 
 def losses(rows: list[Row]) -> list[str]:
-    compared = [row for row in rows if row["loss"] in FRONTIER]
-    others = [row for row in rows if row["loss"] not in FRONTIER]
+    runs = Counter(row["loss"] for row in rows)
+    compared = [row for row in rows if runs[row["loss"]] > 1]
+    others = [row for row in rows if runs[row["loss"]] == 1]
     return [
         *section("Six losses", "preference_losses", compared, "losses", "loss"),
         *(

@@ -286,14 +286,19 @@ def what_it_costs(folder: Path) -> dict[str, str]:
 
 
 def token_weights(folder: Path) -> dict[str, str]:  # noqa: ARG001
-    """What the page of token weights says first, once there is one."""
-    page = DOCS / "token-weights.md"
+    """What the page of offline losses says first, with its figures, once there is one."""
+    page = DOCS / "preferences.md"
     if not page.exists():
         said = "`runs/token_weights.py` makes the comparison; no results are kept yet."
         return {"weights": said, "weights_short": "Not measured yet."}
-    paragraphs = page.read_text().split("\n\n")
-    shown = f"{paragraphs[1]}\n\n[Everything on it](token-weights.md)."
-    return {"weights": shown, "weights_short": "[What came of it](token-weights.md)."}
+    figures = [
+        f"![DPO with weights, {pairs}](preferences/token-weights-{name}.png)"
+        for name, pairs in {"judge": "pairs of a noisy judge", "flipped": "30 % flipped"}.items()
+    ]
+    said = page.read_text().split("\n\n")[1]
+    shown = "\n\n".join([said, *figures, "[Everything on it](preferences.md)."])
+    short = "Only if the credit is right: every credit that was learnt here made them worse."
+    return {"weights": shown, "weights_short": short}
 
 
 QUESTIONS: tuple[Callable[[Path], dict[str, str]], ...] = (

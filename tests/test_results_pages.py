@@ -15,6 +15,7 @@ PAGES = {
     "learning_report": "learning.md",
     "honest_report": "honest.md",
     "decoding_report": "decoding.md",
+    "preference_report": "preferences.md",
 }
 
 
