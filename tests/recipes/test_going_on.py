@@ -33,6 +33,9 @@ TINY = {
 LORA = {"lora_rank": 2, "dropout": 0.2}
 RUNS = {
     "train-reward-model": {"gradient_accumulation": 2, "batch_size": 2, "evaluate_every": 2},
+    "train-reward-model groups": {"groups.count": 2, "columns.user": "user"},
+    "train-reward-model mixture": {"mixture.heads": 2},
+    "train-reward-model latent": {"latent.size": 2, "columns.user": "user"},
     "train-token-classifier": {"labels": "edits", **LORA},
     "train-vocabulary-reward": {"objective": "farma", "first_token": 1, "evaluate_every": 2},
     "train-rewriter": {"epochs": 1.0, "evaluate_every": 3},
@@ -56,18 +59,24 @@ def folder(tmp_path_factory) -> Path:
         folder / "edits.jsonl",
         [{"prompt": p["prompt"], "rejected": p["rejected"], "edited": p["chosen"]} for p in pairs],
     )
+    lines(folder / "users.jsonl", [p | {"user": f"u{at % 3}"} for at, p in enumerate(pairs)])
     lines(folder / "texts.jsonl", [{"text": p["prompt"] + p["chosen"]} for p in pairs])
     return folder
 
 
 def settings(folder: Path, command: str, output: Path, **changes):
-    data = {"train-token-classifier": "edits", "train-language-model": "texts"}
+    data = {
+        "train-token-classifier": "edits",
+        "train-language-model": "texts",
+        "train-reward-model groups": "users",
+        "train-reward-model latent": "users",
+    }
     named = {
         "data": str(folder / f"{data.get(command, 'bradley-terry')}.jsonl"),
         "model": str(folder / "lm"),
         "output": str(output),
     }
-    return configured(recipe_of(command)[1], **(named | TINY | RUNS[command] | changes))
+    return configured(recipe_of(command.split()[0])[1], **(named | TINY | RUNS[command] | changes))
 
 
 class Killed(BaseException):
@@ -112,7 +121,7 @@ def test_a_killed_run_ends_as_if_nobody_had_killed_it(folder, tmp_path, monkeypa
         pytest.importorskip("trl", reason="TRL is an extra")
     if "lora_rank" in RUNS[command]:
         pytest.importorskip("peft", reason="PEFT is an extra")
-    recipe, _ = recipe_of(command)
+    recipe, _ = recipe_of(command.split()[0])
     whole = recipe(settings(folder, command, tmp_path / "whole"))
     steps = json.loads((whole / "metrics.json").read_text())["train_steps"]
     assert steps > 6
