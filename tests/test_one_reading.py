@@ -20,7 +20,7 @@ from tokencredit.batch import ResponseBatch
 from tokencredit.credit.methods import CreditSettings
 from tokencredit.engines.hf_token_rewards import reward_model_token_rewards
 from tokencredit.errors import DataError
-from tokencredit.recipes.credit.explain import ExplainConfig, _explained
+from tokencredit.recipes.credit.explain import ExplainConfig, explanation
 from tokencredit.recipes.credit.score_tokens import ScoreTokensConfig, score_tokens
 from tokencredit.recipes.reward_model.evaluate_reward_model import (
     EvaluateRewardModelConfig,
@@ -139,7 +139,7 @@ def test_score_tokens(case, tmp_path):
 
 @cases(lambda kind, prompt, ended: prompt != "messages")
 def test_explain(case):
-    found = _explained(
+    found = explanation(
         ExplainConfig(
             ANSWER, case.folder, prompt=case.prompt, methods=("terminal",), ended=case.ended
         )

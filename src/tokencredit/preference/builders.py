@@ -9,6 +9,7 @@ from tokencredit.preference.pair_making import (
     Built,
     pairs_by_consensus,
     pairs_by_contrast,
+    pairs_by_demonstration,
     pairs_by_design,
     pairs_by_factors,
     pairs_by_ratings,
@@ -134,6 +135,17 @@ PAIR_BUILDERS: dict[str, PairBuilder] = {
         models=("tree.policy", "tree.reward_model"),
         differs="read from notes, no code was found: parts have equal numbers of tokens; a reward "
         "model judges where the paper has people",
+    ),
+    "demonstrations": PairBuilder(
+        "each answer of the data against responses of a policy (Inverse-RLignment)",
+        "2405.15624",
+        pairs_by_demonstration,
+        settings=("most_pairs", "seed"),
+        models=("tree.policy",),
+        least=1,
+        differs="pairs of one prompt; the paper classifies texts. Answers of people differ from a "
+        "policy's in more than quality: as there, let the answers be responses of the fine-tuned "
+        "policy, and the policy the one before",
     ),
 }
 """Ways to make pairs."""

@@ -306,6 +306,23 @@ def pairs_by_tree(groups: Sequence[AnswerGroup], settings: BuilderSettings) -> B
     return built
 
 
+def pairs_by_demonstration(groups: Sequence[AnswerGroup], settings: BuilderSettings) -> Built:
+    """Each demonstration against each response that a policy drew, by the cell `drawn`.
+
+    Args:
+        groups: with the cells that it needs.
+        settings: those of the method.
+    """
+    built = Built()
+    for number, group in enumerate(groups):
+        drawn = group.cells["drawn"]
+        shown = [at for at, one in enumerate(drawn) if not one]
+        others = [at for at, one in enumerate(drawn) if one]
+        found = [pair_row(group, one, other) for one in shown for other in others]
+        _take(built, found, settings, number)
+    return built
+
+
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens two responses have in common before they part."""
     return sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(one, other, strict=False)))

@@ -101,6 +101,11 @@ def test_what_is_missing_or_outside_the_scale_is_named(tmp_path, method, row, ch
         ({"method": "ratings", "tree.depth": 3}, "no tree"),
         ({"method": "ratings", "output": "pairs.json"}, "ends in .jsonl"),
         ({"method": "tree"}, "no tree.policy"),
+        ({"method": "demonstrations"}, "no tree.policy"),
+        (
+            {"method": "demonstrations", "tree.policy": "x", "tree.reward_model": "y"},
+            "no tree.reward_model",
+        ),
     ],
 )
 def test_settings_of_another_method_are_refused(tmp_path, changes, said):
@@ -133,6 +138,30 @@ def test_states_of_a_model_are_features(tmp_path):
     assert all(row["gain"] > 0 for row in found)
     gains = [row["gain"] for row in found]
     assert gains == sorted(gains, reverse=True)
+
+
+def test_answers_of_the_data_are_preferred_to_those_that_a_policy_draws(tmp_path):
+    models = write_models(tmp_path)
+    settings = {
+        "tree.policy": str(models / "policy"),
+        "tree.branches": 3,
+        "tree.max_new_tokens": 8,
+    }
+    shown = [
+        {"prompt": "the plot is", "response": " thin."},
+        {"prompt": "the plot is", "response": " slow."},
+        {"prompt": "the cast", "response": " sings."},
+    ]
+    rows = built(tmp_path, shown, method="demonstrations", **settings)
+    assert {(row["prompt"], row["chosen"]) for row in rows} == {
+        (row["prompt"], row["response"]) for row in shown
+    }
+    assert all(row["chosen_ended"] for row in rows)
+    drawn = {row["rejected"] for row in rows if row["prompt"] == "the cast"}
+    assert 1 < len(drawn) <= 3
+    assert not drawn & {row["response"] for row in shown}
+    again = {row["rejected"] for row in rows if row["chosen"] == " thin."}
+    assert again == {row["rejected"] for row in rows if row["chosen"] == " slow."}
 
 
 def test_trees_are_drawn_and_judged(tmp_path, monkeypatch):

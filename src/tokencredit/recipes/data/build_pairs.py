@@ -50,7 +50,7 @@ from tokencredit.text.reading_settings import ReadingSettings
 
 @dataclass(frozen=True)
 class TreeSettings:
-    """How `tree` draws responses."""
+    """How `tree` and `demonstrations` draw responses; the latter at a depth of 1, independently."""
 
     policy: str | None = None
     """The language model that writes them, by Hub id or folder."""
@@ -76,8 +76,8 @@ class BuildPairsConfig:
     """One set of pairs."""
 
     method: str
-    """`ratings`, `aspects`, `factors`, `consensus`, `design`, `contrast` or `tree`: see
-    docs/data.md."""
+    """`ratings`, `aspects`, `factors`, `consensus`, `design`, `contrast`, `tree` or
+    `demonstrations`: see docs/data.md."""
     data: str
     """JSON-lines file, dataset folder or dataset id, with one answer a row or a list of them."""
     output: str
@@ -90,7 +90,7 @@ class BuildPairsConfig:
     """Of `design` and `contrast`: a model whose last hidden states are the features, of answers or
     of prompts; None takes the column of features."""
     tree: TreeSettings = field(default_factory=TreeSettings)
-    """How `tree` draws responses."""
+    """How `tree` and `demonstrations` draw responses; the latter at a depth of 1, independently."""
     split: str = "train"
     """Split of a dataset folder or id."""
     dataset: DatasetSettings = group(DatasetSettings)
@@ -161,6 +161,8 @@ def _groups(config: BuildPairsConfig, left_out: list[LeftOut] | None) -> list[An
     }
     if config.method == "tree":
         return _drawn_groups(config, where)
+    if config.method == "demonstrations":
+        return _demonstrated_groups(config, where)
     if config.method == "aspects":
         return load_aspect_groups(config.data, columns=config.columns, **where)
     row, columns = named("method", config.method, PAIR_BUILDERS), config.columns
@@ -203,9 +205,6 @@ def _with_features(config: BuildPairsConfig, groups: list[AnswerGroup]) -> list[
 
 def _drawn_groups(config: BuildPairsConfig, where: dict[str, Any]) -> list[AnswerGroup]:
     """Trees of responses to the prompts of the data, with scores where a model gives them."""
-    tree = config.tree
-    if tree.policy is None:
-        raise ConfigError("method 'tree' has no tree.policy; expected a model that writes")
     left_out = where.pop("left_out")
     rows = dataset_rows(config.data, **where)
 
@@ -214,6 +213,36 @@ def _drawn_groups(config: BuildPairsConfig, where: dict[str, Any]) -> list[Answe
         return row.value("prompt") if found is None else found
 
     prompts = list(made_rows(prompt_of, rows, name=config.data, left_out=left_out))
+    groups = _trees(config, prompts, depth=config.tree.depth)
+    scorer = config.tree.reward_model
+    return groups if scorer is None else _scored(config, scorer, groups)
+
+
+def _demonstrated_groups(config: BuildPairsConfig, where: dict[str, Any]) -> list[AnswerGroup]:
+    """The answers of the data, and as many responses of the policy as the tree has branches."""
+    shown = load_answer_groups(
+        config.data, columns=config.columns, numbers={}, cells={}, optional=[], **where
+    )
+    drawn = _trees(config, [one.prompt for one in shown], depth=1)
+    return [
+        AnswerGroup(
+            one.prompt,
+            one.responses + other.responses,
+            one.ended + other.ended,
+            {},
+            {"drawn": (False,) * len(one.responses) + (True,) * len(other.responses)},
+        )
+        for one, other in zip(shown, drawn, strict=True)
+    ]
+
+
+def _trees(config: BuildPairsConfig, prompts: list[Any], *, depth: int) -> list[AnswerGroup]:
+    """Responses of the policy to each prompt."""
+    tree = config.tree
+    if tree.policy is None:
+        raise ConfigError(
+            f"method {config.method!r} has no tree.policy; expected a model that writes"
+        )
     model, tokenizer, _ = _model(config, AutoModelForCausalLM, tree.policy)
     reading = written_by(tokenizer)
     set_seed(config.build.seed)
@@ -227,7 +256,7 @@ def _drawn_groups(config: BuildPairsConfig, where: dict[str, Any]) -> list[Answe
         leaves = tree_samples(
             model,
             ids,
-            depth=tree.depth,
+            depth=depth,
             branches=tree.branches,
             sampling=sampling,
             pad_token_id=pad_token_id(tokenizer),
@@ -237,7 +266,7 @@ def _drawn_groups(config: BuildPairsConfig, where: dict[str, Any]) -> list[Answe
         ended = tuple(leaf.ended for leaf in leaves)
         cells = {"tokens": tuple(leaf.ids for leaf in leaves)}
         groups.append(AnswerGroup(prompt, tuple(texts), ended, {}, cells))
-    return groups if tree.reward_model is None else _scored(config, tree.reward_model, groups)
+    return groups
 
 
 def _scored(
@@ -278,8 +307,10 @@ def _require_settings_of_its_own(config: BuildPairsConfig) -> None:
     ]
     if config.features_model and "features_model" not in row.models:
         wrong.append("features_model")
-    if config.tree != TreeSettings() and config.method != "tree":
+    if config.tree != TreeSettings() and "tree.policy" not in row.models:
         wrong.append("tree")
+    if config.tree.reward_model and "tree.reward_model" not in row.models:
+        wrong.append("tree.reward_model")
     if wrong:
         own = [*(f"build.{name}" for name in row.settings), *row.models]
         raise ConfigError(

@@ -20,7 +20,7 @@ from tokencredit.preference.hf_datasets import require_two_answers
 from tokencredit.preference.hf_rows import DatasetSettings, LeftOut, dataset_rows, made_rows
 from tokencredit.preference.layouts import pair_of_row
 from tokencredit.ranges import require_positive
-from tokencredit.recipes.reward_model.causal_settings import PairColumns
+from tokencredit.recipes.reward_model.pair_columns import PairColumns
 from tokencredit.recipes.run.left_out import beside, tell_left_out
 from tokencredit.recipes.run.run_folder import jsonl_text, write_atomically, writing
 from tokencredit.recipes.settings import group

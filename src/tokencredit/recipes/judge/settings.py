@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from tokencredit.errors import ConfigError
 from tokencredit.preference.hf_rows import DatasetSettings
 from tokencredit.ranges import require_positive
-from tokencredit.recipes.reward_model.causal_settings import PairColumns
+from tokencredit.recipes.reward_model.pair_columns import PairColumns
 from tokencredit.recipes.settings import (
     HeldOutSettings,
     LoadingSettings,

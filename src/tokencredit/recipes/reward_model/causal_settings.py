@@ -6,6 +6,7 @@ from typing import Literal
 from tokencredit.errors import ConfigError
 from tokencredit.preference.hf_rows import DatasetSettings
 from tokencredit.ranges import require_at_least, require_positive
+from tokencredit.recipes.reward_model.pair_columns import PairColumns
 from tokencredit.recipes.settings import (
     HeldOutSettings,
     LoadingSettings,
@@ -21,19 +22,6 @@ from tokencredit.reward_model.hf_rewriter import INSTRUCTION, TEMPLATE, require_
 from tokencredit.scorers.vocabulary import VocabularyObjective
 from tokencredit.text.hf_token_rows import Truncation
 from tokencredit.text.reading_settings import ReadingSettings
-
-
-@dataclass(frozen=True)
-class PairColumns:
-    """Names of the columns of pairs."""
-
-    prompt: str | None = setting(None, was="prompt_column")
-    """Prompts, texts or lists of chat messages; None takes `prompt` or another usual name where one
-    is there, or else what both texts begin with; an empty name for answers that stand alone."""
-    chosen: str = setting("chosen", was="chosen_column")
-    """The preferred responses."""
-    rejected: str = setting("rejected", was="rejected_column")
-    """The others."""
 
 
 @dataclass(frozen=True)

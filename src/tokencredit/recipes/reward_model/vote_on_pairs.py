@@ -33,7 +33,7 @@ from tokencredit.preference.votes import SoftLabel, Votes, require_shares, votes
 from tokencredit.ranges import require_positive
 from tokencredit.recipes.policy.models import reward_server_of
 from tokencredit.recipes.policy.setting_groups import ServerSettings
-from tokencredit.recipes.reward_model.causal_settings import PairColumns
+from tokencredit.recipes.reward_model.pair_columns import PairColumns
 from tokencredit.recipes.run.left_out import require_some, tell_left_out, usable
 from tokencredit.recipes.run.run_folder import (
     append_jsonl,
