@@ -23,7 +23,7 @@ from tiny_policy import tiny_config, write_models
 from torch.distributed.fsdp import FSDPModule
 from transformers import LlamaForCausalLM
 
-from tokencredit.recipes.policy import sharding
+from tokencredit.recipes.policy import opened_run, sharding
 from tokencredit.recipes.policy import train_policy as recipe
 from tokencredit.recipes.policy.refusals import require_what_sharding_allows
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
@@ -149,7 +149,7 @@ def tell_what_is_sharded(path: Path) -> None:
             path.write_text(json.dumps({"modules": names, "held": held / total}))
         return result
 
-    recipe.prepare = told
+    opened_run.prepare = told
 
 
 def part_of(parameter: Any) -> Any:

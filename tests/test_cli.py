@@ -124,6 +124,7 @@ def test_a_limit_below_one_row_is_refused_before_anything_is_read(tmp_path, caps
     values = dict.fromkeys(needed, str(tmp_path / "none"))
     values |= {"labels": "steps"} if "labels" in needed else {}
     values |= {"reward_models": "[x]"} if "reward_models" in needed else {}
+    values |= {"method": "ratings"} if "method" in needed else {}
     given = [word for pair in values.items() for word in (f"--{pair[0]}", pair[1])]
     given += ["--reward_model", "x"] if "reward_model" in known else []
     flag = "--limit" if "limit" in known else "--data.limit"

@@ -21,6 +21,7 @@ from credit_cases import (
 )
 
 import tokencredit
+from tokencredit.credit import from_evidence
 from tokencredit.credit import methods as table
 from tokencredit.credit.evidence import NEEDS, Evidence
 from tokencredit.credit.location import location_normalised
@@ -230,8 +231,9 @@ def test_every_credit_function_has_a_name(case, monkeypatch):
 
         return call
 
-    for name in exported & set(vars(table)):
-        monkeypatch.setattr(table, name, recorded(name, getattr(table, name)))
+    for module in (table, from_evidence):
+        for name in exported & set(vars(module)):
+            monkeypatch.setattr(module, name, recorded(name, getattr(module, name)))
     for name in CREDIT_METHODS:
         paid(case, name)
     assert exported - used == set(NOT_BY_NAME)

@@ -243,7 +243,7 @@ def test_texts_are_read_by_the_reward_model_and_not_by_the_judge(folder):
     rewards = loaded_text_rewards(listed, credit, segments)
     found = paid_texts([rewards], PROMPTS, RESPONSES)
     assert list(found.source_scores) == ["facts", "first"]
-    with pytest.raises(ConfigError, match="expected a reward model by Hub id or folder"):
+    with pytest.raises(ConfigError, match="expected a reward model or a judge by Hub id or folder"):
         loaded_text_rewards(listed[:1], credit, segments)
 
 

@@ -472,6 +472,7 @@ def token_credit(evidence: Evidence, settings: CreditSettings) -> Float[Tensor, 
     Raises:
         ConfigError: there is no such method, or the evidence lacks what it needs.
 
+    >>> import torch
     >>> mask = torch.tensor([[True, True]])
     >>> evidence = Evidence(mask, sequence_scores=torch.tensor([3.0]))
     >>> token_credit(evidence, CreditSettings("uniform"))

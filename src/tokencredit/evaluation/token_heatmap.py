@@ -136,8 +136,9 @@ def text_heatmap(
         parts: likewise.
         sequence_score: likewise.
 
-    >>> text_heatmap("a🙂", [(0, 1), (1, 2), (1, 2)], ["a", "x", "y"], {"mine": [1, 2, 3]}).scores
-    {'mine': [1, 5]}
+    >>> spans, scores = [(0, 1), (1, 2), (1, 2)], {"mine": [1.0, 2.0, 3.0]}
+    >>> text_heatmap("a🙂", spans, ["a", "x", "y"], scores).scores
+    {'mine': [1.0, 5.0]}
     """
     pieces, groups = text_pieces(text, spans, names)
     sums = {name: [sum(row[i] for i in group) for group in groups] for name, row in scores.items()}

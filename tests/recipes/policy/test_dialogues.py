@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from tiny_policy import by_command, write_models
 
 from tokencredit.errors import ConfigError, DataError
+from tokencredit.recipes.policy import opened_run
 from tokencredit.recipes.policy import train_policy as recipe
 from tokencredit.recipes.policy.dialogue_buffer import Utterance
 from tokencredit.recipes.policy.dialogue_critic import critic_values, utterance_batch
@@ -57,7 +58,7 @@ def talking(models, output, **changes) -> TrainPolicyConfig:
 
 def begun(models, output, **changes):
     config = talking(models, output, **changes)
-    run, _ = recipe.open_run(config, recipe._accelerator(config), None)
+    run, _ = opened_run.open_run(config, opened_run.accelerator_of(config), None)
     return run, recipe.seeded(config.seed, 0, 0)
 
 

@@ -12,6 +12,7 @@ from tokenizers import processors
 from tokencredit.errors import ConfigError, DataError
 from tokencredit.masking import masked_sum
 from tokencredit.policy.losses.divergences import chi_square_terms, dense_chi_square_penalties
+from tokencredit.recipes.policy import opened_run
 from tokencredit.recipes.policy import train_policy as recipe
 from tokencredit.recipes.policy import update as ppo_update
 from tokencredit.recipes.policy.loss_terms import chi_square_slope
@@ -58,7 +59,7 @@ def texts(models, **options) -> dict:
 def far_from_its_reference(models, output, **settings):
     """A run whose policy is not its reference, and a rollout of it."""
     config = tiny_config(models, output, **settings)
-    run, state = recipe.open_run(config, recipe._accelerator(config), None)
+    run, state = opened_run.open_run(config, opened_run.accelerator_of(config), None)
     with torch.no_grad():
         for weight in run.models.actor_critic.policy.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
@@ -87,7 +88,7 @@ def test_tokens_pay_for_the_chi_square_of_the_response(models, tmp_path):
 
 def test_the_slope_of_the_loss_is_that_of_the_root(models, tmp_path):
     config = tiny_config(models, tmp_path, **IN_LOSS)
-    accelerator = recipe._accelerator(config)
+    accelerator = opened_run.accelerator_of(config)
     ratios = torch.randn(4, dtype=torch.float64, requires_grad=True)
     mask = torch.tensor([[True, True]] * 3 + [[False, False]])  # the last one is left out
     terms = chi_square_terms(ratios * mask.any(-1))
@@ -165,7 +166,7 @@ def test_texts_are_learnt_besides(models, tmp_path):
 def test_the_loss_of_texts_is_their_mean_likelihood(models, tmp_path):
     settings = texts(models, batch_size=3, coef=1e-6)
     config = tiny_config(models, tmp_path, steps=1, algorithm__epochs=1, **settings)
-    run, _ = recipe.open_run(config, recipe._accelerator(config), None)
+    run, _ = opened_run.open_run(config, opened_run.accelerator_of(config), None)
     total, tokens = 0.0, 0
     for text in TEXTS:
         ids = torch.tensor([run.models.tokenizer(text)["input_ids"]])
@@ -188,7 +189,7 @@ def test_micro_batches_of_texts_are_the_whole(models, tmp_path):
 def test_each_text_comes_once_in_a_pass(models, tmp_path):
     settings = {**texts(models, batch_size=2), "algorithm.minibatch_size": 2}
     config = tiny_config(models, tmp_path, **settings)
-    run, _ = recipe.open_run(config, recipe._accelerator(config), None)
+    run, _ = opened_run.open_run(config, opened_run.accelerator_of(config), None)
     seen = [
         tuple(row)
         for step in (0, 1)

@@ -13,7 +13,7 @@ from tokencredit.aggregation.references import win_margins
 from tokencredit.decoding.candidates.hf_running_text import RunningText
 from tokencredit.errors import ConfigError, TokenCreditWarning
 from tokencredit.policy.hf_rollout import sampled_responses
-from tokencredit.recipes.policy import opponents
+from tokencredit.recipes.policy import opened_run, opponents
 from tokencredit.recipes.policy import train_policy as recipe
 from tokencredit.recipes.policy.opponents import GeometricMixture, opponent_scores
 from tokencredit.recipes.policy.rollout import draw_responses
@@ -32,7 +32,7 @@ def models(tmp_path_factory):
 def begun(models, output, **settings):
     """A run whose policy has left its reference, and its first rollout."""
     config = tiny_config(models, output, **{**NASH, **settings})
-    run, _ = recipe.open_run(config, recipe._accelerator(config), None)
+    run, _ = opened_run.open_run(config, opened_run.accelerator_of(config), None)
     torch.manual_seed(7)
     with torch.no_grad():
         for weight in run.models.actor_critic.policy.parameters():

@@ -16,6 +16,7 @@ from tokencredit.aggregation.references import (
 )
 from tokencredit.aggregation.transforms import RunningMoments
 from tokencredit.errors import ConfigError, DataError, TokenCreditWarning
+from tokencredit.recipes.policy import opened_run
 from tokencredit.recipes.policy import references as module
 from tokencredit.recipes.policy import train_policy as recipe
 from tokencredit.recipes.policy.references import Reference, _drawn, _drawn_at_once
@@ -62,7 +63,7 @@ def test_tokens_are_paid_for_the_transformed_score(models, tmp_path, name):
 
 def test_dense_par_sums_to_the_probability_less_that_of_the_prompt(models, tmp_path):
     config = tiny_config(models, tmp_path, steps=1, **PAR)
-    run, _ = recipe.open_run(config, recipe._accelerator(config), None)
+    run, _ = opened_run.open_run(config, opened_run.accelerator_of(config), None)
     rollout = draw_responses(
         config, run.accelerator, run.models, run.prompts, 0, recipe.seeded(0, 0, 0)
     )

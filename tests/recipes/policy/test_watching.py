@@ -10,6 +10,7 @@ from several_processes import CERTAIN, finished
 from tiny_policy import by_command, tiny_config, write_models
 
 from tokencredit.errors import ConfigError
+from tokencredit.recipes.policy import opened_run
 from tokencredit.recipes.policy import train_policy as recipe
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.policy.watch_groups import StopSettings
@@ -148,7 +149,7 @@ def test_resumed_it_knows_the_best(models, tmp_path):
 
 def test_a_best_checkpoint_that_was_deleted_costs_nothing_but_itself(models, tmp_path):
     config = tiny_config(models, tmp_path, steps=2, held_out_reward_model=str(models / "held-out"))
-    run, state = recipe.open_run(config, recipe._accelerator(config), None)
+    run, state = opened_run.open_run(config, opened_run.accelerator_of(config), None)
     recipe._train(run, state, StopRequest())
     shutil.rmtree(tmp_path / "checkpoints" / "step-000001")
     state.best_step = 1

@@ -23,6 +23,7 @@ def classification_loss(
 
     Source: logistic regression (Berkson 1944); the sentiment reward of arXiv 2402.00782.
 
+    >>> import torch
     >>> classification_loss(torch.tensor([0.0, 99.0]), torch.tensor([0, 1]))
     tensor(0.3466)
     """
@@ -52,6 +53,7 @@ def prefix_classification_loss(
     Source: Yang and Klein 2021, arXiv 2104.05218, section 3 (FUDGE), where prefixes are summed and
     not averaged per response.
 
+    >>> import torch
     >>> mask = torch.tensor([[True, True, False]])
     >>> prefix_classification_loss(torch.tensor([[0.0, 99.0, -5.0]]), torch.tensor([1]), mask)
     tensor(0.3466)
@@ -74,6 +76,7 @@ def prefix_cross_entropy(
     Returns:
         Nats per prefix, in float32; `prefix_classification_loss` where a row has one target.
 
+    >>> import torch
     >>> mask = torch.tensor([[True, True]])
     >>> prefix_cross_entropy(torch.zeros(1, 2), torch.tensor([[0.5, 1.0]]), mask)
     tensor(0.6931)
@@ -101,6 +104,7 @@ def regression_loss(
     Source: Wang et al. 2024, arXiv 2406.08673 (HelpSteer2), regression reward models; here of one
     rating and not five.
 
+    >>> import torch
     >>> regression_loss(torch.tensor([0.0, 3.0]), torch.tensor([1.0, 1.0]))
     tensor(2.5000)
     """
@@ -131,6 +135,7 @@ def prefix_regression_loss(
     Source: Mudgal et al. 2023, arXiv 2310.17022, the loss called CD-FUDGE, with half the sum over
     prefixes where here is the mean.
 
+    >>> import torch
     >>> mask = torch.tensor([[True, True, False]])
     >>> prefix_regression_loss(torch.tensor([[0.0, 3.0, 9.0]]), torch.tensor([1.0]), mask)
     tensor(2.5000)
@@ -153,6 +158,7 @@ def prefix_squared_error(
     Returns:
         Squared units per prefix, in float32.
 
+    >>> import torch
     >>> mask = torch.tensor([[True, True]])
     >>> prefix_squared_error(torch.zeros(1, 2), torch.tensor([[1.0, 3.0]]), mask)
     tensor(5.)
