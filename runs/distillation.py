@@ -13,15 +13,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from offline_study import QUICKSTART, Row, folder_of, pairs_of, policy_of, run_all, written
-
-from tokencredit.recipes.language_model.train_language_model import (
-    TrainLanguageModelConfig,
-    train_language_model,
+from offline_study import (
+    Row,
+    folder_of,
+    language_model_of,
+    pairs_of,
+    policy_of,
+    run_all,
+    teachers_of,
 )
-from tokencredit.recipes.quickstart import ARCHITECTURE
-from tokencredit.recipes.run.run_folder import read_jsonl
-from tokencredit.recipes.settings import settings_from
 
 FACTORS, SEEDS = (1.0, 10.0), (0, 1)
 RATE = "training.learning_rate"
@@ -40,47 +40,22 @@ METHODS: dict[str, tuple[Row, str, float]] = {
 
 
 def student_of(folder: Path) -> Path:
-    """A language model of one layer, trained as the quickstart trains its own."""
-    output = folder / "student"
-    if not (output / "config.json").exists():
-        settings = {
-            "data": str(QUICKSTART / "data" / "texts.jsonl"),
-            "output": str(output),
-            "architecture": ARCHITECTURE
-            | {
-                "hidden_size": 64,
-                "intermediate_size": 128,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 2,
-            },
-            "tokenizer": str(QUICKSTART / "data" / "tokenizer"),
-            "max_length": 128,
-            "training.epochs": 4.0,
-            "training.batch_size": 16,
-            "training.learning_rate": 3e-3,
-            "training.weight_decay": 0.01,
-            "device": "cpu",
-            "progress": False,
-        }
-        train_language_model(settings_from(TrainLanguageModelConfig, settings))
-    return output
+    """A language model of one layer."""
+    return language_model_of(
+        folder / "student",
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
 
 
 def curve(folder: Path, data: Path, *, method: str, price: float, seed: int) -> list[Row]:
-    turned = [
-        pair | {"chosen": pair["rejected"], "rejected": pair["chosen"]} for pair in read_jsonl(data)
-    ]
-    worse = written(folder / "turned" / "pairs.jsonl", turned)
-    teachers = {
-        "teacher": str(policy_of(data, folder / "teacher", seed=100)),
-        "teacher_reference": str(policy_of(worse, folder / "teacher-worse", seed=100)),
-    }
     output = folder / "policy"
     shutil.rmtree(output, ignore_errors=True)
     own, option, _ = METHODS[method]
-    needs = {"adpa": 2, "aligndistil": 2, "dckd": 1}.get(own["loss"], 0)
-    settings = {**own, **dict(list(teachers.items())[:needs]), option: price}
+    settings = {**own, **teachers_of(own["loss"], folder, data), option: price}
     points: list[Row] = []
     policy_of(data, output, seed=seed, points=points, start=student_of(folder), **settings)
     return points

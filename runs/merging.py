@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from offline_study import QUICKSTART, Row, judged_folder, written
+from offline_study import QUICKSTART, Row, judged_folder, language_model_of, written
 from transformers import AutoModelForCausalLM
 
 from tokencredit.batch import padded_rows
@@ -24,14 +24,9 @@ from tokencredit.logprobs import token_logprobs
 from tokencredit.masking import masked_mean
 from tokencredit.models.hf_loading import load_model, load_tokenizer
 from tokencredit.recipes.decoding.generate import GenerateConfig, generate
-from tokencredit.recipes.language_model.train_language_model import (
-    TrainLanguageModelConfig,
-    train_language_model,
-)
 from tokencredit.recipes.merging.merge_weights import MergeWeightsConfig, merge_weights
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.recipes.policy.train_policy import train_policy
-from tokencredit.recipes.quickstart import ARCHITECTURE
 from tokencredit.recipes.run.run_folder import append_jsonl, read_jsonl, write_atomically
 from tokencredit.recipes.settings import settings_from
 from tokencredit.toy.reviews import sample_prompt, sample_review
@@ -44,23 +39,8 @@ PRICES = (0.01, 0.03, 0.1, 0.3)
 
 
 def start() -> Path:
-    """The language model, trained as the quickstart trains its own."""
-    if not (START / "config.json").exists():
-        settings = {
-            "data": str(QUICKSTART / "data" / "texts.jsonl"),
-            "output": str(START),
-            "architecture": ARCHITECTURE | {"num_hidden_layers": 6},
-            "tokenizer": str(QUICKSTART / "data" / "tokenizer"),
-            "max_length": 128,
-            "training.epochs": 4.0,
-            "training.batch_size": 16,
-            "training.learning_rate": 3e-3,
-            "training.weight_decay": 0.01,
-            "device": "cpu",
-            "progress": False,
-        }
-        train_language_model(settings_from(TrainLanguageModelConfig, settings))
-    return START
+    """The language model of six layers."""
+    return language_model_of(START, num_hidden_layers=6)
 
 
 def trained(price: float) -> Path:

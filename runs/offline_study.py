@@ -7,24 +7,33 @@ reached at which KL. What is done already is skipped.
 
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from tokencredit.batch import padded_rows
+from tokencredit.logprobs import token_logprobs
 from tokencredit.masking import masked_sum
 from tokencredit.models.hf_loading import load_model, load_tokenizer
-from tokencredit.models.hf_logprobs import response_logprobs
+from tokencredit.models.hf_logprobs import response_statistics
 from tokencredit.policy.hf_rollout import sampled_responses
+from tokencredit.policy.losses.methods import PREFERENCE_LOSSES
+from tokencredit.recipes.language_model.train_language_model import (
+    TrainLanguageModelConfig,
+    train_language_model,
+)
 from tokencredit.recipes.preferences.train_preferences import (
     TrainPreferencesConfig,
     train_preferences,
 )
+from tokencredit.recipes.quickstart import ARCHITECTURE
 from tokencredit.recipes.reward_model.train_reward_model import (
     TrainRewardModelConfig,
     train_reward_model,
@@ -70,6 +79,41 @@ def written(path: Path, rows: list[Row]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def language_model_of(output: Path, **architecture: int) -> Path:
+    """A language model of another size, trained as the quickstart trains its own."""
+    if not (output / "config.json").exists():
+        settings = {
+            "data": str(QUICKSTART / "data" / "texts.jsonl"),
+            "output": str(output),
+            "architecture": ARCHITECTURE | architecture,
+            "tokenizer": str(QUICKSTART / "data" / "tokenizer"),
+            "max_length": 128,
+            "training.epochs": 4.0,
+            "training.batch_size": 16,
+            "training.learning_rate": 3e-3,
+            "training.weight_decay": 0.01,
+            "device": "cpu",
+            "progress": False,
+        }
+        train_language_model(settings_from(TrainLanguageModelConfig, settings))
+    return output
+
+
+def teachers_of(loss: str, folder: Path, data: Path) -> Row:
+    """Settings of the teachers that a loss has: DPO, and DPO on the pairs turned around."""
+    found, count = {}, PREFERENCE_LOSSES[loss].teachers
+    if count > 0:
+        found["teacher"] = str(policy_of(data, folder / "teacher", seed=100))
+    if count > 1:
+        turned = [
+            pair | {"chosen": pair["rejected"], "rejected": pair["chosen"]}
+            for pair in read_jsonl(data)
+        ]
+        worse = written(folder / "turned" / "pairs.jsonl", turned)
+        found["teacher_reference"] = str(policy_of(worse, folder / "worse", seed=100))
+    return found
 
 
 def reward_model_of(data: Path) -> Path:
@@ -157,6 +201,12 @@ def judged_folder(policy: Path, *, start: Path = START) -> Row:
     return judged(loaded(policy), loaded(start), load_tokenizer(str(policy)))
 
 
+def drawn_logprobs(logits: Tensor, ids: Tensor, *, ends: Sequence[int]) -> Tensor:
+    """Log-probabilities as responses are drawn here: no token may end one before its last."""
+    logits[:, list(ends)] = -torch.inf
+    return token_logprobs(logits, ids)
+
+
 @torch.no_grad()
 def judged(policy: Any, first: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Row:
     """Mean true reward of a policy's responses with its standard error, and its KL to the first."""
@@ -174,7 +224,10 @@ def judged(policy: Any, first: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=reading.turn_ends or None,
         )
-        own, other = (response_logprobs(model, batch) for model in (policy, first))
+        own, other = (
+            response_statistics(model, batch, partial(drawn_logprobs, ends=reading.turn_ends))
+            for model in (policy, first)
+        )
         ratios.append(masked_sum(own - other, batch.response_mask))
         texts = [one.response for one in decoded_responses(tokenizer, batch)]
         rewards += [true_reward(split_words(text)) for text in texts]

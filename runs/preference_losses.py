@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from offline_study import Row, folder_of, pairs_of, policy_of, reward_model_of, run_all, written
+from offline_study import (
+    Row,
+    folder_of,
+    pairs_of,
+    policy_of,
+    reward_model_of,
+    run_all,
+    teachers_of,
+    written,
+)
 
 from tokencredit.policy.losses.methods import PREFERENCE_LOSSES
 from tokencredit.recipes.run.run_folder import read_jsonl
@@ -58,23 +67,13 @@ def scored_pairs(data: Path, output: Path) -> Path:
 
 def needed(loss: str, folder: Path, data: Path) -> Row:
     """Settings of what a loss needs beside pairs: teachers, or a selection of tokens."""
-    row = PREFERENCE_LOSSES[loss]
     if loss == "sepo":
         return {
             "token_weights.kind": "select",
             "credit.method": "prefix-difference",
             "reward_model": str(reward_model_of(data)),
         }
-    if not row.teachers:
-        return {}
-    turned = [
-        pair | {"chosen": pair["rejected"], "rejected": pair["chosen"]} for pair in read_jsonl(data)
-    ]
-    worse = written(folder / "turned" / "pairs.jsonl", turned)
-    found = {"teacher": policy_of(data, folder / "dpo", seed=100)}
-    if row.teachers > 1:
-        found["teacher_reference"] = policy_of(worse, folder / "worse", seed=100)
-    return {name: str(path) for name, path in found.items()}
+    return teachers_of(loss, folder, data)
 
 
 def curve(folder: Path, data: Path, *, loss: str, price: float, seed: int) -> list[Row]:

@@ -4,7 +4,7 @@
 
 Trains a policy for every kind of weight, beta, seed and data set: pairs as a noisy judge labelled
 them, and with 30 % of the labels turned around. The grid is the same for all. A learning rate of
-0.0001 was tried first, on the pairs of the noisy judge: its policies learn less at the same KL.
+0.0001 was tried first, on the pairs of the noisy judge: in one epoch it learns less.
 """
 
 import shutil

@@ -44,31 +44,30 @@ class BuilderSettings:
     """How pairs are made of answers."""
 
     z: float = 3.0
-    """Of `ratings` and `aspects`: by how many standard errors of their difference ratings differ.
+    """Standard errors of their difference by which two ratings differ, of `ratings` and `aspects`.
     Without a column of errors they differ if they are not the same."""
     best_share: float = 1.0
-    """Of `ratings` and `aspects`: only answers in this share of the best ones to their prompt are
-    preferred to others."""
+    """Share of the best answers to a prompt that may be preferred, of `ratings` and `aspects`."""
     factors: tuple[str, ...] = ()
-    """Of `factors`: columns of numbers, the most important first. A minus before a name says that
-    less is better: `-errors`."""
+    """Columns of numbers that `factors` compares by, the most important first.
+    A minus before a name says that less is better: `-errors`."""
     thresholds: tuple[float, ...] = ()
-    """Of `factors`: by how many of its standard deviations over all answers a factor has to differ
-    to decide; as many as factors, or none for 0."""
+    """Difference that decides, of each of the `factors`, in standard deviations over all answers.
+    As many numbers as factors, or none for 0."""
     least_share: float = 0.5
-    """Of `consensus`: the share of answers to a prompt that have to say the same."""
+    """Share of the answers to a prompt that have to say the same, of `consensus`."""
     count: int = 100
-    """Of `design`: how many pairs to ask about."""
+    """Number of pairs to ask about, of `design`."""
     ridge: float = 1.0
-    """Of `design`: what is known before any answer; above 0, in the unit of squared features."""
+    """Knowledge before any answer, of `design`: above 0, in the unit of squared features."""
     least_likeness: float = 0.75
-    """Of `contrast`: prompts that are less alike ask for something else altogether."""
+    """Likeness below which prompts ask for something else altogether, of `contrast`."""
     most_likeness: float = 0.9
-    """Of `contrast`: prompts that are more alike ask for the same."""
+    """Likeness above which prompts ask for the same, of `contrast`."""
     most_pairs: int | None = None
     """Most pairs of one prompt, drawn by the seed; None takes all."""
     seed: int = 0
-    """Of what is drawn."""
+    """Seed of what is drawn."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "most_pairs", "count")
