@@ -3,10 +3,10 @@
     python runs/preference_losses.py
 
 Six losses have four values of the one option that says how far a policy goes, from a tenth of the
-default to a hundred times it. The others have their default: a run to see, and no comparison. All
-have one seed. Losses that want scores get those of a reward model of the same
-pairs, soft labels are the sigmoid of their difference, and teachers are a policy by DPO and one by
-DPO on the pairs turned around.
+default to a hundred times it, and two seeds. The others have their default and one seed: a run to
+see, and no comparison. Losses that want scores get those of a reward model of the same pairs, soft
+labels are the sigmoid of their difference, and teachers are a policy by DPO and one by DPO on the
+pairs turned around.
 """
 
 import shutil
@@ -94,6 +94,7 @@ def runs_of(folder: Path) -> Iterator[tuple[Row, Callable[[], list[Row]]]]:
     data = pairs_of(folder)["noisy judge"]
     planned = [(0, loss, (*FACTORS, *MORE)) for loss in FRONTIER]
     planned += [(0, loss, (1.0,)) for loss in PREFERENCE_LOSSES if loss not in FRONTIER]
+    planned += [(1, loss, (*FACTORS, *MORE)) for loss in FRONTIER]
     for seed, loss, factors in planned:
         option = OPTION.get(loss, "dpo_beta")
         default = 1e-4 if option == RATE else PREFERENCE_LOSSES[loss].options[option]
