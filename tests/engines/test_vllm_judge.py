@@ -72,7 +72,9 @@ def test_a_greedy_text_is_that_of_the_local_judge(model, server, tmp_path):
     endpoint = JudgeEndpoint(server, "my/judge", max_new_tokens=8, concurrency=3)
     kept = kept_replies(endpoint, tmp_path / "replies", identity=endpoint.identity)
     for own, served in zip(local, kept(questions()), strict=True):
-        assert (served.text, served.ended) == (own.text, own.ended) or served.problem
+        # vLLM holds back a character whose last bytes are not written yet
+        assert served.text == own.text.rstrip("\ufffd")
+        assert (served.ended, served.problem) == (own.ended, "")
 
 
 def test_drawn_texts_have_the_seed_of_their_draw(server):
