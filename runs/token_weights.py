@@ -1,20 +1,26 @@
-"""Do weights of tokens help an offline loss? DPO on the built-in task with ten kinds of them.
+"""Do weights of tokens help an offline loss? DPO on the built-in task with twelve kinds of them.
 
     python runs/token_weights.py
 
 Trains a policy for every kind of weight, beta, seed and data set: pairs as a noisy judge labelled
-them, and with 30 % of the labels turned around. The grid is the same for all. A learning rate of
-0.0001 was tried first, on the pairs of the noisy judge: in one epoch it learns less.
+them, and with 30 % of the labels turned around. The grid is the same for all.
 """
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from unittest.mock import patch
 
+import torch
 from offline_study import Row, folder_of, pairs_of, policy_of, reward_model_of, run_all
+from torch import Tensor
+
+from tokencredit.recipes.preferences import known
+from tokencredit.toy.truth import true_token_scores
 
 RATE, BETAS, SEEDS = 3e-4, (0.1, 1.0), (0, 1)
 
@@ -30,6 +36,8 @@ def weights_of(data: Path) -> dict[str, dict[str, Any]]:
     return {
         "none": {},
         "true causal credit": by_credit | truth,
+        "true Shapley credit": by_credit | truth,
+        "true causal credit, shuffled": by_credit | truth,
         "random credit": by_credit | noise,
         "prefix differences": by_credit | learnt,
         "attention": by_credit | attention,
@@ -41,13 +49,47 @@ def weights_of(data: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+def from_words(weights: str) -> AbstractContextManager[object]:
+    """Credit that is known from the words of a whole response, where weights are of such credit.
+
+    Rewards of the settings read a response up to a token, and so cannot say it.
+    """
+    if weights == "true Shapley credit":
+        return patch.object(known, "token_credit_of", partial(credit_of_words, truth="shapley"))
+    if weights == "true causal credit, shuffled":
+        shuffled = partial(credit_of_words, truth="causal", shuffled=True)
+        return patch.object(known, "token_credit_of", shuffled)
+    return nullcontext()
+
+
+def credit_of_words(
+    config: object,  # noqa: ARG001
+    model: object,  # noqa: ARG001
+    tokenizer: Any,
+    *,
+    pad_id: int,  # noqa: ARG001
+    truth: Literal["causal", "shapley"],
+    shuffled: bool = False,
+) -> Callable[[list[Any]], list[Tensor]]:
+    """A true credit of every response token, in place or shuffled within its response."""
+
+    def credit_of(ids: list[int]) -> Tensor:
+        words = [tokenizer.decode([one]) for one in ids]
+        (credit,) = true_token_scores([words], torch.ones(1, len(ids)).bool(), truth=truth)
+        order = torch.Generator().manual_seed(sum((at + 1) * one for at, one in enumerate(ids)))
+        return credit[torch.randperm(len(ids), generator=order)] if shuffled else credit
+
+    return lambda rows: [credit_of(one.input_ids[one.start :]) for row in rows for one in row.texts]
+
+
 def curve(data: Path, output: Path, *, weights: str, seed: int, own: Row) -> list[Row]:
     """The curve of weighted DPO, after the models that weights are made of."""
     reward_model_of(data)
     policy_of(data, data.parent / "dpo", seed=100)
     shutil.rmtree(output, ignore_errors=True)
     points: list[Row] = []
-    policy_of(data, output, seed=seed, points=points, **weights_of(data)[weights], **own)
+    with from_words(weights):
+        policy_of(data, output, seed=seed, points=points, **weights_of(data)[weights], **own)
     return points
 
 
