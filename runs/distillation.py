@@ -57,7 +57,9 @@ def curve(folder: Path, data: Path, *, method: str, price: float, seed: int) -> 
     own, option, _ = METHODS[method]
     settings = {**own, **teachers_of(own["loss"], folder, data), option: price}
     points: list[Row] = []
-    policy_of(data, output, seed=seed, points=points, start=student_of(folder), **settings)
+    known = folder / "known" / method
+    student = student_of(folder)
+    policy_of(data, output, seed=seed, points=points, start=student, known=known, **settings)
     return points
 
 

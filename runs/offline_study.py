@@ -8,7 +8,7 @@ reached at which KL. What is done already is skipped.
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from tokencredit.recipes.language_model.train_language_model import (
     TrainLanguageModelConfig,
     train_language_model,
 )
+from tokencredit.recipes.preferences import constants
+from tokencredit.recipes.preferences import train_preferences as training
 from tokencredit.recipes.preferences.train_preferences import (
     TrainPreferencesConfig,
     train_preferences,
@@ -144,6 +146,7 @@ def policy_of(
     seed: int,
     points: list[Row] | None = None,
     start: Path = START,
+    known: Path | None = None,
     **settings: Any,
 ) -> Path:
     """A policy by `train-preferences` with these settings; one that is there already is kept.
@@ -154,6 +157,8 @@ def policy_of(
         seed: of the training.
         points: where the points of its curve go; None judges nothing along the way.
         start: the model that training starts from.
+        known: where the constants of a run are kept for others of the same data, credit, reference
+            and teachers; None computes them for this run alone.
         **settings: more of the command.
     """
     shared = {
@@ -171,9 +176,24 @@ def policy_of(
         "progress": False,
     }
     if not (output / "config.json").exists():
-        with judged_along(points, start) if points is not None else nullcontext():
+        with ExitStack() as patches:
+            if points is not None:
+                patches.enter_context(judged_along(points, start))
+            if known is not None:
+                patches.enter_context(known_once(known))
             train_preferences(settings_from(TrainPreferencesConfig, shared | settings))
     return output
+
+
+@contextmanager
+def known_once(folder: Path) -> Iterator[None]:
+    """Keep what is known of every answer in a folder, which more than one run may read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        patch.object(constants, "FOLDER", str(folder.resolve())),
+        patch.object(training, "forget_numbers", lambda _: None),
+    ):
+        yield
 
 
 @contextmanager

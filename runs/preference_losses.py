@@ -86,7 +86,8 @@ def curve(folder: Path, data: Path, *, loss: str, price: float, seed: int) -> li
         **needed(loss, folder, data),
     }
     scored = scored_pairs(data, folder / "scored.jsonl")
-    policy_of(scored, output, seed=seed, points=points, **settings)
+    known = folder / "known" / loss
+    policy_of(scored, output, seed=seed, points=points, known=known, **settings)
     return points
 
 

@@ -88,8 +88,9 @@ def curve(data: Path, output: Path, *, weights: str, seed: int, own: Row) -> lis
     policy_of(data, data.parent / "dpo", seed=100)
     shutil.rmtree(output, ignore_errors=True)
     points: list[Row] = []
+    settings = {"seed": seed, "points": points, "known": data.parent / "known" / weights}
     with from_words(weights):
-        policy_of(data, output, seed=seed, points=points, **weights_of(data)[weights], **own)
+        policy_of(data, output, **settings, **weights_of(data)[weights], **own)
     return points
 
 
