@@ -146,6 +146,18 @@ def test_rows_of_like_length_are_all_rows_the_longest_first(lengths, size):
     assert all(0 < len(batch) <= (size or len(lengths)) for batch in batches)
 
 
+@given(st.lists(st.integers(0, 9), max_size=9), st.none() | st.integers(1, 4), st.integers(1, 30))
+def test_rows_of_like_length_keep_to_their_tokens_and_waste_none(lengths, size, tokens):
+    batches = rows_of_like_length(torch.tensor(lengths, dtype=torch.long), size, tokens=tokens)
+    order = [row for batch in batches for row in batch.tolist()]
+    assert order == sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    for at, batch in enumerate(batches):
+        longest = max(1, lengths[int(batch[0])])
+        assert len(batch) == 1 or len(batch) * longest <= tokens
+        full = len(batch) == size or (len(batch) + 1) * longest > tokens
+        assert full or at == len(batches) - 1
+
+
 @pytest.mark.usefixtures("unchecked")
 class TestErrors:
     ids, mask = torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 3, dtype=torch.bool)

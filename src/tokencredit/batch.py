@@ -160,7 +160,7 @@ def padded_rows(
 
 
 def rows_of_like_length(
-    lengths: Int[Tensor, "rows"], size: int | None = None
+    lengths: Int[Tensor, "rows"], size: int | None = None, *, tokens: int | None = None
 ) -> list[Int[Tensor, "some"]]:
     """Indices of all rows in batches of like length, the longest rows first.
 
@@ -168,18 +168,24 @@ def rows_of_like_length(
 
     Args:
         lengths: of the rows, in tokens.
-        size: rows per batch; None puts all rows into one.
+        size: rows per batch at most; None sets no limit.
+        tokens: of a batch at most, padding included; a longer row goes alone. None sets no limit.
 
     Returns:
         Indices; rows of the same length keep their order. Without rows there is no batch.
 
     >>> rows_of_like_length(torch.tensor([3, 9, 4]), 2)
     [tensor([1, 2]), tensor([0])]
+    >>> rows_of_like_length(torch.tensor([3, 9, 4]), tokens=10)
+    [tensor([1]), tensor([2, 0])]
     """
-    if len(lengths) == 0:
-        return []
     order = lengths.argsort(descending=True, stable=True)
-    return list(torch.split(order, size or len(order)))
+    sizes, left = [], lengths[order].tolist()
+    while left:
+        room = len(left) if tokens is None else tokens // max(left[0], 1)
+        sizes.append(max(1, min(room, size or len(left), len(left))))
+        left = left[sizes[-1] :]
+    return list(order.split(sizes))
 
 
 def _require_as_long(masks: Sequence[Sequence[bool]], responses: Sequence[Sequence[int]]) -> None:

@@ -26,6 +26,7 @@ from tokencredit.errors import (
     TokenCreditWarning,
 )
 from tokencredit.logprobs import token_entropies, token_logprobs
+from tokencredit.models import hf_passes
 from tokencredit.models.hf_logprobs import (
     response_entropies,
     response_logprobs,
@@ -170,8 +171,10 @@ def test_the_soft_cap_and_the_scale_matter(batch):
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 512])
 @pytest.mark.parametrize("micro_batch_size", [None, 1, 3])
-def test_sizes_change_nothing(chunk_size, micro_batch_size, batch):
+@pytest.mark.parametrize("tokens", [1, 20, 512])
+def test_sizes_change_nothing(chunk_size, micro_batch_size, tokens, batch, monkeypatch):
     model = MODELS["llama"]()
+    monkeypatch.setattr(hf_passes, "_CPU_TOKENS", tokens)
     sizes = {"chunk_size": chunk_size, "micro_batch_size": micro_batch_size}
     assert_close(response_logprobs(model, batch, **sizes), row_by_row(model, batch, own_logprob))
     assert_close(response_entropies(model, batch, **sizes), row_by_row(model, batch, entropy))

@@ -26,6 +26,7 @@ from tokencredit.errors import (
     NumericError,
     TokenCreditWarning,
 )
+from tokencredit.models import hf_passes
 from tokencredit.reward_model.hf_scores import (
     is_causal,
     load_reward_model,
@@ -308,6 +309,26 @@ def test_micro_batches_are_sorted_by_length():
     model.model.register_forward_pre_hook(lambda _, args: widths.append(args[0].shape[1]))
     score_responses(model, batch, micro_batch_size=1)
     assert widths == [8, 7, 7]
+
+
+def test_passes_of_few_tokens_change_nothing(monkeypatch):
+    model, batch, shapes = scorer("llama"), response_batch(), []
+    whole = score_responses(model, batch, attention_layer=-1)
+    model.model.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
+    score_responses(model, batch)
+    assert shapes == [(3, 8)]
+    monkeypatch.setattr(hf_passes, "_CPU_TOKENS", 14)
+    parts = score_responses(model, batch, attention_layer=-1)
+    assert shapes[1:] == [(1, 8), (2, 7)]
+    for name in ("sequence_scores", "prefix_scores", "attention"):
+        assert_close(getattr(parts, name), getattr(whole, name))
+
+
+def test_weights_that_processes_gather_are_gathered_as_often_by_all(monkeypatch):
+    model = scorer("llama")
+    assert hf_passes.tokens_per_pass(model) == 512
+    monkeypatch.setattr(hf_passes, "_gathers_in_every_pass", lambda _: True)
+    assert hf_passes.tokens_per_pass(model) is None
 
 
 def test_tokens_behind_the_response():

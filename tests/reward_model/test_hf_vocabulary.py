@@ -7,6 +7,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from tokencredit.errors import DataError, ModelError
 from tokencredit.logprobs import token_logprobs
+from tokencredit.models.hf_joined_rows import joined_rows
 from tokencredit.reward_model.hf_vocabulary import trained_statistics
 from tokencredit.reward_model.losses.vocabulary import best_values, token_values
 
@@ -51,6 +52,24 @@ def gradients(model, values):
         for name, weight in model.named_parameters()
         if weight.grad is not None
     }
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gemma2"])
+def test_rows_that_are_joined_have_the_numbers_and_gradients_of_rows_apart(architecture):
+    model = language_model(architecture, **CAPPED.get(architecture, {}))
+    ids, mask, counted = texts()
+    ids[2, :4] = ids[0, :4]  # what is counted there is shared as well
+    rows = [row[real].tolist() for row, real in zip(ids, mask, strict=True)]
+    order = [0, 2, 1]
+    joined = joined_rows([rows[at] for at in order], [2, 1])
+    apart = trained_statistics(model, ids[order], mask[order], counted[order], said)
+    expected = gradients(model, apart)
+    together = trained_statistics(
+        model, ids[order], mask[order], counted[order], said, joined=joined, chunk_size=3
+    )
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
+    for name, gradient in gradients(model, together).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "opt", "gpt_neox", "llama", "gemma2"])

@@ -73,7 +73,7 @@ def reward_model_token_rewards(
         credit: a method of `CREDIT_METHODS` by its name, or with its options.
         segments: how completions are cut, for methods that need it or to pay at their ends.
         combine: how several sources become one reward.
-        micro_batch_size: completions per forward pass; None for all at once.
+        micro_batch_size: completions per forward pass at most; None sets no limit of its own.
         reading: how the reward model reads texts; None leaves that to the model.
         dtype: of the weights, for a folder or id.
         policy: that writes the completions, whose files name what ends them too: a model, its

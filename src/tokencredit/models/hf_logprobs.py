@@ -30,7 +30,7 @@ from tokencredit.models.hf_architecture import (
     require_room,
 )
 from tokencredit.models.hf_attention import pretrained_model
-from tokencredit.models.hf_passes import rescaling_length
+from tokencredit.models.hf_passes import rescaling_length, tokens_per_pass
 from tokencredit.models.hf_trunk import logits_behind_trunk, same_logits, trunk_output
 
 Statistic = Callable[[Float[Tensor, "tokens vocab"], Int[Tensor, "tokens"]], Tensor]
@@ -57,8 +57,8 @@ def response_logprobs(
         batch: in the model's own tokens; ids under the masks may be anything.
         temperature: of sampling; the logits are divided by it.
         chunk_size: tokens whose logits exist at the same time.
-        micro_batch_size: rows per forward pass, those of like length together; None for all.
-            Neither size changes the result.
+        micro_batch_size: rows per forward pass at most, those of like length together; None for as
+            many as `tokens_per_pass` says. Neither size changes the result.
 
     Returns:
         In nats, float32, on the model's device; zero where `batch.response_mask` is False.
@@ -128,7 +128,7 @@ def response_statistics(
             stand in their place, one row per token, to one entry or more per token.
         temperature: of sampling.
         chunk_size: tokens whose logits exist at the same time.
-        micro_batch_size: rows per forward pass; None for all.
+        micro_batch_size: rows per forward pass at most; None for as many as `tokens_per_pass` says.
 
     Returns:
         Float32, zero where `batch.response_mask` is False.
@@ -148,7 +148,7 @@ def response_statistics(
     _require_readable(model, batch)
     batch = batch.to(next(model.parameters()).device)
     lengths, found = batch.attention_mask.sum(-1), [torch.zeros(0, device=batch.prompt_ids.device)]
-    batches = rows_of_like_length(lengths, rows_at_once)
+    batches = rows_of_like_length(lengths, rows_at_once, tokens=tokens_per_pass(model))
     for rows in batches:
         ids, predicting, token_ids = _packed(batch[rows])
         for logits in _logits_at(model, ids, predicting, chunk_size):

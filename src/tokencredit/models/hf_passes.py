@@ -30,7 +30,21 @@ _COARSE_TOLERANCE = 0.25
 # Tokens of the longer row that is tried, where the model reads so many; the other has half.
 _TRIED = 12
 
+# On a CPU rows of larger passes leave the caches, and padding costs as much as any other token.
+_CPU_TOKENS = 512
+
 _alone_as_together: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def tokens_per_pass(model: nn.Module) -> int | None:
+    """How many tokens, padding included, make a good pass without gradients; None for all.
+
+    On the CPU 512, for models of width 128 to 576: passes of equal rows take as long as one of all
+    of them, and rows of different lengths half the time (`benchmarks/passes.py`). Processes that
+    gather the weights of a model together in every pass make as many passes as each other.
+    """
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    return _CPU_TOKENS if on_cpu and not _gathers_in_every_pass(model) else None
 
 
 @contextmanager

@@ -65,6 +65,7 @@ from tokencredit.models.hf_passes import (
     evaluating,
     row_places,
     separate_passes,
+    tokens_per_pass,
 )
 from tokencredit.models.hf_users import keep_score_of_user
 from tokencredit.models.hf_vocabularies import warn_of_tokens_without_rows
@@ -289,8 +290,8 @@ def score_responses(
         attention_mask: real tokens of prompt and response, where some follow the last token that
             counts (the end of a chat turn); `batch.attention_mask` by default.
         attention_layer: of which layer to record the attention; None records none.
-        micro_batch_size: sequences per forward pass, those of like length together; all by
-            default. Changes the time and memory, not the result.
+        micro_batch_size: sequences per forward pass at most, those of like length together; by
+            default as many as `tokens_per_pass` says. Changes time and memory, not the result.
         two_segments: whether the model is told which tokens are the response's, as encoders that
             read pairs of sentences are.
 
@@ -305,7 +306,8 @@ def score_responses(
     if two_segments:
         second = torch.ones_like(batch.response_ids)
         types = torch.cat([torch.zeros_like(batch.prompt_ids), second], dim=-1)
-    batches = rows_of_like_length(real.sum(-1), micro_batch_size)
+    at_once = tokens_per_pass(model)
+    batches = rows_of_like_length(real.sum(-1), micro_batch_size, tokens=at_once)
     joined = joined_scores(model)
     with torch.no_grad(), evaluating(model):
         outputs = [

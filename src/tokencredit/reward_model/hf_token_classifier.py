@@ -21,7 +21,12 @@ from tokencredit.masking import left_packed
 from tokencredit.models.hf_architecture import require_readable
 from tokencredit.models.hf_attention import pretrained_model
 from tokencredit.models.hf_loading import load_model, load_tokenizer
-from tokencredit.models.hf_passes import classifier_logits, row_places, separate_passes
+from tokencredit.models.hf_passes import (
+    classifier_logits,
+    row_places,
+    separate_passes,
+    tokens_per_pass,
+)
 
 
 def load_token_classifier(
@@ -74,8 +79,8 @@ def token_classifier_logits(
         batch: in the model's own tokens.
         attention_mask: real tokens of prompt and response, where some follow the last token that
             counts; `batch.attention_mask` by default.
-        micro_batch_size: sequences per forward pass, those of like length together; all by
-            default. Changes the time and memory, not the result.
+        micro_batch_size: sequences per forward pass at most, those of like length together; by
+            default as many as `tokens_per_pass` says. Changes time and memory, not the result.
 
     Returns:
         Logits at the tokens themselves, float32, zero outside the response mask.
@@ -85,7 +90,8 @@ def token_classifier_logits(
         NumericError: a logit is NaN or infinite.
     """
     real = (batch.attention_mask if attention_mask is None else attention_mask).bool()
-    batches = rows_of_like_length(real.sum(-1), micro_batch_size)
+    at_once = tokens_per_pass(model)
+    batches = rows_of_like_length(real.sum(-1), micro_batch_size, tokens=at_once)
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from tokencredit.errors import DataError, ModelError
 from tokencredit.masking import left_packed
 from tokencredit.models.hf_attention import pretrained_model
+from tokencredit.models.hf_joined_rows import JoinedRows, joined_arguments
 from tokencredit.models.hf_logprobs import CHUNK_SIZE
 from tokencredit.models.hf_trunk import logits_behind_trunk, same_logits, trunk_output
 
@@ -31,6 +32,7 @@ def trained_statistics(
     frozen: Sequence[nn.Module] = (),
     beside: Float[Tensor, "batch time entries"] | None = None,
     chunk_size: int = CHUNK_SIZE,
+    joined: JoinedRows | None = None,
 ) -> Float[Tensor, "batch time *rest"]:
     """Any function of the logits in the place of each counted token, and of its id, with gradient.
 
@@ -44,6 +46,7 @@ def trained_statistics(
         frozen: other causal language models that read the same ids, without gradient.
         beside: numbers that are known of each counted token, from column 0 on; None for none.
         chunk_size: tokens whose logits exist at the same time.
+        joined: the real ids of these rows, several in one; None reads each row whole.
 
     Returns:
         Float32, counted tokens moved to the left end, zero after them.
@@ -57,10 +60,10 @@ def trained_statistics(
     asked, _ = left_packed(counted & real, real)
     _require_something_before(asked)
     places = asked[:, 1:].nonzero(as_tuple=True)
-    logits_of, states = _head_and_states(model, ids, places)
+    logits_of, states = _head_and_states(model, ids, places, joined)
     packed, _ = left_packed(asked, asked)
     with torch.no_grad():
-        others = [_head_and_states(one, ids, places) for one in frozen]
+        others = [_head_and_states(one, ids, places, joined) for one in frozen]
     heads = [head for head, _ in others]
     inputs = [states, ids[asked], *(other for _, other in others)]
     if beside is not None:
@@ -80,15 +83,26 @@ def trained_statistics(
 
 
 def _head_and_states(
-    model: nn.Module, ids: Int[Tensor, "batch sequence"], places: tuple[Tensor, ...]
+    model: nn.Module,
+    ids: Int[Tensor, "batch sequence"],
+    places: tuple[Tensor, ...],
+    joined: JoinedRows | None,
 ) -> tuple[Callable[[Tensor], Tensor], Float[Tensor, "tokens width"]]:
     """What stands after the trunk, as a function of states, and the states before these places."""
+    arguments: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+    if joined is not None:
+        arguments = joined_arguments(model, joined)
+        rows, columns = places
+        places = (
+            joined.groups.to(rows.device)[rows],
+            joined.columns.to(rows.device)[rows, columns],
+        )
     with trunk_output(model) as seen:
-        own = model(input_ids=ids, use_cache=False, logits_to_keep=1, return_dict=True).logits
+        own = model(**arguments, logits_to_keep=1, return_dict=True).logits
     trunk, output = _the_trunk(model, seen)
     hidden = output.last_hidden_state
     _require_alike(model, own[0], logits_behind_trunk(model, ids, trunk, output, hidden[0, -1:]))
-    return partial(logits_behind_trunk, model, ids, trunk, output), hidden[:, :-1][places]
+    return partial(logits_behind_trunk, model, ids, trunk, output), hidden[places]
 
 
 def _require_something_before(asked: Bool[Tensor, "batch sequence"]) -> None:

@@ -39,7 +39,7 @@ class LocalScorer:
         reading: how it reads texts.
         writer: how the model reads that wrote the responses; their ids are of its tokenizer.
         attention_layer: whose attention is recorded where it is asked for; -1 is the last.
-        micro_batch_size: responses per forward pass; None for all at once.
+        micro_batch_size: responses per forward pass at most; None sets no limit of its own.
         prefixes: how prefixes are scored where the model reads other tokens than the policy:
             "own-text" for credit that is made of them, as of `prefix_reading`.
     """
@@ -195,7 +195,7 @@ def own_scores(
         batch: the responses.
         attention_mask: the tokens that it reads.
         attention_layer: whose attention to record; None for none.
-        micro_batch_size: responses per forward pass; None for all at once.
+        micro_batch_size: responses per forward pass at most; None sets no limit of its own.
 
     Raises:
         DataError, ModelError, NumericError: as `score_responses` and `trained_segment_ends`.

@@ -202,7 +202,7 @@ def score_for_policy(
         credit: a credit method by its name, or with its options.
         segments: how responses are cut, for methods that need it.
         models: that the method needs besides the reward model.
-        micro_batch_size: responses per forward pass; None for all at once.
+        micro_batch_size: responses per forward pass at most; None sets no limit of its own.
         reading: how the reward model reads texts; None leaves that to the model.
         conversations: what was asked, for a reward model that renders it itself.
         policy: that wrote the responses, whose files name what ends them too: a model, its folder

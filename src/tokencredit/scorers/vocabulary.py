@@ -101,7 +101,7 @@ def vocabulary_prefix_scores(
         batch: in its own tokens.
         method: the second is that of methods that add log-probabilities, as of `guiding_scores`.
         over_tokens: of the second: `mean` divides by the number of tokens so far.
-        micro_batch_size: rows per forward pass; None for all.
+        micro_batch_size: rows per forward pass at most; None sets no limit of its own.
 
     Returns:
         Float32, zero where `batch.response_mask` is False.

@@ -35,13 +35,14 @@ from tokencredit.recipes.preferences.objective import (
     constant_weights,
     edited_tokens,
 )
-from tokencredit.recipes.preferences.rows import SAID, answer_rows
+from tokencredit.recipes.preferences.rows import SAID, answer_batch, answer_rows
 from tokencredit.recipes.preferences.train_preferences import (
     TrainPreferencesConfig,
     train_preferences,
 )
 from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.recipes.training.progress import TrainingRun
+from tokencredit.text.hf_token_rows import EncodedText
 
 SEVERAL = {"responses": [" a good film", " a bad film", " slow"], "scores": [2.0, 1.0, 0.0]}
 
@@ -137,9 +138,11 @@ def test_dpo_is_that_of_trl(folder, trained, tmp_path):
     for row, other in zip(rows, others, strict=True):
         assert row["loss"] == pytest.approx(other["loss"], rel=1e-3)
         assert row["margin"] == pytest.approx(other["rewards/margins"], rel=1e-2, abs=1e-5)
-    # Before the first step both sides of a pair are equal but for rounding.
-    for row, other in zip(rows[1:], others[1:], strict=True):
-        assert row["accuracy"] == pytest.approx(other["rewards/accuracies"])
+    # Until the policy moves, both sides of a pair are equal but for rounding.
+    moved = [at for at, other in enumerate(others) if abs(other["rewards/margins"]) > 1e-3]
+    assert len(moved) >= 2
+    for at in moved:
+        assert rows[at]["accuracy"] == pytest.approx(others[at]["rewards/accuracies"])
     assert rows[0]["loss"] == pytest.approx(0.6931, abs=1e-4)
     assert abs(rows[-1]["margin"]) > 1e-3
 
@@ -255,6 +258,33 @@ def test_weights_of_tokens_are_constants_of_mean_one(folder, tmp_path, settings)
     answers, _ = Objective(asked, known.names).answers(outputs, inputs)
     assert not answers.token_weights.requires_grad
     assert not answers.token_weights[~answers.response_mask].any()
+
+
+@pytest.mark.parametrize("settings", [{}, {"loss": "tdpo2"}])
+def test_the_prompt_of_a_pair_is_read_once(folder, tmp_path, settings):
+    asked = config(folder, tmp_path / "run", **settings)
+    model, known, frozen, pad_id = prepared(asked, tmp_path)
+    rows = [replace(row, texts=tuple(longer(text) for text in row.texts)) for row in known.rows]
+    inputs = answer_batch(rows, [0, 3, 1], pad_id=pad_id)
+    said = recipe.said_of_answers(asked, known, frozen)
+    given = {name: value for name, value in inputs.items() if name not in SAID}
+    shapes = []
+    for one in (model, *frozen):
+        one.base_model.register_forward_pre_hook(
+            lambda _, __, read: shapes.append(read["input_ids"].shape), with_kwargs=True
+        )
+    together = said(model, **given)
+    (joined,) = {shape for shape in shapes if shape[0] == 3}
+    assert shapes.count(joined) == 1 + len(frozen)
+    assert joined.numel() < 0.9 * inputs["input_ids"].numel()
+    apart = said(model, **(given | {"present": None}))
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
+
+
+def longer(text):
+    """The text with a prompt of twice the length."""
+    again = text.input_ids[: text.start]
+    return EncodedText(again + text.input_ids, [False] * len(again) + text.response_mask)
 
 
 def test_chosen_tokens_of_high_credit_weigh_more_and_rejected_ones_less(folder, tmp_path):

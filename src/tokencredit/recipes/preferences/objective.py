@@ -6,12 +6,18 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tokencredit.credit.implicit import top_share_mask
 from tokencredit.logprobs import token_logprobs
 from tokencredit.masking import left_packed, masked_row_mean, masked_sum
+from tokencredit.models.hf_joined_rows import (
+    WORTHWHILE,
+    JoinedRows,
+    joined_rows,
+    reads_joined_rows,
+)
 from tokencredit.models.hf_short_attention import short_attention
 from tokencredit.policy.losses.compared import Answers
 from tokencredit.policy.losses.grouped import negative_weights
@@ -39,6 +45,7 @@ def answer_statistics(
     attention_mask: Int[Tensor, "answers sequence"],
     counted: Tensor,
     taught: Float[Tensor, "answers time numbers"] | None = None,
+    present: Bool[Tensor, "rows width"] | None = None,
     *,
     statistic: Callable[..., Tensor] = token_logprobs,
     frozen: Sequence[nn.Module] = (),
@@ -51,13 +58,38 @@ def answer_statistics(
         attention_mask: likewise.
         counted: likewise.
         taught: likewise; None for none.
+        present: likewise: the prompt of the answers of a row is read once, where that is less to
+            read and the models can; None reads every answer with its own.
         statistic: as of `trained_statistics`, log-probabilities first.
         frozen: models that it compares with.
     """
-    with short_attention(model, input_ids.shape[1]):
+    joined = None
+    if present is not None and all(map(reads_joined_rows, (model, *frozen))):
+        joined = _joined(input_ids, attention_mask.bool(), present.sum(-1).tolist())
+    width = (input_ids if joined is None else joined.input_ids).shape[1]
+    with short_attention(model, width):
         return trained_statistics(
-            model, input_ids, attention_mask, counted, statistic, frozen=frozen, beside=taught
+            model,
+            input_ids,
+            attention_mask,
+            counted,
+            statistic,
+            frozen=frozen,
+            beside=taught,
+            joined=joined,
         )
+
+
+def _joined(
+    input_ids: Int[Tensor, "answers sequence"],
+    real: Bool[Tensor, "answers sequence"],
+    sizes: list[int],
+) -> JoinedRows | None:
+    """The answers of each prompt in one row; None where that is hardly less to read."""
+    rows = [ids[mask].tolist() for ids, mask in zip(input_ids, real, strict=True)]
+    joined = joined_rows(rows, sizes)
+    less = joined.input_ids.numel() <= WORTHWHILE * input_ids.numel()
+    return joined if less else None
 
 
 def logprobs_and_divergences(

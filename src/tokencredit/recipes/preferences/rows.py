@@ -78,7 +78,7 @@ def with_scores(row: AnswerRow, scores: Sequence[float]) -> AnswerRow:
     return replace(row, scores=tuple(scores))
 
 
-SAID = ("row", "present", "scores", "soft_labels", "constants", "edited")
+SAID = ("row", "scores", "soft_labels", "constants", "edited")
 """Columns of a batch that are not for the model."""
 
 

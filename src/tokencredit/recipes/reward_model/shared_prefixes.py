@@ -14,19 +14,19 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from tokencredit.batch import padded_rows
 from tokencredit.errors import TokenCreditWarning
 from tokencredit.models.heads import scalar_scores
 from tokencredit.models.hf_architecture import is_causal, sequence_classifier
+from tokencredit.models.hf_joined_rows import FIRST_REST, PADDING, SHARED, branch_masks
 from tokencredit.models.hf_kept_keys import attention_windows, rescales_positions
 from tokencredit.models.hf_short_attention import short_attention
 from tokencredit.recipes.reward_model.examples import JudgedRow, judgement_batch, reward_batch
 from tokencredit.scorers.fractions import counted_scores
 from tokencredit.text.hf_token_rows import EncodedText, ReadAt
 
-_PADDING, _SHARED, _CHOSEN, _REJECTED = range(4)
+_CHOSEN, _REJECTED = FIRST_REST, FIRST_REST + 1
 _TOLERANCES = {torch.float32: 1e-4}
 _COARSE_TOLERANCE = 5e-2
 
@@ -67,7 +67,7 @@ def shared_batch(
         ids.append(chosen.input_ids + rejected.input_ids[shared:])
         positions.append([*range(len(chosen)), *range(shared, len(rejected))])
         others = len(rejected) - shared
-        branches.append([_SHARED] * shared + [_CHOSEN] * rest + [_REJECTED] * others)
+        branches.append([SHARED] * shared + [_CHOSEN] * rest + [_REJECTED] * others)
         for side, text, shift in zip(columns, one.responses, (0, rest), strict=True):
             read = [at for at, reads in enumerate(read_at(text)) if reads]
             side.append([at if at < shared else at + shift for at in read])
@@ -75,7 +75,7 @@ def shared_batch(
     return {
         "input_ids": padded_rows(ids, fill=pad_id, side="right")[0],
         "position_ids": padded_rows(positions, fill=0, side="right")[0],
-        "branches": padded_rows(branches, fill=_PADDING, side="right")[0],
+        "branches": padded_rows(branches, fill=PADDING, side="right")[0],
         "columns": found,
         "counted": counted,
         **judgement_batch(judged),
@@ -103,19 +103,10 @@ def shared_scores(
         counted: likewise.
     """
     pretrained = sequence_classifier(model)
-    windows = attention_windows(pretrained)
-    assert windows is not None
-    seen, by = branches[:, None, :], branches[:, :, None]
-    visible = ((seen == _SHARED) | (seen == by)).tril()
-    distances = position_ids[:, :, None] - position_ids[:, None, :]
     with short_attention(model, input_ids.shape[1]):
-        masks = {
-            kind: _mask(visible if window is None else visible & (distances < window), pretrained)
-            for kind, window in windows.items()
-        }
         hidden = pretrained.base_model(
             input_ids,
-            attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
+            attention_mask=branch_masks(pretrained, branches, position_ids),
             position_ids=position_ids,
             use_cache=False,
         ).last_hidden_state
@@ -126,14 +117,6 @@ def shared_scores(
     scores = found.new_zeros(columns.shape)
     scores[counted] = found
     return scores
-
-
-def _mask(visible: Bool[Tensor, "pairs sequence sequence"], model: PreTrainedModel) -> Tensor:
-    """What attention takes: eager attention adds its mask to the logits."""
-    if model.config.get_text_config()._attn_implementation == "sdpa":
-        return visible[:, None]
-    mask = torch.zeros(visible.shape, dtype=model.dtype, device=visible.device)
-    return mask.masked_fill(~visible, torch.finfo(model.dtype).min)[:, None]
 
 
 def shares_prefixes(model: nn.Module, row: JudgedRow, *, pad_id: int, read_at: ReadAt) -> bool:
