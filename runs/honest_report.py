@@ -151,7 +151,11 @@ def spread(values: list[float]) -> str:
     return f"{min(values):.2f} to {max(values):.2f}"
 
 
-MORE: dict[str, Any] = {"constraints": distances, "objectives": volumes}
+MORE: dict[str, tuple[str, Any]] = {
+    "divergences": ("All runs, the choice of a price among them:", finished_rows),
+    "constraints": ("Where the scores end, less their thresholds:", distances),
+    "objectives": ("What the runs of each mix cover:", volumes),
+}
 
 
 def table(name: str, title: str) -> list[str]:
@@ -162,7 +166,10 @@ def table(name: str, title: str) -> list[str]:
 
 def section(experiment: str, title: str) -> list[str]:
     found = json.loads((DOCS / f"{experiment}.json").read_text())
-    more = MORE[experiment](found["curves"]) if experiment in MORE else []
+    more: list[str] = []
+    if experiment in MORE:
+        said, rows_of = MORE[experiment]
+        more = [said, "", *markdown(rows_of(found["curves"])), ""]
     return [
         f"## {title}",
         "",
@@ -173,7 +180,7 @@ def section(experiment: str, title: str) -> list[str]:
         "",
         *results(experiment, found),
         "",
-        *([*markdown(more), ""] if more else []),
+        *more,
     ]
 
 
