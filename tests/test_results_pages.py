@@ -17,29 +17,34 @@ PAGES = {
     "honest_report": "honest.md",
     "decoding_report": "decoding.md",
     "preference_report": "preferences.md",
+    "imdb_report --curves docs/results/imdb": "imdb.md",
+    "credit_agreement_report --results docs/results/credit-agreement": "credit-agreement.md",
+    "real_report output/real docs/results": "real-models.md",
 }
 
 
 @pytest.fixture
 def copied(tmp_path):
-    """The kept numbers alone, and the page that costs are read from."""
+    """The kept numbers alone, the page that costs are read from, and what only a model can draw."""
     docs = tmp_path / "docs"
     shutil.copytree(RESULTS, docs / "results", ignore=shutil.ignore_patterns("*.png"))
+    shutil.copy(RESULTS / "real" / "imdb-heatmap.png", docs / "results" / "real")
     shutil.copy(PROJECT / "docs" / "performance.md", docs)
     return docs / "results"
 
 
-@pytest.mark.parametrize("script", PAGES)
-def test_the_kept_results_make_the_page_again(script, copied, monkeypatch):
+@pytest.mark.parametrize("call", PAGES)
+def test_the_kept_results_make_the_page_again(call, copied, monkeypatch):
+    script, *arguments = call.split()
     monkeypatch.syspath_prepend(str(PROJECT / "runs"))
-    monkeypatch.setattr(sys, "argv", [f"{script}.py"])
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments])
     monkeypatch.chdir(PROJECT)  # one of them asks for the commit when it is imported
     report = importlib.import_module(script)
     monkeypatch.chdir(copied.parents[1])
-    made = copied / PAGES[script]
+    made = copied / PAGES[call]
     made.unlink()
     report.main()
-    assert made.read_text() == (RESULTS / PAGES[script]).read_text()
+    assert made.read_text() == (RESULTS / PAGES[call]).read_text()
     for drawn in copied.rglob("*.png"):
         assert (RESULTS / drawn.relative_to(copied)).exists()
 
