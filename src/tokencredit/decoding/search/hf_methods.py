@@ -94,9 +94,9 @@ class TreeBonSettings:
     """TreeBoN: a tree of `n` beginnings in every layer."""
 
     layers: int = 4
-    """Each writes its share of the tokens."""
+    """Number of layers; each writes its share of the tokens."""
     children: int = 2
-    """Continuations of each beginning that is kept; n / children are."""
+    """Continuations of each beginning that is kept; n / children beginnings are kept."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "layers", "children")
@@ -107,7 +107,7 @@ class RejectionSettings:
     """Speculative rejection: `n` beginnings, fewer at every check."""
 
     share: float = field(default=0.5, metadata={"was": "rejection_share"})
-    """Share of the beginnings still running that each check rejects; from 0 to below 1."""
+    """Share of the running beginnings that each check rejects; from 0 to below 1."""
     check_every: int = 16
     """Tokens between two checks."""
 
@@ -126,7 +126,7 @@ class ImplicitBeamSettings:
     beams: int = 5
     """Beginnings that are followed."""
     top_k: int = 10
-    """This many most probable tokens of each beam are tried; 0 for all."""
+    """How many likeliest tokens of each beam are tried; 0 for all."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "beams")
