@@ -3,7 +3,8 @@
     python runs/credit_agreement_report.py --results docs/results/credit-agreement
 
 Writes `docs/results/credit-agreement.md` and its figures. Sets that are not there yet are left out.
-With `--models output/credit` the held-out accuracy of the reward models is kept beside the tables.
+With `--models output/credit` the held-out accuracy of the reward models is kept beside the tables,
+and the commit; without, the page says what was kept.
 """
 
 import argparse
@@ -40,6 +41,7 @@ FAITHFULNESS = {
     "shapley_correlation": "Shapley corr.",
 }
 KINDS = ("people", "baseline", "credit")
+Sets = list[list[str]]
 
 
 def number(value: float | None) -> str:
@@ -51,31 +53,37 @@ def table(heads: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, rule, *rows))
 
 
-def agreement_table(found: dict[str, dict[str, Row]], key: str, sets: list[str]) -> str:
-    """Methods by sets, the best credit of a set in bold; kinds together, best mean first."""
+def agreement_table(found: dict[str, dict[str, Row]], key: str, groups: Sets) -> str:
+    """Methods by sets, the best credit of a set in bold; kinds together, best mean first.
+
+    Each group of sets is a table of its own, all of them in one order.
+    """
     kinds = {name: row["kind"] for rows in found.values() for name, row in rows.items()}
     best = {
         name: max(
             (row[key] for row in found[name].values() if row["kind"] == "credit" and row[key]),
             default=None,
         )
-        for name in sets
+        for name in found
     }
 
     def order(method: str) -> tuple[int, float]:
-        numbers = [found[name][method][key] for name in sets if method in found[name]]
+        numbers = [rows[method][key] for rows in found.values() if method in rows]
         return KINDS.index(kinds[method]), -statistics.mean(n or 0 for n in numbers)
 
-    rows = []
-    for method in sorted(kinds, key=order):
-        cells = []
-        for name in sets:
-            value = found[name].get(method, {}).get(key)
-            mark = "**" if value is not None and value == best[name] else ""
-            cells.append(f"{mark}{number(value)}{mark}" if value is not None else "-")
-        if any(cell != "-" for cell in cells):
-            rows.append([method, *cells])
-    return table(["method", *(SETS[name] for name in sets)], rows)
+    tables = []
+    for sets in groups:
+        rows = []
+        for method in sorted(kinds, key=order):
+            cells = []
+            for name in sets:
+                value = found[name].get(method, {}).get(key)
+                mark = "**" if value is not None and value == best[name] else ""
+                cells.append(f"{mark}{number(value)}{mark}" if value is not None else "-")
+            if any(cell != "-" for cell in cells):
+                rows.append([method, *cells])
+        tables.append(table(["method", *(SETS[name] for name in sets)], rows))
+    return "\n\n".join(tables)
 
 
 def sets_table(found: dict[str, dict[str, Any]], models: dict[str, float]) -> str:
@@ -172,16 +180,20 @@ def width_table(results: Path) -> str:
     return table(heads, rows)
 
 
-def kept_accuracies(results: Path, models: Path | None) -> dict[str, float]:
+def kept_models(results: Path, models: Path | None) -> tuple[dict[str, float], str]:
+    """Held-out accuracies of the reward models, and the commit; kept where the models are here."""
     path = results / "models.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = json.loads(path.read_text()) if path.exists() else {"commit": "unknown"}
     for name in MODELS if models else ():
         metrics = models / name / "metrics.json"
         if metrics.exists():
             known[name] = round(json.loads(metrics.read_text())["held_out_accuracy"], 4)
     if models:
+        described = ["git", "describe", "--always", "--dirty"]
+        found = subprocess.run(described, capture_output=True, text=True, check=True)
+        known["commit"] = found.stdout.strip()
         write_atomically(path, json.dumps(known, indent=1) + "\n")
-    return known
+    return known, known.pop("commit")
 
 
 def main() -> None:
@@ -189,15 +201,16 @@ def main() -> None:
     parser.add_argument("--results", type=Path, required=True)
     parser.add_argument("--models", type=Path)
     arguments = parser.parse_args()
-    accuracies = kept_accuracies(arguments.results, arguments.models)
+    accuracies, commit = kept_models(arguments.results, arguments.models)
     files = {name: arguments.results / f"{name}.json" for name in SETS}
     contents = {name: json.loads(f.read_text()) for name, f in files.items() if f.exists()}
     found = {
         name: {row["method"]: row for row in content["rows"]} for name, content in contents.items()
     }
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    groups = [
+        [name for name in found if name.startswith("sst")],
+        [name for name in found if not name.startswith("sst")],
+    ]
     several = [
         name for name, rows in found.items() if any(r["auroc_annotator"] for r in rows.values())
     ]
@@ -209,11 +222,11 @@ def main() -> None:
     ]
     page = (Path(__file__).parent / "credit_agreement_report.md").read_text().format(
         sets=sets_table(contents, accuracies),
-        auroc=agreement_table(found, "auroc", list(found)),
+        auroc=agreement_table(found, "auroc", groups),
         annotator=agreement_table({name: found[name] for name in several}, "auroc_annotator",
-                                  several),
-        average_precision=agreement_table(found, "average_precision", list(found)),
-        token_f1=agreement_table(found, "token_f1", list(found)),
+                                  [several]),
+        average_precision=agreement_table(found, "average_precision", groups),
+        token_f1=agreement_table(found, "token_f1", groups),
         findings="\n".join(findings(found)),
         widths=width_table(arguments.results),
         figures="\n".join(figures(contents, arguments.results.parent)),

@@ -99,29 +99,35 @@ def number(value: float | None, form: str = ".2f") -> str:
 
 
 def table(rows: list[Row]) -> list[str]:
-    lines = [
-        "| method | held-out score | wins against unguided | guiding score | KL | diversity "
-        "| repetition | length | tokens/s | LM / RM positions per token |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    """Two narrow tables: what was reached at which KL, and what the responses are and cost."""
+    reached = [
+        "| method | held-out score | wins against unguided | guiding score | KL |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    cost = [
+        "| method | diversity | repetition | length | tokens/s | LM / RM positions per token |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         positions = [
             number(row.get(f"{model}_positions_per_token"), ".1f") for model in ("lm", "reward")
         ]
-        cells = [
-            row["name"],
+        one = [
             f"{row['held_out_score']:.2f} ± {row['held_out_error']:.2f}",
             f"{row['win_rate']:.2f} ± {row['win_rate_error']:.2f}",
             number(row.get("score")),
             ("≤ " if "kl_at_most" in row else "") + number(price(row), ".1f"),
+        ]
+        other = [
             number(row["diversity"]),
             number(row["repetition_of_4"]),
             number(row["length"], ".1f"),
             number(row["tokens_per_second"], ".0f"),
             " / ".join(positions),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        reached.append("| " + " | ".join([row["name"], *one]) + " |")
+        cost.append("| " + " | ".join([row["name"], *other]) + " |")
+    return [*reached, "", "What the responses are like, and what they cost:", "", *cost]
 
 
 def frontier(task: str, rows: list[Row]) -> str:

@@ -3,7 +3,8 @@
     python runs/imdb_report.py --curves docs/results/imdb --models output/imdb
 
 Writes `docs/results/imdb.md` and the figures beside it. A method is shown at the tuning point with
-its best mean score.
+its best mean score. With `--models` what the page says of the models is kept beside the curves, in
+`docs/results/imdb-models.json`; without, it is read from there.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from imdb_study import (
     tuning_runs,
     tuning_scores,
 )
+from learning_report import in_two, narrow
 
 from tokencredit.evaluation.learning import (
     WINDOW,
@@ -73,50 +75,49 @@ def curves_at(
 
 
 def table(curves: dict[str, tuple[Point, list[Curve]]]) -> list[str]:
-    """One row per method: how fast, how far, and what the other reward model says."""
+    """Rows of methods: how fast, how far, and what the other reward model says."""
     terminal = averaged(curves["terminal"][1])
     level = max(running_means(terminal, WINDOW))
     terminal_step = first_step_at(terminal, level)
     assert terminal_step is not None
-    lines = [
-        "| method | seeds | learning rate | gae_lambda | mean score | last 20 steps | held-out "
-        "model, last 20 | KL, last 20 | terminal's best at step | of terminal's steps |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    rows = []
     for method, ((rate, lam), seeds) in curves.items():
         step = first_step_at(averaged(seeds), level)
-        cells = [
-            method,
-            str(len(seeds)),
-            f"{rate:g}",
-            f"{lam:g}",
-            mean_and_deviation([statistics.mean(c["score"]) for c in seeds]),
-            mean_and_deviation([statistics.mean(c["score"][-20:]) for c in seeds]),
-            mean_and_deviation([statistics.mean(c["held_out_score"][-20:]) for c in seeds]),
-            mean_and_deviation([statistics.mean(c["kl"][-20:]) for c in seeds]),
-            "not reached" if step is None else str(step),
-            "-" if step is None else f"{step / terminal_step:.2f}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        last = {
+            name: mean_and_deviation([statistics.mean(c[name][-20:]) for c in seeds])
+            for name in ("score", "held_out_score", "kl")
+        }
+        rows.append(
+            {
+                "method": method,
+                "seeds": str(len(seeds)),
+                "learning rate": f"{rate:g}",
+                "gae_lambda": f"{lam:g}",
+                "mean score": mean_and_deviation([statistics.mean(c["score"]) for c in seeds]),
+                "last 20 steps": last["score"],
+                "held-out model, last 20": last["held_out_score"],
+                "KL, last 20": last["kl"],
+                "terminal's best at step": "not reached" if step is None else str(step),
+                "of terminal's steps": "-" if step is None else f"{step / terminal_step:.2f}",
+            }
+        )
+    return in_two(rows)
 
 
 def grid_table(folder: Path) -> list[str]:
     """Mean scores of the tuning runs: the learning rates, then three gae_lambda at the best."""
     rates = best_points(rate_runs(), folder)
-    heads = [f"lr {rate:g}, λ {FIRST_LAMBDA:g}" for rate in LEARNING_RATES]
-    heads += ["best lr", *(f"λ {lam:g}" for lam in LAMBDAS)]
-    lines = ["| method | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
+    head = ["method", *(f"lr {rate:g}, λ {FIRST_LAMBDA:g}" for rate in LEARNING_RATES), "best lr"]
+    by_rate, by_lambda = [], []
     for method, scores in tuning_scores(tuning_runs(folder), folder).items():
         better, _ = rates[method]
-        points = [(rate, FIRST_LAMBDA) for rate in LEARNING_RATES]
-        cells = [f"{scores[p]:.2f}" if p in scores else "-" for p in points]
-        cells.append(f"{better:g}")
-        cells += [
-            f"{scores[better, lam]:.2f}" if (better, lam) in scores else "-" for lam in LAMBDAS
-        ]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return lines
+        shown = {point: f"{score:.2f}" for point, score in scores.items()}
+        cells = [method, *(shown.get((rate, FIRST_LAMBDA), "-") for rate in LEARNING_RATES)]
+        by_rate.append(dict(zip(head, [*cells, f"{better:g}"], strict=True)))
+        others = {f"λ {lam:g}": shown.get((better, lam), "-") for lam in LAMBDAS}
+        by_lambda.append({"method": method, **others})
+    return [*narrow(by_rate, head), "", "At the best learning rate of each:", "",
+            *narrow(by_lambda, list(by_lambda[0]))]  # fmt: skip
 
 
 def price_figure(folder: Path, docs: Path) -> list[str]:
@@ -185,10 +186,33 @@ def section(
     return [f"## {title}", "", *table(curves), "", f"![{title}]({figure})", ""]
 
 
+def kept_models(docs: Path, models: Path | None) -> dict[str, Any]:
+    """What the page says of the models, as it is shown; kept where the models are here."""
+    file = docs / "imdb-models.json"
+    if models is None:
+        return json.loads(file.read_text())
+    accuracy = {
+        name: json.loads((models / name / "prefix_accuracy.json").read_text())
+        for name in ("reward-model", "held-out-reward-model")
+    }
+    plot_prefix_accuracy(accuracy, docs / "imdb-prefix-accuracy.png", title="Held-out accuracy")
+    language_model = json.loads((models / "language-model" / "metrics.json").read_text())
+    found = {
+        "perplexity": f"{language_model['held_out_perplexity']:.1f}",
+        "million_tokens": f"{language_model['train_tokens'] / 1e6:.2f}",
+        "accuracy": {
+            name: [f"{point['accuracy']:.3f}" for point in points]
+            for name, points in accuracy.items()
+        },
+    }
+    write_atomically(file, json.dumps(found, indent=1) + "\n")
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--curves", type=Path, required=True)
-    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--models", type=Path)
     arguments = parser.parse_args()
     docs, folder = arguments.curves.parent, arguments.curves
     finished = len(list(folder.glob("*.json")))
@@ -205,21 +229,13 @@ def main() -> None:
                 title = f"{lengths[0]}-{lengths[1]} new tokens, {kl}log-probs {logprobs_of}"
                 name = f"imdb-{lengths[0]}-{lengths[1]}-{logprobs_of}.png"
                 parts += section(title, curves, name, docs)
-    accuracy = {
-        name: json.loads((arguments.models / name / "prefix_accuracy.json").read_text())
-        for name in ("reward-model", "held-out-reward-model")
-    }
-    plot_prefix_accuracy(accuracy, docs / "imdb-prefix-accuracy.png", title="Held-out accuracy")
-    rows = [
-        f"| {name} | " + " | ".join(f"{row['accuracy']:.3f}" for row in points) + " |"
-        for name, points in accuracy.items()
-    ]
-    language_model = json.loads((arguments.models / "language-model" / "metrics.json").read_text())
+    models = kept_models(docs, arguments.models)
+    rows = [f"| {name} | {' | '.join(of_parts)} |" for name, of_parts in models["accuracy"].items()]
     page = template.format(
         finished=finished,
         commits=", ".join(commits),
-        perplexity=f"{language_model['held_out_perplexity']:.1f}",
-        tokens=f"{language_model['train_tokens'] / 1e6:.2f}",
+        perplexity=models["perplexity"],
+        tokens=models["million_tokens"],
         accuracy="\n".join(rows),
         grid="\n".join(grid_table(folder)),
         prices="\n".join(price_figure(folder, docs)),

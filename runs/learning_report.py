@@ -36,10 +36,29 @@ def finished(comparison: Path) -> dict[str, Any]:
     return {file.stem: json.loads(file.read_text()) for file in files}
 
 
+RUN = ("method", "seeds", "learning rate", "gae_lambda", "terminal's best at step")
+"""Columns of how a method was run; the others are what it reached."""
+
+
 def markdown(rows: list[dict[str, str]]) -> list[str]:
     """A table, from its rows by the names of its columns."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def narrow(rows: list[dict[str, str]], columns: list[str]) -> list[str]:
+    """A table of some of the columns, numbers on the right."""
+    cells = [columns, ["---", *["---:"] * (len(columns) - 1)]]
+    cells += [[row[name] for name in columns] for row in rows]
+    return ["| " + " | ".join(line) + " |" for line in cells]
+
+
+def in_two(rows: list[dict[str, str]]) -> list[str]:
+    """The table of a comparison as two narrow ones: what was reached, and how."""
+    reached = [name for name in rows[0] if name == "method" or name not in RUN]
+    how = [name for name in rows[0] if name in RUN]
+    words = "How each was run, and when it reached terminal's best:"
+    return [*narrow(rows, reached), "", words, "", *narrow(rows, how)]
 
 
 def keep(task: str, commit: str) -> None:
@@ -65,7 +84,7 @@ def section(task: str, title: str) -> list[str]:
         f"{len(found['curves'])} finished runs, kept at commit {found['commit']}; settings in "
         f"`runs/learning/{task}.yaml` and `runs/learning/{task.split('-')[0]}-ppo.yaml`.",
         "",
-        *markdown(found["table"]),
+        *in_two(found["table"]),
         "",
         f"![Learning curves](learning/{task}-learning.png)",
         "",

@@ -231,11 +231,15 @@ def checked_rows(kept: dict[str, Any]) -> list[str]:
 
 
 def memory_rows() -> list[str]:
-    """Per GPU in bfloat16 with float32 masters."""
-    lines = [
+    """Per GPU in bfloat16 with float32 masters: what stays, then what comes and goes, and all."""
+    stays = [
         "| policy | GPUs | weights, gradients, moments | gathered policy | reference "
-        "| reward model | one response's backward pass | cache of the rollout | all | fits 80 GB |",
-        "|---|---:|" + "---:|" * 7 + "---|",
+        "| reward model |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    passes = [
+        "| policy | GPUs | backward pass | rollout's cache | all | fits 80 GB |",
+        "|---|---:|---:|---:|---:|---|",
     ]
     for name, shape in POLICIES.items():
         backward = remembered_bytes(shape, dtype=torch.bfloat16, prompt=PROMPT, new=NEW)
@@ -247,10 +251,13 @@ def memory_rows() -> list[str]:
             fits = "yes" if total < GPU_BYTES else "no"
             if fits == "no" and away + state["reference"] < GPU_BYTES:
                 fits = "with the frozen models offloaded"
-            parts = [*state.values(), backward, cache, total]
-            cells = " | ".join(f"{part / 1e9:.1f}" for part in parts)
-            lines.append(f"| {name} | {gpus} | {cells} | {fits} |")
-    return lines
+            kept, others = (
+                " | ".join(f"{part / 1e9:.1f}" for part in parts)
+                for parts in (state.values(), (backward, cache, total))
+            )
+            stays.append(f"| {name} | {gpus} | {kept} |")
+            passes.append(f"| {name} | {gpus} | {others} | {fits} |")
+    return [*stays, "", *passes]
 
 
 def time_rows() -> list[str]:

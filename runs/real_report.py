@@ -16,6 +16,8 @@ from pathlib import Path
 from shutil import copyfile
 from typing import Any
 
+from learning_report import in_two
+
 from tokencredit.evaluation.plots import plot_prefix_accuracy
 from tokencredit.recipes.credit.explain import ExplainConfig, explain
 from tokencredit.recipes.run.run_folder import read_jsonl, write_atomically
@@ -116,27 +118,31 @@ def reward_models(kept: Path) -> Iterator[str]:
     found = json.loads((kept / "accuracy.json").read_text())
     spent = json.loads((kept / "costs.json").read_text())
     rows = []
-    for name, row in found.items():
+    for name in found:
         cost = spent[name]
         rows.append(
             [
                 REWARD_MODELS[name],
-                *(f"{row['accuracy'][part]:.3f}" for part in PARTS),
                 f"{cost['cpu_seconds']:.0f}",
                 f"{cost['cpu_seconds'] / TRAINING_PAIRS:.2f}",
                 f"{cost['peak_gb']:.1f}",
             ]
         )
     pairs = next(iter(found.values()))["pairs"]
+    head = ["20 %", "40 %", "60 %", "80 %", "100 %, open", "whole answer"]
     yield from table(
-        [f"{pairs} held-out pairs", "20 %", "40 %", "60 %", "80 %", "100 %, open", "whole answer",
-         "CPU s", "CPU s a pair", "peak GB"],
-        rows,
-    )  # fmt: skip
+        [f"{pairs} held-out pairs", *head],
+        [
+            [REWARD_MODELS[name], *(f"{row['accuracy'][part]:.3f}" for part in PARTS)]
+            for name, row in found.items()
+        ],
+    )
+    yield "What training took:\n"
+    yield from table(["model", "CPU s", "CPU s a pair", "peak GB"], rows)
     if "trl-rm" in found:
         yield "More than TRL's on the same pairs, with the standard error of the difference:\n"
         yield from table(
-            ["model", "20 %", "40 %", "60 %", "80 %", "100 %, open", "whole answer"],
+            ["model", *head],
             [
                 [REWARD_MODELS[name], *differences(row["lead"], found["trl-rm"]["lead"])]
                 for name, row in found.items()
@@ -201,8 +207,7 @@ def learning(task: str, kept: Path) -> Iterator[str]:
             [[name, str(len(c["score"])), *ends(c)] for name, c in found["curves"].items()],
         )  # fmt: skip
     else:
-        rows = [list(row.values()) for row in found["table"]]
-        yield from table(list(found["table"][0]), rows)
+        yield from [*in_two(found["table"]), ""]
         yield from leads(found["curves"], {row["method"]: row for row in found["table"]})
         for figure, title in (("learning", "Learning curves"), ("frontier", "Judge over KL")):
             yield f"![{title}](real/{task}-{figure}.png)\n"

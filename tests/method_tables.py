@@ -1,7 +1,8 @@
 """The tables of methods as the documentation shows them, made from the tables in the code.
 
 A page has `<!-- table of KIND -->` where the table of a kind of `tokencredit methods` stands. Each
-name in it leads to the entry that tells of it, where there is one.
+name in it leads to the entry that tells of it, where there is one. Entries of guided decoding and
+of weights of tokens are made from the tables as well, but for their formulas (`method_entries`).
 
 `PYTHONPATH=src python tests/method_tables.py` writes them into the pages.
 """
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from os.path import relpath
 from pathlib import Path
 
+from method_entries import GENERATED, with_entries
+
 from tokencredit.policy.losses.methods import PREFERENCE_LOSSES
 from tokencredit.recipes.methods import KINDS
 
@@ -18,7 +21,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 WITH_ENTRIES = ("methods.md", "defences.md")
 MARKED = re.compile(r"(<!-- table of (\w+) -->\n)(.*?)(<!-- end of the table -->\n)", re.DOTALL)
 # Columns that the entries tell, or another table of the page: no table is wider than five.
-LEFT_OUT = {"credit": ["needs"], "loss": ["needs", "options"]}
+LEFT_OUT = {"credit": ["needs"], "loss": ["needs", "options"], "weight": ["options"]}
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,9 @@ def method_table(kind: str, page: str) -> str:
             links.setdefault(choice, f"{there}#{slug(one.title)}")
     if kind == "loss":
         links |= {("loss", name): f"#{name}" for name in PREFERENCE_LOSSES}
+    if kind in GENERATED:
+        setting, _, told = GENERATED[kind]
+        links |= {(setting, name): f"#{name}" for name in told()}
     table = KINDS[kind]()
     columns = [one for one in table.columns if one.header not in LEFT_OUT.get(kind, [])]
     heads = [str(one.header).removeprefix("--") for one in columns]
@@ -81,8 +87,9 @@ def method_table(kind: str, page: str) -> str:
 
 
 def with_tables(text: str, page: str) -> str:
-    """A page with its tables made anew."""
-    return MARKED.sub(lambda found: found[1] + method_table(found[2], page) + found[4], text)
+    """A page with its tables and entries made anew."""
+    tables = MARKED.sub(lambda found: found[1] + method_table(found[2], page) + found[4], text)
+    return with_entries(tables, page)
 
 
 if __name__ == "__main__":

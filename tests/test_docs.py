@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from method_entries import GENERATED, with_entries
 from method_tables import MARKED, Entry, entries, with_tables
 from package_tree import drawn_tree
 from tiny_policy import tiny_config, write_models
@@ -307,6 +308,33 @@ def test_tables_of_methods_are_those_of_the_code(page):
     assert pages[page] == made, "PYTHONPATH=src python tests/method_tables.py"
     rows = [line for found in MARKED.finditer(pages[page]) for line in found[3].splitlines()]
     assert max(line.count(" | ") + 1 for line in rows) <= 5
+
+
+@pytest.mark.parametrize("kind", GENERATED)
+def test_every_generated_entry_stands_in_the_order_of_its_table(kind):
+    _, page, told = GENERATED[kind]
+    shown = re.findall(r"^### ([a-z-]+)$", pages[f"docs/{page}"], flags=re.M)
+    assert [name for name in shown if name in told()] == list(told())
+    parts = re.split(r"^#{2,4} (.+)$", pages[f"docs/{page}"], flags=re.M)[1:]
+    texts = dict(zip(parts[::2], parts[1::2], strict=True))
+    without = {name for name in told() if "$$" not in texts[name]}
+    assert without <= {"unguided", "speculative-rejection"}
+
+
+def test_entries_are_made_anew_around_their_formulas():
+    _, page, told = GENERATED["weight"]
+    words, _ = told()["decay"]
+    entries_of = "".join(f"\n### {name}\n\nOld.\n\n$$\n{name}\n$$\n\nOld.\n" for name in told())
+    made = with_entries(f"{entries_of}\n## After\n", page)
+    last = made.split("### decay\n\n")[1]
+    assert last.startswith(
+        f"{words[0].upper()}{words[1:]}.\n\n$$\ndecay\n$$\n\n- **Needs**: nothing."
+    )
+    assert last.endswith("advantages.\n\n## After\n")
+    assert "Old" not in made
+    assert with_entries(made, page) == made
+    with pytest.raises(ValueError, match="no heading for 'edits'"):
+        with_entries(entries_of.replace("### edits", "### cuts"), page)
 
 
 def test_every_setting_of_train_policy_is_listed_with_its_default():

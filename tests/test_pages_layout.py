@@ -1,4 +1,5 @@
-"""Every page of the site in a real browser, narrow and wide, light and dark: nothing is cut off.
+"""Every page of the site in a real browser, narrow and wide, light and dark: nothing is cut off,
+and on a laptop no table needs a scroll bar.
 
 TOKENCREDIT_SCREENSHOTS=folder keeps a picture of every page as it was looked at, and
 TOKENCREDIT_SITE=folder takes a site that was just built.
@@ -60,6 +61,18 @@ CUT_OFF = """
 })()
 """
 
+# Tables that are wider than the box that they stand in.
+SCROLLED = """
+[...document.querySelectorAll("article table")]
+  .filter((table) => {
+    const box = table.closest(".md-typeset__scrollwrap") ?? table.parentElement;
+    return box.scrollWidth > box.clientWidth + 1;
+  })
+  .map((table) => table.textContent.trim().replace(/\\s+/g, " ").slice(0, 60))
+"""
+# Draws of 1 to 256 responses side by side.
+WIDE = {"results/honest": ("chosen by best of 1",)}
+
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory) -> Iterator[Chromium]:
@@ -119,6 +132,14 @@ def problems(browser: Chromium, address: str, page: str) -> dict[tuple[int, str]
 @pytest.mark.parametrize("page", PAGES)
 def test_nothing_is_cut_off(page, browser, address):
     assert problems(browser, address, page) == {}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_table_needs_a_scroll_bar_on_a_laptop(page, browser, address):
+    browser.show(width=WIDTHS[0], height=HEIGHT, scheme=SCHEMES[0])
+    browser.open(f"{address}/{page}/" if page else f"{address}/")
+    wide = [words for words in browser.value(SCROLLED) if not words.startswith(WIDE.get(page, ()))]
+    assert wide == []
 
 
 def test_the_site_is_small(site):

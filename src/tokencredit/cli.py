@@ -19,7 +19,7 @@ from tokencredit.names import nearest
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": (
         "quickstart",
-        "the whole story on the built-in task: models, four credits, figures",
+        "run the whole story on the built-in task: models, four credits, figures",
     ),
     "train-language-model": (
         "language_model.train_language_model",
@@ -31,103 +31,103 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "train-gate": (
         "reward_model.train_gate",
-        "what each objective of a reward model weighs, read off the prompt (ArmoRM)",
+        "train a gate that weighs the objectives of a reward model by the prompt (ArmoRM)",
     ),
     "train-token-classifier": (
         "reward_model.train_token_classifier",
-        "a judge of every token, from edits, labelled spans or steps",
+        "train a classifier of tokens on edits, labelled spans or steps",
     ),
     "train-implicit-reward": (
         "reward_model.train_implicit_reward",
-        "DPO, forward or reversed: a reward on every token from a log-ratio",
+        "train by DPO a model whose log-ratio is a reward on every token",
     ),
     "train-vocabulary-reward": (
         "reward_model.train_vocabulary_reward",
-        "scores of all next tokens in one pass: FaRMA, GenARM, CD",
+        "train a model that scores all next tokens in one pass (FaRMA, GenARM, CD)",
     ),
     "train-rewriter": (
         "reward_model.train_rewriter",
-        "a language model that turns rejected answers into chosen ones",
+        "train a language model to rewrite rejected answers into chosen ones",
     ),
     "train-judge": (
         "judge.train_judge",
-        "a language model that judges with one token, by classification of its answer",
+        "train a language model to judge with one token",
     ),
     "evaluate-reward-model": (
         "reward_model.evaluate_reward_model",
-        "accuracy, calibration and length bias of a reward model on pairs",
+        "measure accuracy, calibration and length bias of a reward model on pairs",
     ),
     "evaluate-edits": (
         "reward_model.evaluate_edits",
-        "what a score does when one attribute of a text is edited and nothing else",
+        "measure what an edit of one attribute of a text does to its score",
     ),
     "evaluate-judge": (
         "judge.evaluate_judge",
-        "accuracy of a judge on pairs, and how often its verdict turns with their order",
+        "measure the accuracy of a judge on pairs, and how often their order changes it",
     ),
     "vote-on-pairs": (
         "reward_model.vote_on_pairs",
-        "how strong preferences are by several reward models: margins, soft labels, flips",
+        "let several reward models vote on pairs: margins, soft labels, flips",
     ),
     "build-pairs": (
         "data.build_pairs",
-        "pairs from ratings, factors, aspects or agreement; pairs to ask about; trees",
+        "build pairs from ratings, factors, aspects, agreement or trees; choose pairs to ask about",
     ),
     "build-judge-prompts": (
         "judge.build_judge_prompts",
-        "questions with known answers, to train a judge on that writes its verdict",
+        "build questions with known answers, to train a judge that writes its verdict",
     ),
     "train-policy": (
         "policy.train_policy",
-        "PPO with a reward on every token, or RLOO, GRPO and others without a critic",
+        "train a policy by PPO with a reward on every token, or by RLOO, GRPO and others",
     ),
     "test-safety": (
         "policy.safety",
-        "whether a policy's mean cost on held-out prompts is shown to be low enough",
+        "test whether the mean cost of a policy on held-out prompts is low enough",
     ),
     "train-preferences": (
         "preferences.train_preferences",
-        "DPO and every other offline loss, with a weight for each token from any credit",
+        "train a policy by DPO or another offline loss, with a weight for each token",
     ),
     "iterate-preferences": (
         "iteration.iterate_preferences",
-        "offline losses on the policy's own responses, round by round: DPO, INPO, CREAM, SPIN",
+        "train on the policy's own responses, round by round: DPO, INPO, CREAM, SPIN",
     ),
     "merge-weights": (
         "merging.merge_weights",
-        "weights between a policy before its training and after it: averages, LiNeS, AMA",
+        "merge a policy with its weights before training: averages, LiNeS, AMA",
     ),
     "generate": (
         "decoding.generate",
-        "responses steered with a reward model, by tokens or segments, without training",
+        "steer responses with a reward model, by tokens or segments, without training",
     ),
     "compare-learning": (
         "policy.compare_learning",
-        "the same grid and seeds for several credits or algorithms: which learns fastest",
+        "train with several credits or algorithms on one grid, to see which learns fastest",
     ),
     "score-tokens": (
         "credit.score_tokens",
-        "token rewards for texts, as a table or JSON lines",
+        "score the tokens of texts, as a table or JSON lines",
     ),
     "fit-credit": (
         "credit.fit_credit",
-        "mean scores by length and location, for credit that takes them out",
+        "fit mean scores by length and location, for credit that subtracts them",
     ),
     "methods": (
         "methods",
-        "every method that can be chosen by name, with what it needs",
+        "list every method that can be chosen by name, with what it needs",
     ),
     "serve": (
         "serving.serve",
-        "a reward model over HTTP: scores and token credit for any engine",
+        "serve a reward model over HTTP: scores and token credit for any engine",
     ),
     "compare-credit": (
         "credit.compare_credit",
-        "which credit falls on the words that people marked",
+        "compare where each credit falls with the words that people marked",
     ),
     "explain": (
         "credit.explain",
-        "heat map of one response in the terminal, HTML or PNG",
+        "draw a heat map of one response in the terminal, as HTML or as PNG",
     ),
 }
 """Each command: its module under `tokencredit.recipes`, and what it does."""
@@ -183,7 +183,8 @@ def _overview() -> str:
     return (
         "usage: tokencredit <command> [--config file.yaml] [--setting value ...]\n\n"
         f"commands:\n{rows}\n\n"
-        "`tokencredit <command> --help` lists the settings of a command."
+        "`tokencredit <command> --help` lists the settings of a command. What is None there is\n"
+        "`null` on the command line and in a file."
     )
 
 

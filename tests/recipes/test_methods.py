@@ -1,5 +1,8 @@
 """`tokencredit methods` shows every row of every table."""
 
+from dataclasses import fields
+from typing import get_args
+
 import pytest
 from rich.console import Console
 
@@ -12,12 +15,14 @@ from tokencredit.decoding.search.hf_methods import SEARCHES
 from tokencredit.judge.setups import JUDGE_SETUPS
 from tokencredit.policy.constraints import CONSTRAINTS
 from tokencredit.policy.losses.methods import PREFERENCE_LOSSES
+from tokencredit.policy.losses.token_weights import TOKEN_WEIGHTS
 from tokencredit.policy.methods import ALGORITHMS
 from tokencredit.policy.objectives import OBJECTIVE_MIXES
 from tokencredit.policy.selection import SELECTIONS
 from tokencredit.policy.setups import ONLINE_SETUPS
 from tokencredit.preference.builders import PAIR_BUILDERS
 from tokencredit.recipes import methods as recipe
+from tokencredit.recipes.preferences.settings import TokenWeightSettings, WeightKind
 from tokencredit.reward_model.objectives import OBJECTIVES
 
 NAMES = {
@@ -29,12 +34,19 @@ NAMES = {
     "selection": SELECTIONS,
     "algorithm": ALGORITHMS,
     "loss": PREFERENCE_LOSSES,
+    "weight": TOKEN_WEIGHTS,
     "setup": ONLINE_SETUPS,
     "judge": JUDGE_SETUPS,
     "builder": PAIR_BUILDERS,
     "objective": [name for pair in OBJECTIVES for name in pair],
     "generation": [*GUIDANCE_METHODS, *SEARCHES],
 }
+
+
+def test_weights_of_tokens_are_those_of_the_settings():
+    assert get_args(WeightKind) == ("none", *TOKEN_WEIGHTS)
+    read = [option for one in TOKEN_WEIGHTS.values() for option in one.options]
+    assert ["kind", *read] == [one.name for one in fields(TokenWeightSettings)]
 
 
 @pytest.fixture

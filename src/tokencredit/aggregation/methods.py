@@ -37,15 +37,15 @@ class CombinationSettings:
     """How scores are combined once each is multiplied by its weight: `sum`, `worst-case`,
     `mean-less-variance`, `mean-less-deviation`, `nominal-and-worst` or `log-sigmoid-sum`."""
     variance_coef: float = 0.1
-    """Price of `mean-less-variance`: what a variance of one squared nat takes off, in nats."""
+    """For `mean-less-variance`: nats that are subtracted per squared nat of variance."""
     deviation_coef: float = 1.0
-    """Price of `mean-less-deviation`: how many standard deviations are taken off the mean."""
+    """For `mean-less-deviation`: how many standard deviations are subtracted from the mean."""
     nominal_share: float = 0.5
-    """For `nominal-and-worst`: share of the first source; the rest is the least of all."""
+    """For `nominal-and-worst`: share of the first source; the lowest of all has the rest."""
     credit: Literal["together", "each"] = "together"
-    """`together` combines scores, prefix by prefix, before credit is given; `each` gives every
-    source its credit by itself and weighs it by its slope in the combined score, so that token
-    scores sum to it (Euler weights)."""
+    """`together` combines scores, prefix by prefix, before credit is given. `each` gives every
+    source its own credit and weighs it by its slope in the combined score, so that token scores sum
+    to it (Euler weights)."""
 
     def __post_init__(self) -> None:
         row = named("combination method", self.method, AGGREGATIONS)

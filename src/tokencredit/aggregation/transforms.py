@@ -29,23 +29,25 @@ class ScoreSettings:
     normalization: Literal["none", "running", "scale", "reference"] = field(
         default="none", metadata={"was": "score_normalization"}
     )
-    """`running` subtracts the mean of all scores seen so far and divides by their standard
-    deviation, `scale` divides alone; `reference` takes mean and deviation of responses of the
-    reference, drawn before the first step."""
+    """`running` subtracts the mean of all scores so far and divides by their standard deviation;
+    `scale` only divides; `reference` takes mean and deviation from responses of the reference,
+    drawn before the first step."""
     clip: float | None = field(default=None, metadata={"was": "score_clip"})
     """Largest absolute sequence score, in nats, after normalisation; None for none."""
     ceiling: float | None = None
-    """Largest score that the reward model is believed, in nats as it gives them; None for any."""
+    """Highest score that is believed, in nats as the reward model gives them; higher ones count as
+    this one. None for no ceiling."""
     length_price: float = 0.0
     """What each response token costs, in nats as the reward model gives them."""
     transform: str = "none"
-    """`par` puts in the place of a score how probably the response is better than one of the
-    reference, `lsc` the log-sigmoid of what it is above a good one of these, `nash` how much more
-    probably than not it beats an opponent between policy and reference; `none` keeps it."""
+    """What replaces the score: `par`, how probably the response is better than one of the
+    reference; `lsc`, the log-sigmoid of its lead over a good response of the reference; `nash`, how
+    much more probably than not it beats an opponent between policy and reference; `none` keeps
+    it."""
     slope: float = 1.0
     """For `par` and `nash`: steepness of the probability, per nat."""
     quantile: float = 0.85
-    """For `lsc`: share of the reference's responses that a good one is better than."""
+    """For `lsc`: share of the reference's responses that are worse than a good one."""
 
     def __post_init__(self) -> None:
         named("score.transform", self.transform, SCORE_TRANSFORMS)

@@ -69,31 +69,31 @@ class CreditSettings:
     layer: int = field(default=-1, metadata={"was": "attention_layer"})
     """Layer whose attention is read; -1 is the last."""
     decay: float = field(default=0.5, metadata={"was": "smoothing_decay"})
-    """Decay of smoothed prefix scores: how much of the score before each token stays, from 0 (not
-    smoothed at all) to below 1."""
+    """Decay of smoothed prefix scores: how much of the score before each token remains, from 0 (no
+    smoothing) to below 1."""
     model: str | None = None
     """What the method needs besides the reward model: a policy trained by DPO for log-ratios, a
     token classifier, a rewriter, or a language model whose attention or two prompts are read."""
     reference: str | None = None
     """Reference of a policy trained by DPO; None for the one in its configuration."""
     dpo_beta: float | None = None
-    """Price of a log-ratio; None for the one in the configuration of `model`."""
+    """Beta of a log-ratio; None takes it from the configuration of `model`."""
     clip: float | None = None
-    """Largest absolute log-ratio, in nats, after its price; None for none."""
+    """Largest absolute log-ratio, in nats, after it is multiplied by beta; None for none."""
     score_weight: float = 1.0
     """Weight of the score that `rto` pays on the last token."""
     better_prompt: str = "Write a good answer.\n\n"
-    """What `contrastive-prompts` writes before the prompt for good answers."""
+    """For `contrastive-prompts`: text before the prompt that asks for a good answer."""
     worse_prompt: str = "Write a bad answer.\n\n"
-    """What `contrastive-prompts` writes before the prompt for bad answers."""
+    """For `contrastive-prompts`: text before the prompt that asks for a bad answer."""
     prefixes: Literal["own-text", "one-pass"] = "own-text"
-    """Scores of prefixes by a reward model that reads other tokens than the policy: `own-text`
-    tokenizes the text up to each token by itself, so that later text moves no earlier credit,
-    `one-pass` reads them off one pass over the whole response, which is cheaper."""
+    """How prefixes are scored if the reward model has other tokens than the policy: `own-text`
+    tokenizes the text up to each token by itself, so that later text does not change earlier
+    credit; `one-pass` reads all scores from one pass over the response, which is cheaper."""
     fitted: str | None = None
     """File of mean scores by length and by location, which `tokencredit fit-credit` writes."""
     terminal_share: float = field(default=0.0, metadata={"was": "terminal_share"})
-    """Share of the reward that is paid as a terminal reward instead, 0 to 1."""
+    """Share of the reward that is paid at the end instead, from 0 to 1."""
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     """Settings of methods that ask the reward model more than once."""
     judge: JudgeSettings = field(default_factory=JudgeSettings)

@@ -11,16 +11,16 @@ from tokencredit.text.pooling import Spreading
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """How often methods ask the reward model that ask it more than once."""
+    """Settings of methods that ask the reward model more than once."""
 
     steps: int = field(default=16, metadata={"was": "gradient_steps"})
-    """Gradients per response of integrated gradients."""
+    """For integrated gradients: gradients per response."""
     width: int = field(default=3, metadata={"was": "window_width"})
-    """Most tokens or segments that a window reads at once."""
+    """For windows: most tokens or segments that are read at once."""
     samples: int = field(default=20, metadata={"was": "shapley_samples"})
-    """Orders of the tokens or segments that Shapley values try out; even."""
+    """For Shapley values: orders of the tokens or segments that are tried; even."""
     seed: int = 0
-    """Seed of the orders that are tried out."""
+    """Seed of these orders."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "steps", "width", "samples")
@@ -33,18 +33,18 @@ class JudgeSettings:
     """What the verdicts of classifiers, rewriters and segment models are worth."""
 
     transform: Literal["none", "clip", "delta", "clip-delta"] = "none"
-    """Transform of step scores: `clip` keeps what is below `threshold`, `delta` takes what a step
-    scores above the next one."""
+    """Transform of step scores: `clip` keeps only what is below `threshold`, `delta` takes how much
+    a step scores above the next one."""
     threshold: float = 0.5
     """Probability of a good step below which `clip` charges it."""
     severity_scores: tuple[float, ...] = MQM_SCORES
     """Scores of the classes of a severity classifier, from none to the worst."""
     agreement: float = 1.0
-    """Paid for a token that a rewriter would keep."""
+    """What a token earns that a rewriter would keep."""
     divergence: float = -1.0
-    """Paid for a token that a rewriter would replace."""
+    """What a token earns that a rewriter would replace."""
     margin: float = 1e-3
-    """Nats by which another token must be likelier before it counts as a divergence."""
+    """How much likelier another token must be, in nats, to count as a divergence."""
     spread: Spreading | None = None
     """How segment scores spread over their tokens: `even`, `end` or `copy`; None for the method's
     own."""

@@ -23,17 +23,23 @@ class GuidanceMethod:
     """A published method as settings of the rule.
 
     Attributes:
+        words: how it chooses the next token, in a line.
+        source: the arXiv number of its paper.
         guide: arguments of the guide: `guidance_beta`, which tokens are candidates, `clip`.
         sampling: arguments of `generate()`: the temperature, and a top-k of the sum.
         needs: the reward model: one trained on whole `sequences`, on all their `prefixes`, or one
             that scores the whole `vocabulary` in one pass.
         vocabulary_scores: what of the last is added: its logits, or its log-probabilities.
+        differs: from what was published; empty where nothing is known to differ.
     """
 
+    words: str
+    source: str
     guide: dict[str, Any]
     sampling: dict[str, Any]
     needs: Literal["sequences", "prefixes", "vocabulary"]
     vocabulary_scores: Literal["logits", "logprobs"] = "logits"
+    differs: str = ""
 
     @property
     def draws(self) -> bool:
@@ -44,34 +50,79 @@ class GuidanceMethod:
 _GREEDY = {"do_sample": False}
 _SAMPLED = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
+_ARGS = "the code adds scores to logits, not to log-probabilities, which makes the same choice"
+
 GUIDANCE_METHODS: dict[str, GuidanceMethod] = {
-    # Khanov et al. 2024, arXiv 2402.01694: a reward model of whole responses scores the top k.
-    "args-greedy": GuidanceMethod({"guidance_beta": 1.0, "top_k": 10}, _GREEDY, needs="sequences"),
+    "args-greedy": GuidanceMethod(
+        "takes the largest sum of log-probability and score (ARGS)",
+        "2402.01694",
+        {"guidance_beta": 1.0, "top_k": 10},
+        _GREEDY,
+        needs="sequences",
+        differs=_ARGS,
+    ),
     "args-stochastic": GuidanceMethod(
-        {"guidance_beta": 1.0, "top_k": 10}, _SAMPLED | {"temperature": 0.7}, needs="sequences"
+        "draws by the sum of log-probability and score, at a temperature of 0.7",
+        "2402.01694",
+        {"guidance_beta": 1.0, "top_k": 10},
+        _SAMPLED | {"temperature": 0.7},
+        needs="sequences",
+        differs=_ARGS,
     ),
-    # Rashid et al. 2024, arXiv 2406.07780: the same, the reward model trained on prefixes.
-    "pargs": GuidanceMethod({"guidance_beta": 2.0, "top_k": 10}, _SAMPLED, needs="prefixes"),
-    "pargs-greedy": GuidanceMethod({"guidance_beta": 1.0, "top_k": 10}, _GREEDY, needs="prefixes"),
-    # Deng and Raffel 2023, arXiv 2310.09520: scores are clipped to [0, 1].
+    "pargs": GuidanceMethod(
+        "draws by the sum of log-probability and score of the prefix (PARGS)",
+        "2406.07780",
+        {"guidance_beta": 2.0, "top_k": 10},
+        _SAMPLED,
+        needs="prefixes",
+        differs="the prefix is read as the reward model learnt it; the code reads it otherwise in "
+        "training and in decoding",
+    ),
+    "pargs-greedy": GuidanceMethod(
+        "takes the largest sum of log-probability and score of the prefix",
+        "2406.07780",
+        {"guidance_beta": 1.0, "top_k": 10},
+        _GREEDY,
+        needs="prefixes",
+        differs="as `pargs`",
+    ),
     "rad": GuidanceMethod(
-        {"guidance_beta": 30.0, "top_k": 20, "clip": (0.0, 1.0)}, _SAMPLED, needs="prefixes"
+        "draws by the sum of log-probability and score, clipped to [0, 1] (RAD)",
+        "2310.09520",
+        {"guidance_beta": 30.0, "top_k": 20, "clip": (0.0, 1.0)},
+        _SAMPLED,
+        needs="prefixes",
+        differs="a reward model with other tokens reads the text with the candidate; the code "
+        "tokenises each candidate by itself",
     ),
-    # Rashid et al. 2025, arXiv 2502.04517: the logits of a value model, all of them; the top k is
-    # taken of the sum, so that a token the language model deems absurd can enter.
+    # The top k is taken of the sum, so that a token the language model deems absurd can enter.
     "farma": GuidanceMethod(
-        {"guidance_beta": 1.0, "top_k": 0}, _SAMPLED | {"top_k": 10}, needs="vocabulary"
+        "draws from the 10 largest sums of logit and value, of the whole vocabulary (FaRMA)",
+        "2502.04517",
+        {"guidance_beta": 1.0, "top_k": 0},
+        _SAMPLED | {"top_k": 10},
+        needs="vocabulary",
+        differs="both models keep their caches, which the code does without",
     ),
-    # Xu et al. 2024, arXiv 2410.08193: log-probabilities of an autoregressive reward model. Their
-    # code averages the two and divides the temperature by 1 + alpha: the same law as this sum.
     "genarm": GuidanceMethod(
+        "draws from the product of the policy and an autoregressive reward model (GenARM)",
+        "2410.08193",
         {"guidance_beta": 1.0, "top_k": 0},
         _SAMPLED,
         needs="vocabulary",
         vocabulary_scores="logprobs",
+        differs="the code averages both and divides the temperature by 1 + alpha, which is the "
+        "same law",
     ),
-    # Mudgal et al. 2024, arXiv 2310.17022, token by token: a prefix scorer over the vocabulary.
-    "cd": GuidanceMethod({"guidance_beta": 1.0, "top_k": 0}, _SAMPLED, needs="vocabulary"),
+    "cd": GuidanceMethod(
+        "draws by the sum of log-probability and value of each next token (controlled decoding)",
+        "2310.17022",
+        {"guidance_beta": 1.0, "top_k": 0},
+        _SAMPLED,
+        needs="vocabulary",
+        differs="the value of every token comes from one pass; the formula is from memory of the "
+        "paper",
+    ),
 }
 """The rule with the settings of each paper or its code. Scores of reward models differ in scale by
 orders of magnitude: `guidance_beta` is where to start, not what to keep."""

@@ -24,13 +24,13 @@ class GroupColumns:
     """Names of the columns of answers, one a row or a list of them."""
 
     prompt: str | None = None
-    """Prompts, texts or lists of chat messages; None takes `prompt` or another usual name; an empty
-    name for answers that stand alone, which are then all compared."""
+    """Prompts, texts or lists of chat messages. None takes `prompt` or another usual name. An empty
+    name is for answers without a prompt, which are then all compared."""
     response: str = "response"
     """Single answers; the rows of the same prompt stand together."""
     responses: str | None = None
-    """Lists of answers; None takes the usual names, or a pair as a list of two. What is known of
-    them then stands in lists."""
+    """Lists of answers; None takes the usual names, or a pair as a list of two. Ratings, scores and
+    the like are then lists too."""
     rating: str = "rating"
     """Ratings, more for better answers."""
     error: str = "error"
@@ -38,12 +38,12 @@ class GroupColumns:
     score: str = "score"
     """Scores by a reward model."""
     group: str = "group"
-    """What tells answers apart that do not mean the same: a text or number."""
+    """Groups of answers that mean the same: a text or a number."""
     features: str = "features"
     """Vectors of answers, or of prompts for `contrast`."""
     scale: tuple[float, float] | None = None
-    """The least and the greatest of all ratings, such as `[1, 5]`; a row with another cannot be
-    used. None takes every number."""
+    """Lowest and highest rating, such as `[1, 5]`; a row outside cannot be used. None allows every
+    number."""
 
 
 @dataclass

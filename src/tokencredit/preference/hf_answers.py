@@ -39,16 +39,16 @@ class AnswerColumns:
     """Names of the columns of answers."""
 
     prompt: str | None = None
-    """Prompts, texts or lists of chat messages; None takes `prompt` or another usual name where one
-    is there, or else what both texts of a pair begin with; an empty name for answers that stand
-    alone."""
+    """Prompts, texts or lists of chat messages. None takes `prompt` or another usual name; without
+    one, the prompt is what both texts of a pair begin with. An empty name is for answers without a
+    prompt."""
     chosen: str = "chosen"
     """The preferred responses of pairs."""
     rejected: str = "rejected"
     """The others."""
     chosen_score: str | None = None
-    """Scores of preferred responses; None takes `chosen_score` or `score_chosen` where it is there,
-    and else the column `margin` as the difference of both scores."""
+    """Scores of preferred responses. None takes `chosen_score` or `score_chosen`, or else the
+    column `margin` as the difference of both scores."""
     rejected_score: str | None = None
     """Scores of the others."""
     soft_label: str = "soft_label"

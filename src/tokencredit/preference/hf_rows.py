@@ -26,11 +26,11 @@ class DatasetSettings:
     revision: str | None = None
     """Branch, tag or commit of a dataset id; None for the newest."""
     streaming: bool = False
-    """Take the rows of a folder or id as they come, without a copy of all on the disk: for large
-    datasets with `limit`."""
+    """Read the rows of a folder or id one by one, without a copy of the dataset on the disk; for
+    large datasets with `limit`."""
     bad_rows: Literal["skip", "error"] = field(default="skip", metadata={"was": "unusable"})
-    """What a row that cannot be used does: `skip` leaves it out, counts it and writes the reason
-    beside the output; `error` ends the job."""
+    """What happens to a row that cannot be used: `skip` leaves it out, counts it and writes the
+    reason beside the output; `error` ends the job."""
 
     def collecting(self) -> "list[LeftOut] | None":
         """Where rows are put that are left out; None where a bad row is an error."""

@@ -44,30 +44,31 @@ class BuilderSettings:
     """How pairs are made of answers."""
 
     z: float = 3.0
-    """Standard errors of their difference by which two ratings differ, of `ratings` and `aspects`.
-    Without a column of errors they differ if they are not the same."""
+    """For `ratings` and `aspects`: how many standard errors of their difference two ratings must be
+    apart to count as different. Without a column of errors they differ if they are not equal."""
     best_share: float = 1.0
-    """Share of the best answers to a prompt that may be preferred, of `ratings` and `aspects`."""
+    """For `ratings` and `aspects`: share of the answers to a prompt, the best ones, that may be
+    preferred."""
     factors: tuple[str, ...] = ()
-    """Columns of numbers that `factors` compares by, the most important first.
-    A minus before a name says that less is better: `-errors`."""
+    """For `factors`: columns of numbers to compare by, the most important first. A minus before a
+    name means that less is better: `-errors`."""
     thresholds: tuple[float, ...] = ()
-    """Difference that decides, of each of the `factors`, in standard deviations over all answers.
-    As many numbers as factors, or none for 0."""
+    """For `factors`: difference from which on each factor decides, in standard deviations over all
+    answers. One number per factor, or none for 0."""
     least_share: float = 0.5
-    """Share of the answers to a prompt that have to say the same, of `consensus`."""
+    """For `consensus`: share of the answers to a prompt that must say the same."""
     count: int = 100
-    """Number of pairs to ask about, of `design`."""
+    """For `design`: number of pairs to ask about."""
     ridge: float = 1.0
-    """Knowledge before any answer, of `design`: above 0, in the unit of squared features."""
+    """For `design`: what is known before any answer, above 0, in the unit of squared features."""
     least_likeness: float = 0.75
-    """Likeness below which prompts ask for something else altogether, of `contrast`."""
+    """For `contrast`: likeness below which prompts ask for different things."""
     most_likeness: float = 0.9
-    """Likeness above which prompts ask for the same, of `contrast`."""
+    """For `contrast`: likeness above which prompts ask for the same."""
     most_pairs: int | None = None
-    """Most pairs of one prompt, drawn by the seed; None takes all."""
+    """Most pairs of one prompt, drawn at random; None takes all."""
     seed: int = 0
-    """Seed of what is drawn."""
+    """Seed of the draws."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "most_pairs", "count")

@@ -11,16 +11,18 @@ from tokencredit.aggregation.transforms import SCORE_TRANSFORMS
 from tokencredit.credit.evidence import NEEDS
 from tokencredit.credit.methods import CREDIT_METHODS
 from tokencredit.decoding.rules import GUIDANCE_METHODS
-from tokencredit.decoding.search.hf_methods import SEARCHES
+from tokencredit.decoding.search.hf_methods import SEARCHES, Search
 from tokencredit.judge.setups import ASKS, JUDGE_SETUPS
 from tokencredit.names import require_named
 from tokencredit.policy.constraints import CONSTRAINTS
 from tokencredit.policy.losses.methods import PREFERENCE_LOSSES
+from tokencredit.policy.losses.token_weights import TOKEN_WEIGHTS
 from tokencredit.policy.methods import ALGORITHMS
 from tokencredit.policy.objectives import OBJECTIVE_MIXES
 from tokencredit.policy.selection import SELECTIONS
 from tokencredit.policy.setups import ONLINE_SETUPS, ROW_KINDS
 from tokencredit.preference.builders import PAIR_BUILDERS
+from tokencredit.recipes.preferences.settings import TokenWeightSettings
 from tokencredit.reward_model.objectives import OBJECTIVES
 
 
@@ -30,7 +32,7 @@ class MethodsConfig:
 
     kind: str | None = None
     """`credit`, `transform`, `combination`, `mix`, `constraint`, `selection`, `algorithm`, `loss`,
-    `setup`, `objective`, `judge`, `builder` or `generation`; None shows all tables."""
+    `weight`, `setup`, `objective`, `judge`, `builder` or `generation`; None shows all tables."""
 
     def __post_init__(self) -> None:
         if self.kind is not None:
@@ -180,17 +182,46 @@ def _builder() -> Table:
     return _table("Builders of pairs", columns, rows)
 
 
+def _weight() -> Table:
+    rows = (
+        (
+            name,
+            one.words,
+            one.needs or "nothing",
+            ", ".join(f"{option} {getattr(TokenWeightSettings, option)}" for option in one.options),
+        )
+        for name, one in TOKEN_WEIGHTS.items()
+    )
+    columns = ("--token_weights.kind", "weighs", "needs", "options")
+    return _table("Weights of tokens", columns, rows)
+
+
+GUIDES = {
+    "sequences": "a reward model of whole responses",
+    "prefixes": "a reward model trained on prefixes",
+    "vocabulary": "a model that scores the vocabulary",
+}
+"""What a method that chooses token by token needs, in words."""
+
+JUDGES = {"reward model": "a reward model", "implicit model": "a model that DPO trained"}
+"""What a search needs, in words."""
+
+
+def search_needs(search: Search) -> str:
+    """The models that a search asks besides the one that writes, in words."""
+    return " and ".join(JUDGES[need] for need in search.needs) or "nothing"
+
+
 def _generation() -> Table:
     guided = (
-        (name, "guidance", f"a reward model of {one.needs}", "guidance")
-        for name, one in GUIDANCE_METHODS.items()
+        (name, one.words, GUIDES[one.needs], "guidance") for name, one in GUIDANCE_METHODS.items()
     )
     searches = (
-        (name, "search", " and ".join(one.needs) or "nothing", one.settings or "")
+        (name, one.words, search_needs(one), one.settings or "none")
         for name, one in SEARCHES.items()
     )
-    columns = ("--method", "kind", "needs", "settings")
-    return _table("Methods of generate", columns, [*searches, *guided])
+    columns = ("--method", "what it does", "needs", "settings")
+    return _table("Methods of generate", columns, [*guided, *searches])
 
 
 KINDS: dict[str, Callable[[], Table]] = {
@@ -202,6 +233,7 @@ KINDS: dict[str, Callable[[], Table]] = {
     "selection": _selection,
     "algorithm": _algorithm,
     "loss": _loss,
+    "weight": _weight,
     "setup": _setup,
     "objective": _objective,
     "judge": _judge,

@@ -68,15 +68,15 @@ class QuickstartConfig:
     """Settings of the quickstart.
 
     Attributes:
-        output: folder for models, runs, figures and the report.
-        steps: PPO steps per credit.
-        batch_size: responses per PPO step.
-        reviews: texts of the language model and pairs of the reward model.
-        max_new_tokens: words per response.
-        learning_rate: of PPO, the same for every credit.
-        gae_lambda: of PPO, the same for every credit.
-        seed: of everything random.
-        progress: show progress bars.
+        output: Folder for models, runs, figures and the report.
+        steps: PPO steps for each credit.
+        batch_size: Responses per PPO step.
+        reviews: How many texts the language model and how many pairs the reward model learns from.
+        max_new_tokens: Most words of a response.
+        learning_rate: Learning rate of PPO, the same for every credit.
+        gae_lambda: Lambda of GAE, the same for every credit.
+        seed: Seed of everything random.
+        progress: Show progress bars.
     """
 
     output: str = "output/quickstart"

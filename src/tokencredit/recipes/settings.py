@@ -182,10 +182,10 @@ class LoadingSettings:
     attn_implementation: str | None = None
     """Attention implementation of transformers; None for its default."""
     pad_token: str | None = None
-    """Token to pad with, where the tokenizer names none. A classifier in training may take a new
-    one; everywhere else it is of the vocabulary."""
+    """Token to pad with, if the tokenizer names none. A classifier in training may add a new one;
+    everywhere else it must be in the vocabulary."""
     trust_remote_code: bool = False
-    """Run code that comes with a model; off unless you trust its author."""
+    """Run code that comes with a model. Leave it off unless you trust the author."""
 
     @property
     def of_frozen(self) -> dict[str, Any]:
@@ -195,7 +195,7 @@ class LoadingSettings:
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """A low-rank adapter that is trained in the place of all weights."""
+    """A low-rank adapter, trained instead of all weights."""
 
     rank: int = 0
     """Rank of the adapter; 0 trains all weights."""
@@ -203,9 +203,9 @@ class LoraSettings:
     """Scale of the adapter."""
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Layers that get an adapter: the ends of their names, such as `[q_proj, v_proj]`, or
-    `all-linear` for all linear layers but the head."""
+    `all-linear` for all linear layers except the head."""
     dropout: float = 0.0
-    """Share of the inputs of the adapter that training sets to zero."""
+    """Share of the inputs of the adapter that are set to zero in training."""
     quantization: Literal["4bit"] | None = None
     """`4bit` keeps the frozen weights under the adapter in 4 bits (QLoRA), which needs bitsandbytes
     and a GPU; None keeps them in `loading.dtype`."""
@@ -234,14 +234,14 @@ class TrainingSettings:
     epochs: float = 1.0
     """Passes over the data."""
     max_steps: int | None = None
-    """Optimiser steps in the place of `epochs`; None counts epochs."""
+    """Optimiser steps, instead of `epochs`; None goes by epochs."""
     batch_size: int = 16
     """Rows per process and backward pass; pairs count once."""
     gradient_accumulation: int = 1
     """Backward passes per optimiser step."""
     learning_rate: float | None = None
-    """Highest of AdamW's, reached after the warm-up; a cosine takes it to 0. None takes that of the
-    recipe, which is ten times as high with LoRA."""
+    """Highest learning rate of AdamW, reached after the warm-up; a cosine takes it to 0. None takes
+    the default of the recipe, which is ten times as high with LoRA."""
     warmup: float = 0.05
     """Share of the steps in which the learning rate rises."""
     weight_decay: float = 0.0
@@ -254,14 +254,13 @@ class TrainingSettings:
     """Compute activations again in the backward pass instead of keeping them: less memory, about a
     third more time, the same numbers."""
     log_every: int = setting(10, free=True)
-    """Optimiser steps from one row of `metrics.jsonl` to the next; the first step has one too."""
+    """Optimiser steps between two rows of `metrics.jsonl`; the first step has a row too."""
     evaluate_every: int | None = setting(None, free=True)
-    """Optimiser steps from one evaluation on held-out data to the next; None evaluates at the end
-    alone."""
+    """Optimiser steps between two evaluations on held-out data; None evaluates only at the end."""
     checkpoint_every: int = setting(100, free=True)
-    """Optimiser steps from one checkpoint to the next."""
+    """Optimiser steps between two checkpoints."""
     keep: int = setting(2, free=True)
-    """Checkpoints that stay while the run goes on; all go when the model is written."""
+    """How many checkpoints are kept during the run; all are removed when the model is written."""
     report_to: tuple[str, ...] = setting((), free=True)
     """Trackers that the Trainer of transformers knows, for example `tensorboard`, `wandb`, `mlflow`
     or `trackio`."""
@@ -292,14 +291,15 @@ def settle_learning_rate(config: Any, *, of_all: float, of_lora: float | None = 
 
 @dataclass(frozen=True)
 class HeldOutSettings:
-    """What a supervised recipe is judged by: rows that it does not train on."""
+    """Held-out rows, which are not trained on and by which the result is judged."""
 
     data: str | None = setting(None, was="eval_data")
-    """Held-out data of the form of `data`; None holds rows of `data` out."""
+    """Held-out data in the format of `data`; None holds out rows of `data`."""
     split: str | None = setting(None, was="eval_split")
     """Split of a dataset folder or id; None for that of the training data."""
     share: float = setting(0.05, was="held_out")
-    """Share of the different prompts or texts held out where `data` is None; 0 holds none out."""
+    """Share of the different prompts or texts that is held out where `evaluation.data` is None; 0
+    holds out none."""
 
     def __post_init__(self) -> None:
         require_share(self, "share", room="evaluation.")

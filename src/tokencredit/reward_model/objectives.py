@@ -48,17 +48,16 @@ class LossSettings:
     """Options of the losses of reward models."""
 
     centering: float = field(default=0.0, metadata={"was": "center_rewards_coefficient"})
-    """Centring of pairs: price of the squared sum of their scores, per squared nat, which keeps
-    scores around 0."""
+    """For pairs: price of the squared sum of both scores, per squared nat, which keeps scores
+    around 0."""
     label_smoothing: float = 0.0
-    """Share of pairs whose preference is taken to be the wrong way round: a, where every
-    preference is right with the probability 1 - a."""
+    """Share of pairs that are taken to be labelled the wrong way round."""
     bootstrap_lambda: float = 0.95
-    """Lambda of `bootstrapped` positions: from 0, only the next score counts (CD-Q as published),
-    to 1, only the label or rating, which is `every`."""
+    """For `bootstrapped` positions: 0 learns from the next score alone (CD-Q as published), 1 from
+    the label or rating alone, which is `every`."""
     prefix_weights: Literal["equal", "length"] = "equal"
-    """Weights of labels and ratings at `every` position: how much each prefix of a response counts;
-    with `length` in proportion to its tokens (RAD)."""
+    """For labels and ratings at `every` position, how much each prefix of a response counts: all
+    the same (`equal`), or in proportion to its tokens (`length`, RAD)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 0.5:

@@ -34,9 +34,9 @@ class QuestionSettings:
     """Name of a set-up in docs/judges.md, or `module:function`, a Python function that returns a
     `JudgeSetup` of your own."""
     principle: str = ""
-    """What to judge by, for set-ups with a principle."""
+    """What to judge by, for set-ups that have a principle."""
     rubric: str = ""
-    """Criteria to judge by, the same for every prompt, for set-ups with a rubric."""
+    """Criteria to judge by, the same for every prompt, for set-ups that have a rubric."""
 
     def __post_init__(self) -> None:
         if self.setup and not names_function(self.setup):
@@ -82,15 +82,17 @@ class AskingSettings(QuestionSettings):
     seed: int = 0
     """Seed of the orders in which responses are shown, and of texts that are drawn."""
     ask_again: int = 0
-    """How often a question whose reply cannot be read is asked again, with a temperature alone."""
+    """How often a question is asked again when its reply cannot be read; only with a temperature
+    above 0."""
     most_unreadable: float = 0.05
-    """Share of all verdicts, of at least a hundred, that may be unreadable before the run stops."""
+    """Share of the verdicts that may be unreadable before the run stops, once there are a
+    hundred."""
     concurrency: int = 8
-    """Questions that an endpoint is asked at the same time."""
+    """Questions that are sent to an endpoint at the same time."""
     top_logprobs: int = 20
-    """Tokens whose log-probabilities an endpoint lists where one token answers."""
+    """How many tokens an endpoint returns log-probabilities of, where one token is the answer."""
     token_variable: str | None = None
-    """Name of the environment variable that holds the token of an endpoint; None for none."""
+    """Environment variable that holds the token of an endpoint; None for none."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "max_new_tokens", "concurrency", "top_logprobs")

@@ -30,8 +30,8 @@ class SegmentEndSettings:
     kind: Literal["ngram", "sentence", "clause", "entropy"] = field(
         default="ngram", metadata={"was": "segments"}
     )
-    """`ngram` of `length` tokens, `sentence` or `clause` of the text, `entropy` before tokens where
-    that of the reference exceeds `entropy`."""
+    """`ngram`: every `length` tokens. `sentence` or `clause`: by the text. `entropy`: before tokens
+    where the entropy of the reference exceeds `entropy`."""
     length: int = field(default=5, metadata={"was": "segment_length"})
     """Tokens of an `ngram`."""
     entropy: float = 2.0

@@ -23,11 +23,11 @@ class RewardSource:
     """One source of reward."""
 
     model: str
-    """Hub id or folder of a reward model, the address, `http(s)://...`, of a `tokencredit serve`,
-    `vllm+http(s)://...` of a vLLM server that scores, with `#` and the model's folder or Hub id
-    where that is another here, or `module:function`, a Python function from prompts and responses
-    to scores. With a credit of its own that needs no reward model, `fine-grained` for example, the
-    model of that credit."""
+    """Hub id or folder of a reward model; the address of a `tokencredit serve`, `http(s)://...`, or
+    of a vLLM server that scores, `vllm+http(s)://...`, followed by `#` and the model's folder or
+    Hub id if it has another name here; or `module:function`, a Python function from prompts and
+    responses to scores. If its own credit needs no reward model, as `fine-grained`, the model of
+    that credit."""
     name: str = ""
     """Name in metrics and samples; empty for the last part of `model`."""
     weight: float = 1.0
@@ -35,8 +35,8 @@ class RewardSource:
     score: ScoreSettings = field(default_factory=ScoreSettings)
     """What is done to its score before it is combined and spread."""
     credit: CreditSettings | None = None
-    """A credit of its own; None takes the credit of the run, which all sources without one share:
-    their scores are combined before it."""
+    """Its own credit. None takes the credit of the run; the scores of all sources without their own
+    are combined before it."""
     segments: SegmentSettings | None = None
     """How responses are cut for its own credit; None for the segments of the run."""
     reading: ReadingSettings | None = None

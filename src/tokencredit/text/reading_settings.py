@@ -13,17 +13,19 @@ class ReadingSettings:
     """How a model reads texts, where its configuration does not say or shall not decide."""
 
     template: Template = "auto"
-    """`chat` renders with the chat template, a text as one message of the user; `plain` joins
-    prompt and response; `pair` gives an encoder both as a pair of sentences. `auto` is as the
-    model was trained; for models of others `chat` where the tokenizer has a chat template, `pair`
-    for encoders with one output that are given pairs, `plain` elsewhere."""
+    """`chat` renders with the chat template, and a plain text as one message of the user; `plain`
+    joins prompt and response; `pair` gives both to an encoder as a pair of sentences. `auto` does
+    what the model was trained with. For models that do not say, it is `chat` where the tokenizer
+    has a chat template, `pair` for encoders with one output that are given pairs, and `plain`
+    otherwise."""
     append_eos: bool | None = None
-    """End plain responses that ended with the end of sequence. None is as the model was trained; in
-    training it is yes for causal models, and for models of others, which do not say, no."""
+    """Whether a plain response that ended gets an end-of-sequence token. None does what the model
+    was trained with. In training that is yes for causal models; for a model that does not say, it
+    is no."""
     turn_ends: tuple[str, ...] = ()
     """Tokens that end a response, besides those that tokenizer and model declare."""
     chat_template: str | None = None
-    """A chat template, or a file with one, in the place of that of the tokenizer."""
+    """A chat template, or a file with one, instead of the tokenizer's."""
 
 
 def require_writer(settings: ReadingSettings, *, name: str) -> None:

@@ -44,25 +44,26 @@ class SegmentSettings:
     """How responses are cut into segments, and what segments are for."""
 
     kind: SegmentKind = field(default="none", metadata={"was": "segments"})
-    """`ngram` of `length` tokens, `random-ngram` of 1 to 10, `sentence`, `clause` and `phrase` of
-    the text, `spans` that `function` finds in it, `entropy` before tokens where that of the
-    reference exceeds `entropy`, `perplexity` where the reference is more surprised than before."""
+    """`ngram`: every `length` tokens; `random-ngram`: 1 to 10 tokens; `sentence`, `clause` and
+    `phrase`: by the text; `spans`: those that `function` finds; `entropy`: before tokens where the
+    entropy of the reference exceeds `entropy`; `perplexity`: where the reference is more surprised
+    than before; `none`: no segments."""
     length: int = field(default=5, metadata={"was": "segment_length"})
-    """Tokens of an `ngram`; of a `phrase`, the most words that it may have."""
+    """For `ngram`: its tokens; for `phrase`: the most words."""
     entropy: float = field(default=2.0, metadata={"was": "segment_entropy"})
     """Entropy above which a token begins a segment, in nats."""
     use: Literal["pay-at-end", "macro-actions"] = field(
         default="pay-at-end", metadata={"was": "segment_use"}
     )
-    """`pay-at-end` sums the token scores of a segment and pays them at its last token,
-    `macro-actions` leaves them and estimates one advantage per segment."""
+    """`pay-at-end` pays the sum of a segment's token scores at its last token; `macro-actions`
+    leaves them and estimates one advantage per segment."""
     close: Literal["at-end", "when-shown"] = "at-end"
-    """`at-end` ends a segment at its own last token, which the next ones show where the text, its
-    `perplexity` or an end of sequence decides. `when-shown` ends it at the token that shows its
-    end, so that no token is paid for what comes after it."""
+    """`at-end` ends a segment at its last token. That it is the last one may show only later, where
+    the text, its `perplexity` or an end of sequence decides. `when-shown` ends it at the token that
+    shows its end, so that no token is paid for what comes after it."""
     function: str | None = None
-    """Function of `spans`: `module:function`, a Python function from the text of a response to a
-    list of (start, end) in characters, in the order of the text."""
+    """For `spans`: `module:function`, a Python function from the text of a response to a list of
+    (start, end) in characters, in the order of the text."""
 
     def __post_init__(self) -> None:
         if self.length < 1:

@@ -154,11 +154,14 @@ def test_a_row_in_a_table_is_a_method_of_the_command_line(models, tmp_path, monk
         return drawn
 
     asked: list[tuple[int, int]] = []
-    monkeypatch.setitem(SEARCHES, "best-of-twice", Search(best_of_twice, settings="chunk_beam"))
+    twice = Search("n and n responses", "2 n responses", best_of_twice, settings="chunk_beam")
+    monkeypatch.setitem(SEARCHES, "best-of-twice", twice)
     monkeypatch.setitem(
         GUIDANCE_METHODS,
         "against",
         GuidanceMethod(
+            "away from a model",
+            "",
             {"guidance_beta": -2.0, "top_k": 0},
             {"do_sample": False},
             needs="vocabulary",

@@ -31,19 +31,19 @@ class CardsSettings:
     """CARDS: segments that are each drawn until one is good enough."""
 
     target_reward: float | None = None
-    """What a response should score, in units of the reward model; needed."""
+    """What a good response scores, in units of the reward model; needed."""
     acceptance_beta: float = 0.7
-    """How far below its threshold a score may lie, in the same unit."""
+    """How far below the threshold a score may be, in the same unit."""
     threshold_start: float = 0.5
-    """Where the threshold begins, from the score of the prompt, 0, to `target_reward`, 1."""
+    """Where the threshold starts: 0 is the score of the prompt, 1 is `target_reward`."""
     entropy_threshold: float = 3.0
-    """Nats of the next token at which a segment ends."""
+    """Entropy of the next token, in nats, at which a segment ends."""
     min_segment_tokens: int = 4
-    """No end by entropy before this many."""
+    """A segment does not end by entropy before this many tokens."""
     max_segment_tokens: int = 64
-    """A segment ends here in any case."""
+    """Most tokens of a segment."""
     max_proposals: int = 20
-    """After so many rejections in one place the best of them is taken."""
+    """After this many rejections in one place, the best of them is taken."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "max_proposals")

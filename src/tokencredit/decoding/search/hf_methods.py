@@ -94,9 +94,9 @@ class TreeBonSettings:
     """TreeBoN: a tree of `n` beginnings in every layer."""
 
     layers: int = 4
-    """Each writes its share of the tokens."""
+    """Number of layers; each writes its share of the tokens."""
     children: int = 2
-    """Continuations of each beginning that is kept; n / children are."""
+    """Continuations of each beginning that is kept; n / children beginnings are kept."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "layers", "children")
@@ -107,7 +107,7 @@ class RejectionSettings:
     """Speculative rejection: `n` beginnings, fewer at every check."""
 
     share: float = field(default=0.5, metadata={"was": "rejection_share"})
-    """Share of the beginnings still running that each check rejects; from 0 to below 1."""
+    """Share of the running beginnings that each check rejects; from 0 to below 1."""
     check_every: int = 16
     """Tokens between two checks."""
 
@@ -126,7 +126,7 @@ class ImplicitBeamSettings:
     beams: int = 5
     """Beginnings that are followed."""
     top_k: int = 10
-    """This many most probable tokens of each beam are tried; 0 for all."""
+    """How many likeliest tokens of each beam are tried; 0 for all."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "beams")
@@ -139,6 +139,8 @@ class Search:
     """A search as commands know it.
 
     Attributes:
+        words: what it does, in a line.
+        cost: what the models write and read for one response.
         function: from a task and the search's settings to one response per prompt.
         settings: name of the group of settings that it reads; None if there is none.
         needs: which models it asks, besides the one that writes.
@@ -146,8 +148,12 @@ class Search:
         whole: whether it draws whole responses and nothing else, which a server can do for it.
         require: raises ConfigError for settings, sampling and n that do not fit each other.
         known_kl: what sampling and n alone say of the divergence from the language model, in nats.
+        source: the arXiv number of its paper; empty where it is common knowledge.
+        differs: from what was published; empty where nothing is known to differ.
     """
 
+    words: str
+    cost: str
     function: Callable[[SearchTask, Any], SearchOutput]
     settings: str | None = None
     needs: tuple[Literal["reward model", "implicit model"], ...] = ("reward model",)
@@ -155,6 +161,8 @@ class Search:
     whole: bool = False
     require: Callable[[Any, Sampling, int], None] = lambda _settings, _sampling, _n: None
     known_kl: Callable[[Sampling, int], dict[str, float]] = lambda _sampling, _n: {}
+    source: str = ""
+    differs: str = ""
 
 
 def _unguided(task: SearchTask, _settings: None) -> SearchOutput:
@@ -233,29 +241,70 @@ def _implicit_beam(task: SearchTask, settings: ImplicitBeamSettings) -> SearchOu
 
 
 SEARCHES: dict[str, Search] = {
-    "unguided": Search(_unguided, needs=(), whole=True),
+    "unguided": Search(
+        "writes one response as the policy does", "one response", _unguided, needs=(), whole=True
+    ),
     "best-of-n": Search(
+        "draws n whole responses and keeps the best",
+        "n responses, each read once",
         _best_of_n,
         whole=True,
         require=lambda _settings, sampling, n: require_different(sampling, n),
         known_kl=_best_of_n_kl,
     ),
-    # Li et al. 2024, arXiv 2406.16306.
-    "cards": Search(_cards, settings="cards", require=_require_target),
-    # Mudgal et al. 2024, arXiv 2310.17022, with one beam.
-    "chunk-beam": Search(_chunk_beam, settings="chunk_beam"),
-    # Qiu et al. 2024, arXiv 2410.16033.
+    "cards": Search(
+        "draws each segment until one is good enough (CARDS)",
+        "all segments that are drawn; the text is read after each",
+        _cards,
+        settings="cards",
+        require=_require_target,
+        source="2406.16306",
+        differs="tokens are drawn at a temperature of 1, not `acceptance_beta`, from all and not "
+        "40; an end of sequence ends a response; the best of 20 proposals is taken, not of 21; "
+        "rejected tokens leave the cache, and the mask keeps its width, which the code cuts to one "
+        "column",
+    ),
+    "chunk-beam": Search(
+        "draws n chunks after each beginning and goes on with the best",
+        "n chunks for each one that is kept; the text is read after each",
+        _chunk_beam,
+        settings="chunk_beam",
+        source="2310.17022",
+        differs="more than one beam is ours; an ended response stays among the beams with its "
+        "score",
+    ),
     "tree-bon": Search(
+        "grows a tree of beginnings and prunes it by an implicit reward (TreeBoN)",
+        "at most n responses, which the DPO model and its reference read layer by layer, and the "
+        "reward model at the end",
         _tree_bon,
         settings="tree_bon",
         needs=("reward model", "implicit model"),
         require=_require_tree,
+        source="2410.16033",
+        differs="weights 1/i count response tokens from 1; equal layers and n beginnings in each "
+        "are from memory of the paper",
     ),
-    # Sun et al. 2024, arXiv 2410.20290.
-    "speculative-rejection": Search(_speculative_rejection, settings="rejection"),
-    # Rafailov et al. 2024, arXiv 2404.12358.
+    "speculative-rejection": Search(
+        "begins n responses and gives up the worst on the way",
+        "less than n responses; all beginnings are read at every check",
+        _speculative_rejection,
+        settings="rejection",
+        source="2410.20290",
+        differs="checks come after a fixed number of tokens, not when the memory of a device is "
+        "full; an ended response stays for the last choice",
+    ),
     "implicit-beam": Search(
-        _implicit_beam, settings="implicit_beam", needs=("implicit model",), draws=False
+        "follows the beams with the largest log-ratios of a model that DPO trained",
+        "`implicit_beam.beams` responses, which the DPO model and its reference read by tokens",
+        _implicit_beam,
+        settings="implicit_beam",
+        needs=("implicit model",),
+        draws=False,
+        source="2404.12358",
+        differs="beams go by the sum of log-ratios; the paper's experiments, as far as known, by "
+        "the likelihood of the DPO model, which is `implicit_beam_search(reference=None)` in "
+        "Python",
     ),
 }
 """Searches judge whole responses, or beginnings that are longer than a token; methods that choose

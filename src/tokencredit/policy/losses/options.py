@@ -14,58 +14,61 @@ class PreferenceLossSettings:
     """Options of losses; None takes the default of the loss, which `tokencredit methods` lists."""
 
     dpo_beta: float | None = None
-    """Price of a log-ratio, or of a log-probability where there is no reference; the eta of
+    """Beta: price of a log-ratio, or of a log-probability where there is no reference; eta of
     INPO."""
     margin: float | None = None
-    """What the chosen side shall be ahead, in nats after the price: gamma of SimPO, delta of
+    """How far the chosen side should be ahead, in nats after beta: gamma of SimPO, delta of
     SLiC."""
     label_smoothing: float | None = None
-    """Probability that a label is flipped, of `cdpo` and `robust`."""
+    """For `cdpo` and `robust`: probability that a label is flipped."""
     bias: float | None = None
-    """What the score of the other side is multiplied by, of `cpl` and `cpl-kl`: lambda."""
+    """For `cpl` and `cpl-kl`: lambda, which multiplies the score of the rejected side."""
     tau: float | None = None
-    """Temperature of the mix of `discopop`."""
+    """For `discopop`: temperature of the mix."""
     reference_share: float | None = None
-    """Share of the reference in the anchor of `inpo`, tau / eta; the rest is the start's."""
+    """For `inpo`: share of the reference in the anchor, tau / eta; the start has the rest."""
     own_weight: float | None = None
-    """Weight of the preference that is learnt, of `modpo`; the scores of the data have the rest."""
+    """For `modpo`: weight of the preference that is learnt; the scores of the data have the
+    rest."""
     strength: float | None = None
-    """Alpha: of the divergences of `tdpo1`, `tdpo2` and `superhf`, of the likelihoods of
-    `vpo-online` and `vpo-offline`; of what the teachers say of `dckd`, and of `adpa`, gamma
-    there."""
+    """Alpha, a weight: for `tdpo1`, `tdpo2` and `superhf` of the divergences; for `vpo-online` and
+    `vpo-offline` of the likelihoods; for `dckd` and `adpa` of what the teachers say (gamma of
+    ADPA)."""
     calibration: Literal["chosen", "rejected", "both"] | None = None
-    """Responses that stand for the calibration policy of `vpo-online` and `vpo-offline`."""
+    """For `vpo-online` and `vpo-offline`: which responses stand for the calibration policy."""
     list_temperature: float | None = None
-    """Temperature of the rewards of `brain`, of the scores of `dft` and `dft2`."""
+    """Temperature: for `brain` of the rewards, for `dft` and `dft2` of the scores."""
     average_rate: float | None = None
-    """Rate of the running averages of `dft` and `dft2`; 1 keeps nothing."""
+    """For `dft` and `dft2`: rate of the running averages; 1 keeps nothing of the past."""
     sft_coef: float | None = None
-    """Price of the likelihood of the best response, of `pro` and `rrhf`, and of the chosen one of
-    `dckd` and `adpa`."""
+    """Weight of the likelihood: for `pro` and `rrhf` of the best response, for `dckd` and `adpa` of
+    the chosen one."""
     ratio: Ratio | None = None
-    """Ratio to the reference of `a-lol`: of the `sequence`, of each `token`, or `none`."""
+    """For `a-lol`: ratio to the reference, of the `sequence`, of each `token`, or `none`."""
     ratio_clip: float | None = None
-    """How far that ratio may be from 1."""
+    """For `a-lol`: how far that ratio may be from 1."""
     prompt_value: Literal["head", "none"] | None = None
-    """What `a-lol` takes off a reward: a `head` on the frozen model's state at the end of the
-    prompt, or `none`. What is left below 0 is not learnt from."""
+    """For `a-lol`: what is subtracted from a reward, the value of the prompt by a `head` on the
+    frozen model's state at its end, or `none`. Responses that are then below 0 are not learnt
+    from."""
     extrapolation: float | None = None
-    """How far the target of `aligndistil` goes beyond the teacher: a factor on what `adaptive`
+    """For `aligndistil`: how far the target goes beyond the teacher, as a factor on what `adaptive`
     names. Published with 10 on given answers, 15 on those that the policy draws."""
     adaptive: Adaptive | None = None
-    """What that follows at each token, of `aligndistil`: the `distance` of the two teachers, the
-    size of `credit`, or `none` for the same everywhere."""
+    """For `aligndistil`: what that factor multiplies at each token: the `distance` of the two
+    teachers, the size of the `credit`, or `none` for the same everywhere."""
     anchor: Anchor | None = None
-    """Where the target of `aligndistil` starts: the `teacher`, or its `reference`."""
+    """For `aligndistil`: where the target starts, at the `teacher` or at its `reference`."""
     scaling: Scaling | None = None
-    """What a token of `aligndistil` weighs: `inverse` to how far its target goes, as published, or
+    """For `aligndistil`: weight of a token, `inverse` to how far its target goes, as published, or
     `even`."""
     top_k: int | None = None
-    """Tokens that are kept of a teacher's distribution, the others as one; 0 keeps all. With a
-    number what the teachers say is computed once, before training."""
+    """For losses with teachers: how many tokens of a teacher's distribution are kept, all others
+    counting as one; 0 keeps all. With a number, what the teachers say is computed once, before
+    training."""
     advantage_clip: list[float] | Literal["none"] | None = None
-    """Least and largest advantage of a token, of `adpa`, or `none` for any; the published code has
-    [0, 1]."""
+    """For `adpa`: lowest and highest advantage of a token, or `none` for any; the published code
+    has [0, 1]."""
 
 
 _POSITIVE = ("dpo_beta", "tau", "own_weight", "list_temperature", "average_rate", "extrapolation")

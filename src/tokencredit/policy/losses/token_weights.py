@@ -4,6 +4,7 @@ A weight multiplies the log-ratio of its token, the same for policy and referenc
 constant. A mean of one over a response keeps the meaning of the price of the log-ratio.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -14,6 +15,60 @@ from tokencredit.errors import ConfigError
 from tokencredit.masking import masked_row_mean, masked_sum
 
 Side = Literal["chosen", "rejected"]
+
+
+@dataclass(frozen=True)
+class TokenWeight:
+    """One way to weigh tokens, as documentation and commands know it.
+
+    Attributes:
+        words: which tokens weigh more, in a line.
+        needs: what is asked besides both responses, in words; empty for nothing.
+        options: names of the settings that it reads.
+        source: the arXiv number of its paper; empty where there is none.
+        differs: from what was published; empty where nothing is known to differ.
+    """
+
+    words: str
+    needs: str = ""
+    options: tuple[str, ...] = ()
+    source: str = ""
+    differs: str = ""
+
+
+TOKEN_WEIGHTS: dict[str, TokenWeight] = {
+    "credit": TokenWeight(
+        "more on tokens that a chosen response owes its score to, and that harm a rejected one",
+        "a credit",
+        ("strength", "unit", "clip", "mean"),
+        "2506.14574",
+        "any credit, not only the log-ratio of a model that DPO trained; weights have mean one and "
+        "stay positive; `unit: nats`, no `clip` and `mean: free` are the published form",
+    ),
+    "magnitude": TokenWeight("more on tokens that matter, whether they help or harm", "a credit"),
+    "select": TokenWeight(
+        "the best tokens of chosen responses and the worst of rejected ones count alone",
+        "a credit",
+        ("share",),
+        "2408.13518",
+        "any credit, not only the log-ratio of a model that DPO trained",
+    ),
+    "edits": TokenWeight(
+        "more on tokens that differ between both responses, the most on unlikely ones",
+        "pairs",
+        ("delta", "confidence"),
+        "2408.07471",
+        "the confidence of the policy for both models; `confidence: own` takes the reference's "
+        "for the reference, as published",
+    ),
+    "decay": TokenWeight(
+        "each token weighs less than the one before",
+        options=("decay",),
+        source="2310.13639",
+        differs="a weight of each log-ratio, where the paper discounts advantages",
+    ),
+}
+"""Every `token_weights.kind` but `none`."""
 
 
 def credit_weights(

@@ -16,7 +16,7 @@ MarkDirection = Literal["label", "high", "low", "magnitude"]
 
 @dataclass(frozen=True)
 class BaselineSettings:
-    """Scores of words that know nothing of a reward model."""
+    """Baselines that use no reward model."""
 
     texts: str | None = setting(None, was="baseline_texts")
     """Texts with labels, or pairs, to count words in for the naive-Bayes baseline; None leaves it
@@ -40,7 +40,7 @@ class CompareCreditConfig:
     dataset: DatasetSettings = group(DatasetSettings)
     """Which part of a dataset is read, and what becomes of rows that cannot be used."""
     limit: int | None = None
-    """Use only this many first rows; None uses all."""
+    """Use only the first rows; None uses all."""
     direction: MarkDirection = setting("label", free=True)
     """What credit a marked word should have: `label` high in texts of label 1 and low in those of
     label 0, `high`, `low` (spans of errors) or `magnitude` (far from zero)."""
@@ -71,7 +71,7 @@ class CompareCreditConfig:
     segments: SegmentSettings = group(SegmentSettings)
     """How texts are cut, for methods that need segments."""
     baselines: BaselineSettings = group(BaselineSettings, free=True)
-    """What methods have to beat."""
+    """Baselines that methods have to beat."""
     faithfulness_documents: int = setting(20, free=True)
     """Number of texts for the columns that ask the reward model again and again; 0 leaves them
     out."""
@@ -88,7 +88,7 @@ class CompareCreditConfig:
     show_example: bool = setting(False, free=True)
     """Print one text as the reward model reads it: its tokens, and where scores are read."""
     device: str | None = setting(None, free=True)
-    """To compute on; None for the CPU."""
+    """Device to compute on, such as `cuda`; None for the CPU."""
     seed: int = 0
     """Seed of the random baseline, the sampled orders and the intervals."""
     progress: bool = setting(True, free=True)

@@ -45,23 +45,22 @@ class ExplainConfig:
     """Settings of one explanation."""
 
     response: str = ""
-    """The text to explain, with its leading space if it has one; none where `messages` end with
-    it."""
+    """The text to explain, with its leading space if it has one; leave it out if `messages` end
+    with it."""
     reward_model: str | None = None
     """Hub id or folder of a sequence-classification model with one or two outputs."""
     rewards: tuple[RewardSource, ...] = ()
-    """Several sources of reward in the place of `reward_model`, as in `train-policy`. Tokens are
-    those of the first model among them."""
+    """Several sources of reward instead of `reward_model`, as in `train-policy`. Tokens are those
+    of the first model among them."""
     combine: CombinationSettings = group(CombinationSettings)
     """How several sources become one reward."""
     prompt: str = ""
-    """The text that it answers; none for a text that stands alone."""
+    """The prompt that it answers; empty for a text without one."""
     ended: bool = True
     """Whether the response ended; one that was cut off is read without what closes a response."""
     messages: str | None = None
-    """The conversation that it answers, in the place of `prompt`: a JSON file or JSON itself, a
-    list of messages with `role` and `content`. Where there is no `response`, the last message is
-    explained."""
+    """The conversation that it answers, instead of `prompt`: a JSON file or JSON itself, a list of
+    messages with `role` and `content`. Without a `response` the last message is explained."""
     methods: tuple[str, ...] = setting(("attention", "prefix-difference"), was="credit_methods")
     """Credit methods, one row of the heat map each. Models that read in both directions, such as
     BERT, score no prefixes: leave `prefix-difference` out for them."""
@@ -78,7 +77,7 @@ class ExplainConfig:
     show_example: bool = False
     """Print one text as the reward model reads it: its tokens, and where scores are read."""
     device: str | None = None
-    """To compute on; None for the CPU."""
+    """Device to compute on, such as `cuda`; None for the CPU."""
 
     def __post_init__(self) -> None:
         required_sources(self.reward_model, self.rewards, combine=self.combine)

@@ -55,7 +55,7 @@ class FitCreditConfig:
     dataset: DatasetSettings = group(DatasetSettings)
     """Which part of a dataset is read, and what becomes of rows that cannot be used."""
     limit: int | None = None
-    """Use only this many first rows; None uses all."""
+    """Use only the first rows; None uses all."""
     columns: ResponseColumns = group(ResponseColumns)
     """Where prompts and responses stand."""
     segments: SegmentSettings = group(SegmentSettings)
@@ -69,7 +69,7 @@ class FitCreditConfig:
     show_example: bool = False
     """Print one text as the reward model reads it: its tokens, and where scores are read."""
     device: str | None = None
-    """To compute on; None for the CPU."""
+    """Device to compute on, such as `cuda`; None for the CPU."""
 
     def __post_init__(self) -> None:
         require_positive(self, "limit")

@@ -54,7 +54,7 @@ class ResponseColumns:
     response: str = setting("response", was="response_column")
     """Column of the responses."""
     text: str | None = setting(None, was="text_column")
-    """Score the texts of this column, which have no prompt, instead."""
+    """Column of texts without a prompt, which are scored instead."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class ScoreTokensConfig:
     """Hub id or folder of a sequence-classification model with one or two outputs, or the address,
     `vllm+http(s)://...`, of a vLLM server that serves one."""
     rewards: tuple[RewardSource, ...] = ()
-    """Several sources of reward in the place of `reward_model`, as in `train-policy`. Tokens are
-    those of the first model among them."""
+    """Several sources of reward instead of `reward_model`, as in `train-policy`. Tokens are those
+    of the first model among them."""
     combine: CombinationSettings = group(CombinationSettings)
     """How several sources become one reward."""
     output: str | None = None
@@ -78,13 +78,13 @@ class ScoreTokensConfig:
     dataset: DatasetSettings = group(DatasetSettings)
     """Which part of a dataset is read, and what becomes of rows that cannot be used."""
     limit: int | None = None
-    """Use only this many first rows; None uses all."""
+    """Use only the first rows; None uses all."""
     max_length: int | None = None
     """Most tokens of prompt and response; None takes what the reward model can read."""
     truncation: Truncation | None = None
-    """What a longer row loses: `prompt-start` the start of its prompt, and where that is not enough
-    the end of its response, or `response-end`. The row then shows what was scored. None cuts
-    nothing: the row cannot be used."""
+    """What a row that is too long loses: `prompt-start`, the start of its prompt and, if that is
+    not enough, the end of its response; or `response-end`. The output then shows what was scored.
+    None cuts nothing: the row cannot be used."""
     columns: ResponseColumns = group(ResponseColumns)
     """Where prompts and responses stand."""
     credit: CreditSettings = group(CreditSettings)
@@ -100,7 +100,7 @@ class ScoreTokensConfig:
     show_example: bool = False
     """Print one text as the reward model reads it: its tokens, and where scores are read."""
     device: str | None = None
-    """To compute on; None for the CPU."""
+    """Device to compute on, such as `cuda`; None for the CPU."""
     progress: bool = True
     """Show a progress bar."""
 

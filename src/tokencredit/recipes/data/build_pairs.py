@@ -50,7 +50,7 @@ from tokencredit.text.reading_settings import ReadingSettings
 
 @dataclass(frozen=True)
 class TreeSettings:
-    """How `tree` and `demonstrations` draw responses; the latter at a depth of 1, independently."""
+    """How `tree` draws responses, and `demonstrations`, at a depth of 1."""
 
     policy: str | None = None
     """The language model that writes them, by Hub id or folder."""
@@ -58,13 +58,13 @@ class TreeSettings:
     """What scores them, by any name that `vote-on-pairs` takes; None writes lists of responses that
     nobody has judged."""
     depth: int = 2
-    """In how many parts a response is drawn; 1 draws independent responses."""
+    """Number of parts in which a response is drawn; 1 draws independent responses."""
     branches: int = 2
-    """Ways on at the start, and after each part but the last."""
+    """Continuations at the start, and after each part except the last."""
     max_new_tokens: int = 64
     """Most tokens of a whole response."""
     temperature: float = 1.0
-    """Logits are divided by it."""
+    """Temperature: logits are divided by it."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "depth", "branches", "max_new_tokens")
@@ -83,14 +83,15 @@ class BuildPairsConfig:
     output: str
     """JSON-lines file to write."""
     build: BuilderSettings = group(BuilderSettings)
-    """How pairs are made; a setting that the method does not have is refused."""
+    """How pairs are made; a setting that the method does not read is refused."""
     columns: GroupColumns = group(GroupColumns)
     """Where answers and what is known of them stand."""
     features_model: str | None = None
-    """Of `design` and `contrast`: a model whose last hidden states are the features, of answers or
+    """For `design` and `contrast`: a model whose last hidden states are the features of answers or
     of prompts; None takes the column of features."""
     tree: TreeSettings = field(default_factory=TreeSettings)
-    """How `tree` and `demonstrations` draw responses; the latter at a depth of 1, independently."""
+    """How `tree` and `demonstrations` draw responses; `demonstrations` at a depth of 1,
+    independently."""
     split: str = "train"
     """Split of a dataset folder or id."""
     dataset: DatasetSettings = group(DatasetSettings)
@@ -104,7 +105,7 @@ class BuildPairsConfig:
     loading: LoadingSettings = group(LoadingSettings)
     """How models are loaded."""
     device: str | None = None
-    """To compute on; None for the CPU."""
+    """Device to compute on, such as `cuda`; None for the CPU."""
 
     def __post_init__(self) -> None:
         require_named("method", self.method, PAIR_BUILDERS)

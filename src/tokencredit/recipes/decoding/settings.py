@@ -49,14 +49,15 @@ class GuidanceSettings:
     """Methods that choose token by token."""
 
     beta: float | None = None
-    """Units of log-probability per nat of score; None for the method's own."""
+    """Weight of the score, in log-probability per nat of score; None takes the method's own."""
     top_k: int | None = None
-    """Candidates per step; None for the method's own, 0 for the whole vocabulary."""
+    """Candidates per token; None takes the method's own, 0 the whole vocabulary."""
     top_p: float = 1.0
-    """Keeps the fewest candidates with this share of their probability; 1 for all."""
+    """Keep the fewest candidates that together have this share of their probability; 1 keeps
+    all."""
     scorer: Literal["auto", "packed", "rows", "full"] = "auto"
-    """How candidates are scored; every way gives the same scores. `auto` takes the fastest that the
-    reward model allows; a vocabulary has one way."""
+    """How candidates are scored; all ways give the same scores. `auto` takes the fastest that the
+    reward model allows. A model over the vocabulary has one way."""
 
     def __post_init__(self) -> None:
         if self.beta is not None and not math.isfinite(self.beta):
@@ -73,17 +74,17 @@ class SamplingSettings:
     """How tokens are drawn, and how many."""
 
     min_new_tokens: int = 0
-    """No end of sequence before this many."""
+    """Fewest tokens of a response; no end of sequence comes earlier."""
     max_new_tokens: int = 64
-    """Responses are cut here."""
+    """Most tokens of a response; longer ones are cut."""
     temperature: float | None = None
-    """Logits are divided by it, with guidance those of the sum; 0 takes the largest. None for the
-    method's own, which is 1 unless its paper has another."""
+    """Temperature: logits are divided by it, with guidance those of the sum; 0 takes the largest.
+    None takes the method's own, which is 1 unless its paper has another."""
     top_k: int | None = None
-    """Draw from this many tokens; 0 for all. None for the method's own, which is all unless its
-    paper has another."""
+    """Draw from this many likeliest tokens; 0 for all. None takes the method's own, which is all
+    unless its paper has another."""
     top_p: float = 1.0
-    """Draw from the fewest tokens with this probability together; 1 for all."""
+    """Draw from the fewest tokens that together have this probability; 1 for all."""
 
     def __post_init__(self) -> None:
         self.of_search()
@@ -144,8 +145,8 @@ class GenerateConfig:
     output: str
     """Folder for `responses.jsonl` and `metrics.json`."""
     method: str = "pargs"
-    """How to steer: a row of `GUIDANCE_METHODS`, which choose token by token, or of `SEARCHES`,
-    which judge whole responses or longer beginnings. docs/decoding.md says when which."""
+    """How to steer; `tokencredit methods --kind generation` lists the methods, and docs/decoding.md
+    says which to use when."""
     n: int = 10
     """Responses per prompt of `best-of-n`; beginnings of `tree-bon` and `speculative-rejection`;
     chunks that `chunk-beam` draws after each beam."""
@@ -178,7 +179,7 @@ class GenerateConfig:
     loading: LoadingSettings = group(LoadingSettings)
     """How models and tokenizers are loaded."""
     vllm_server: str | None = setting(None, free=True)
-    """Address of a vLLM server with the language model that draws the responses of `unguided` and
+    """Address of a vLLM server of the policy that draws the responses of `unguided` and
     `best-of-n`, for example `http://localhost:8000`; None draws them here."""
     batch_size: int = 8
     """Prompts at a time."""
@@ -187,7 +188,7 @@ class GenerateConfig:
     show_example: bool = setting(False, free=True)
     """Print one text as the reward model reads it: its tokens, and where scores are read."""
     device: str | None = None
-    """To run on; None for the CPU."""
+    """Device to compute on, such as `cuda`; None for the CPU."""
     progress: bool = setting(True, free=True)
     """Show a progress bar."""
 

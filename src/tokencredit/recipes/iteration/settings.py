@@ -57,11 +57,11 @@ class IteratePreferencesConfig:
     """Name of a set-up; `tokencredit methods --kind setup` lists them. `custom` leaves `judged_by`,
     `rows` and `loss` to the settings."""
     rounds: int = setting(3, free=True)
-    """How often it draws, judges and trains."""
+    """How many rounds of drawing, judging and training."""
     samples: int | None = None
     """Responses to each prompt of a round; None takes that of the set-up."""
     prompts_per_round: int | None = None
-    """How many prompts a round asks, the next ones of a random order; None asks all in every
+    """How many prompts each round takes, the next ones of a random order; None takes all in every
     round."""
     judged_by: JudgedBy | None = None
     """`scores` of the reward model or judges, `win-rates` by these scores among the responses to a
@@ -75,41 +75,42 @@ class IteratePreferencesConfig:
     options: PreferenceLossSettings = group(PreferenceLossSettings)
     """Options of the loss."""
     reference: str | None = None
-    """What log-ratios are taken to: `previous`, the policy that the round starts from, `first`, the
-    model of the first round, or the Hub id or folder of another. None takes that of the set-up."""
+    """What log-ratios compare with: `previous`, the policy that the round starts from; `first`, the
+    model of the first round; or the Hub id or folder of another. None takes that of the set-up."""
     teacher: str | None = None
-    """Hub id or folder of the aligned model that is learnt from, of losses that have a teacher."""
+    """Hub id or folder of the aligned model to learn from, for losses with a teacher."""
     teacher_reference: str | None = None
-    """Hub id or folder of what that teacher is held against, of losses that compare two; None takes
-    what the teacher's configuration names."""
+    """For losses that compare two teachers: Hub id or folder of the other one; None takes the
+    reference in the teacher's configuration."""
     reward_model: str | None = None
     """What scores responses: Hub id or folder of a reward model, the address of one that is served,
     or `module:function`, a Python function from prompts and responses to one number each."""
     judge: JudgingSettings = group(JudgingSettings)
-    """How `reward_model` is asked as a judge, a causal language model by Hub id or folder, or
-    `http(s)://.../v1#name` of an endpoint; with a `setup` alone."""
+    """How `reward_model` is asked as a judge; only with a `setup`. It is then a causal language
+    model by Hub id or folder, or `http(s)://.../v1#name` of an endpoint."""
     judges: tuple[str, ...] = ()
     """`module:function` of each judge: from prompts and responses to one True or False for each
     response. The best of those that pass all is chosen, the worst of the others is rejected.
     Without a reward model passing is the score."""
     held_out_reward_model: str | None = setting(None, free=True)
-    """Another reward model, which is told in the metrics and not learnt from."""
+    """A second reward model, whose scores are reported but not learnt from."""
     base: str | None = None
-    """For `log-ratio`: Hub id or folder of the model that the first policy was made of; None takes
-    the first policy, whose own responses are then judged by their likelihood per token."""
+    """For `log-ratio`: Hub id or folder of the model that the first policy was trained from. None
+    takes the first policy, whose own responses are then judged by their likelihood per token."""
     agreement: Agreement = "kendall"
     """For loss `cream`: how the rankings of a policy and of the one before are compared."""
     consistency: Literal["average", "per-prompt"] = "average"
-    """For loss `cream`: whether pairs have the mean consistency of their round or their own."""
+    """For loss `cream`: `average` gives all pairs the mean consistency of their round, `per-prompt`
+    gives each its own."""
     least_gap: float = 0.0
-    """Pairs whose scores are closer are left out, in nats as they are judged."""
+    """Pairs whose scores differ by less are left out; in nats, as they are judged."""
     rounds_of_rows: int | None = None
-    """From how many last rounds rows are learnt; None takes that of the set-up."""
+    """Learn from the rows of this many last rounds; None takes that of the set-up."""
     demonstrations: str | None = None
-    """Column of `prompts` with answers of others. `spin` prefers them to its own; where responses
-    are scored they are candidates as well."""
+    """Column of `prompts` with given answers. `spin` prefers them to the policy's own; where
+    responses are scored, they are candidates as well."""
     data: PromptSettings = group(PromptSettings)
-    """Which prompts are read; `tokens` does not go here."""
+    """Which prompts are read; `data.tokens` is not allowed here."""
     dataset: DatasetSettings = group(DatasetSettings)
     """Which part of a dataset is read, and what becomes of prompts that cannot be used."""
     sampling: SamplingSettings = group(SamplingSettings)
@@ -117,7 +118,7 @@ class IteratePreferencesConfig:
     prompts_at_once: int = 8
     """Prompts whose responses are drawn together, with a seed of their own."""
     server: ServerSettings = group(ServerSettings, free=True)
-    """How a served reward model is asked."""
+    """How to reach a served reward model."""
     reward_reading: ReadingSettings = group(ReadingSettings)
     """How reward models read texts, where their configurations do not say."""
     reading: ReadingSettings = group(ReadingSettings)

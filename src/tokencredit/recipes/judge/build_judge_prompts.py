@@ -41,7 +41,8 @@ class BuildJudgePromptsConfig:
     single: QuestionSettings = group(QuestionSettings)
     """What is asked about one response of a rollout; an empty set-up reads pairs."""
     single_share: float = 0.3
-    """Probability of a question about one response where a prompt has right and wrong ones."""
+    """Probability that the question is about one response, where a prompt has right and wrong
+    ones."""
     columns: PairColumns = group(PairColumns)
     strength: str | None = None
     """Column that says how much better the chosen response of a pair is, above 0; None for 1."""
@@ -52,7 +53,7 @@ class BuildJudgePromptsConfig:
     limit: int | None = None
     """Use only the first rows; None uses all."""
     seed: int = 0
-    """Of what is drawn of rollouts."""
+    """Seed of what is drawn from rollouts."""
 
     def __post_init__(self) -> None:
         require_positive(self, "limit")

@@ -71,7 +71,7 @@ class EvaluateJudgeConfig:
     """How an endpoint is asked."""
     loading: LoadingSettings = group(LoadingSettings)
     device: str | None = setting(None, free=True)
-    """To compute on; None for the CPU."""
+    """Device to compute on, such as `cuda`; None for the CPU."""
 
     def __post_init__(self) -> None:
         require_positive(self, "limit", "batch_size")

@@ -39,14 +39,14 @@ class MergeWeightsConfig:
     output: str
     """Folder of the merged policy; a new one."""
     method: str = "average"
-    """`average` gives every weight `share`, `lines` more to deeper blocks, `ama` fits the shares of
-    three groups of blocks on texts."""
+    """`average` gives every weight the same `share`, `lines` gives deeper blocks more, `ama` fits
+    the shares of groups of blocks on texts."""
     share: float = 0.5
     """For `average`: share of the trained policy, from 0 to 1."""
     alpha: float = 0.0
-    """For `lines`: share of the first block and of what stands outside blocks."""
+    """For `lines`: share of the first block and of weights outside blocks."""
     beta: float = 1.0
-    """For `lines`: what the last block has more."""
+    """For `lines`: how much more the last block has."""
     ama: AdaptiveSettings = group(AdaptiveSettings)
     """For `ama`: on which texts shares are fitted, and how."""
     loading: LoadingSettings = group(LoadingSettings)

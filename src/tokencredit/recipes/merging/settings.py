@@ -21,7 +21,8 @@ class AdaptiveSettings:
     base_share: float = 0.2
     """Share of the policy before its training, on average over the groups."""
     floor: float = 0.2
-    """Keeps every group at some of it: the smaller, the further the groups may part."""
+    """Leaves every group some of the policy before its training: the smaller, the further the
+    groups may differ."""
     learning_rate: float = 0.02
     """Learning rate of Adam, for the logits of the shares."""
     epochs: int = 1

@@ -56,31 +56,31 @@ class CompareLearningConfig:
     output: str
     """Folder for curves, tables and figures."""
     methods: dict[str, dict[str, Any]] | None = setting(None, free=True)
-    """Name of a method to the settings that make it one, `credit.method: uniform` for example;
-    None for those that need a reward model alone."""
+    """The settings of each method, under a name of your choice, `credit.method: uniform` for
+    example; None compares those that need a reward model alone."""
     learning_rates: tuple[float, ...] = (3e-4, 1e-3)
-    """Grid of every method."""
+    """Grid of learning rates for every method."""
     gae_lambdas: tuple[float, ...] = (0.8, 0.95)
-    """Grid of every method with a critic."""
+    """Grid of `gae_lambda` for every method with a critic."""
     grids: dict[str, dict[str, list[Any]]] | None = setting(None, free=True)
-    """Name of a method to more settings that are tuned for it, each with its values,
-    `{cautious: {combine.variance_coef: [0.1, 1]}}` for example."""
+    """More settings that are tuned, by the name of the method, each with its values, `{cautious:
+    {combine.variance_coef: [0.1, 1]}}` for example."""
     kl_targets: tuple[float, ...] = ()
-    """Every method is tuned and run at each of these values of `kl.target`, as a row of its own;
-    none for the settings as they are."""
+    """Every method is tuned and run at each of these values of `kl.target`, one row each; empty
+    leaves the settings as they are."""
     tuning_seeds: int = setting(2, free=True)
     """Runs per grid point."""
     seeds: int = setting(5, free=True)
-    """Runs per method at its best grid point; those of the tuning count."""
+    """Runs per method at its best grid point, those of the tuning included."""
     tuned_by: Literal["score", "held_out_score"] = "score"
     """Which curve chooses the point of the grid: `score` of the guiding reward model, or
-    `held_out_score` of the second one. The guiding one always prefers to be followed, so
+    `held_out_score` of the second one. The guiding model always prefers more optimisation, so
     coefficients that hold a policy back need the second."""
     judged_by: Judge = "score"
     """Which curve the report compares: `score` of the guiding reward model, `held_out_score` of
     the second one, or `true_reward` of the built-in task."""
     processes: int = setting(1, free=True)
-    """Runs at the same time, one thread each."""
+    """Runs at the same time, each with one thread."""
     progress: bool = setting(True, free=True)
     """Print a line per finished run."""
 

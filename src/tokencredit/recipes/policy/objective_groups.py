@@ -33,27 +33,27 @@ class ConstraintSettings:
     """Thresholds that mean scores of single rewards have to keep."""
 
     method: str = NONE
-    """`lagrangian` and `pessimistic` keep costs below their thresholds, the second an upper bound
-    of them; `at-least` brings rewards to their thresholds and `equal` holds them there."""
+    """`lagrangian` keeps costs below their thresholds, `pessimistic` an upper bound of them;
+    `at-least` brings rewards up to their thresholds, and `equal` holds them there."""
     thresholds: dict[str, float] | None = None
-    """A threshold for each name of a reward that is constrained, in nats as its model gives scores,
-    per response."""
+    """A threshold for each constrained reward, by its name; in nats as its model gives scores, per
+    response."""
     start: float | None = None
-    """Multiplier to begin with; None takes 0 for `lagrangian` and `equal`, 1 for `pessimistic`, 0.5
+    """Multiplier at the start; None takes 0 for `lagrangian` and `equal`, 1 for `pessimistic`, 0.5
     for `at-least`."""
     rate: float | None = None
-    """Learning rate of the number behind a multiplier; None takes 0.1, and 0.01 for
+    """Learning rate of the parameter behind a multiplier; None takes 0.1, and 0.01 for
     `pessimistic`."""
     momentum: float = 0.0
-    """Share of the last step of that number that is taken again."""
+    """Momentum of the updates of that parameter."""
     failure_probability: float = 0.05
-    """For `pessimistic`: that of the safety test to come."""
+    """For `pessimistic`: failure probability of the later safety test."""
     test_prompts: int = 1000
-    """For `pessimistic`: held-out prompts of that test."""
+    """For `pessimistic`: number of held-out prompts of that test."""
     training_weight: float = 1.0
-    """For `pessimistic`: how much of the width of a bound from the step's responses is added."""
+    """For `pessimistic`: weight of the width of the bound from the step's own responses."""
     test_weight: float = 1.0
-    """For `pessimistic`: how much of the width that the test will add."""
+    """For `pessimistic`: weight of the width that the test will add."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 2, "test_prompts", room="constraints.")
@@ -92,13 +92,13 @@ class JudgesSettings:
     """Judges that pass a response or not; one that does not pass earns nothing (CGPO)."""
 
     functions: tuple[str, ...] = ()
-    """`module:function` of each: from prompts and responses to one True or False for each response.
-    All of them have to say yes."""
+    """`module:function` of each judge: from prompts and responses to True or False for each
+    response. All of them must say yes."""
     max_kl: float | None = None
-    """Log-ratio of a response to the reference, in nats, at which it earns nothing any more; before
-    that it earns less and less. `crraft` and `codpo` take it as one more judge. None for any."""
+    """Log-ratio of a response to the reference, in nats, from which on it earns nothing; below that
+    it earns less and less. `crraft` and `codpo` use it as one more judge. None for no limit."""
     dpo_beta: float = 0.1
-    """For `algorithm.name: codpo`: price of a log-ratio in its loss."""
+    """For `algorithm.name: codpo`: beta of its loss."""
     likelihood_coef: float = 1.0
     """For `codpo`: weight of the likelihood per token of chosen responses."""
 
@@ -122,12 +122,12 @@ class PreferenceSettings:
     """A weight for each reward that the prompt names, so that one policy serves all (DPA)."""
 
     names: tuple[str, ...] = ()
-    """Names of the `rewards`, the main one first; empty tells no weights. Each prompt of a step
-    gets a vector of length 1, and responses earn the rewards by it."""
+    """Names of the `rewards`, the main one first; empty puts no weights into prompts. Each prompt
+    of a step gets a vector of length 1, by which its responses earn the rewards."""
     degrees: float = 45.0
-    """Largest angle between the vector and the main reward's direction."""
+    """Largest angle between the vector and the main reward's direction, in degrees."""
     text: str = "Your response should maximize weighted rating = {vector}."
-    """Stands before the prompt; `{vector}` becomes `helpfulness*87 + verbosity*50`."""
+    """Text before the prompt; `{vector}` becomes `helpfulness*87 + verbosity*50`, for example."""
 
     def __post_init__(self) -> None:
         if not 0 < self.degrees <= 180:

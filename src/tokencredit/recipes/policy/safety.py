@@ -70,23 +70,23 @@ class TestSafetyConfig:
     threshold: float = 0.0
     """Mean cost that is allowed."""
     failure_probability: float = 0.05
-    """Chance that an unsafe policy may pass."""
+    """Probability with which an unsafe policy may pass."""
     bound: Literal["student", "hoeffding"] = "student"
     """`student` holds where mean costs are nearly normal, `hoeffding` for any costs in
     `cost_range`."""
     cost_range: tuple[float, float] | None = None
-    """For `hoeffding`: least and largest cost there can be."""
+    """For `hoeffding`: lowest and highest cost that there can be."""
     trained_on: str | None = None
-    """Prompts of the training, which must be others; None finds them in the run folder that
-    `policy` lies in."""
+    """Prompts of the training, from which the held-out ones must differ; None finds them in the run
+    folder of `policy`."""
     data: PromptSettings = group(PromptSettings)
-    """Which prompts are read; `tokens` does not go here."""
+    """Which prompts are read; `data.tokens` is not allowed here."""
     dataset: DatasetSettings = group(DatasetSettings)
     """Which part of a dataset is read, and what becomes of prompts that cannot be used."""
     sampling: SamplingSettings = group(SamplingSettings)
     """How responses are drawn: as they will be in use."""
     server: ServerSettings = group(ServerSettings, free=True)
-    """How a served reward model is asked."""
+    """How to reach a served reward model."""
     reading: ReadingSettings = group(ReadingSettings)
     """How the reward model reads texts, where its configuration does not say."""
     policy_reading: ReadingSettings = group(ReadingSettings)
@@ -98,7 +98,7 @@ class TestSafetyConfig:
     seed: int = 0
     """Seed of the responses."""
     device: str | None = setting(None, free=True)
-    """To run on; None for the CPU."""
+    """Device to compute on, such as `cuda`; None for the CPU."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "batch_size")

@@ -27,8 +27,8 @@ class PromptSettings:
     split: str = "train"
     """Split of a dataset folder or id, or a slice of one."""
     tokens: list[int] | None = setting(None, was="prompt_tokens")
-    """Keep this many first tokens of each prompt, drawn evenly between the two numbers; None keeps
-    whole prompts."""
+    """Keep only the first tokens of each prompt, a number of them drawn evenly between these two;
+    None keeps whole prompts."""
     limit: int | None = setting(None, was="max_prompts")
     """Use only the first prompts of the dataset; None uses all."""
 
@@ -41,14 +41,14 @@ class PromptSettings:
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """How a reward model that another process serves is asked."""
+    """How to reach a reward model that another process serves."""
 
     token_variable: str | None = setting(None, was="reward_token_variable")
-    """Name of the environment variable that holds its token; None for a server without one."""
+    """Environment variable that holds the token of the server; None for a server without one."""
     timeout: float = setting(90.0, was="reward_server_timeout")
-    """Seconds that it may take for one answer."""
+    """Seconds to wait for an answer."""
     retries: int = setting(10, was="reward_server_retries")
-    """How often a server that is down, slow or full is asked again, later and later, before the
+    """How often a server that is down, slow or full is asked again, with growing pauses, before the
     run stops; its last checkpoint stays."""
 
 
@@ -57,29 +57,29 @@ class SamplingSettings:
     """How responses are drawn, and what becomes of those that were cut off."""
 
     min_new_tokens: int = 0
-    """No end of sequence before this many tokens."""
+    """Fewest tokens of a response; no end of sequence comes earlier."""
     max_new_tokens: int = 64
-    """Responses are cut here."""
+    """Most tokens of a response; longer ones are cut."""
     response_lengths: Literal["eos", "uniform"] = "eos"
-    """`eos` ends responses at any token that the policy declares as an end; `uniform` forbids them
-    all and draws each length evenly from min_new_tokens to max_new_tokens."""
+    """`eos` ends responses at any token that the policy declares as an end; `uniform` forbids these
+    tokens and draws each length evenly from `min_new_tokens` to `max_new_tokens`."""
     temperature: float = 1.0
-    """Logits are divided by it."""
+    """Temperature: logits are divided by it."""
     top_k: int = 0
-    """Draw from this many tokens; 0 for all."""
+    """Draw from this many likeliest tokens; 0 for all."""
     top_p: float = 1.0
-    """Draw from the fewest tokens that have this probability together; 1 for all."""
+    """Draw from the fewest tokens that together have this probability; 1 for all."""
     force_eos: bool = False
-    """Force the tokenizer's end of sequence as last token of a response of full length."""
+    """Make the last token of a response of full length the tokenizer's end of sequence."""
     logprobs_of: Literal["sampled", "unmasked"] = "sampled"
-    """`sampled` scores the distribution that tokens were drawn from (suppressed tokens,
-    temperature, top-k and top-p included); `unmasked` ignores suppression and truncation, as
-    published code does, and lets the policy farm negative KL."""
+    """`sampled`: log-probabilities under the distribution that tokens were drawn from, with
+    suppressed tokens, temperature, top-k and top-p. `unmasked`: without suppression and truncation,
+    as in published code, which lets the policy farm negative KL."""
     truncated: Literal["ended", "bootstrap", "mask", "penalty", "replace"] = "ended"
-    """What a response that was cut off is: `ended` like any other, `bootstrap` puts the critic's
-    value of its last state in the place of a score that is due at the end, `mask` leaves it out of
-    the losses, `penalty` subtracts `truncation_penalty` from its last token, `replace` puts that in
-    the place of all it earned."""
+    """How a response that was cut off counts: `ended`, like any other; `bootstrap`, with the
+    critic's value of its last state instead of a score that is due at the end; `mask`, not in the
+    losses; `penalty`, with `truncation_penalty` subtracted from its last token; `replace`, with
+    that instead of all it earned."""
     truncation_penalty: float = 0.0
     """Penalty of a response that was cut off, in nats."""
 
@@ -117,9 +117,9 @@ class AlgorithmSettings:
     """Responses per backward pass, and per forward pass of scoring; gradients add up to the
     minibatch. None for the whole minibatch, and all responses of a process."""
     clip_eps: float = 0.2
-    """Half-width of the trusted range of the policy ratio."""
+    """How far the policy ratio may move from 1 before it is clipped."""
     value_clip_eps: float | None = 0.2
-    """How far values may move per batch, in nats; None for freely."""
+    """How far values may move per batch, in nats; None for any distance."""
     value_coef: float = 0.1
     """Weight of the critic's loss."""
     gamma: float = 1.0
@@ -127,19 +127,20 @@ class AlgorithmSettings:
     gae_lambda: float = 0.95
     """Lambda of generalised advantage estimation; tune it for each credit."""
     value_pooling: ValuePooling = "first"
-    """The value of a macro action from those of its tokens: that of the `first`, which alone does
-    not look at what the action does, the published `mean`, that of the `last`, or by `position`,
+    """Value of a macro action, from the values of its tokens: of the `first`, which alone does not
+    look at what the action does; the `mean`, as published; of the `last`; or by `position`,
     weighted by 1 / i. Needs `segments.use: macro-actions`."""
     scale: Scale = "group"
-    """What `grpo` divides by: the deviation of its group, that of the batch, or nothing."""
+    """What `grpo` divides by: the standard deviation of its group, that of the batch, or
+    nothing."""
     whiten_advantages: bool | None = None
-    """Scale advantages to mean 0 and variance 1 over the batch; None does so for `ppo` alone."""
+    """Scale advantages to mean 0 and variance 1 over the batch; None does so only for `ppo`."""
     advantage_clip: float | None = None
     """Largest absolute advantage, after whitening; None for any."""
     critic: Literal["shared", "separate", "reward-model"] = "shared"
-    """`shared` puts a value head on the policy's trunk, `separate` trains a copy of the policy,
-    `reward-model` a copy of the reward model, whose prefix scores it starts from; where prefix
-    scores are what tokens are paid, it starts from 0."""
+    """`shared`: a value head on the policy's trunk. `separate`: a copy of the policy.
+    `reward-model`: a copy of the reward model, which starts from its prefix scores, or from 0 where
+    tokens are paid by prefix scores."""
 
     def __post_init__(self) -> None:
         row = algorithm(self.name)
@@ -227,7 +228,7 @@ class KLSettings:
     """What it costs the policy to leave its reference, and what it earns by staying undecided."""
 
     coef: float = 0.05
-    """Price of a nat of KL, or of the chi-square's root, in the reward."""
+    """Price of a nat of KL, or of the root of the chi-square, in the reward."""
     target: float | None = None
     """KL per response, in nats, to which `coef` adapts; None keeps it fixed."""
     horizon: int = 10_000
@@ -235,17 +236,17 @@ class KLSettings:
     estimator: Literal["k1", "k2", "k3"] = "k1"
     """Estimator of the KL in the reward or in the loss."""
     loss_coef: float = 0.0
-    """Price of a nat of KL, or of the chi-square's root, in the loss instead of the reward."""
+    """Price of a nat of KL, or of the root of the chi-square, in the loss instead of the reward."""
     penalty: Literal["kl", "sqrt-chi-square"] = "kl"
-    """What `coef` and `loss_coef` are the price of: `kl`, or `sqrt-chi-square`, the root of the
-    chi-square divergence of whole responses, which in the reward each token pays its share of."""
+    """What `coef` and `loss_coef` price: `kl`, or `sqrt-chi-square`, the root of the chi-square
+    divergence of whole responses, of which each token pays its share in the reward."""
     forward_coef: float = 0.0
     """Price in the loss of a nat of KL(reference || policy) over the vocabulary, per token."""
     entropy_coef: float = 0.0
     """Bonus in the loss for a nat of the policy's entropy, per token."""
     reference_dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
-    """Number type of the reference's weights. The policy's are float32: with less the KL is not 0
-    where the policy is its reference."""
+    """Number type of the reference's weights. The policy's are float32; with less, the KL is not 0
+    even where both models are the same."""
 
     def __post_init__(self) -> None:
         if self.coef > 0 and self.loss_coef > 0:
@@ -292,14 +293,14 @@ class MachineSettings:
     """Address of a vLLM server that draws the responses and is sent the weights before every
     rollout, for example `http://localhost:8000`; None draws them here."""
     vllm_weights: Literal["auto", "nccl", "folder"] = setting("auto", free=True)
-    """How weights get there: `nccl` between GPUs, `folder` through files that the server reads;
-    `auto` takes NCCL where the server was started for it and the policy is on a GPU."""
+    """How the weights get there: `nccl` between GPUs, `folder` through files that the server reads;
+    `auto` takes NCCL if the server was started for it and the policy is on a GPU."""
     vllm_folder: str | None = setting(None, free=True)
-    """Where the files lie, which the server must see under the same path, for example below
-    `/dev/shm`; None puts them into the run's folder."""
+    """Folder of these files, which the server must see under the same path, for example below
+    `/dev/shm`; None takes the run folder."""
     process_timeout: float = setting(600.0, free=True)
     """Seconds that one of several processes waits for the others before it stops; more than the
-    slowest step of any of them, a checkpoint included."""
+    slowest step of any of them takes, a checkpoint included."""
 
     def __post_init__(self) -> None:
         require_trainable_device(self.device, name="machine.device")
@@ -317,7 +318,7 @@ class RecordSettings:
     checkpoint_every: int = 50
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
-    """How many stay."""
+    """How many checkpoints are kept."""
     sample_every: int = 10
     """Steps between written samples with their token rewards."""
     sample_count: int = 4

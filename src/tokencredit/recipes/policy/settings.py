@@ -72,17 +72,17 @@ class TrainPolicyConfig:
     `http(s)://...`, of a `tokencredit serve` that serves one, `vllm+http(s)://...` of a vLLM server
     that does, or `module:function`, a Python function from prompts and responses to scores."""
     rewards: tuple[RewardSource, ...] = ()
-    """Several sources of reward in the place of `reward_model`, each with its `model`, `name`,
-    `weight`, the transform of its `score`, and its own `credit` and `segments` if it has them."""
+    """Several sources of reward instead of `reward_model`, each with its `model`, `name`, `weight`,
+    the transform of its `score`, and its own `credit` and `segments` if it has them."""
     combine: CombinationSettings = group(CombinationSettings)
     """How several sources become one reward."""
     steps: int = setting(200, free=True)
-    """Rollouts with their updates."""
+    """Number of rollouts, each followed by its updates."""
     batch_size: int = 16
     """Responses per step, over all processes."""
     held_out_reward_model: str | None = None
-    """A second reward model, or a Python function `module:function`, that scores every response and
-    that the policy never sees."""
+    """A second reward model, or a Python function `module:function`, that scores every response but
+    does not train the policy."""
     seed: int = 0
     """Seed of everything random."""
     data: PromptSettings = group(PromptSettings)
@@ -90,7 +90,7 @@ class TrainPolicyConfig:
     dataset: DatasetSettings = group(DatasetSettings)
     """Which part of a dataset is read, and what becomes of prompts that cannot be used."""
     server: ServerSettings = group(ServerSettings, free=True)
-    """How a served reward model is asked."""
+    """How to reach a served reward model."""
     credit: CreditSettings = group(CreditSettings)
     """How a score becomes token scores."""
     segments: SegmentSettings = group(SegmentSettings)
@@ -100,13 +100,13 @@ class TrainPolicyConfig:
     references: ReferenceSettings = group(ReferenceSettings)
     """Responses of the reference with which scores are compared."""
     opponent: OpponentSettings = group(OpponentSettings)
-    """Whom the policy is to beat, for Nash-MD."""
+    """The opponent to beat, for Nash-MD."""
     objectives: ObjectiveSettings = group(ObjectiveSettings)
     """Several rewards with advantages of their own."""
     constraints: ConstraintSettings = group(ConstraintSettings)
     """Thresholds that single rewards keep."""
     judges: JudgesSettings = group(JudgesSettings)
-    """Who decides whether a response may earn anything."""
+    """Judges that decide whether a response may earn anything."""
     preference: PreferenceSettings = group(PreferenceSettings)
     """Weights of rewards that prompts name."""
     sampling: SamplingSettings = group(SamplingSettings)
@@ -116,21 +116,21 @@ class TrainPolicyConfig:
     algorithm: AlgorithmSettings = group(AlgorithmSettings)
     """How token rewards become updates."""
     dialogue: DialogueSettings = group(DialogueSettings)
-    """With whom the policy talks, in the place of single responses."""
+    """Dialogues of several turns, instead of single responses."""
     soft_q: SoftQSettings = group(SoftQSettings)
-    """What soft Q-learning is about, and what else it learns from."""
+    """Settings of soft Q-learning."""
     optimizer: OptimizerSettings = group(OptimizerSettings)
     """The optimiser."""
     kl: KLSettings = group(KLSettings)
     """What it costs to leave the reference."""
     pretraining: PretrainingSettings = group(PretrainingSettings)
-    """Texts that the policy learns beside its reward."""
+    """Texts that the policy learns besides its reward."""
     reading: ReadingSettings = group(ReadingSettings)
     """How reward models read texts, where their configurations do not say."""
     policy_reading: ReadingSettings = group(ReadingSettings)
     """How the policy reads prompts, and what ends its responses."""
     lora: LoraSettings = group(LoraSettings)
-    """An adapter that is trained in the place of all weights."""
+    """An adapter that is trained instead of all weights."""
     loading: LoadingSettings = group(LoadingSettings)
     """How models and tokenizers are loaded."""
     machine: MachineSettings = group(MachineSettings)

@@ -14,21 +14,21 @@ class SoftQSettings:
     """Soft Q-learning (`algorithm.name: soft-q`), where the policy's logits are values."""
 
     regulariser: Literal["kl", "entropy"] = "kl"
-    """What `kl.coef` is the price of: `kl`, a nat of KL to the reference, or, as published,
-    `entropy`, what a nat of entropy earns."""
+    """What `kl.coef` is the price of: a nat of KL to the reference (`kl`), or, as published, what a
+    nat of entropy earns (`entropy`)."""
     consistency: Consistency = "both"
-    """Over how many tokens policy, values and rewards must agree: `single-step`, `multi-step` up to
-    the end, or the mean of `both`."""
+    """Span over which policy, values and rewards must agree: `single-step`, `multi-step` up to the
+    end, or `both`, the mean of the two."""
     reversed_share: float = 0.5
     """Share of the term that teaches the level of the values; 0 as published, which reaches the
     optimum from responses of the policy alone."""
     target_rate: float = 0.1
     """How far the target network moves towards the policy after every step."""
     data: str | None = None
-    """Dataset id, dataset folder or file of prompts with responses, scored as the policy's are and
-    learnt from beside these (off-policy); None for the policy's alone."""
+    """Dataset id, dataset folder or file of prompts with responses, which are scored like the
+    policy's and also learnt from (off-policy); None for the policy's alone."""
     data_batch_size: int = 16
-    """How many of the responses in `data` a step learns from, over all processes."""
+    """Responses of `data` per step, over all processes."""
     prompt: str = "prompt"
     """Column of the prompts."""
     response: str = "completion"
@@ -54,22 +54,23 @@ class DialogueSettings:
 
     environment: str | None = None
     """`module:function`, a Python function from dialogues, lists of messages of which the last is
-    the policy's, to an answer, or None at the end, and a reward for each; it takes the place of a
-    reward model. None for single responses."""
+    the policy's, to an answer, or None at the end, and a reward for each. It replaces the reward
+    model. None for single responses."""
     turns: int = 4
     """Most utterances of the policy in a dialogue."""
     discount: float = 0.95
-    """Discount of what comes an utterance later."""
+    """Discount per utterance."""
     critic_learning_rate: float = 1e-4
     """Learning rate of AdamW for the critic of utterances."""
     critic_updates: int = 8
-    """Optimiser steps of the critic in every step of the run."""
+    """Optimiser steps of the critic per step of the run."""
     critic_batch_size: int = 32
-    """Utterances of the buffer in each of its optimiser steps."""
+    """Utterances per optimiser step of the critic."""
     target_rate: float = 0.1
     """How far the slow copy of the critic moves towards it after each optimiser step."""
     buffer_size: int = 10_000
-    """Utterances that the critic may learn from: the newest, those of earlier policies too."""
+    """How many utterances the critic may learn from: the newest ones, those of earlier policies
+    included."""
 
     def __post_init__(self) -> None:
         room = "dialogue."

@@ -17,11 +17,11 @@ class ReferenceSettings:
     """
 
     per_prompt: int = 4
-    """Responses of the reference to each prompt, drawn and scored once, in the step that has the
-    prompt first; their scores stay in the run folder."""
+    """Responses of the reference to each prompt, drawn and scored in the first step that has the
+    prompt; their scores stay in the run folder."""
     prompts: int = 64
-    """For `score.normalization: reference`: prompts whose responses of the reference are drawn
-    before the first step; their scores have the mean and the deviation."""
+    """For `score.normalization: reference`: how many prompts the reference answers before the first
+    step; the mean and the deviation are those of these scores."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "per_prompt", "prompts", room="references.")
@@ -29,11 +29,11 @@ class ReferenceSettings:
 
 @dataclass(frozen=True)
 class OpponentSettings:
-    """Whom the policy is to beat where `score.transform` is `nash` (Nash-MD)."""
+    """The opponent to beat where `score.transform` is `nash` (Nash-MD)."""
 
     reference_share: float = 0.25
-    """Exponent of the reference in the geometric mixture that the opponent draws each token from: 0
-    is the policy itself, 1 the reference."""
+    """Exponent of the reference in the geometric mixture from which the opponent draws each token:
+    0 is the policy itself, 1 the reference."""
     per_prompt: int = 1
     """Responses of the opponent to each prompt, drawn anew in every step."""
 
@@ -50,13 +50,13 @@ class SelectionSettings:
     """Which of the responses to a prompt the policy learns from."""
 
     keep: str = "all"
-    """`all`, the `best`, `best-random` or `best-worst`, by the sum of what their tokens are paid,
-    KL left out; all but `all` need `algorithm.samples_per_prompt`."""
+    """`all`, the `best`, `best-random` or `best-worst`, by the sum of the token rewards without KL;
+    all but `all` need `algorithm.samples_per_prompt`."""
     how: Literal["filter", "resample"] = "filter"
-    """`filter` learns from these once; `resample` draws as many as there were, with replacement, by
-    the weights of the published code."""
+    """`filter` learns once from what is kept; `resample` draws as many as there were, with
+    replacement, by the weights of the published code."""
     count: int = 1
-    """For `best`: how many."""
+    """For `best`: how many are kept."""
 
     def __post_init__(self) -> None:
         named("selection.keep", self.keep, SELECTIONS)
@@ -75,7 +75,7 @@ class SelectionSettings:
 
 @dataclass(frozen=True)
 class PretrainingSettings:
-    """Texts that the policy learns beside its reward (PPO-ptx)."""
+    """Texts that the policy learns besides its reward (PPO-ptx)."""
 
     data: str | None = None
     """Dataset id, dataset folder or file of texts; None learns none."""
@@ -101,9 +101,10 @@ class StopSettings:
     """When a run ends before its last step. Each number is a mean over the last steps."""
 
     held_out_falls: int | None = None
-    """Steps that the score of `held_out_reward_model` may lie below its highest; None for any."""
+    """The run ends once the score of `held_out_reward_model` has been below its highest for this
+    many steps; None for never."""
     kl_above: float | None = None
-    """KL per response, in nats, above which the run ends; None for any."""
+    """The run ends once the KL per response exceeds this, in nats; None for never."""
     window: int = 5
     """Steps that are averaged, here, for the best checkpoint and in the figure."""
 

@@ -46,7 +46,8 @@ class TokenWeightSettings:
     """For `credit`: `row` scales the credit of each response to a mean absolute value of one,
     `nats` takes it as it is."""
     clip: float | None = 0.9
-    """For `credit`: how far a weight may be from 1 before its mean is restored; None for any."""
+    """For `credit`: how far a weight may be from 1 before the mean is restored; None for any
+    distance."""
     mean: Literal["one", "free"] = "one"
     """For `credit`: whether weights of a response are divided by their mean."""
     share: float = 0.3
@@ -54,10 +55,10 @@ class TokenWeightSettings:
     delta: float = 2.0
     """For `edits`: the most that is added to a weight."""
     confidence: Literal["policy", "own"] = "policy"
-    """For `edits`: whose confidence the weights of the reference are made of: the `policy`'s, so
-    that both have the same weights, or its `own`, as published."""
+    """For `edits`: whose confidence sets the weights of the reference: the `policy`'s, so that both
+    have the same weights, or its `own`, as published."""
     decay: float = 0.98
-    """For `decay`: weight of each token as a share of that of the token before."""
+    """For `decay`: weight of each token, as a share of the weight of the token before."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 0, "strength", "delta", room="token_weights.")
@@ -84,8 +85,8 @@ class RegulariserSettings:
     """T-REG: the likelihood of tokens by what they are worth, beside the loss of pairs."""
 
     strength: float = 0.0
-    """Price of the regulariser, as a share of that of the log-ratio; 0 for none. Published with
-    0.1 to 0.5."""
+    """Weight of the regulariser, as a share of `dpo_beta`; 0 for none. Published with 0.1 to
+    0.5."""
     normalisation: Literal["sum", "mean"] = "sum"
     """Whether the terms of a response are added up or averaged over its tokens."""
 
@@ -109,19 +110,19 @@ class TrainPreferencesConfig:
     options: PreferenceLossSettings = group(PreferenceLossSettings)
     """Options of the loss; those of other losses are refused."""
     reference: str | None = None
-    """Hub id or folder of the frozen model that log-ratios are taken to, of losses that have one;
-    None for `model` as it is."""
+    """Hub id or folder of the frozen reference, for losses that have one; None for `model` as it
+    is."""
     teacher: str | None = None
-    """Hub id or folder of the aligned model that is learnt from, of losses that have a teacher."""
+    """Hub id or folder of the aligned model to learn from, for losses with a teacher."""
     teacher_reference: str | None = None
-    """Hub id or folder of what that teacher is held against, of losses that compare two: the model
-    that it started from, or one that was trained on pairs turned around. None takes the one that
-    the teacher's configuration names as its reference."""
+    """For losses that compare two teachers: Hub id or folder of the model that the teacher started
+    from, or of one that was trained on reversed pairs. None takes the reference in the teacher's
+    configuration."""
     token_weights: TokenWeightSettings = group(TokenWeightSettings)
     regulariser: RegulariserSettings = group(RegulariserSettings)
     reward_model: str | None = None
-    """Hub id, folder or address of a reward model, of which credit is made, for weights and the
-    regulariser; none for credit that needs no score."""
+    """Hub id, folder or address of the reward model that credit is made of, for token weights and
+    the regulariser; None for credit that needs no score."""
     credit: CreditSettings = group(CreditSettings)
     """How credit is made."""
     segments: SegmentSettings = group(SegmentSettings)

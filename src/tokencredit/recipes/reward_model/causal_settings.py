@@ -35,10 +35,10 @@ class TrainRewriterConfig:
     output: str = setting(free=True)
     """Run folder; holds the model in Hugging Face layout when it is done."""
     template: str = TEMPLATE
-    """Template of prompts that are texts: `{prompt}` and `{response}` stand for what is read, and
-    what is written follows."""
+    """Template of prompts that are texts, with `{prompt}` and `{response}`; what the model writes
+    follows it."""
     instruction: str = INSTRUCTION
-    """Instruction after prompts that are messages: what the user says after the answer."""
+    """For prompts that are messages: what the user says after the answer."""
     split: str = "train"
     """Split of a dataset folder or id."""
     dataset: DatasetSettings = group(DatasetSettings)
@@ -46,8 +46,8 @@ class TrainRewriterConfig:
     limit: int | None = None
     """Use only the first rows; None uses all."""
     max_length: int = 1024
-    """Most tokens of prompt, answer and what is written. What is longer loses the start of the
-    prompt first, then the end of what is written."""
+    """Most tokens of prompt, answer and rewritten answer. A longer row loses the start of the
+    prompt first, then the end of the rewritten answer."""
     columns: PairColumns = group(PairColumns)
     evaluation: HeldOutSettings = group(HeldOutSettings)
     training: TrainingSettings = group(TrainingSettings)
@@ -73,16 +73,16 @@ class VocabularyColumns:
     """Names of the columns of pairs or of rated texts."""
 
     prompt: str | None = setting(None, was="prompt_column")
-    """Prompts, texts or lists of chat messages; None takes `prompt` or another usual name where one
-    is there, or else what both texts of a pair begin with, and no prompt of rated texts; an empty
-    name for answers that stand alone."""
+    """Prompts, texts or lists of chat messages. None takes `prompt` or another usual name; without
+    one, the prompt of a pair is what both texts begin with, and rated texts have none. An empty
+    name is for answers without a prompt."""
     chosen: str = setting("chosen", was="chosen_column")
     """The preferred responses."""
     rejected: str = setting("rejected", was="rejected_column")
     """The others."""
     rating: str | None = setting(None, was="rating_column")
-    """With `cd-fudge` and `cd-q`, numbers, more for better texts, labels 0 and 1 too. Values are
-    then standard deviations of it above its mean. None reads pairs."""
+    """For `cd-fudge` and `cd-q`: ratings, or labels 0 and 1, higher for better texts. Values are
+    then standard deviations above the mean. None reads pairs."""
     text: str = setting("text", was="text_column")
     """The rated texts."""
 
@@ -100,32 +100,33 @@ class TrainVocabularyRewardConfig:
     output: str = setting(free=True)
     """Run folder; holds the model in Hugging Face layout when it is done."""
     objective: VocabularyObjective = "farma"
-    """What its logits become. `farma`: the value of the text with each token after it, from pairs.
-    `genarm`: a language model whose log-probabilities are rewards, from pairs. `cd-fudge`: the mean
-    outcome of texts that go on with each token, from ratings, or from pairs, of which the chosen
-    side counts 1 and the other 0. `cd-q`: the same, where each prefix learns what the policy makes
-    of it with its next token."""
+    """What its logits mean. `farma`: the value of the text with each token after it, from pairs.
+    `genarm`: log-probabilities that are rewards, from pairs. `cd-fudge`: the mean outcome of texts
+    that go on with each token, from ratings, or from pairs, whose chosen side counts 1 and whose
+    other side counts 0. `cd-q`: the same, where each prefix learns from the policy's mean value of
+    the next token."""
     policy: str | None = None
-    """Policy of `cd-q`: Hub id or folder of the frozen language model over whose next tokens values
-    are averaged, with the vocabulary of `model`; None for `model`."""
+    """For `cd-q`: Hub id or folder of the frozen language model over whose next tokens values are
+    averaged, with the vocabulary of `model`; None for `model`."""
     bootstrap_lambda: float = 0.95
-    """Lambda of `cd-q`: from 0, each value learns the policy's mean value of the next token alone
-    (as published), to 1, the outcome of its text, which is `cd-fudge`."""
+    """For `cd-q`: 0 learns from the policy's mean value of the next token alone (as published), 1
+    from the outcome of the text alone, which is `cd-fudge`."""
     rounds: int = 2
-    """Rounds of `farma`: times that pairs are compared; between two of them stands a turn of the
+    """For `farma`: how often pairs are compared. Between two comparisons comes a turn of the
     maximum constraint. Every turn has a learning rate of its own, and `training.epochs` passes."""
     first_token: int = 11
-    """First token of `farma`: number of the token with which the first prefixes end that the
-    constraint binds."""
+    """For `farma`: the constraint holds for prefixes that end with this token of the response or a
+    later one."""
     target_gradient: Literal["flows", "stopped"] = "flows"
-    """Gradient of `farma`: whether the constraint moves the best continuation too (`flows`, as
-    published) or the prefix alone (`stopped`)."""
+    """For `farma`: whether the constraint also moves the best continuation (`flows`, as published)
+    or only the prefix (`stopped`)."""
     reward_beta: float = 0.05
-    """Price of `genarm`: nats of reward per nat of log-probability."""
+    """For `genarm`: nats of reward per nat of log-probability."""
     over_tokens: Literal["sum", "mean"] = "sum"
-    """Sum of `genarm`: `mean` divides the log-probability of a response by its length."""
+    """For `genarm`: `sum` takes the log-probability of a response, `mean` divides it by the
+    length."""
     margin: float = 0.0
-    """Margin of pairs: by how much the better response should win, in nats."""
+    """For pairs: by how much the better response should win, in nats."""
     split: str = "train"
     """Split of a dataset folder or id."""
     dataset: DatasetSettings = group(DatasetSettings)
@@ -205,7 +206,7 @@ class TrainImplicitRewardConfig:
     direction: Direction = "chosen"
     """`chosen` learns to prefer the chosen responses, `reversed` the rejected ones."""
     dpo_beta: float = 0.1
-    """Price of the log-ratio to the reference: the larger, the nearer the model stays."""
+    """Beta of DPO: the larger it is, the nearer the model stays to the reference."""
     reference: str | None = None
     """Hub id or folder of the frozen model; None for `model`."""
     split: str = "train"

@@ -65,7 +65,7 @@ class EvaluateEditsConfig:
     """One evaluation."""
 
     reward_model: str
-    """What scores: any name that `vote-on-pairs` takes."""
+    """What scores: any model that `vote-on-pairs` takes."""
     data: str
     """JSON-lines file, dataset folder or dataset id, of edits."""
     output: str = setting(free=True)
@@ -80,7 +80,7 @@ class EvaluateEditsConfig:
     confidence: float = 0.95
     """Coverage of the intervals."""
     resamples: int = 1000
-    """Of the bootstrap."""
+    """Resamples of the bootstrap."""
     reading: ReadingSettings = group(ReadingSettings)
     """How a model reads texts, where its configuration does not say."""
     max_length: int | None = None
@@ -90,10 +90,10 @@ class EvaluateEditsConfig:
     batch_size: int = setting(16, free=True)
     """Responses per forward pass."""
     server: ServerSettings = group(ServerSettings, free=True)
-    """How a model is asked that another process serves."""
+    """How to reach a model that another process serves."""
     loading: LoadingSettings = group(LoadingSettings)
     device: str | None = setting(None, free=True)
-    """To compute on; None for the CPU."""
+    """Device to compute on, such as `cuda`; None for the CPU."""
 
     def __post_init__(self) -> None:
         require_positive(self, "limit", "batch_size", "max_length", "resamples")

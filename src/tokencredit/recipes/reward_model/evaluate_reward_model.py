@@ -50,22 +50,24 @@ class ComparisonColumns:
     """Names of the columns of judged answers."""
 
     prompt: str | None = setting(None, was="prompt_column")
-    """Prompts, texts or lists of chat messages; None takes `prompt` or another usual name where one
-    is there, or else what both texts begin with; an empty name for answers that stand alone."""
+    """Prompts, texts or lists of chat messages. None takes `prompt` or another usual name; without
+    one, the prompt is what both texts begin with. An empty name is for answers without a prompt."""
     chosen: str = setting("chosen", was="chosen_column")
     """The preferred answers, texts or lists of texts; with `label` the first ones."""
     rejected: str = setting("rejected", was="rejected_column")
     """The others; with `label` the second ones."""
     label: str | None = setting(None, was="label_column")
-    """Says which answer is better: the name of its column, or one of `label_values`."""
+    """Column that says which answer is better, by the name of its column or by one of
+    `label_values`."""
     label_values: tuple[int | str, int | str] | None = None
-    """What `label` holds where the first answer is better, and where the second is: `[0, 1]` for
-    PKU-SafeRLHF. None takes 1 and 2, and refuses data whose numbers may mean something else."""
+    """The value of `label` where the first answer is better, and the one where the second is: `[0,
+    1]` for PKU-SafeRLHF. None takes 1 and 2, and refuses data whose numbers may mean something
+    else."""
     subset: str | None = setting(None, was="subset_column")
-    """Parts of the data; None takes `subset` where it is there, and with several data sets their
-    names."""
+    """Column that names parts of the data. None takes `subset` if there is one, and the names of
+    the data sets if there are several."""
     name: str | None = setting(None, was="name_column")
-    """What rows are called; None takes `id` where it is there."""
+    """Column of the names of rows; None takes `id` if there is one."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,10 @@ class EvaluateRewardModelConfig:
     """`classification` or `implicit`; None is `implicit` where a reference is given or the model's
     configuration names one."""
     reference: str | None = None
-    """Hub id or folder of the reference of an implicit reward; None takes what the model's
-    configuration says."""
+    """Hub id or folder of the reference of an implicit reward; None takes it from the model's
+    configuration."""
     dpo_beta: float | None = None
-    """Price of an implicit reward; None takes what the model's configuration says."""
+    """Beta of an implicit reward; None takes it from the model's configuration."""
     split: str = "train"
     """Split of a dataset folder or id."""
     dataset: DatasetSettings = group(DatasetSettings)
@@ -105,13 +107,13 @@ class EvaluateRewardModelConfig:
     confidence: float = 0.95
     """Coverage of the intervals."""
     bins: int = 10
-    """Bins of the calibration."""
+    """Bins of the calibration curve."""
     columns: ComparisonColumns = group(ComparisonColumns)
     loading: LoadingSettings = group(LoadingSettings)
     show_example: bool = setting(False, free=True)
     """Print one text as the reward model reads it: its tokens, and where scores are read."""
     device: str | None = setting(None, free=True)
-    """To compute on; None for the CPU."""
+    """Device to compute on, such as `cuda`; None for the CPU."""
     progress: bool = setting(True, free=True)
     """Show a progress bar."""
 

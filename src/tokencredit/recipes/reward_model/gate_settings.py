@@ -27,7 +27,7 @@ class GateSettings:
     layers: int = 3
     """Hidden layers; 0 makes a linear gate."""
     dropout: float = 0.2
-    """Share of the units of hidden layers that training leaves out at random."""
+    """Share of the hidden units that are dropped in training."""
     temperature: float = 10.0
     """What the outputs of the network are divided by before the softmax."""
 
@@ -43,11 +43,10 @@ class DebiasSettings:
     """What is taken out of the objectives before they are weighed."""
 
     against: str | None = None
-    """Name of the objective that the others shall not follow, such as `verbosity`; nothing is left
-    of it. None takes nothing out."""
+    """Name of an objective that the others must not follow, such as `verbosity`; that objective
+    itself is removed. None removes nothing."""
     correlation: float = 0.03
-    """Greatest rank correlation with it that may be left, on the responses of the training
-    pairs."""
+    """Highest rank correlation with it that may remain, on the responses of the training pairs."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class TrainGateConfig:
     data: str
     """Pairs: JSON-lines file, dataset folder or dataset id."""
     reward_model: str
-    """Hub id or folder of a causal reward model of several objectives, which stays as it is."""
+    """Hub id or folder of a causal reward model with several objectives; it is not changed."""
     output: str = setting(free=True)
     """Run folder; holds the model with its gate when it is done."""
     gate: GateSettings = group(GateSettings)

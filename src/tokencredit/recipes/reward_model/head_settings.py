@@ -14,10 +14,10 @@ class EnsembleSettings:
     """Several heads on one trunk, which learn from the same pairs."""
 
     heads: int = 1
-    """How many. Each begins with weights of its own; the loss is the mean of theirs."""
+    """How many heads. Each begins with its own weights; the loss is the mean of their losses."""
     bootstrap: bool = False
-    """Let every pair count for each head as often as a Poisson number with mean 1 says, drawn once
-    for the run, as if each had data of its own."""
+    """Count each pair, for each head, as often as a Poisson number with mean 1 says, drawn once for
+    the run, as if each head had its own data."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "heads")
@@ -30,16 +30,16 @@ class EnsembleSettings:
 
 @dataclass(frozen=True)
 class RegulariserSettings:
-    """What keeps the hidden states of a reward model those of a language model (GRM)."""
+    """Keeps the hidden states of a reward model fit for a language model (GRM)."""
 
     form: Form | None = None
-    """What the head of the language model that training starts from is asked by: `sft`, the log
-    sigmoid of `scale` times the log-probability of the preferred answer; `likelihood`, that
-    log-probability itself; `dpo`, both answers compared. None for no regulariser."""
+    """What the head of the language model still has to do with the hidden states. `sft`: raise the
+    log sigmoid of `scale` times the log-probability of the preferred answer; `likelihood`: raise
+    that log-probability itself; `dpo`: compare both answers. None for no regulariser."""
     weight: float = 0.01
     """Share of the regulariser in the loss; the loss of preferences has the rest."""
     scale: float = 0.1
-    """Beta: multiplies log-probabilities of `sft` and `dpo`."""
+    """Beta, which multiplies the log-probabilities of `sft` and `dpo`."""
     reference: Literal["start", "none"] = "start"
     """What `dpo` compares with: `start`, the language model that training starts from, asked once
     before it; `none`, log-probabilities are compared as they are."""
@@ -55,16 +55,18 @@ class GroupSettings:
     """A head for each group of users, who are sorted into groups while the heads learn (MaxMin)."""
 
     count: int = 1
-    """How many. Their heads become the objectives `group-1`, `group-2` and so on of the model."""
+    """How many groups. Their heads become the objectives `group-1`, `group-2` and so on of the
+    model."""
     of: Literal["users", "pairs"] = "users"
-    """What belongs to a group: `users`, each with all of their pairs, which needs `columns.user`;
-    `pairs`, each of them by itself."""
+    """What is sorted into groups: `users`, each with all their pairs, which needs `columns.user`;
+    or `pairs`, each by itself."""
     membership: Literal["hard", "soft"] = "hard"
-    """`hard`: of the group under which the preferences are likeliest, as published; `soft`: of each
-    group with its probability."""
+    """`hard` puts each into the group under which its preferences are likeliest, as published;
+    `soft` into every group, with its probability."""
     rounds: int = 5
-    """How often users are sorted anew during training, at even distances, and then once at its end.
-    Before the first time user number n is of the group n modulo `count`, as published."""
+    """How often the groups are formed anew during training, at even distances; they are formed once
+    more at the end. Before the first time, user number n is in group n modulo `count`, as
+    published."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "count", "rounds", room="groups.")
@@ -72,12 +74,13 @@ class GroupSettings:
 
 @dataclass(frozen=True)
 class MixtureSettings:
-    """Several heads of which a router on the prompt says how much each counts (MiCRo)."""
+    """Several heads, and a router that weighs them by the prompt (MiCRo)."""
 
     heads: int = 1
-    """How many. Each preference is that of one of them, nobody knows which."""
+    """How many heads. Each preference comes from one of them; it is not known which."""
     entropy_coef: float = 0.5
-    """Price of the negative entropy of the router's weights, which evens them prompt by prompt."""
+    """Price of the negative entropy of the router's weights, which evens them out prompt by
+    prompt."""
     layers: int = 0
     """Hidden layers of the router; 0 makes it linear."""
     width: int = 64
@@ -91,17 +94,18 @@ class MixtureSettings:
 
 @dataclass(frozen=True)
 class LatentSettings:
-    """What a user prefers, read off other preferences of the same user (VPL)."""
+    """What a user prefers, inferred from other preferences of that user (VPL)."""
 
     size: int = 0
-    """Numbers that describe a user, beside what the model makes of a text; 0 for none. Needs
+    """How many numbers describe a user, beside what the model makes of a text; 0 for none. Needs
     `columns.user`."""
     pairs: int = 8
-    """Other pairs of the user that are shown for each pair, drawn anew each time."""
+    """How many other pairs of the user are shown with each pair, drawn anew each time."""
     width: int = 64
-    """Numbers that describe a text, and units of the hidden layers of encoder and decoder."""
+    """How many numbers describe a text; also the width of the hidden layers of encoder and
+    decoder."""
     kl_coef: float = 1e-4
-    """Price of each nat by which descriptions of users differ from a standard normal one."""
+    """Price of a nat of KL between the description of a user and a standard normal distribution."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 0, "size", "kl_coef", room="latent.")
@@ -110,11 +114,11 @@ class LatentSettings:
 
 @dataclass(frozen=True)
 class BoundSettings:
-    """What is kept of the data for a pessimistic score, `folder#pessimistic=0.5`."""
+    """Statistics of the data that a pessimistic score needs, `folder#pessimistic=0.5`."""
 
     ridge: float | None = None
-    """Added to the covariance of the differences of features between the answers of a pair, which
-    is then written beside the model. None writes none."""
+    """What is added to the covariance of the differences of features between the answers of a pair.
+    The covariance is written beside the model; None writes none."""
 
     def __post_init__(self) -> None:
         require_positive(self, "ridge", room="bound.")

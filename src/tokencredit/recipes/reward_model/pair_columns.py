@@ -10,8 +10,8 @@ class PairColumns:
     """Names of the columns of pairs."""
 
     prompt: str | None = setting(None, was="prompt_column")
-    """Prompts, texts or lists of chat messages; None takes `prompt` or another usual name where one
-    is there, or else what both texts begin with; an empty name for answers that stand alone."""
+    """Prompts, texts or lists of chat messages. None takes `prompt` or another usual name; without
+    one, the prompt is what both texts begin with. An empty name is for answers without a prompt."""
     chosen: str = setting("chosen", was="chosen_column")
     """The preferred responses."""
     rejected: str = setting("rejected", was="rejected_column")

@@ -38,42 +38,43 @@ class JudgementColumns:
     """Names of the columns of pairs, labels or ratings."""
 
     prompt: str | None = setting(None, was="prompt_column")
-    """Prompts, texts or lists of chat messages; None takes `prompt` or another usual name where one
-    is there. Pairs may lack it; then the prompt is what both texts begin with. Labelled and rated
-    texts then stand alone. An empty name for answers that stand alone."""
+    """Prompts, texts or lists of chat messages. None takes `prompt` or another usual name. Without
+    such a column the prompt of a pair is what both texts begin with, and labelled and rated texts
+    have none. An empty name is for answers without a prompt."""
     chosen: str = setting("chosen", was="chosen_column")
     """The preferred responses of pairs."""
     rejected: str = setting("rejected", was="rejected_column")
     """The others."""
     margin: str | None = setting(None, was="margin_column")
-    """Margins of pairs in nats; None takes `margin` where it is there, an empty name none."""
+    """Margins of pairs in nats. None takes the column `margin` if there is one; an empty name uses
+    none."""
     strength: str | None = setting(None, was="strength_column")
-    """Strengths of preferences, such as 1, 2 and 3, by which their losses are multiplied; None
-    for 1."""
+    """Strengths of preferences, such as 1, 2 and 3, which multiply the losses; None is 1 for
+    all."""
     preferred: str | None = None
-    """Probabilities that preferred responses are the better ones, as `vote-on-pairs` writes them;
-    None for 1."""
+    """Probability that the preferred response is the better one, as `vote-on-pairs` writes it; None
+    is 1 for all."""
     user: str | None = None
-    """Who prefers, by a name or a number, with `groups` and `latent`; None for nobody."""
+    """Who prefers, by a name or a number, for `groups` and `latent`; None if it is not known."""
     text: str = setting("text", was="text_column")
     """The labelled or rated texts."""
     label: str = setting("label", was="label_column")
     """The labels, 0 or 1."""
     rating: str = setting("rating", was="rating_column")
-    """The ratings, in any unit, more for better ones. The scores of the model are ratings above the
-    mean of the training data."""
+    """The ratings, in any unit, higher for better texts. The scores of the model are ratings less
+    the mean of the training data."""
     ratings: tuple[str, ...] = ()
-    """The ratings by several objectives, with `multi-objective-regression`: a column of each, whose
+    """The ratings by several objectives, for `multi-objective-regression`: one column each, whose
     name becomes that of the objective. An empty cell, null, NaN or `N/A` is a missing rating."""
     responses: str | None = None
-    """Lists of answers, with `plackett-luce`; None takes `responses`, `completions` and other usual
-    names."""
+    """Lists of answers, for `plackett-luce`; None takes `responses`, `completions` or another usual
+    name."""
     scores: str | None = None
-    """Lists of as many scores, whose order is learnt, more for better ones; None takes `scores`,
-    `rewards` or `ratings`. Answers of the same score are not compared."""
+    """Lists of scores, one for each answer, higher for better ones; their order is learnt. None
+    takes `scores`, `rewards` or `ratings`. Answers with the same score are not compared."""
     rating_scale: tuple[float, float] | None = None
-    """The least and the greatest of these ratings, such as `[0, 4]`; a row with another cannot be
-    used. None takes every number."""
+    """Lowest and highest rating, such as `[0, 4]`; a row outside cannot be used. None allows every
+    number."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,12 @@ class BeginningSettings:
     """Which beginnings of both answers are examples, with `positions: pairs`."""
 
     start: int = setting(1, was="prefix_start")
-    """Tokens of the shortest ones."""
+    """Length of the shortest beginnings, in tokens."""
     step: int = setting(1, was="prefix_step")
-    """Tokens from one length to the next; whole answers are always among them."""
+    """Difference between two lengths, in tokens. Whole answers are always among them."""
     padding: Literal["eos", "held"] = setting("eos", was="prefix_padding")
-    """What stands after the end of the shorter answer: `eos`, ends of sequence up to the length of
-    the longer one, as published; `held`, nothing."""
+    """What follows the end of the shorter answer: `eos`, ends of sequence up to the length of the
+    longer one, as published; `held`, nothing."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "start", "step")
@@ -103,14 +104,15 @@ class TrainRewardModelConfig:
     output: str = setting(free=True)
     """Run folder; holds the model in Hugging Face layout when it is done."""
     objective: str = "bradley-terry"
-    """`bradley-terry` learns from pairs, `classification` from labels 0 and 1, `regression` from
-    ratings, `multi-objective-regression` from ratings by several objectives, with a score for each
-    of them, `plackett-luce` from the order of several answers to a prompt."""
+    """What is learnt: `bradley-terry` from pairs, `classification` from labels 0 and 1,
+    `regression` from ratings, `multi-objective-regression` from ratings by several objectives (one
+    score each), `plackett-luce` from the order of several answers to a prompt."""
     positions: str = "every"
-    """What is scored in training. `last`: whole responses. `every`: each prefix too. `pairs`:
-    beginnings of equal length of both answers, each pair of them an example. `segments`: the ends
-    of segments, a response scoring their mean. `bootstrapped`: each prefix, against the score of
-    the next one. All but `last` and `pairs` need a causal model."""
+    """Where training reads scores. `last`: at the end of the response. `every`: at every prefix
+    too. `pairs`: beginnings of both answers that are equally long, each pair of them an example.
+    `segments`: at the ends of segments; the response scores their mean. `bootstrapped`: at every
+    prefix, which learns from the score of the next one. All but `last` and `pairs` need a causal
+    model."""
     split: str = "train"
     """Split of a dataset folder or id."""
     dataset: DatasetSettings = group(DatasetSettings)
@@ -122,9 +124,9 @@ class TrainRewardModelConfig:
     max_length: int = 512
     """Most tokens of prompt and response."""
     truncation: Truncation | None = None
-    """What a longer row loses first: `response-end`, or `prompt-start` and then the end of the
-    response. None loses the start of the prompt for pairs and the end of the response for labels
-    and ratings."""
+    """What a row that is too long loses first: `response-end`, or `prompt-start` and then the end
+    of the response. None means `prompt-start` for pairs and `response-end` for labels and
+    ratings."""
     columns: JudgementColumns = group(JudgementColumns)
     evaluation: HeldOutSettings = group(HeldOutSettings)
     loss: LossSettings = group(LossSettings)
@@ -270,13 +272,13 @@ class TrainTokenClassifierConfig:
     model: str
     """Hub id or folder of the language model or classifier to start from."""
     labels: LabelSource
-    """Where labels come from. `edits`: tokens that an edit took out are negative, those that it put
-    in positive. `spans`: pieces of a text with a label each. `steps`: good and bad steps, judged at
+    """Where labels come from. `edits`: tokens that an edit removed are negative, those that it
+    added positive. `spans`: labelled pieces of a text. `steps`: good and bad steps, labelled at
     their last token."""
     output: str = setting(free=True)
     """Run folder; holds the model in Hugging Face layout when it is done."""
     severities: tuple[str, ...] = ()
-    """The labels of spans, from the mildest to the worst; needed for spans."""
+    """The labels of spans, from the mildest to the worst; needed for `spans`."""
     span_layout: SpanLayout = "rows"
     """`rows` hold a text and its spans, by the names in `columns`; `xcomet` is what `comet-score
     --to_json` writes: `src` (unless there is a `prompt`), `mt` and `errors`, with the severities

@@ -62,11 +62,13 @@ class VoteOnPairsConfig:
     several objectives, language models trained by DPO that name their reference, addresses of
     `tokencredit serve` or `vllm+http(s)://...`, or functions `module:function`."""
     output: str = setting(free=True)
-    """Folder for `pairs.jsonl`, `votes.json` and `leads.jsonl`, the leads by each model."""
+    """Folder for `pairs.jsonl`, `votes.json` and `leads.jsonl`, which has the lead by each
+    model."""
     flip: float = setting(0.0, free=True)
-    """Share of the pairs, those of lowest mean lead, whose answers are exchanged."""
+    """Share of the pairs whose answers are swapped: those with the lowest mean lead."""
     drop: float = setting(0.0, free=True)
-    """Share of the pairs, those of lowest mean lead after them, that are left out."""
+    """Share of the pairs that are left out: those with the lowest mean lead after the swapped
+    ones."""
     soft_label: SoftLabel = setting("probabilities", free=True)
     """What `preferred` is: `probabilities`, the mean of the probability that each model gives the
     preference, or `votes`, the share of models with a positive lead."""
@@ -87,10 +89,10 @@ class VoteOnPairsConfig:
     """Responses per forward pass."""
     columns: PairColumns = group(PairColumns)
     server: ServerSettings = group(ServerSettings, free=True)
-    """How models are asked that other processes serve."""
+    """How to reach models that other processes serve."""
     loading: LoadingSettings = group(LoadingSettings)
     device: str | None = setting(None, free=True)
-    """To compute on; None for the CPU."""
+    """Device to compute on, such as `cuda`; None for the CPU."""
     progress: bool = setting(True, free=True)
     """Show a progress bar."""
 

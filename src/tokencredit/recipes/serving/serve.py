@@ -31,25 +31,25 @@ class LimitSettings:
     max_batch_tokens: int = setting(16384, was="max_batch_tokens")
     """Most tokens of one forward pass, padding included; also the longest row."""
     max_wait_ms: float = 5.0
-    """Milliseconds that a text waits for others to be scored with."""
+    """Milliseconds that a text may wait to be scored together with others."""
     queue_size: int = 1024
-    """Texts that may wait; beyond them a request is answered 429."""
+    """Texts that may wait; further requests are answered with 429."""
     queue_tokens: int = 2**20
-    """Tokens of the texts that wait; where there are as many, further requests are answered 429."""
+    """Tokens of the texts that may wait; further requests are answered with 429."""
     max_request_tokens: int = 2**18
-    """Most tokens of all texts of a request; beyond it is answered 413."""
+    """Most tokens of all texts of a request; a larger one is answered with 413."""
     max_body_bytes: int = 4 * 2**20
-    """Longest body of a request; beyond it is answered 413."""
+    """Longest body of a request; a longer one is answered with 413."""
     queue_bytes: int = 128 * 2**20
-    """Bytes of the bodies of all requests that are not answered yet; beyond them a request is
-    answered 429."""
+    """Bytes of the bodies of all requests that are not answered yet; further requests are answered
+    with 429."""
     body_timeout: float = 20.0
-    """Seconds for the body of a request to come; beyond it is answered 408."""
+    """Seconds until the body of a request must be there; later it is answered with 408."""
     encoding_timeout: float = 10.0
-    """Seconds for rendering one text and cutting it into tokens, or a few short ones; beyond it is
-    answered 422. A chat template that does not end is ended by it."""
+    """Seconds for rendering one text and cutting it into tokens, or a few short ones; after that it
+    is answered with 422. A chat template that does not end is stopped by it."""
     request_timeout: float = 60.0
-    """Seconds from a body to its answer; beyond it is answered 504."""
+    """Seconds from a body to its answer; after that it is answered with 504."""
 
     def __post_init__(self) -> None:
         whole = ("max_batch_tokens", "queue_size", "queue_tokens", "max_request_tokens")
@@ -61,11 +61,11 @@ class LimitSettings:
 
 @dataclass(frozen=True)
 class ConnectionSettings:
-    """What connections may take, and whom they may ask for."""
+    """How many connections there may be, for how long, and for which names."""
 
     max_connections: int = 512
-    """Connections at a time; beyond them the one that is quiet for the longest time is closed, and
-    where none is, a request is answered 503. Fewer where fewer files may be open."""
+    """Connections at a time. Beyond them the one that has been quiet for longest is closed; if none
+    is quiet, a request is answered with 503. Fewer where fewer files may be open."""
     header_timeout: float = 20.0
     """Seconds for the headers of a request to come, from its first byte or that of a connection."""
     idle_timeout: int = 75
@@ -77,8 +77,8 @@ class ConnectionSettings:
     """Bytes of answers that wait for their readers, together; beyond them the connection with the
     most is closed."""
     stop_timeout: float = 25.0
-    """Seconds for what was accepted once the process is told to stop; five later it ends in any
-    case."""
+    """Seconds to finish what was accepted once the process is told to stop; five seconds later it
+    ends in any case."""
     hosts: tuple[str, ...] = ()
     """Names of this machine that requests may be for, besides `localhost` and `host`, where the
     server listens at loopback and asks for no token."""
@@ -103,13 +103,13 @@ class ServeConfig:
     reward_model: str | None = None
     """Hub id or folder of a sequence-classification model with one or two outputs."""
     rewards: tuple[RewardSource, ...] = ()
-    """Several sources of reward in the place of `reward_model`, as in `train-policy`. Tokens are
-    those of the first, a reward model by Hub id or folder."""
+    """Several sources of reward instead of `reward_model`, as in `train-policy`. Tokens are those
+    of the first, a reward model by Hub id or folder."""
     combine: CombinationSettings = group(CombinationSettings)
     """How several sources become one reward."""
     methods: tuple[str, ...] | None = setting(None, was="credit_methods")
-    """Credit methods that are on offer; None offers all of one pass that the model allows and that
-    need nothing besides."""
+    """Credit methods to offer; None offers all that the model allows in one pass and that need
+    nothing else."""
     credit: CreditSettings = group(CreditSettings)
     """Options of the methods; `credit.method` is not read."""
     segments: SegmentSettings = group(SegmentSettings)
@@ -117,16 +117,16 @@ class ServeConfig:
     reading: ReadingSettings = group(ReadingSettings)
     """How the reward model reads texts, where its configuration does not say."""
     host: str = "127.0.0.1"
-    """Address to listen at; the default is reached from this machine alone."""
+    """Address to listen at; the default can be reached from this machine alone."""
     port: int = 8000
-    """To listen at; 0 takes a free one."""
+    """Port to listen at; 0 takes a free one."""
     token_variable: str | None = None
-    """Name of the environment variable that holds the bearer token which requests must send; None
-    lets everyone ask who reaches the port."""
+    """Environment variable that holds the bearer token that requests must send; None lets everyone
+    ask who reaches the port."""
     limits: LimitSettings = group(LimitSettings)
     """What a request may ask, and how long it may take."""
     connections: ConnectionSettings = group(ConnectionSettings)
-    """What connections may take."""
+    """How many connections there may be, and for how long."""
     access_log: bool = False
     """Log every request: its address, path and status."""
     loading: LoadingSettings = group(LoadingSettings)
@@ -134,7 +134,7 @@ class ServeConfig:
     show_example: bool = False
     """Print one text as the reward model reads it: its tokens, and where scores are read."""
     device: str | None = None
-    """To compute on; None for the CPU."""
+    """Device to compute on, such as `cuda`; None for the CPU."""
 
     def __post_init__(self) -> None:
         sources = required_sources(self.reward_model, self.rewards, combine=self.combine)
