@@ -36,9 +36,10 @@ from tokencredit.recipes.run.run_folder import read_jsonl, write_atomically
 from tokencredit.reward_model.hf_scores import score_responses
 from tokencredit.scorers.texts import loaded_reward_model
 
-MODELS = {"mqm": MQM, "qa": QA, "mqm-beginnings": MQM, "qa-beginnings": QA}
+SETS = {"mqm": MQM, "qa": QA}
 OWN, OTHERS, LESS, ALL = "own head", "other heads, mean", "own head less others", "all heads"
 ATTENTION, TOKENS, BAYES = "attention, last layer", "tokens of a word", "naive Bayes"
+WHOLE = (LESS, ALL, ATTENTION, TOKENS, "position, early", "random")  # not asked among errors alone
 Row = dict[str, Any]
 Marks = list[list[bool]]
 
@@ -150,23 +151,16 @@ def beside_heads(
     return surface_baselines(texts, seed=0) | weight_baselines(texts, {BAYES: weights})
 
 
-def findings(folder: Path, model: str, names: Sequence[str]) -> Row:
-    """The numbers of one model."""
-    kind = model.split("-")[0]
+def findings(folder: Path, kind: str, names: Sequence[str]) -> Row:
+    """The numbers of the model of one set."""
     rows, train = (
         list(read_jsonl(folder / f"{kind}-{part}.jsonl")) for part in ("marked", "train")
     )
     texts = [
         MarkedText(row.get("prompt", ""), row["text"], ((),) * len(row["raters"])) for row in rows
     ]
-    credit = credit_of_heads(folder / model, names, texts)
-    marks = {
-        name: [
-            marked_words(words_of(row["text"]), [s for one in row["raters"] for s in one[name]])
-            for row in rows
-        ]
-        for name in names
-    }
+    credit = credit_of_heads(folder / kind, names, texts)
+    marks = marks_of(rows, names)
     errors = [
         [any(of_word) for of_word in zip(*(marks[name][at] for name in names), strict=True)]
         for at in range(len(rows))
@@ -177,16 +171,41 @@ def findings(folder: Path, model: str, names: Sequence[str]) -> Row:
         found = candidates(name, credit, names, beside_heads(name, texts, train))
         types[name] = {
             "words": measured(found, marks[name], None, others),
-            "errors": measured(found, marks[name], errors, others),
-            "people": people(rows, name),
+            "errors": measured(
+                {key: scores for key, scores in found.items() if key not in WHOLE},
+                marks[name],
+                errors,
+                others,
+            ),
         }
-    metrics = json.loads((folder / model / "metrics.json").read_text(encoding="utf-8"))
+    metrics = json.loads((folder / kind / "metrics.json").read_text(encoding="utf-8"))
     return {
         "texts": len(rows),
         "words": fmean(len(words_of(text.response)) for text in texts),
         "metrics": metrics,
         "rated": {name: sum(row[name] < 0 for row in train) for name in names},
         "types": types,
+    }
+
+
+def marks_of(rows: Sequence[Row], names: Sequence[str]) -> dict[str, Marks]:
+    """By type, which words of each text any rater marked for it."""
+    return {
+        name: [
+            marked_words(words_of(row["text"]), [s for one in row["raters"] for s in one[name]])
+            for row in rows
+        ]
+        for name in names
+    }
+
+
+def agreement_of_people(folder: Path) -> dict[str, dict[str, list[float] | None]]:
+    """For each set and type, how well one rater finds the words of the others."""
+    return {
+        kind: {
+            name: people(list(read_jsonl(folder / f"{kind}-marked.jsonl")), name) for name in types
+        }
+        for kind, types in SETS.items()
     }
 
 
@@ -206,11 +225,13 @@ def people(rows: Sequence[Row], name: str) -> list[float] | None:
 def main() -> None:
     folder, results = map(Path, sys.argv[1:])
     results.mkdir(parents=True, exist_ok=True)
-    for model, types in MODELS.items():
-        if (folder / model / "metrics.json").is_file():
-            found = findings(folder, model, list(types))
-            write_atomically(results / f"{model}.json", json.dumps(found, indent=1) + "\n")
-            print(results / f"{model}.json")
+    if not (results / "people.json").is_file():
+        said = agreement_of_people(folder)
+        write_atomically(results / "people.json", json.dumps(said, indent=1) + "\n")
+    for kind, types in SETS.items():
+        found = findings(folder, kind, list(types))
+        write_atomically(results / f"{kind}.json", json.dumps(found, indent=1) + "\n")
+        print(results / f"{kind}.json")
 
 
 if __name__ == "__main__":

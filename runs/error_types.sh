@@ -22,24 +22,23 @@ adapted=$(for layer in {9..14}; do
   printf "layers.$layer.%s, " self_attn.{q,k,v,o}_proj mlp.{gate,up,down}_proj
 done)
 
-# Name of the model, its set, its training rows, and what differs.
+# The set, and what differs.
 heads() {
   local types='[mistranslation, awkward, punctuation, grammar, spelling, terminology, locale]' prompt=()
-  if [ "$2" = qa ]; then
+  if [ "$1" = qa ]; then
     types='[irrelevant, wrong, unverifiable, redundant]' prompt=(--columns.prompt prompt)
   fi
-  .venv/bin/tokencredit train-reward-model --data "$out/$2-$3.jsonl" --model "$out/half" \
-    --output "$out/$1" --objective multi-objective-regression --columns.ratings "$types" "${prompt[@]}" \
-    --evaluation.data "$out/$2-test.jsonl" --reading.template plain --reading.append_eos false \
+  .venv/bin/tokencredit train-reward-model --data "$out/$1-train.jsonl" --model "$out/half" \
+    --output "$out/$1" --positions every --objective multi-objective-regression --columns.ratings "$types" "${prompt[@]}" \
+    --evaluation.data "$out/$1-test.jsonl" --reading.template plain --reading.append_eos false \
     --lora.rank 16 --lora.target_modules "[${adapted%, }]" \
     --training.batch_size 8 --training.learning_rate 3e-4 --training.warmup 0.05 \
     --training.mixed_precision bf16 --training.checkpoint_every 50 --training.keep 1 \
-    --max_length 256 --device cpu --progress false "${@:4}"
+    --max_length 256 --device cpu --progress false "${@:2}"
 }
-heads mqm mqm train --positions every --training.epochs 2
-heads qa qa train --positions every --training.epochs 3
-heads mqm-beginnings mqm prefixes --positions last --training.epochs 1
-heads qa-beginnings qa prefixes --positions last --training.epochs 1
+heads mqm --training.epochs 2
+heads qa --training.epochs 3
 
 "$python" runs/error_types.py "$out" docs/results/error-types
+"$python" runs/error_type_probes.py "$out" docs/results/error-types
 "$python" runs/error_types_report.py

@@ -4,11 +4,12 @@
 
 Reads `../shared/data` (or $TOKENCREDIT_DATA). For answers (`qa`) and translations (`mqm`) it writes
 
-  <set>-train.jsonl     a rating of each text for each type of error: minus how many errors of it
-                        there are, three at most, by the mean of the raters
-  <set>-prefixes.jsonl  the same texts, and one beginning of each with the errors that end in it
-  <set>-test.jsonl      ratings of texts of other questions and other documents
-  <set>-marked.jsonl    those of them with errors, and what each rater marked of each type
+  <set>-train.jsonl   a rating of each text for each type of error: minus how many errors of it
+                      there are, three at most, by the mean of the raters
+  <set>-test.jsonl    the same of texts of other questions and other documents
+  <set>-marked.jsonl  those of them with errors
+
+and in every row what each rater marked of each type.
 
 Answers are those to the questions of qa_feedback, without the passages; translations those of
 mqm from Chinese to English with three raters, without the source. Texts of the two kinds are kept
@@ -18,15 +19,12 @@ apart by question and by document.
 import csv
 import json
 import lzma
-import random
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from credit_data import DATA, Row, Span, chosen_by_hash, lines, shuffled, write
-
-from tokencredit.preference.marked_texts import words_of
 
 QA = {
     "irrelevant": ("Irrelevant",),
@@ -88,43 +86,28 @@ def translations() -> Iterator[tuple[bool, Row, list[Marks]]]:
             yield chosen_by_hash(key[0], 0.3), {"text": text}, list(raters.values())
 
 
-def rated(text: Row, raters: list[Marks], length: int | None = None) -> Row:
-    """A text, or its beginning, with minus the mean number of errors of each type."""
-    end = len(text["text"]) if length is None else length
-    ratings = {}
+def ratings(raters: list[Marks], end: int) -> Row:
+    """Minus the mean number of errors of each type that end before a character."""
+    found = {}
     for name in raters[0]:
         counts = [sum(stop <= end for _, stop in marks[name]) for marks in raters]
-        ratings[name] = -sum(min(count, MOST_ERRORS) for count in counts) / len(raters)
-    return text | {"text": text["text"][:end]} | ratings
-
-
-def beginnings(rows: Iterable[tuple[Row, list[Marks]]]) -> Iterator[Row]:
-    """Each text, and its beginning up to a word that is drawn."""
-    draws = random.Random(0)
-    for text, raters in rows:
-        yield rated(text, raters)
-        _, end = draws.choice(words_of(text["text"]))
-        yield rated(text, raters, end)
+        found[name] = -sum(min(count, MOST_ERRORS) for count in counts) / len(raters)
+    return found
 
 
 def main() -> None:
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     for name, texts in (("qa", answers()), ("mqm", translations())):
-        known: list[tuple[Row, list[Marks]]] = []
-        held: list[Row] = []
+        sides: dict[bool, list[Row]] = {False: [], True: []}
         for is_held, text, raters in texts:
-            if is_held:
-                held.append(rated(text, raters) | {"raters": raters})
-            else:
-                known.append((text, raters))
-        held = shuffled(held, MOST_HELD)
+            row = text | ratings(raters, len(text["text"])) | {"raters": raters}
+            sides[is_held].append(row)
+        write(folder / f"{name}-train.jsonl", sides[False])
+        held = write(folder / f"{name}-test.jsonl", shuffled(sides[True], MOST_HELD))
         marked = (
             row for row in held if any(spans for marks in row["raters"] for spans in marks.values())
         )
-        write(folder / f"{name}-train.jsonl", (rated(*row) for row in known))
-        write(folder / f"{name}-prefixes.jsonl", beginnings(known))
-        write(folder / f"{name}-test.jsonl", held)
         write(folder / f"{name}-marked.jsonl", marked)
 
 

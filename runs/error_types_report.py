@@ -12,7 +12,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from error_types import ALL, ATTENTION, BAYES, LESS, MODELS, OTHERS, OWN, TOKENS
+from error_type_probes import LABELS
+from error_types import ALL, ATTENTION, BAYES, LESS, OTHERS, OWN, TOKENS
 from learning_report import markdown as lines_of
 
 from tokencredit.recipes.run.run_folder import write_atomically
@@ -35,25 +36,19 @@ def interval(numbers: list[float] | None) -> str:
     return "-" if numbers is None else f"{numbers[0]:.3f} [{numbers[1]:.3f}, {numbers[2]:.3f}]"
 
 
-def title(model: str) -> str:
-    """What a model is called in a table."""
-    kind, *beginnings = model.split("-")
-    return SETS[kind] + (", with beginnings" if beginnings else "")
-
-
 def learnt(found: dict[str, Found]) -> Iterator[dict[str, str]]:
     """A line for each head of each model."""
     for model, one in found.items():
         for name in one["types"]:
             yield {
-                "": title(model),
+                "": SETS[model],
                 "type": name,
                 "training texts with it": str(one["rated"][name]),
                 "held-out accuracy": f"{one['metrics'][f'held_out_accuracy/{name}']:.3f}",
             }
 
 
-def found_words(found: dict[str, Found], measure: str) -> Iterator[dict[str, str]]:
+def found_words(found: dict[str, Found], people: Found, measure: str) -> Iterator[dict[str, str]]:
     """A line for each type: what finds its words."""
     for model, one in found.items():
         for name, of_type in one["types"].items():
@@ -61,7 +56,7 @@ def found_words(found: dict[str, Found], measure: str) -> Iterator[dict[str, str
             rows = {key: row[measure] for key, row in words["rows"].items()}
             best = max(BESIDE, key=lambda key: rows[key][0])
             yield {
-                "": title(model),
+                "": SETS[model],
                 "type": name,
                 "texts": str(words["texts"]),
                 "marked": f"{words['marked']:.3f}",
@@ -70,14 +65,14 @@ def found_words(found: dict[str, Found], measure: str) -> Iterator[dict[str, str
                 LESS: f"{rows[LESS][0]:.3f}",
                 ALL: f"{rows[ALL][0]:.3f}",
                 "best without a head": f"{rows[best][0]:.3f} {best}",
-                "one person": interval(of_type["people"]) if measure == "auroc" else "-",
+                "one person": interval(people[model][name]) if measure == "auroc" else "-",
             }
 
 
 def without_heads(found: dict[str, Found]) -> Iterator[dict[str, str]]:
     """A line for each type: the AUROC of what needs no head of a type."""
-    for model in SETS:
-        for name, of_type in found[model]["types"].items() if model in found else ():
+    for model, one in found.items():
+        for name, of_type in one["types"].items():
             rows = of_type["words"]["rows"]
             yield {"": SETS[model], "type": name} | {
                 key: f"{rows[key]['auroc'][0]:.3f}" for key in BESIDE
@@ -91,7 +86,7 @@ def leads(found: dict[str, Found], part: str) -> Iterator[dict[str, str]]:
             measured = of_type[part]
             lead = measured["lead"]
             yield {
-                "": title(model),
+                "": SETS[model],
                 "type": name,
                 "texts": str(measured["texts"]),
                 OWN: interval(measured["rows"][OWN]["auroc"]),
@@ -120,26 +115,42 @@ def counted(found: dict[str, Found], part: str) -> str:
     for model, one in found.items():
         lead = [of_type[part]["lead"][OTHERS] for of_type in one["types"].values()]
         ahead, behind = sum(low > 0 for _, low, _ in lead), sum(high < 0 for *_, high in lead)
-        said.append(f"{title(model)}: ahead in {ahead}, behind in {behind} of {len(lead)}")
+        said.append(f"{SETS[model]}: ahead in {ahead}, behind in {behind} of {len(lead)}")
     return "; ".join(said)
 
 
+def labelled(probes: dict[str, Found]) -> Iterator[dict[str, str]]:
+    """A line for each type: what heads on frozen states find, by what they were told."""
+    for model, of_labels in probes.items():
+        for name in of_labels[LABELS[0]]:
+            line = {"": SETS[model], "type": name}
+            for said in LABELS:
+                row = of_labels[said][name]
+                line[said] = interval(row["auroc"])
+                line[f"{said}: ahead of the other heads"] = interval(row["lead"])
+            yield line
+
+
 def main() -> None:
-    files = {model: RESULTS / f"{model}.json" for model in MODELS}
-    found = {model: json.loads(file.read_text()) for model, file in files.items() if file.is_file()}
+    found, probes = (
+        {kind: json.loads((RESULTS / f"{kind}{part}.json").read_text()) for kind in SETS}
+        for part in ("", "-probes")
+    )
+    people = json.loads((RESULTS / "people.json").read_text())
     template = Template(Path(__file__).with_suffix(".md").read_text(encoding="utf-8"))
-    matrices = (f"### {title(model)}\n\n{markdown(crossed(one))}" for model, one in found.items())
+    matrices = (f"### {SETS[model]}\n\n{markdown(crossed(one))}" for model, one in found.items())
     text = template.substitute(
         learnt=markdown(learnt(found)),
-        auroc=markdown(found_words(found, "auroc")),
-        precision=markdown(found_words(found, "average_precision")),
+        auroc=markdown(found_words(found, people, "auroc")),
+        precision=markdown(found_words(found, people, "average_precision")),
         without=markdown(without_heads(found)),
         leads=markdown(leads(found, "words")),
         among=markdown(leads(found, "errors")),
         matrices="\n\n".join(matrices),
+        labelled=markdown(labelled(probes)),
         counted=counted(found, "words"),
         counted_among=counted(found, "errors"),
-        texts=", ".join(f"{found[kind]['texts']} {SETS[kind]}" for kind in SETS if kind in found),
+        texts=", ".join(f"{one['texts']} {SETS[kind]}" for kind, one in found.items()),
     )
     write_atomically(PAGE, text)
     print(PAGE)

@@ -16,6 +16,7 @@ PAGES = {
     "honest_report": "honest.md",
     "decoding_report": "decoding.md",
     "preference_report": "preferences.md",
+    "error_types_report": "error-types.md",
 }
 
 

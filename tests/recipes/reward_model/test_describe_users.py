@@ -118,5 +118,5 @@ def test_bad_input(model, trained, tmp_path):
         described(model, nameless)
     with pytest.raises(ModelError, match="knows no users"):
         described(trained.parent / "lm", pairs_of("anna", 1))
-    with pytest.raises(ModelError, match="elsewhere.*; expected"):
+    with pytest.raises(ModelError, match="elsewhere"):
         described(model, pairs_of("anna", 1), context_model=str(tmp_path / "elsewhere"))
