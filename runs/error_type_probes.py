@@ -9,7 +9,8 @@ ridge regressions from them to minus the number of errors of each type:
   every     of the whole text, at every prefix
   so far    of the prefix, at every prefix: these labels know where errors are, the others do not
 
-What is kept for each says how well its prefix differences find the marked words.
+What is kept for each says how well its prefix differences find the marked words. Of translations
+alone: there are few answers.
 """
 
 import json
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import torch
 from error_types import OTHERS, OWN, Row, marks_of, measured
-from error_types_data import MQM, QA, ratings
+from error_types_data import MQM, ratings
 from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
@@ -150,10 +151,9 @@ def kept(found: Row) -> Row:
 def main() -> None:
     folder, results = map(Path, sys.argv[1:])
     results.mkdir(parents=True, exist_ok=True)
-    for kind, types in (("mqm", MQM), ("qa", QA)):
-        found = findings(folder, kind, list(types))
-        write_atomically(results / f"{kind}-probes.json", json.dumps(found, indent=1) + "\n")
-        print(results / f"{kind}-probes.json")
+    found = findings(folder, "mqm", list(MQM))
+    write_atomically(results / "mqm-probes.json", json.dumps(found, indent=1) + "\n")
+    print(results / "mqm-probes.json")
 
 
 if __name__ == "__main__":

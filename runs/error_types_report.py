@@ -23,12 +23,6 @@ PAGE = Path("docs/results/error-types.md")
 SETS = {"mqm": "translations (mqm)", "qa": "answers (qa_feedback)"}
 HEADS = (OWN, OTHERS, LESS, ALL)
 BESIDE = ("position, late", "position, early", "word length", TOKENS, ATTENTION, BAYES, "random")
-PROBES = """Linear heads on the frozen states of the same 15 layers, by ridge regression, told the
-number of errors of the whole text at its *end*, the same at *every* prefix, or how many errors end in each prefix
-(*so far*), which says where they are. AUROC of the prefix differences, by `runs/error_type_probes.py`:
-
-"""
-NO_PROBES = "`runs/error_type_probes.py` makes this comparison; no numbers of it are kept yet."
 Found = dict[str, Any]
 
 
@@ -139,8 +133,7 @@ def labelled(probes: dict[str, Found]) -> Iterator[dict[str, str]]:
 
 def main() -> None:
     found = {kind: json.loads((RESULTS / f"{kind}.json").read_text()) for kind in SETS}
-    told = {kind: RESULTS / f"{kind}-probes.json" for kind in SETS}
-    probes = {kind: json.loads(file.read_text()) for kind, file in told.items() if file.is_file()}
+    probes = {"mqm": json.loads((RESULTS / "mqm-probes.json").read_text())}
     people = json.loads((RESULTS / "people.json").read_text())
     template = Template(Path(__file__).with_suffix(".md").read_text(encoding="utf-8"))
     matrices = (f"### {SETS[model]}\n\n{markdown(crossed(one))}" for model, one in found.items())
@@ -152,7 +145,7 @@ def main() -> None:
         leads=markdown(leads(found, "words")),
         among=markdown(leads(found, "errors")),
         matrices="\n\n".join(matrices),
-        probes=PROBES + markdown(labelled(probes)) if probes else NO_PROBES,
+        probes=markdown(labelled(probes)),
         counted=counted(found, "words"),
         counted_among=counted(found, "errors"),
         texts=", ".join(f"{one['texts']} {SETS[kind]}" for kind, one in found.items()),
