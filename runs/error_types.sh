@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One reward head for each type of error, and where the token credit of each falls: answers of
-# qa_feedback and translations of mqm. About 40 minutes of one core.
+# qa_feedback and translations of mqm. About 15 minutes of one core.
 #
 #   runs/error_types.sh
 #
