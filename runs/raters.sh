@@ -4,7 +4,7 @@
 #   tokencredit quickstart --output output/quickstart   # or `make quickstart`: the model to start from
 #   sh runs/raters.sh output/quickstart output/raters
 #   python runs/raters_hh.py ../shared/data/hh_rlhf output/raters/hh.json
-#   python runs/raters_report.py output/raters docs/results/raters.md
+#   python runs/raters_report.py output/raters
 set -eu
 start=$1/reward-model
 out=$2

@@ -104,6 +104,7 @@ def write_data(folder: Path) -> None:
         {name: row[other] for name, other in exchanged.items()} | {"user": "ben"} for row in pairs
     ]
     save_rows(folder, "users.jsonl", [row | {"user": "anna"} for row in pairs] + ben)
+    save_rows(folder, "new-users.jsonl", [row | {"user": "zoe"} for row in pairs])
     lists = [[row["rejected"], row["chosen"], " is slow ."] for row in pairs]
     ranked = zip(pairs, lists, strict=True)
     ranked_rows = [{"prompt": row["prompt"], "responses": texts} for row, texts in ranked]

@@ -20,6 +20,7 @@ PAGES = {
     "imdb_report --curves docs/results/imdb": "imdb.md",
     "credit_agreement_report --results docs/results/credit-agreement": "credit-agreement.md",
     "real_report output/real docs/results": "real-models.md",
+    "error_types_report": "error-types.md",
 }
 
 

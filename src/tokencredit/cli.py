@@ -29,6 +29,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "reward_model.train_reward_model",
         "train a reward model on pairs, labels or ratings, whole or by prefixes",
     ),
+    "describe-users": (
+        "reward_model.describe_users",
+        "users whom a reward model has not seen in training, by pairs of theirs (VPL)",
+    ),
     "train-gate": (
         "reward_model.train_gate",
         "train a gate that weighs the objectives of a reward model by the prompt (ArmoRM)",

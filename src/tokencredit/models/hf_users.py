@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,21 @@ from tokencredit.models.users import PairSetEncoder, UserDecoder, description_on
 _WEIGHTS, _USERS = "users.safetensors", "users.json"
 
 
+@dataclass(frozen=True)
+class ContextReading:
+    """How the pairs that describe a user become features.
+
+    Attributes:
+        context_model: whose last hidden states they are: what the training began with.
+        max_length: most tokens of a prompt with an answer.
+        truncation: what a longer row loses first.
+    """
+
+    context_model: str
+    max_length: int
+    truncation: str
+
+
 def write_users(
     encoder: PairSetEncoder,
     decoder: UserDecoder,
@@ -26,7 +42,7 @@ def write_users(
     model: PreTrainedModel,
     folder: Path,
     *,
-    context_model: str,
+    reading: ContextReading,
 ) -> None:
     """Put what knows users beside its model, whose configuration then says so.
 
@@ -36,13 +52,13 @@ def write_users(
         users: the mean description of each, by name.
         model: whose outputs describe texts; its configuration is written by whoever saves it.
         folder: that it is saved in.
-        context_model: whose states describe the pairs of a user: what training began with.
+        reading: of the pairs that describe a user.
     """
     model.config.score_users = {
         "size": decoder.user.in_features,
         "width": decoder.text.out_features,
         "context_features": encoder.features,
-        "context_model": context_model,
+        **asdict(reading),
     }
     parts = {"encoder": encoder, "decoder": decoder}
     weights = {
@@ -51,8 +67,24 @@ def write_users(
         for key, weight in part.state_dict().items()
     }
     save_file(weights, folder / _WEIGHTS)
-    named = {name: description.tolist() for name, description in users.items()}
-    (folder / _USERS).write_text(json.dumps(named) + "\n", encoding="utf-8")
+    (folder / _USERS).write_text(users_text(users), encoding="utf-8")
+
+
+def users_text(users: Mapping[str, Float[Tensor, "size"]]) -> str:
+    """What `users.json` says of some users: one line.
+
+    Args:
+        users: the mean description of each, by name.
+
+    >>> users_text({"anna": torch.tensor([0.5, -1.0])}).strip()
+    '{"anna": [0.5, -1.0]}'
+    """
+    return json.dumps({name: numbers.tolist() for name, numbers in users.items()}) + "\n"
+
+
+def users_file(folder: Path) -> Path:
+    """Where the users of a model in this folder are described."""
+    return folder / _USERS
 
 
 def read_users(

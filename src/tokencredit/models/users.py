@@ -73,6 +73,32 @@ class PairSetEncoder(nn.Module):
         return mean, log_var
 
 
+MOST_PAIRS = 256
+"""Pairs that a user is described by at most, the first ones."""
+
+
+@torch.no_grad()
+def mean_description(
+    encoder: PairSetEncoder, pairs: Float[Tensor, "pairs 2 features"]
+) -> Float[Tensor, "size"]:
+    """The mean of the distribution that some pairs of a user say, on the CPU.
+
+    Args:
+        encoder: as it was trained.
+        pairs: features of the answer that the user chose and of the other one; none gives the mean
+            of the prior, which is 0.
+
+    Source: Poddar et al. 2024, arXiv 2408.10075, where a user is the mean in use.
+
+    >>> mean_description(PairSetEncoder(4, width=8, size=2), torch.zeros(0, 2, 4))
+    tensor([0., 0.])
+    """
+    shown = pairs[:MOST_PAIRS][None].to(encoder.mean.weight.device)
+    there = torch.ones(shown.shape[:2], dtype=torch.bool, device=shown.device)
+    mean: Tensor = encoder(shown, there)[0][0]
+    return mean.cpu()
+
+
 def description_on_sphere(
     description: Float[Tensor, "*users size"],
 ) -> Float[Tensor, "*users size"]:

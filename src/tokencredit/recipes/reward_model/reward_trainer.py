@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tokencredit.models.hf_architecture import is_causal, padding_id
+from tokencredit.models.hf_users import ContextReading
 from tokencredit.recipes.reward_model.ensembles import (
     BOOTSTRAP,
     bootstrap_weights,
@@ -125,12 +126,11 @@ def _users(config: TrainRewardModelConfig, model: PreTrainedModel, rows: list[Ju
         lambda judged: config.row.loss(judged, config.loss),
         batch_size=2 * config.training.batch_size,
     )
+    reading = ContextReading(
+        lasting_name(config.model), config.max_length, config.truncation or "prompt-start"
+    )
     return Lesson(
-        users,
-        users.loss,
-        users.columns,
-        joined=users.joined,
-        write=users.writing(lasting_name(config.model)),
+        users, users.loss, users.columns, joined=users.joined, write=users.writing(reading)
     )
 
 

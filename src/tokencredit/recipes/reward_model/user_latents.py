@@ -19,17 +19,19 @@ from transformers import PreTrainedModel
 
 from tokencredit.errors import DataError
 from tokencredit.models.hf_objectives import linear_head
-from tokencredit.models.hf_users import write_users
-from tokencredit.models.users import PairSetEncoder, UserDecoder, description_on_sphere
+from tokencredit.models.hf_users import ContextReading, write_users
+from tokencredit.models.users import (
+    PairSetEncoder,
+    UserDecoder,
+    description_on_sphere,
+    mean_description,
+)
 from tokencredit.recipes.reward_model.examples import JudgedRow, judgements_of
 from tokencredit.recipes.reward_model.head_settings import LatentSettings
 from tokencredit.recipes.reward_model.states import states_of_pairs
 from tokencredit.reward_model.losses.mixtures import kl_to_standard_normal
 from tokencredit.reward_model.objectives import Judgements
 from tokencredit.scorers.fractions import counted_scores
-
-MOST_PAIRS = 256
-"""Pairs that the description of a user is read off, drawn from those there are."""
 
 
 class UserLatents(nn.Module):
@@ -113,16 +115,12 @@ class UserLatents(nn.Module):
         distance = kl_to_standard_normal(mean, log_var).mean()
         return self.loss_of_scores(judgements_of(scores, inputs)) + self.settings.kl_coef * distance
 
-    @torch.no_grad()
     def users(self) -> dict[str, Float[Tensor, "size"]]:
         """The mean description of every user by the pairs to learn from."""
-        device = self.encoder.mean.weight.device
-        found = {}
-        for user, pairs in self.pairs_of.items():
-            shown = self.states[pairs[:MOST_PAIRS]][None].to(device)
-            there = torch.ones(shown.shape[:2], dtype=torch.bool, device=device)
-            found[user] = self.encoder(shown, there)[0][0].cpu()
-        return found
+        return {
+            user: mean_description(self.encoder, self.states[pairs])
+            for user, pairs in self.pairs_of.items()
+        }
 
     @torch.no_grad()
     def joined(
@@ -146,18 +144,18 @@ class UserLatents(nn.Module):
         user = description_on_sphere(described).repeat(2, 1)
         return self.decoder(texts.to(device), user[:, None]).cpu()
 
-    def writing(self, context_model: str) -> Callable[[PreTrainedModel, Path], dict[str, float]]:
+    def writing(
+        self, reading: ContextReading
+    ) -> Callable[[PreTrainedModel, Path], dict[str, float]]:
         """What puts the users into the folder of the model, and counts them.
 
         Args:
-            context_model: a lasting name of the model that training began with.
+            reading: of the pairs that describe a user; its model by a lasting name.
         """
 
         def write(model: PreTrainedModel, folder: Path) -> dict[str, float]:
             users = self.users()
-            write_users(
-                self.encoder, self.decoder, users, model, folder, context_model=context_model
-            )
+            write_users(self.encoder, self.decoder, users, model, folder, reading=reading)
             return {"users": float(len(users))}
 
         return write
