@@ -51,6 +51,7 @@ from .credit.redistribution import (
     attention_credit,
     last_attention_received,
     mean_attention_received,
+    quoted_credit,
     terminal_credit,
     uniform_credit,
 )
@@ -86,10 +87,18 @@ from .judge.comparisons import (
     group_wins,
     order_consistency,
 )
+from .judge.evidence import (
+    Criterion,
+    QuotedCriterion,
+    evidence_verdict,
+    quote_spans,
+    quoted_criteria,
+)
 from .judge.kept_replies import kept_replies
 from .judge.questions import Question, fenced_text, harmless_text, judge_question, shown_order
 from .judge.scores import JudgedScores, judged_scores
 from .judge.verdicts import (
+    CriterionVerdict,
     Reply,
     Verdict,
     expected_digit_verdict,
@@ -282,12 +291,15 @@ from .text.segments import (
 from .text.sentences import text_segments
 
 __all__ = [
+    "Criterion",
+    "CriterionVerdict",
     "ExtendedBeams",
     "JudgedScores",
     "LabelledSpan",
     "LocationNormaliser",
     "PreferenceBatch",
     "Question",
+    "QuotedCriterion",
     "Reply",
     "ResponseBatch",
     "RunningMoments",
@@ -345,6 +357,7 @@ __all__ = [
     "ends_segment",
     "entropy_segments",
     "error_severity_ids",
+    "evidence_verdict",
     "exact_shapley_credit",
     "expected_digit_verdict",
     "expected_teacher_advantages",
@@ -447,6 +460,9 @@ __all__ = [
     "prompt_values",
     "q_classification_loss",
     "q_value_loss",
+    "quote_spans",
+    "quoted_credit",
+    "quoted_criteria",
     "random_ngram_segments",
     "ranked_preferences",
     "ranking_consistencies",

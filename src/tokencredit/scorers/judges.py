@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from tokencredit.batch import Prompt
 from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError, DataError
+from tokencredit.judge.evidence import QuotedCriterion, quoted_criteria
 from tokencredit.judge.hf_judge import local_judge
 from tokencredit.judge.kept_replies import kept_replies
-from tokencredit.judge.scores import Judge, judged_scores
+from tokencredit.judge.scores import Judge, JudgedScores, judged_scores
 from tokencredit.judge.setups import JudgeSetup
 from tokencredit.models.fingerprint import weights_fingerprint
 from tokencredit.models.hf_loading import load_model, load_tokenizer
@@ -51,6 +52,7 @@ class JudgeReward:
         references: by the prompt, for set-ups that compare with one.
         verdicts: how many were asked for so far.
         unreadable: how many of them could not be read, by the reason.
+        unquoted: how many quotes were of no use, by the reason, where the judge quotes evidence.
     """
 
     judge: Judge
@@ -60,7 +62,11 @@ class JudgeReward:
     references: Mapping[str, str] = field(default_factory=dict)
     verdicts: int = 0
     unreadable: Counter[str] = field(default_factory=Counter)
+    unquoted: Counter[str] = field(default_factory=Counter)
     _last: dict[tuple[str, str], float] = field(default_factory=dict, repr=False)
+    _quoted: dict[tuple[str, str], tuple[QuotedCriterion, ...]] = field(
+        default_factory=dict, repr=False
+    )
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         """Scores of responses; those to one prompt stand together where they are compared.
@@ -83,6 +89,18 @@ class JudgeReward:
             )
         return found
 
+    def quotes(
+        self, prompts: Sequence[Prompt], responses: Sequence[str]
+    ) -> list[tuple[QuotedCriterion, ...]]:
+        """What was said of responses by each criterion, and where the quotes stand.
+
+        Args:
+            prompts: of the last call, all or some.
+            responses: likewise; each has a score.
+        """
+        keys = zip(map(prompt_key, prompts), responses, strict=True)
+        return [self._quoted[key] for key in keys]
+
     def _ask(self, prompts: Mapping[str, Prompt], keys: Sequence[tuple[str, str]]) -> None:
         groups: dict[str, list[str]] = {key: [] for key in prompts}
         for key, response in keys:
@@ -104,6 +122,8 @@ class JudgeReward:
             for (key, texts), scores in zip(groups.items(), found.scores, strict=True)
             for response, score in zip(texts, scores.tolist(), strict=True)
         }
+        if found.criteria:
+            self._find_quotes(groups, found)
         self.verdicts += found.verdicts
         self.unreadable.update(found.unreadable)
         if found.unreadable or found.asked_again:
@@ -121,6 +141,20 @@ class JudgeReward:
                 "judge.most_unreadable"
             )
 
+    def _find_quotes(self, groups: Mapping[str, list[str]], found: JudgedScores) -> None:
+        """Where the quotes of the verdicts stand in the responses; the others are counted."""
+        self._quoted, lost = {}, Counter[str]()
+        for (key, texts), said in zip(groups.items(), found.criteria, strict=True):
+            for text, criteria in zip(texts, said, strict=True):
+                if (key, text) not in self._quoted:
+                    self._quoted[key, text], reasons = quoted_criteria(text, criteria)
+                    lost.update(reasons)
+        self.unquoted.update(lost)
+        if lost:
+            _LOG.warning(
+                "%s: evidence that is of no use so far: %s", self.name, _told(self.unquoted)
+            )
+
     def _references(self, groups: Mapping[str, Any]) -> list[str]:
         if self.setup.asks != "reference":
             return []
@@ -133,7 +167,11 @@ class JudgeReward:
         return [self.references[key] for key in groups]
 
     def _reasons(self) -> str:
-        return ", ".join(f"{why} ({n})" for why, n in self.unreadable.most_common(5)) or "none"
+        return _told(self.unreadable)
+
+
+def _told(reasons: Counter[str]) -> str:
+    return ", ".join(f"{why} ({n})" for why, n in reasons.most_common(5)) or "none"
 
 
 def judge_scorer(
@@ -185,7 +223,10 @@ def judge_scorer(
     )
     reward = JudgeReward(judge, setup, settings, name, references)
     at_ends = "segments" in credit_method(credit.method).needs
-    return FunctionScorer(reward, writer, name, prefixes, at_ends=at_ends, model=model)
+    quotes = reward.quotes if setup.criteria else None
+    return FunctionScorer(
+        reward, writer, name, prefixes, at_ends=at_ends, model=model, quotes=quotes
+    )
 
 
 def loaded_judge(
