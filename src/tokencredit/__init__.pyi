@@ -243,7 +243,11 @@ from .reward_model.losses.pairs import (
     segment_leads,
 )
 from .reward_model.losses.rankings import plackett_luce_loss, prefix_plackett_luce_loss
-from .reward_model.losses.regularisers import hidden_state_regulariser, regularised_loss
+from .reward_model.losses.regularisers import (
+    contrastive_loss,
+    hidden_state_regulariser,
+    regularised_loss,
+)
 from .reward_model.losses.several_ratings import (
     multi_objective_regression_loss,
     prefix_multi_objective_regression_loss,
@@ -340,6 +344,7 @@ __all__ = [
     "clipped_value_losses",
     "consensus_pairs",
     "contrast_instructions",
+    "contrastive_loss",
     "contrastive_prompt_credit",
     "credit_weights",
     "d_optimal_pairs",
