@@ -11,6 +11,7 @@ from .aggregation.euler import (
     nominal_and_worst_slopes,
     worst_case_slopes,
 )
+from .aggregation.neighbours import fused_scores, near_texts
 from .aggregation.references import (
     log_win_probabilities,
     reference_quantiles,
@@ -373,6 +374,7 @@ __all__ = [
     "final_value_loss",
     "fine_grained_credit",
     "fitted_location_normaliser",
+    "fused_scores",
     "gae_advantages",
     "geometric_mixture_logits",
     "gradient_times_input_credit",
@@ -433,6 +435,7 @@ __all__ = [
     "mixed_advantages",
     "mixture_losses",
     "multi_objective_regression_loss",
+    "near_texts",
     "ngram_segments",
     "nominal_and_worst_scores",
     "nominal_and_worst_slopes",

@@ -9,8 +9,8 @@ from torch.autograd import gradcheck
 
 from tokencredit.errors import ConfigError, ShapeError
 from tokencredit.reward_model.losses.regularisers import (
-    contrastive_loss,
     FORMS,
+    contrastive_loss,
     hidden_state_regulariser,
     regularised_loss,
 )
