@@ -5,7 +5,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -24,6 +23,7 @@ from tokencredit.sampling import Sampling
 from tokencredit.scorers.judge_settings import AskingSettings, JudgingSettings
 from tokencredit.scorers.prefix_texts import made_of_prefixes
 from tokencredit.scorers.python_rewards import FunctionScorer
+from tokencredit.scorers.references import prompt_key, read_references
 from tokencredit.scorers.source_settings import RewardSource
 from tokencredit.server.client import RewardServer
 from tokencredit.server.exchange import is_address, token_in
@@ -211,7 +211,11 @@ def judge_scorer(
             f"each other, and credit method {credit.method!r} asks for parts of each; expected "
             "'terminal' or another method of whole responses, or a set-up that asks about one"
         )
-    references = {} if settings.references is None else _read_references(settings.references)
+    references = (
+        {}
+        if settings.references is None
+        else read_references(settings.references, setting="judge.references")
+    )
     name = f"the judge {source.label}"
     judge, model = loaded_judge(
         source.model,
@@ -295,43 +299,3 @@ def _endpoint(
         settings.concurrency,
     )
     return asked, asked.identity
-
-
-def prompt_key(prompt: Prompt) -> str:
-    """A prompt as a text that tells it apart; one turn of a user is its content.
-
-    >>> prompt_key("Why?") == prompt_key([{"role": "user", "content": "Why?"}])
-    True
-    """
-    if isinstance(prompt, str):
-        return prompt
-    if len(prompt) == 1 and prompt[0].get("role") == "user":
-        return str(prompt[0].get("content"))
-    return json.dumps(prompt, sort_keys=True, ensure_ascii=False, default=str)
-
-
-def _read_references(path: str) -> dict[str, str]:
-    """References by the prompt."""
-    found: dict[str, str] = {}
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"judge.references is {path!r} and cannot be read ({error}); expected a JSON-lines "
-            "file with prompt and response"
-        ) from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            key, response = prompt_key(row["prompt"]), row["response"]
-        except (ValueError, TypeError, KeyError, AttributeError):
-            key, response = "", None
-        if not isinstance(response, str) or found.get(key, response) != response:
-            raise DataError(
-                f"{path}, line {number}: no prompt with one response; expected an object with "
-                "prompt, a text or conversation, and response, a text, and each prompt once"
-            )
-        found[key] = response
-    return found

@@ -11,6 +11,7 @@ from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError
 from tokencredit.scorers.functions import names_function
 from tokencredit.scorers.judge_settings import JudgingSettings
+from tokencredit.scorers.similarity import SimilaritySettings
 from tokencredit.server.exchange import checked_address, is_address
 from tokencredit.server.judge_endpoint import endpoint_address
 from tokencredit.server.vllm_scoring import is_vllm_address
@@ -44,8 +45,17 @@ class RewardSource:
     judge: JudgingSettings | None = None
     """How it is asked as a judge: `model` is then the Hub id or folder of a causal language model,
     or `http(s)://.../v1#name`, a model behind an endpoint of chat completions."""
+    similarity: SimilaritySettings | None = None
+    """How it compares responses with references: `model` is then the Hub id or folder of a causal
+    language model, whose input embeddings say how like two tokens are."""
 
     def __post_init__(self) -> None:
+        if self.similarity is not None and (self.judge or not is_local(self.model)):
+            raise ConfigError(
+                f"the source {self.model!r} has `similarity`"
+                f"{' and `judge`' if self.judge else ''}; expected one of the two, and a causal "
+                "language model by Hub id or folder as `model`"
+            )
         if self.judge is None:
             return
         if is_vllm_address(self.model) or names_function(self.model) or not self.judge.setup:
@@ -69,7 +79,7 @@ class RewardSource:
     @property
     def pays_itself(self) -> bool:
         """Whether `model` is no reward model, but what its own credit is made from."""
-        if self.judge is not None or not is_local(self.model):
+        if self.judge or self.similarity or not is_local(self.model):
             return False
         if self.credit is None or self.credit.model is not None:
             return False
@@ -91,7 +101,13 @@ class RewardSource:
     @property
     def is_reward_model(self) -> bool:
         """Whether a reward model is loaded here: no address, function, judge or other model."""
-        return self.judge is None and is_local(self.model) and not self.pays_itself
+        other = self.judge or self.similarity
+        return not other and is_local(self.model) and not self.pays_itself
+
+    @property
+    def is_local_language_model(self) -> bool:
+        """Whether it is a language model of this process, which judges or compares."""
+        return bool(self.judge or self.similarity) and is_local(self.model)
 
 
 def required_sources(

@@ -27,6 +27,7 @@ from tokencredit.scorers.rewards import (
 )
 from tokencredit.scorers.segmentation import response_segments, segment_function
 from tokencredit.scorers.served import served_reward_model
+from tokencredit.scorers.similarity import similarity_scorer
 from tokencredit.scorers.source_settings import RewardSource
 from tokencredit.scorers.texts import loaded_reward_model
 from tokencredit.scorers.token_scores import CreditedScorer
@@ -233,6 +234,10 @@ def _loaded(
             reading=reading,
             loading=loading,
             micro_batch_size=micro_batch_size,
+        )
+    if source.similarity is not None:
+        return similarity_scorer(
+            source.model, source.label, source.similarity, credit, writer, loading=loading
         )
     if is_vllm_address(source.model):
         found = known.get(source.model) or readable_reward_model(
