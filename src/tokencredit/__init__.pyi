@@ -270,6 +270,7 @@ from .reward_model.losses.vocabulary import (
     maximum_constraint_loss,
     token_values,
 )
+from .reward_model.similarity import best_match_similarity, best_match_token_scores
 from .shaping import (
     adapted_kl_coef,
     blended_scores,
@@ -323,6 +324,8 @@ __all__ = [
     "batch_centred_advantages",
     "best_candidates",
     "best_judged_weights",
+    "best_match_similarity",
+    "best_match_token_scores",
     "best_values",
     "blended_scores",
     "bootstrapped_targets",
