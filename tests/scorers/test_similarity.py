@@ -14,8 +14,8 @@ from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.reward_model.similarity import best_match_similarity
 from tokencredit.scorers.judge_settings import JudgingSettings
 from tokencredit.scorers.references import prompt_key
-from tokencredit.scorers.similarity import SimilarityReward, SimilaritySettings
-from tokencredit.scorers.source_settings import RewardSource
+from tokencredit.scorers.similarity import SimilarityReward
+from tokencredit.scorers.source_settings import RewardSource, SimilaritySettings
 
 REFERENCE = " a good plot and a slow scene"
 

@@ -17,18 +17,11 @@ from tokencredit.reward_model.similarity import best_match_similarity
 from tokencredit.scorers.prefix_texts import made_of_prefixes
 from tokencredit.scorers.python_rewards import FunctionScorer
 from tokencredit.scorers.references import prompt_key, read_references
+from tokencredit.scorers.source_settings import SimilaritySettings
 from tokencredit.text.hf_reading import Reading
 
 # Texts whose cosines are in memory at once.
 _TEXTS = 32
-
-
-@dataclass(frozen=True)
-class SimilaritySettings:
-    """How responses are compared with references."""
-
-    references: str
-    """JSON-lines file with `prompt` and `response`, one reference for every prompt."""
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,19 @@ from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError
 from tokencredit.scorers.functions import names_function
 from tokencredit.scorers.judge_settings import JudgingSettings
-from tokencredit.scorers.similarity import SimilaritySettings
 from tokencredit.server.exchange import checked_address, is_address
 from tokencredit.server.judge_endpoint import endpoint_address
 from tokencredit.server.vllm_scoring import is_vllm_address
 from tokencredit.text.reading_settings import ReadingSettings
 from tokencredit.text.segments import SegmentSettings
+
+
+@dataclass(frozen=True)
+class SimilaritySettings:
+    """How responses are compared with references."""
+
+    references: str
+    """JSON-lines file with `prompt` and `response`, one reference for every prompt."""
 
 
 @dataclass(frozen=True)
