@@ -83,6 +83,10 @@ def film():
 def write_data(folder: Path) -> None:
     """Every file that a command of the documentation reads."""
     (folder / "my_judges.py").write_text(FILM)
+    (folder / "my_features.py").write_text(
+        "def counts(prompts, responses):\n"
+        '    return [[text.count("good"), len(text.split())] for text in responses]\n'
+    )
     (folder / "judge_lessons.py").write_text(
         "from tokencredit.scorers.judge_correctness import correctness_reward\n"
         'reward = correctness_reward("questions.jsonl")\n'

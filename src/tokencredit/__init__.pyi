@@ -223,6 +223,7 @@ from .preference.rankings import (
     ranked_preferences,
 )
 from .preference.votes import Votes, votes_on_pairs
+from .reward_model.features import FeatureModel, fitted_feature_model
 from .reward_model.losses.length_weighted import (
     length_weighted_classification_loss,
     length_weighted_regression_loss,
@@ -300,6 +301,7 @@ __all__ = [
     "Criterion",
     "CriterionVerdict",
     "ExtendedBeams",
+    "FeatureModel",
     "JudgedScores",
     "LabelledSpan",
     "LocationNormaliser",
@@ -376,6 +378,7 @@ __all__ = [
     "fenced_text",
     "final_value_loss",
     "fine_grained_credit",
+    "fitted_feature_model",
     "fitted_location_normaliser",
     "fused_scores",
     "gae_advantages",

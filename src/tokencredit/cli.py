@@ -49,6 +49,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "reward_model.train_rewriter",
         "a language model that turns rejected answers into chosen ones",
     ),
+    "train-feature-model": (
+        "reward_model.train_feature_model",
+        "a reward model of numbers that a Python function counts in a text",
+    ),
     "train-judge": (
         "judge.train_judge",
         "a language model that judges with one token, by classification of its answer",

@@ -9,6 +9,7 @@ from tokencredit.aggregation.transforms import ScoreSettings
 from tokencredit.credit.evidence import OF_SCORERS
 from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError
+from tokencredit.scorers.feature_folders import has_feature_model
 from tokencredit.scorers.functions import names_function
 from tokencredit.scorers.judge_settings import JudgingSettings
 from tokencredit.server.exchange import checked_address, is_address
@@ -33,9 +34,9 @@ class RewardSource:
     model: str
     """Hub id or folder of a reward model, the address, `http(s)://...`, of a `tokencredit serve`,
     `vllm+http(s)://...` of a vLLM server that scores, with `#` and the model's folder or Hub id
-    where that is another here, or `module:function`, a Python function from prompts and responses
-    to scores. With a credit of its own that needs no reward model, `fine-grained` for example, the
-    model of that credit."""
+    where that is another here, `module:function`, a Python function from prompts and responses to
+    scores, or a folder of `train-feature-model`. With a credit of its own that needs no reward
+    model, `fine-grained` for example, the model of that credit."""
     name: str = ""
     """Name in metrics and samples; empty for the last part of `model`."""
     weight: float = 1.0
@@ -107,9 +108,11 @@ class RewardSource:
 
     @property
     def is_reward_model(self) -> bool:
-        """Whether a reward model is loaded here: no address, function, judge or other model."""
+        """Whether a reward model that reads tokens is loaded here, and nothing else."""
         other = self.judge or self.similarity
-        return not other and is_local(self.model) and not self.pays_itself
+        if other or has_feature_model(self.model):
+            return False
+        return is_local(self.model) and not self.pays_itself
 
     @property
     def is_local_language_model(self) -> bool:

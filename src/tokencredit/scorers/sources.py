@@ -12,6 +12,8 @@ from tokencredit.batch import Prompt, ResponseBatch, ResponseScores, RewardScore
 from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.scorers.credit_models import CreditModels, loaded_credit_models
 from tokencredit.scorers.evidence import Responses, require_evidence
+from tokencredit.scorers.feature_folders import has_feature_model
+from tokencredit.scorers.features import feature_reward
 from tokencredit.scorers.functions import named_function, names_function
 from tokencredit.scorers.judge_settings import JudgingSettings
 from tokencredit.scorers.judges import judge_scorer
@@ -247,9 +249,10 @@ def _loaded(
         return pooled_reward_model(scoring, *found, writer, credit=credit)
     if is_address(source.model):
         return served_reward_model(server(source.model), writer, credit=credit)
-    if names_function(source.model):
-        function = named_function(source.model)
-        name = f"the function {source.model}"
+    if names_function(source.model) or has_feature_model(source.model):
+        by_features = has_feature_model(source.model)
+        function = feature_reward(source.model) if by_features else named_function(source.model)
+        name = f"the {'features of' if by_features else 'function'} {source.model}"
         at_ends = "segments" in credit_method(credit.method).needs
         return FunctionScorer(function, writer, name, made_of_prefixes(credit), at_ends=at_ends)
     model, own = known.get(source.model) or readable_reward_model(
