@@ -138,8 +138,8 @@ def quoted_credit(
         ShapeError: scores and mask do not fit each other.
         NumericError: a quoted score inside the mask is NaN or infinite.
 
-    Source: spans that a judge quotes as its evidence stand in Wang et al. 2025, arXiv 2509.21319
-    (RLBFF), who check with them whether a criterion is meant; to pay them is ours.
+    Source: Wang et al. 2025, arXiv 2509.21319 (RLBFF), for quotes of a response as evidence of
+    what it is said to be; to pay their tokens is ours.
 
     >>> quoted, mask = torch.tensor([[0.0, 2.0, 0.0]]), torch.ones(1, 3).bool()
     >>> quoted_credit(torch.tensor([5.0]), quoted, mask)
