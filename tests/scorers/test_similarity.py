@@ -77,7 +77,9 @@ def test_a_policy_learns_from_it(models, tmp_path):
     train_policy(tiny_config(models, tmp_path / "run", steps=1, **settings, **shown))
     one = reward(models)
     for row in read_jsonl(tmp_path / "run" / "samples.jsonl"):
-        assert row["score"] == pytest.approx(one([row["prompt"]], [row["response"]])[0], abs=1e-4)
+        assert row["score"] == pytest.approx(
+            one([row["prompt"].strip()], [row["response"]])[0], abs=1e-4
+        )
 
 
 @pytest.mark.parametrize(
