@@ -22,6 +22,7 @@ from tokencredit.judge.evidence import Criterion, QuotedCriterion
 from tokencredit.recipes.credit.explain import ExplainConfig, explanation
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.run.run_folder import read_jsonl
+from tokencredit.recipes.serving.offers import known_objectives
 from tokencredit.recipes.settings import settings_from
 from tokencredit.scorers.evidence import Responses
 from tokencredit.scorers.judge_settings import JudgingSettings
@@ -158,6 +159,11 @@ def sources(endpoint, models):
         {"model": str(models / "reward"), "name": "read", "weight": 0, "credit":
          {"method": "terminal"}},
     ]  # fmt: skip
+
+
+def test_criteria_are_objectives_that_a_server_knows(endpoint):
+    found = rewards_of(endpoint.address).sources
+    assert known_objectives(found) == ("good", "short")
 
 
 def test_score_tokens_shows_every_criterion(endpoint, models, tmp_path):

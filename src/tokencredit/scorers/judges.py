@@ -227,9 +227,15 @@ def judge_scorer(
     )
     reward = JudgeReward(judge, setup, settings, name, references)
     at_ends = "segments" in credit_method(credit.method).needs
-    quotes = reward.quotes if setup.criteria else None
     return FunctionScorer(
-        reward, writer, name, prefixes, at_ends=at_ends, model=model, quotes=quotes
+        reward,
+        writer,
+        name,
+        prefixes,
+        at_ends=at_ends,
+        model=model,
+        quotes=reward.quotes if setup.criteria else None,
+        criteria=tuple(one.name for one in setup.criteria),
     )
 
 

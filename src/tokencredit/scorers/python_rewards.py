@@ -37,6 +37,7 @@ class FunctionScorer:
         model: of this process that the function asks; None for none.
         quotes: of a judge that quotes evidence, about responses that it has scored; None for what
             quotes none.
+        criteria: names of those that the judge quotes evidence for.
     """
 
     function: TextReward
@@ -46,6 +47,7 @@ class FunctionScorer:
     at_ends: bool = False
     model: nn.Module | None = None
     quotes: QuotesOf | None = None
+    criteria: tuple[str, ...] = ()
 
     @property
     def gives(self) -> frozenset[str]:
