@@ -40,6 +40,8 @@ PLAIN = "plain scoring"
 PROMPT = 16
 # Thousands of passes for one response: measured where they are named.
 UNLESS_NAMED = ("shapley", "exact-shapley")
+# What a judge says, and no model of scores.
+OF_JUDGES = [n for n, row in CREDIT_METHODS.items() if "quoted_scores" in row.needs]
 Method = Callable[[Tensor], Any]
 
 
@@ -106,7 +108,7 @@ def methods(arguments: argparse.Namespace) -> dict[str, tuple[str, Method]]:
 
         return credited
 
-    named = arguments.methods or [n for n in CREDIT_METHODS if n not in UNLESS_NAMED]
+    named = arguments.methods or [n for n in CREDIT_METHODS if n not in (*UNLESS_NAMED, *OF_JUDGES)]
     return {PLAIN: ("one pass", plain)} | {name: (_needs(name), of_method(name)) for name in named}
 
 
@@ -183,7 +185,7 @@ def main() -> None:
     parser.add_argument(
         "--methods",
         nargs="+",
-        choices=list(CREDIT_METHODS),
+        choices=[n for n in CREDIT_METHODS if n not in OF_JUDGES],
         help=f"default: all but {' and '.join(UNLESS_NAMED)}",
     )
     parser.add_argument("--leave-one-out-up-to", type=int, default=256, help="tokens")

@@ -36,7 +36,8 @@ from tokencredit.policy.methods import ESTIMATOR_NAMES
 CREDIT = [
     name
     for name, method in CREDIT_METHODS.items()
-    if not method.model_kind and not {"segments", "length_means"} & set(method.needs)
+    if not method.model_kind
+    and not {"segments", "length_means", "quoted_scores"} & set(method.needs)
 ]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 

@@ -8,7 +8,8 @@ SCORES = ("terminal", "uniform", "attention", "prefix-difference")
 ALONE = tuple(
     name
     for name, method in CREDIT_METHODS.items()
-    if not method.model_kind and not {"segments", "length_means", "location"} & set(method.needs)
+    if not method.model_kind
+    and not {"segments", "length_means", "location", "quoted_scores"} & set(method.needs)
 )
 """What needs the reward model alone."""
 

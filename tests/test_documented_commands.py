@@ -19,7 +19,7 @@ import torch
 from forked import ForkedCommand
 from saved_models import save_reward_model
 from test_docs import blocks, commands_in, page_ids, pages, prepare
-from tiny_endpoint import answering, first_token
+from tiny_endpoint import answering, completion, first_token
 from tiny_policy import write_models
 from tiny_tokenizers import wordpiece
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForTokenClassification
@@ -83,6 +83,10 @@ def film():
 def write_data(folder: Path) -> None:
     """Every file that a command of the documentation reads."""
     (folder / "my_judges.py").write_text(FILM)
+    (folder / "my_features.py").write_text(
+        "def counts(prompts, responses):\n"
+        '    return [[text.count("good"), len(text.split())] for text in responses]\n'
+    )
     (folder / "judge_lessons.py").write_text(
         "from tokencredit.scorers.judge_correctness import correctness_reward\n"
         'reward = correctness_reward("questions.jsonl")\n'
@@ -98,6 +102,9 @@ def write_data(folder: Path) -> None:
         rated[-1] |= {"label": row % 2, "rating": row % 5 + 0.5}
         rated[-1] |= {"helpfulness": row % 5, "verbosity": row % 3 if row % 7 else None}
     save_rows(folder, "pairs.jsonl", pairs)
+    asked = map(json.loads, (folder / "my/prompts.jsonl").read_text().splitlines())
+    references = [{"prompt": row["prompt"], "response": pairs[0]["chosen"]} for row in asked]
+    save_rows(folder / "my", "references.jsonl", references)
     save_rows(folder, "answers.jsonl", rated)
     exchanged = {"chosen": "rejected", "rejected": "chosen", "prompt": "prompt"}
     ben = [
@@ -212,10 +219,14 @@ JUDGE = "http://localhost:8000/v1"
 
 @pytest.fixture(scope="module")
 def judge():
-    """Where an endpoint answers the questions of a judge, each with a token."""
+    """Where an endpoint answers the questions of a judge, with a token or by criteria."""
 
     def reply(body: dict[str, Any]) -> dict[str, Any]:
         asked = len(str(body)) % 7
+        criteria = re.findall(r"^- (\w+)", body["messages"][0]["content"], flags=re.M)
+        if criteria:
+            said = {name: {"score": asked - 3, "quotes": ["film"]} for name in criteria}
+            return completion(body, json.dumps(said))
         return first_token(body, {"Yes": -0.1 - asked, "No": -2.0, "A": -1.0 - asked, "B": -2.5})
 
     with answering(reply) as endpoint:

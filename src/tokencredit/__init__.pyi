@@ -11,6 +11,7 @@ from .aggregation.euler import (
     nominal_and_worst_slopes,
     worst_case_slopes,
 )
+from .aggregation.neighbours import fused_scores, near_texts
 from .aggregation.references import (
     log_win_probabilities,
     reference_quantiles,
@@ -51,6 +52,7 @@ from .credit.redistribution import (
     attention_credit,
     last_attention_received,
     mean_attention_received,
+    quoted_credit,
     terminal_credit,
     uniform_credit,
 )
@@ -86,10 +88,18 @@ from .judge.comparisons import (
     group_wins,
     order_consistency,
 )
+from .judge.evidence import (
+    Criterion,
+    QuotedCriterion,
+    evidence_verdict,
+    quote_spans,
+    quoted_criteria,
+)
 from .judge.kept_replies import kept_replies
 from .judge.questions import Question, fenced_text, harmless_text, judge_question, shown_order
 from .judge.scores import JudgedScores, judged_scores
 from .judge.verdicts import (
+    CriterionVerdict,
     Reply,
     Verdict,
     expected_digit_verdict,
@@ -213,6 +223,7 @@ from .preference.rankings import (
     ranked_preferences,
 )
 from .preference.votes import Votes, votes_on_pairs
+from .reward_model.features import FeatureModel, fitted_feature_model
 from .reward_model.losses.length_weighted import (
     length_weighted_classification_loss,
     length_weighted_regression_loss,
@@ -234,7 +245,11 @@ from .reward_model.losses.pairs import (
     segment_leads,
 )
 from .reward_model.losses.rankings import plackett_luce_loss, prefix_plackett_luce_loss
-from .reward_model.losses.regularisers import hidden_state_regulariser, regularised_loss
+from .reward_model.losses.regularisers import (
+    contrastive_loss,
+    hidden_state_regulariser,
+    regularised_loss,
+)
 from .reward_model.losses.several_ratings import (
     multi_objective_regression_loss,
     prefix_multi_objective_regression_loss,
@@ -256,6 +271,7 @@ from .reward_model.losses.vocabulary import (
     maximum_constraint_loss,
     token_values,
 )
+from .reward_model.similarity import best_match_similarity, best_match_token_scores
 from .shaping import (
     adapted_kl_coef,
     blended_scores,
@@ -282,12 +298,16 @@ from .text.segments import (
 from .text.sentences import text_segments
 
 __all__ = [
+    "Criterion",
+    "CriterionVerdict",
     "ExtendedBeams",
+    "FeatureModel",
     "JudgedScores",
     "LabelledSpan",
     "LocationNormaliser",
     "PreferenceBatch",
     "Question",
+    "QuotedCriterion",
     "Reply",
     "ResponseBatch",
     "RunningMoments",
@@ -306,6 +326,8 @@ __all__ = [
     "batch_centred_advantages",
     "best_candidates",
     "best_judged_weights",
+    "best_match_similarity",
+    "best_match_token_scores",
     "best_values",
     "blended_scores",
     "bootstrapped_targets",
@@ -328,6 +350,7 @@ __all__ = [
     "clipped_value_losses",
     "consensus_pairs",
     "contrast_instructions",
+    "contrastive_loss",
     "contrastive_prompt_credit",
     "credit_weights",
     "d_optimal_pairs",
@@ -345,6 +368,7 @@ __all__ = [
     "ends_segment",
     "entropy_segments",
     "error_severity_ids",
+    "evidence_verdict",
     "exact_shapley_credit",
     "expected_digit_verdict",
     "expected_teacher_advantages",
@@ -354,7 +378,9 @@ __all__ = [
     "fenced_text",
     "final_value_loss",
     "fine_grained_credit",
+    "fitted_feature_model",
     "fitted_location_normaliser",
+    "fused_scores",
     "gae_advantages",
     "geometric_mixture_logits",
     "gradient_times_input_credit",
@@ -415,6 +441,7 @@ __all__ = [
     "mixed_advantages",
     "mixture_losses",
     "multi_objective_regression_loss",
+    "near_texts",
     "ngram_segments",
     "nominal_and_worst_scores",
     "nominal_and_worst_slopes",
@@ -447,6 +474,9 @@ __all__ = [
     "prompt_values",
     "q_classification_loss",
     "q_value_loss",
+    "quote_spans",
+    "quoted_credit",
+    "quoted_criteria",
     "random_ngram_segments",
     "ranked_preferences",
     "ranking_consistencies",

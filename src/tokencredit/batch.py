@@ -251,6 +251,8 @@ class ResponseScores:
             several of them, as by models trained on the ends of segments; None where it is the
             prefix score.
         objectives: by their names, the scores that these are made of, where the model has several.
+        quoted_scores: what a judge says by its criteria, each on the tokens that it quotes as
+            evidence; None where none quotes.
     """
 
     sequence_scores: Float[Tensor, "batch"]
@@ -258,6 +260,7 @@ class ResponseScores:
     attention: Float[Tensor, "batch time"] | None
     position_scores: Float[Tensor, "batch time_plus_1"] | None = None
     objectives: "Mapping[str, ObjectiveScores]" = field(default_factory=dict)
+    quoted_scores: Float[Tensor, "batch time"] | None = None
 
     def each(self, change: "Callable[[ResponseScores], ResponseScores]") -> "ResponseScores":
         """What a function makes of these scores and, in the same way, of those by objective."""

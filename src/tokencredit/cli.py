@@ -53,6 +53,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "reward_model.train_rewriter",
         "train a language model to rewrite rejected answers into chosen ones",
     ),
+    "train-feature-model": (
+        "reward_model.train_feature_model",
+        "a reward model of numbers that a Python function counts in a text",
+    ),
     "train-judge": (
         "judge.train_judge",
         "train a language model to judge with one token",

@@ -53,6 +53,7 @@ from tokencredit.credit.redistribution import (
     attention_credit,
     last_attention_received,
     mean_attention_received,
+    quoted_credit,
     terminal_credit,
     uniform_credit,
 )
@@ -127,6 +128,12 @@ METHODS = {
         score,
         causal=False,
         bound=size_of_score,
+    ),
+    "quoted evidence": Method(
+        lambda case: quoted_credit(case.sequence_scores, case.policy_logprobs, case.response_mask),
+        quoted_credit,
+        score,
+        causal=False,
     ),
     "ABC-D": Method(
         lambda case: by_attention(

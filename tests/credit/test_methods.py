@@ -52,6 +52,7 @@ def evidence_of(case: Case, name: str) -> Evidence:
         prefix_scores=case.prefix_scores,
         position_scores=case.prefix_scores,
         attention=case.weights,
+        quoted_scores=case.policy_logprobs,
         policy_attention=case.attention,
         policy_logprobs=case.policy_logprobs,
         ref_logprobs=case.ref_logprobs,

@@ -10,6 +10,7 @@ from tokencredit.credit.redistribution import (
     attention_credit,
     last_attention_received,
     mean_attention_received,
+    quoted_credit,
     terminal_credit,
     uniform_credit,
 )
@@ -168,3 +169,40 @@ def test_one_score_for_several_responses_is_not_broadcast():
         uniform_credit(torch.ones(1), mask)
     with pytest.raises(ShapeError, match="one score per response"):
         attention_credit(torch.ones(1), torch.ones(2, 3), mask)
+
+
+def test_quoted_literal():
+    quoted, mask = torch.tensor([[0.0, 2.0, -1.0, 9.0]]), torch.tensor([[True, True, True, False]])
+    even = quoted_credit(torch.tensor([4.0]), quoted, mask)
+    assert even.tolist() == [[1.0, 3.0, 0.0, 0.0]]
+    assert quoted_credit(torch.tensor([4.0]), quoted, mask, rest="end").tolist() == [[0, 2, 2, 0]]
+
+
+@given(seeds, st.sampled_from(["even", "end"]))
+def test_quoted_against_the_reference(seed, rest):
+    torch.manual_seed(seed)
+    mask, scores, quoted = random_mask(3, 6), torch.randn(3), torch.randn(3, 6)
+    found = quoted_credit(scores, quoted, mask, rest=rest)
+    for row in range(3):
+        expected = reference.quoted(
+            scores[row].item(), quoted[row].tolist(), mask[row].tolist(), rest
+        )
+        assert found[row].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_without_quotes_it_is_uniform_or_terminal():
+    scores, mask = torch.tensor([3.0, -1.0]), random_mask(2, 5)
+    nothing = torch.zeros(2, 5)
+    for rest, plain in (("even", uniform_credit), ("end", terminal_credit)):
+        assert torch.equal(quoted_credit(scores, nothing, mask, rest=rest), plain(scores, mask))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_quoted_scores_that_cannot_be():
+    scores, mask = torch.tensor([3.0]), torch.tensor([[True, False]])
+    with pytest.raises(ConfigError, match="expected 'even' or 'end'"):
+        quoted_credit(scores, torch.zeros(1, 2), mask, rest="start")
+    with pytest.raises(ShapeError, match="one score per response token"):
+        quoted_credit(scores, torch.zeros(1, 3), mask)
+    with pytest.raises(NumericError, match="NaN"):
+        quoted_credit(scores, torch.tensor([[math.nan, 0.0]]), mask)

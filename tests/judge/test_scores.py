@@ -1,5 +1,6 @@
 """Scores from a judge: scripted judges that know the true score of each response."""
 
+import json
 import math
 import re
 
@@ -36,6 +37,9 @@ def scripted(setup, *, bias=0.0):
         if setup.asks == "list":
             ratings = ", ".join(f'"{n + 1}": {value + 3}' for n, value in enumerate(values))
             return Reply(f"Thinking. {{{ratings}}}")
+        if setup.criteria:
+            said = {one.name: {"score": values[0], "quotes": []} for one in setup.criteria}
+            return Reply(f"Thinking. {json.dumps(said)}")
         margin = values[0] if len(values) == 1 else values[0] - values[1] + bias
         if setup.answers:
             return Reply(logprobs={setup.answers[0]: margin, setup.answers[1]: 0.0})
@@ -66,6 +70,7 @@ EXPECTED = {
     "rubric-rm": [[1.0, -1.0, 0.0], [-1.0, -1.0]],
     "think-rm": [[4.5 / 3, -5.0 / 3, 0.5 / 3], [-1.0, 1.0]],  # 3.5 is clipped to 3
     "rewardanything": [[5.0, 1.5, 3.5], [1.5, 3.5]],
+    "evidence": [[2.0, -1.5, 0.5], [-1.5, 0.5]],
 }
 
 

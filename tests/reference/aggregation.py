@@ -63,3 +63,16 @@ def reference_quantile(references: list[float], above: float) -> float:
 
 def log_win_probability(score: float, quantile: float) -> float:
     return -math.log(1 + math.exp(quantile - score))
+
+
+def fused(
+    score: float, others: list[float], similarities: list[float], least: float, most: int
+) -> float:
+    """The text itself weighs 1, each of its likest neighbours what it is like."""
+    ranked = sorted(range(len(others)), key=lambda at: -similarities[at])[:most]
+    total, weights = score, 1.0
+    for at in ranked:
+        if similarities[at] >= least:
+            total += similarities[at] * others[at]
+            weights += similarities[at]
+    return total / weights

@@ -30,6 +30,17 @@ def attention(
     return scores
 
 
+def quoted(score: float, quoted: list[float], mask: list[bool], rest: str) -> list[float]:
+    left = score
+    for value, counts in zip(quoted, mask, strict=True):
+        left -= value if counts else 0.0
+    shared = uniform(left, mask) if rest == "even" else terminal(left, mask)
+    return [
+        value + share if counts else 0.0
+        for value, share, counts in zip(quoted, shared, mask, strict=True)
+    ]
+
+
 def mean_attention_received(attention: list[list[float]], mask: list[bool]) -> list[float]:
     weights = []
     for key in range(len(mask)):

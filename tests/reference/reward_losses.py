@@ -165,3 +165,17 @@ def kl_to_standard_normal(mean: list[float], variance: list[float]) -> float:
     for m, v in zip(mean, variance, strict=True):
         total += (v + m * m - 1 - math.log(v)) / 2
     return total
+
+
+def contrastive(first: list[list[float]], second: list[list[float]], temperature: float) -> float:
+    """Each row is to find itself among all rows of the other reading, by the cosine."""
+
+    def cosine(one: list[float], other: list[float]) -> float:
+        product = sum(a * b for a, b in zip(one, other, strict=True))
+        return product / math.hypot(*one) / math.hypot(*other)
+
+    total = 0.0
+    for row, own in enumerate(first):
+        alike = [math.exp(cosine(own, other) / temperature) for other in second]
+        total -= math.log(alike[row] / sum(alike))
+    return total / len(first)

@@ -35,7 +35,9 @@ PROMPTS = ["the film is", "one slow scene , then", "a"]
 RESPONSES = [" a good café 日本 🙂 plot", " bad", " very good film , then a bad one"]
 CHATS = [[{"role": "user", "content": text}] for text in PROMPTS]
 LINEAR = sorted(
-    name for name in CREDIT_METHODS if adds_up(CreditSettings(name)) and "generator" not in name
+    name
+    for name in CREDIT_METHODS
+    if adds_up(CreditSettings(name)) and "generator" not in name and "quoted" not in name
 )
 
 

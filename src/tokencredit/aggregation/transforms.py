@@ -319,6 +319,8 @@ def transformed_scores(
         None if prefixes is None else changed(prefixes, so_far),
         scores.attention,
         None if positions is None else changed(positions, so_far),
+        # On the scale of the score; what else a transform does is left to the rest of the score.
+        quoted_scores=None if scores.quoted_scores is None else scores.quoted_scores / std,
     )
     return TransformedScores(scores, transformed)
 

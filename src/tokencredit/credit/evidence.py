@@ -15,6 +15,7 @@ Need = Literal[
     "prefix_scores",
     "position_scores",
     "attention",
+    "quoted_scores",
     "policy_attention",
     "log_ratio",
     "implicit_values",
@@ -33,6 +34,7 @@ NEEDS: dict[Need, str] = {
     "prefix_scores": "the score of every prefix, which a causal reward model gives",
     "position_scores": "the score that stands at every position, which a causal reward model gives",
     "attention": "the attention that the reward model's last token pays",
+    "quoted_scores": "what a judge says by criteria, on the tokens that it quotes for each",
     "policy_attention": "the attention of the policy to its own tokens",
     "log_ratio": "log-probs of a policy that DPO trained and of its reference",
     "implicit_values": "logits of a policy that DPO trained",
@@ -52,6 +54,7 @@ OF_SCORERS: tuple[Need, ...] = (
     "prefix_scores",
     "position_scores",
     "attention",
+    "quoted_scores",
     "kept_tokens",
     "embeddings",
 )
@@ -69,6 +72,7 @@ class Evidence:
         position_scores: the number at each position: the prefix scores, unless the model was
             trained on the ends of segments.
         attention: that each response token receives from the token where the score is read.
+        quoted_scores: of criteria, on the tokens that a judge quotes as evidence.
         policy_attention: of the policy's response tokens to each other.
         policy_logprobs: of each token under a policy that DPO trained, or under the better prompt.
         ref_logprobs: of each token under its reference, or under the worse prompt.
@@ -92,6 +96,7 @@ class Evidence:
     prefix_scores: Float[Tensor, "batch time_plus_1"] | Any = None
     position_scores: Float[Tensor, "batch time_plus_1"] | Any = None
     attention: Float[Tensor, "batch time"] | Any = None
+    quoted_scores: Float[Tensor, "batch time"] | Any = None
     policy_attention: Float[Tensor, "batch time time"] | Any = None
     policy_logprobs: Float[Tensor, "batch time"] | Any = None
     ref_logprobs: Float[Tensor, "batch time"] | Any = None

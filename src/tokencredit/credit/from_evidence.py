@@ -12,6 +12,7 @@ from tokencredit.credit.perturbation import shapley_credit
 from tokencredit.credit.prefixes import prefix_difference_credit
 from tokencredit.credit.redistribution import (
     attention_credit,
+    quoted_credit,
     terminal_credit,
 )
 from tokencredit.credit.segments import (
@@ -41,6 +42,16 @@ def by_attention(
     """The score spread by weights of attention."""
     return attention_credit(
         evidence.sequence_scores, weights, evidence.response_mask, credit_beta=settings.beta
+    )
+
+
+def by_quotes(evidence: Evidence, settings: "CreditSettings") -> Float[Tensor, "batch time"]:
+    """What a judge says by criteria, on the words that it quotes for each."""
+    return quoted_credit(
+        evidence.sequence_scores,
+        evidence.quoted_scores,
+        evidence.response_mask,
+        rest=settings.judge.unquoted,
     )
 
 

@@ -5,6 +5,8 @@ depends on what comes after its token, the reward is not causal: estimators that
 before an action (reward-to-go, GAE) are biased, the full-return gradient is not.
 """
 
+from typing import Literal
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -102,6 +104,61 @@ def attention_credit(
     spread = shares * score_column(sequence_scores, response_mask)
     at_the_end = terminal_credit(sequence_scores, response_mask)
     return (credit_beta * spread + (1 - credit_beta) * at_the_end).masked_fill(~response_mask, 0.0)
+
+
+def quoted_credit(
+    sequence_scores: Float[Tensor, "batch"],
+    quoted_scores: Float[Tensor, "batch time"],
+    response_mask: Bool[Tensor, "batch time"],
+    *,
+    rest: Literal["even", "end"] = "even",
+) -> Float[Tensor, "batch time"]:
+    """What a judge says by criteria on the words that it quotes, and the rest of the score.
+
+        r_t = q_t + (R − Σ_u q_u) · s_t
+        s_t = 1 / T, or 1[t = T] with `rest` "end"
+
+    The rest is what criteria without a quote are worth, and what a transform of the score has
+    added or taken.
+
+    Conserves: yes. Causal: no. Bounded: no. Needs: sequence scores and quoted scores.
+
+    Args:
+        sequence_scores: R, of the judge.
+        quoted_scores: q, of each token what is quoted there; what lies outside the mask is ignored.
+        response_mask: True on response tokens.
+        rest: where the rest goes, "even" over all tokens or on the last one, "end".
+
+    Returns:
+        Token scores in the unit of the judge; each row sums to its sequence score. Without any
+        quote they are those of `uniform_credit`, or of `terminal_credit`.
+
+    Raises:
+        ConfigError: `rest` is neither.
+        ShapeError: scores and mask do not fit each other.
+        NumericError: a quoted score inside the mask is NaN or infinite.
+
+    Source: Wang et al. 2025, arXiv 2509.21319 (RLBFF), for quotes of a response as evidence of
+    what it is said to be; to pay their tokens is ours.
+
+    >>> quoted, mask = torch.tensor([[0.0, 2.0, 0.0]]), torch.ones(1, 3).bool()
+    >>> quoted_credit(torch.tensor([5.0]), quoted, mask)
+    tensor([[1., 3., 1.]])
+    """
+    if rest not in ("even", "end"):
+        raise ConfigError(f"rest is {rest!r}; expected 'even' or 'end'")
+    if quoted_scores.shape != response_mask.shape:
+        raise ShapeError(
+            f"quoted_scores have shape {tuple(quoted_scores.shape)} and response_mask "
+            f"{tuple(response_mask.shape)}; expected one score per response token"
+        )
+    quoted = quoted_scores.float().masked_fill(~response_mask, 0.0)
+    if not bool(quoted.isfinite().all()):
+        raise NumericError("quoted_scores hold NaN or infinity inside response_mask")
+    scores = score_column(sequence_scores, response_mask)[:, 0]
+    left = (scores - quoted.sum(-1)).masked_fill(~response_mask.any(-1), 0.0)
+    share = uniform_credit if rest == "even" else terminal_credit
+    return quoted + share(left, response_mask)
 
 
 def mean_attention_received(

@@ -45,6 +45,9 @@ class JudgeSettings:
     """What a token earns that a rewriter would replace."""
     margin: float = 1e-3
     """How much likelier another token must be, in nats, to count as a divergence."""
+    unquoted: Literal["even", "end"] = "even"
+    """Where `quoted-evidence` pays criteria for which nothing is quoted that stands in the
+    response: `even` over all tokens, or at the `end`."""
     spread: Spreading | None = None
     """How segment scores spread over their tokens: `even`, `end` or `copy`; None for the method's
     own."""

@@ -57,6 +57,22 @@ def harmless_text(text: str) -> str:
     return _MARKS.sub(lambda found: found[0] + " ", text)
 
 
+def harmless_places(text: str) -> list[int]:
+    """Where each character of `harmless_text(text)` comes from.
+
+    Args:
+        text: as there.
+
+    Returns:
+        Indices into `text`; a space that breaks a mark has that of the character before it.
+
+    >>> harmless_text("a [[A]]"), harmless_places("a [[A]]")
+    ('a [ [A] ]', [0, 1, 2, 2, 3, 4, 5, 5, 6])
+    """
+    broken = {found.start() for found in _MARKS.finditer(text)}
+    return [at for at in range(len(text)) for _ in range(2 if at in broken else 1)]
+
+
 def fenced_text(name: str, text: str, *, label: str = "") -> str:
     """A text in a fence that it cannot close.
 

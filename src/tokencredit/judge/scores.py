@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from tokencredit.errors import ConfigError, DataError, NumericError
 from tokencredit.judge.comparisons import both_orders, group_wins, order_consistency
 from tokencredit.judge.questions import LETTERS, Question, judge_question, shown_order
 from tokencredit.judge.setups import JudgeSetup
-from tokencredit.judge.verdicts import Reply, Verdict
+from tokencredit.judge.verdicts import CriterionVerdict, Reply, Verdict
 
 Judge = Callable[[Sequence[Question]], Sequence[Reply]]
 """What answers questions: a local model, an endpoint, or a function in a test."""
@@ -30,6 +30,8 @@ class JudgedScores:
         consistency: the share of comparisons in which both orders prefer the same response; NaN
             where there is none.
         asked_again: how many questions were asked again since a reply could not be read.
+        criteria: of the responses to each prompt, what the judge says by each criterion, where the
+            set-up has criteria; nothing where no verdict could be read.
     """
 
     scores: list[Float[Tensor, "_responses"]]
@@ -37,6 +39,7 @@ class JudgedScores:
     unreadable: Mapping[str, int]
     consistency: float
     asked_again: int = 0
+    criteria: list[list[tuple[CriterionVerdict, ...]]] = field(default_factory=list)
 
 
 def judged_scores(
@@ -116,7 +119,8 @@ def judged_scores(
     unreadable = Counter(verdict.reason for verdict in verdicts if not verdict.readable)
     _require_readable(unreadable, len(verdicts), most_unreadable)
     scores, consistency = _scores(setup, texts, shown, read)
-    return JudgedScores(scores, len(verdicts), dict(unreadable), consistency, again)
+    criteria = _criteria(texts, shown, read) if setup.criteria else []
+    return JudgedScores(scores, len(verdicts), dict(unreadable), consistency, again, criteria)
 
 
 def _compared(setup: JudgeSetup, count: int) -> list[tuple[int, ...]]:
@@ -220,6 +224,18 @@ def _scores(
     if not firsts:
         return scores, float("nan")
     return scores, float(order_consistency(torch.cat(firsts), torch.cat(seconds)))
+
+
+def _criteria(
+    texts: Sequence[Sequence[str]],
+    shown: Sequence[tuple[int, tuple[int, ...]]],
+    read: Sequence[Sequence[Verdict]],
+) -> list[list[tuple[CriterionVerdict, ...]]]:
+    """What was said of each response by criteria, where each was shown by itself."""
+    found: list[list[tuple[CriterionVerdict, ...]]] = [[()] * len(group) for group in texts]
+    for (row, places), verdicts in zip(shown, read, strict=True):
+        found[row][places[0]] = verdicts[0].criteria
+    return found
 
 
 def _require_readable(unreadable: Counter[str], count: int, most: float) -> None:

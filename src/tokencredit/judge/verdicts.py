@@ -37,16 +37,35 @@ class Reply:
 
 
 @dataclass(frozen=True)
+class CriterionVerdict:
+    """What a judge says by one criterion.
+
+    Attributes:
+        name: of the criterion.
+        score: of the response by it.
+        share: of the score in that of the response; all shares together are 1.
+        quotes: from the response, as the judge writes them.
+    """
+
+    name: str
+    score: float
+    share: float
+    quotes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Verdict:
     """A number, or why there is none.
 
     Attributes:
         score: NaN where the reply cannot be read.
         reason: why; empty where there is a score.
+        criteria: that the score is the mean of, where the judge quotes evidence for each.
     """
 
     score: float
     reason: str = ""
+    criteria: tuple[CriterionVerdict, ...] = field(default=(), repr=False)
 
     @property
     def readable(self) -> bool:
@@ -96,10 +115,10 @@ def two_way_verdict(reply: Reply, first: str, second: str) -> Verdict:
     2.0
     """
     if reply.problem:
-        return _unreadable(reply.problem)
+        return unreadable(reply.problem)
     missing = [name for name in (first, second) if name not in reply.logprobs]
     if missing:
-        return _unreadable(f"no log-probability of {missing[0]!r}")
+        return unreadable(f"no log-probability of {missing[0]!r}")
     return _finite(reply.logprobs[first] - reply.logprobs[second])
 
 
@@ -123,16 +142,16 @@ def expected_digit_verdict(reply: Reply, digits: Sequence[str]) -> Verdict:
     2.0
     """
     if reply.problem:
-        return _unreadable(reply.problem)
+        return unreadable(reply.problem)
     there = [digit for digit in digits if digit in reply.logprobs]
     if not there:
-        return _unreadable("no log-probability of a digit")
+        return unreadable("no log-probability of a digit")
     total = _logsumexp([reply.logprobs[digit] for digit in there])
     unseen = len(digits) - len(there)
     # Without a bound nothing says that what is missing is small.
     small = reply.bound - total + math.log(unseen or 1) <= math.log(_UNSEEN_SHARE)
     if unseen and (reply.bound == -math.inf or not small):
-        return _unreadable(f"no log-probability of {unseen} digits that may matter")
+        return unreadable(f"no log-probability of {unseen} digits that may matter")
     return _finite(sum(int(digit) * math.exp(reply.logprobs[digit] - total) for digit in there))
 
 
@@ -156,10 +175,10 @@ def tagged_choice_verdict(reply: Reply, *, window: int = 80) -> Verdict:
     'both [[A]] and [[B]] are named'
     """
     if without := _without_text(reply):
-        return _unreadable(without)
+        return unreadable(without)
     named = set(re.findall(r"\[\[([AB])\]\]", reply.text[-window:]))
     if len(named) != 1:
-        return _unreadable(f"{'both' if named else 'neither'} [[A]] and [[B]] are named")
+        return unreadable(f"{'both' if named else 'neither'} [[A]] and [[B]] are named")
     return Verdict(1.0 if named == {"A"} else -1.0)
 
 
@@ -181,14 +200,14 @@ def tagged_number_verdict(reply: Reply, *, least: float, most: float) -> Verdict
     -2.0
     """
     if without := _without_text(reply):
-        return _unreadable(without)
+        return unreadable(without)
     found = _ANSWER.findall(reply.text)
     number = found[-1].strip() if found else ""
     if not _NUMBER.fullmatch(number):
-        return _unreadable("no number in an <answer>")
+        return unreadable("no number in an <answer>")
     value = float(number)
     if not least <= value <= most:
-        return _unreadable(f"the number is not in [{least:g}, {most:g}]")
+        return unreadable(f"the number is not in [{least:g}, {most:g}]")
     return Verdict(value)
 
 
@@ -217,10 +236,10 @@ def json_verdicts(
     [5.0, 1.5]
     """
     try:
-        values = _closing_object(reply, names)
+        values = closing_object(reply, names)
     except DataError as error:
-        return [_unreadable(str(error))] * len(names)
-    return [_number(values[name], least, most) for name in names]
+        return [unreadable(str(error))] * len(names)
+    return [number_verdict(values[name], least, most) for name in names]
 
 
 def rubric_verdict(
@@ -263,7 +282,16 @@ def _without_text(reply: Reply) -> str:
     return reply.problem or ("" if reply.ended else "the reply was cut off")
 
 
-def _closing_object(reply: Reply, names: Sequence[str]) -> dict[str, Any]:
+def closing_object(reply: Reply, names: Sequence[str]) -> dict[str, Any]:
+    """The JSON object that closes a text.
+
+    Args:
+        reply: with a text.
+        names: that it has, each once, and no others.
+
+    Raises:
+        DataError: there is no such object; the message is the reason.
+    """
     if without := _without_text(reply):
         raise DataError(without)
     text = reply.text.rstrip()
@@ -290,19 +318,21 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any] | None:
     return values if len(values) == len(pairs) else None
 
 
-def _number(value: Any, least: float, most: float) -> Verdict:
+def number_verdict(value: Any, least: float, most: float) -> Verdict:
+    """A value of JSON as a verdict, where it is a number from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return _unreadable("a value is no number")
+        return unreadable("a value is no number")
     if not least <= value <= most:
-        return _unreadable(f"a number is not in [{least:g}, {most:g}]")
+        return unreadable(f"a number is not in [{least:g}, {most:g}]")
     return Verdict(float(value))
 
 
 def _finite(score: float) -> Verdict:
-    return Verdict(score) if math.isfinite(score) else _unreadable("the score is not finite")
+    return Verdict(score) if math.isfinite(score) else unreadable("the score is not finite")
 
 
-def _unreadable(reason: str) -> Verdict:
+def unreadable(reason: str) -> Verdict:
+    """A verdict that is none, and why."""
     return Verdict(math.nan, reason)
 
 

@@ -40,8 +40,8 @@ def ensemble_scores(
         settings: how weighted scores are combined.
 
     Returns:
-        Scores in nats. Prefix scores are None where a source has none. Attention is that of the
-        source that alone carries weight; of several there is none.
+        Scores in nats. Prefix scores are None where a source has none. Attention and what is
+        quoted are those of the source that alone carries weight; of several there are none.
 
     Raises:
         ConfigError: a weight is NaN or infinite, or too few sources carry weight.
@@ -60,11 +60,13 @@ def ensemble_scores(
         ]
         found = [numbers for numbers in read if numbers is not None]
         positions = combined(found) if len(found) == len(used) else None
+    quoted = used[0].quoted_scores if len(used) == 1 else None
     return ResponseScores(
         combined(sequences),
         combined(prefixes) if len(prefixes) == len(used) else None,
         used[0].attention if len(used) == 1 else None,
         positions,
+        quoted_scores=combined([quoted]) if quoted is not None else None,
     )
 
 

@@ -98,11 +98,20 @@ def require_evidence(settings: CreditSettings, scorer: RewardScorer, *, where: s
         )
 
 
+_OF_ONE_PASS = {
+    "sequence_scores",
+    "prefix_scores",
+    "position_scores",
+    "attention",
+    "quoted_scores",
+}
 _INSTEAD = {
     "prefix_scores": "a causal reward model, which scores prefixes, or credit method 'attention', "
     "or 'terminal', which needs the score alone",
     "position_scores": "a causal reward model in this process, or one that is read at last tokens",
     "attention": "one that offers attention, or another method",
+    "quoted_scores": "a judge that quotes evidence, with judge.setup 'evidence', alone or with "
+    "this credit as its own, or another method",
     "embeddings": "a reward model in this process, or another method",
 }
 
@@ -150,7 +159,7 @@ def gathered_evidence(
         location=models.fitted.location if "location" in needs else None,
         dpo_beta=models.dpo_beta,
     )
-    if needs & {"sequence_scores", "prefix_scores", "position_scores", "attention"}:
+    if needs & _OF_ONE_PASS:
         if scores is None:
             scores = response_scores(scorer, responses, attention="attention" in needs)
         found = {name: one for name, one in vars(scores).items() if name != "objectives"}

@@ -11,8 +11,8 @@ from tokencredit.names import named
 from tokencredit.preference.cells import number_cell, prompt_cell, text_cell
 from tokencredit.preference.hf_rows import dataset_rows
 from tokencredit.scorers.judge_settings import named_setup
-from tokencredit.scorers.judges import prompt_key
 from tokencredit.scorers.python_rewards import TextReward
+from tokencredit.scorers.references import prompt_key
 
 
 def correctness_reward(path: str | Path, kind: str = "choice") -> TextReward:

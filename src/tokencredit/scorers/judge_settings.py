@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from tokencredit.errors import ConfigError
-from tokencredit.judge.setups import JUDGE_SETUPS, JudgeSetup
+from tokencredit.judge.evidence import Criterion
+from tokencredit.judge.setups import JUDGE_SETUPS, JudgeSetup, evidence_setup
 from tokencredit.names import named
 from tokencredit.ranges import require_at_least
 from tokencredit.scorers.functions import named_function, names_function
@@ -37,6 +38,9 @@ class QuestionSettings:
     """What to judge by, for set-ups that have a principle."""
     rubric: str = ""
     """Criteria to judge by, the same for every prompt, for set-ups that have a rubric."""
+    criteria: tuple[Criterion, ...] = ()
+    """What `evidence` scores a response by, each with a name, a text and a weight; empty for those
+    of the set-up."""
 
     def __post_init__(self) -> None:
         if self.setup and not names_function(self.setup):
@@ -50,6 +54,8 @@ class QuestionSettings:
                 is not there.
         """
         found = named_setup(self.setup)
+        if self.criteria and found.criteria:
+            found = evidence_setup(self.criteria)
         self.require_what_it_asks_for(found)
         return found
 
@@ -59,6 +65,14 @@ class QuestionSettings:
         Args:
             setup: that is meant.
         """
+        if self.criteria and (not setup.criteria or names_function(self.setup)):
+            raise ConfigError(
+                f"judge.setup is {self.setup!r} and judge.criteria has {len(self.criteria)} "
+                "criteria; expected the set-up 'evidence', or none: a set-up of your own has its "
+                "own, by `evidence_setup`"
+            )
+        if self.criteria:
+            evidence_setup(self.criteria)
         for name in ("principle", "rubric"):
             asks, there = f"{{{name}}}" in setup.template, bool(getattr(self, name).strip())
             if asks != there:

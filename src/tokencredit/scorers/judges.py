@@ -5,7 +5,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -13,9 +12,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from tokencredit.batch import Prompt
 from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError, DataError
+from tokencredit.judge.evidence import QuotedCriterion, quoted_criteria
 from tokencredit.judge.hf_judge import local_judge
 from tokencredit.judge.kept_replies import kept_replies
-from tokencredit.judge.scores import Judge, judged_scores
+from tokencredit.judge.scores import Judge, JudgedScores, judged_scores
 from tokencredit.judge.setups import JudgeSetup
 from tokencredit.models.fingerprint import weights_fingerprint
 from tokencredit.models.hf_loading import load_model, load_tokenizer
@@ -23,6 +23,7 @@ from tokencredit.sampling import Sampling
 from tokencredit.scorers.judge_settings import AskingSettings, JudgingSettings
 from tokencredit.scorers.prefix_texts import made_of_prefixes
 from tokencredit.scorers.python_rewards import FunctionScorer
+from tokencredit.scorers.references import prompt_key, read_references
 from tokencredit.scorers.source_settings import RewardSource
 from tokencredit.server.client import RewardServer
 from tokencredit.server.exchange import is_address, token_in
@@ -51,6 +52,7 @@ class JudgeReward:
         references: by the prompt, for set-ups that compare with one.
         verdicts: how many were asked for so far.
         unreadable: how many of them could not be read, by the reason.
+        unquoted: how many quotes were of no use, by the reason, where the judge quotes evidence.
     """
 
     judge: Judge
@@ -60,7 +62,11 @@ class JudgeReward:
     references: Mapping[str, str] = field(default_factory=dict)
     verdicts: int = 0
     unreadable: Counter[str] = field(default_factory=Counter)
+    unquoted: Counter[str] = field(default_factory=Counter)
     _last: dict[tuple[str, str], float] = field(default_factory=dict, repr=False)
+    _quoted: dict[tuple[str, str], tuple[QuotedCriterion, ...]] = field(
+        default_factory=dict, repr=False
+    )
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         """Scores of responses; those to one prompt stand together where they are compared.
@@ -83,6 +89,18 @@ class JudgeReward:
             )
         return found
 
+    def quotes(
+        self, prompts: Sequence[Prompt], responses: Sequence[str]
+    ) -> list[tuple[QuotedCriterion, ...]]:
+        """What was said of responses by each criterion, and where the quotes stand.
+
+        Args:
+            prompts: of the last call, all or some.
+            responses: likewise; each has a score.
+        """
+        keys = zip(map(prompt_key, prompts), responses, strict=True)
+        return [self._quoted[key] for key in keys]
+
     def _ask(self, prompts: Mapping[str, Prompt], keys: Sequence[tuple[str, str]]) -> None:
         groups: dict[str, list[str]] = {key: [] for key in prompts}
         for key, response in keys:
@@ -104,6 +122,8 @@ class JudgeReward:
             for (key, texts), scores in zip(groups.items(), found.scores, strict=True)
             for response, score in zip(texts, scores.tolist(), strict=True)
         }
+        if found.criteria:
+            self._find_quotes(groups, found)
         self.verdicts += found.verdicts
         self.unreadable.update(found.unreadable)
         if found.unreadable or found.asked_again:
@@ -121,6 +141,20 @@ class JudgeReward:
                 "judge.most_unreadable"
             )
 
+    def _find_quotes(self, groups: Mapping[str, list[str]], found: JudgedScores) -> None:
+        """Where the quotes of the verdicts stand in the responses; the others are counted."""
+        self._quoted, lost = {}, Counter[str]()
+        for (key, texts), said in zip(groups.items(), found.criteria, strict=True):
+            for text, criteria in zip(texts, said, strict=True):
+                if (key, text) not in self._quoted:
+                    self._quoted[key, text], reasons = quoted_criteria(text, criteria)
+                    lost.update(reasons)
+        self.unquoted.update(lost)
+        if lost:
+            _LOG.warning(
+                "%s: evidence that is of no use so far: %s", self.name, _told(self.unquoted)
+            )
+
     def _references(self, groups: Mapping[str, Any]) -> list[str]:
         if self.setup.asks != "reference":
             return []
@@ -133,7 +167,11 @@ class JudgeReward:
         return [self.references[key] for key in groups]
 
     def _reasons(self) -> str:
-        return ", ".join(f"{why} ({n})" for why, n in self.unreadable.most_common(5)) or "none"
+        return _told(self.unreadable)
+
+
+def _told(reasons: Counter[str]) -> str:
+    return ", ".join(f"{why} ({n})" for why, n in reasons.most_common(5)) or "none"
 
 
 def judge_scorer(
@@ -173,7 +211,11 @@ def judge_scorer(
             f"each other, and credit method {credit.method!r} asks for parts of each; expected "
             "'terminal' or another method of whole responses, or a set-up that asks about one"
         )
-    references = {} if settings.references is None else _read_references(settings.references)
+    references = (
+        {}
+        if settings.references is None
+        else read_references(settings.references, setting="judge.references")
+    )
     name = f"the judge {source.label}"
     judge, model = loaded_judge(
         source.model,
@@ -185,7 +227,16 @@ def judge_scorer(
     )
     reward = JudgeReward(judge, setup, settings, name, references)
     at_ends = "segments" in credit_method(credit.method).needs
-    return FunctionScorer(reward, writer, name, prefixes, at_ends=at_ends, model=model)
+    return FunctionScorer(
+        reward,
+        writer,
+        name,
+        prefixes,
+        at_ends=at_ends,
+        model=model,
+        quotes=reward.quotes if setup.criteria else None,
+        criteria=tuple(one.name for one in setup.criteria),
+    )
 
 
 def loaded_judge(
@@ -254,43 +305,3 @@ def _endpoint(
         settings.concurrency,
     )
     return asked, asked.identity
-
-
-def prompt_key(prompt: Prompt) -> str:
-    """A prompt as a text that tells it apart; one turn of a user is its content.
-
-    >>> prompt_key("Why?") == prompt_key([{"role": "user", "content": "Why?"}])
-    True
-    """
-    if isinstance(prompt, str):
-        return prompt
-    if len(prompt) == 1 and prompt[0].get("role") == "user":
-        return str(prompt[0].get("content"))
-    return json.dumps(prompt, sort_keys=True, ensure_ascii=False, default=str)
-
-
-def _read_references(path: str) -> dict[str, str]:
-    """References by the prompt."""
-    found: dict[str, str] = {}
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"judge.references is {path!r} and cannot be read ({error}); expected a JSON-lines "
-            "file with prompt and response"
-        ) from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            key, response = prompt_key(row["prompt"]), row["response"]
-        except (ValueError, TypeError, KeyError, AttributeError):
-            key, response = "", None
-        if not isinstance(response, str) or found.get(key, response) != response:
-            raise DataError(
-                f"{path}, line {number}: no prompt with one response; expected an object with "
-                "prompt, a text or conversation, and response, a text, and each prompt once"
-            )
-        found[key] = response
-    return found

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from tokencredit.batch import Prompt
 from tokencredit.credit.methods import CreditSettings
+from tokencredit.scorers.feature_folders import has_feature_model
+from tokencredit.scorers.features import feature_reward
 from tokencredit.scorers.functions import named_function, names_function
 from tokencredit.scorers.python_rewards import function_scores
 from tokencredit.scorers.responses import loaded_scorer, scored_responses
@@ -40,7 +42,8 @@ def named_text_scorer(
     Args:
         name: Hub id or folder of a reward model, also with `#objective`, or of a language model
             that was trained by DPO and names its reference; the address of a `tokencredit serve`,
-            `vllm+http(s)://...` of a vLLM server; or `module:function`.
+            `vllm+http(s)://...` of a vLLM server; `module:function`; or a folder of
+            `train-feature-model`.
         server: makes a client of an address.
         reading: how a local model reads texts; None leaves that to the model.
         batch_size: responses per forward pass of a local model.
@@ -52,8 +55,9 @@ def named_text_scorer(
         ConfigError: a function is not there.
         ModelError, ServerError: a model is not there, or a server does not answer.
     """
-    if names_function(name) and not is_address(name):
-        function = named_function(name)
+    by_features = has_feature_model(name)
+    if by_features or (names_function(name) and not is_address(name)):
+        function = feature_reward(name) if by_features else named_function(name)
         return lambda prompts, responses, _ended: function_scores(
             function, list(prompts), list(responses), name=f"the function {name}"
         )

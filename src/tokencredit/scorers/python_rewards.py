@@ -1,7 +1,7 @@
 """Rewards that are Python functions of a text, asked for the text up to each token where needed."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,12 +10,17 @@ from torch import Tensor, nn
 
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores
 from tokencredit.errors import DataError
+from tokencredit.judge.evidence import QuotedCriterion
 from tokencredit.scorers.policy_tokens import decoded_responses
+from tokencredit.scorers.quotes import with_quotes
+from tokencredit.text.hf_decoding import DecodedResponse
 from tokencredit.text.hf_reading import Reading
 from tokencredit.text.segments import segment_ends
 
 TextReward = Callable[[list[Any], list[str]], Sequence[float]]
 """A reward written in Python: from prompts and responses to one number per response."""
+QuotesOf = Callable[[Sequence[Prompt], Sequence[str]], Sequence[Sequence[QuotedCriterion]]]
+"""From prompts and responses to what a judge says of each by its criteria, with quotes."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,9 @@ class FunctionScorer:
             text of a response.
         at_ends: whether the texts up to the ends of segments are enough.
         model: of this process that the function asks; None for none.
+        quotes: of a judge that quotes evidence, about responses that it has scored; None for what
+            quotes none.
+        criteria: names of those that the judge quotes evidence for.
     """
 
     function: TextReward
@@ -38,11 +46,14 @@ class FunctionScorer:
     prefixes: bool = False
     at_ends: bool = False
     model: nn.Module | None = None
+    quotes: QuotesOf | None = None
+    criteria: tuple[str, ...] = ()
 
     @property
     def gives(self) -> frozenset[str]:
         """What methods can be made from."""
         found = frozenset({"sequence_scores", "kept_tokens"})
+        found |= {"quoted_scores"} if self.quotes is not None else set()
         return found | {"prefix_scores", "position_scores"} if self.prefixes else found
 
     def __call__(
@@ -75,7 +86,8 @@ class FunctionScorer:
         if not self.prefixes:
             responses = [row.response for row in decoded]
             scores = function_scores(self.function, prompts, responses, name=self.name)
-            return ResponseScores(scores.to(device), None, None)
+            whole = ResponseScores(scores.to(device), None, None)
+            return self._with_quotes(whole, prompts, decoded, batch)
         # Characters that are whole before the first token and after each one; the last is the score
         # of the response, whatever the ids after it stand for.
         counts = None if segment_ids is None else segment_ends(segment_ids).tolist()
@@ -96,7 +108,24 @@ class FunctionScorer:
             values = [found[row, end] for end in places[:-1]]
             prefix_scores[row, : len(values)] = torch.tensor(values)
         sequence = torch.tensor([found[row, places[-1]] for row, places in enumerate(ends)])
-        return ResponseScores(sequence.to(device), prefix_scores.to(device), None)
+        so_far = ResponseScores(sequence.to(device), prefix_scores.to(device), None)
+        return self._with_quotes(so_far, prompts, decoded, batch)
+
+    def _with_quotes(
+        self,
+        scores: ResponseScores,
+        prompts: Sequence[Prompt],
+        decoded: Sequence[DecodedResponse],
+        batch: ResponseBatch,
+    ) -> ResponseScores:
+        if self.quotes is None:
+            return scores
+        said = self.quotes(prompts, [row.response for row in decoded])
+        found = with_quotes(scores.sequence_scores, said, decoded, batch.response_mask)
+        if scores.prefix_scores is None:
+            return found
+        # Criteria are no objectives here, since nothing was said by them of prefixes.
+        return replace(scores, quoted_scores=found.quoted_scores)
 
 
 def _held(ends: Sequence[int], counts: Sequence[bool]) -> list[int]:

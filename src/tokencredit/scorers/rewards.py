@@ -81,11 +81,11 @@ class CombinedScorer:
 
     @property
     def gives(self) -> frozenset[str]:
-        """What all sources give; attention of one source, embeddings of one as it is."""
+        """What all give; attention and quotes of one source, embeddings of one as it is."""
         common = reduce(frozenset.intersection, (one.scorer.gives for one in self.sources))
         if not self.is_one_as_it_is:
             common -= {"embeddings"}
-        return common if len(self.sources) == 1 else common - {"attention"}
+        return common if len(self.sources) == 1 else common - {"attention", "quoted_scores"}
 
     def __call__(
         self,

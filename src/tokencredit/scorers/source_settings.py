@@ -9,6 +9,7 @@ from tokencredit.aggregation.transforms import ScoreSettings
 from tokencredit.credit.evidence import OF_SCORERS
 from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.errors import ConfigError
+from tokencredit.scorers.feature_folders import has_feature_model
 from tokencredit.scorers.functions import names_function
 from tokencredit.scorers.judge_settings import JudgingSettings
 from tokencredit.server.exchange import checked_address, is_address
@@ -19,15 +20,23 @@ from tokencredit.text.segments import SegmentSettings
 
 
 @dataclass(frozen=True)
+class SimilaritySettings:
+    """How responses are compared with references."""
+
+    references: str
+    """JSON-lines file with `prompt` and `response`, one reference for every prompt."""
+
+
+@dataclass(frozen=True)
 class RewardSource:
     """One source of reward."""
 
     model: str
     """Hub id or folder of a reward model; the address of a `tokencredit serve`, `http(s)://...`, or
     of a vLLM server that scores, `vllm+http(s)://...`, followed by `#` and the model's folder or
-    Hub id if it has another name here; or `module:function`, a Python function from prompts and
-    responses to scores. If its own credit needs no reward model, as `fine-grained`, the model of
-    that credit."""
+    Hub id if it has another name here; `module:function`, a Python function from prompts and
+    responses to scores; or a folder of `train-feature-model`. If its own credit needs no reward
+    model, as `fine-grained`, the model of that credit."""
     name: str = ""
     """Name in metrics and samples; empty for the last part of `model`."""
     weight: float = 1.0
@@ -44,8 +53,17 @@ class RewardSource:
     judge: JudgingSettings | None = None
     """How it is asked as a judge: `model` is then the Hub id or folder of a causal language model,
     or `http(s)://.../v1#name`, a model behind an endpoint of chat completions."""
+    similarity: SimilaritySettings | None = None
+    """How it compares responses with references: `model` is then the Hub id or folder of a causal
+    language model, whose input embeddings say how like two tokens are."""
 
     def __post_init__(self) -> None:
+        if self.similarity is not None and (self.judge or not is_local(self.model)):
+            raise ConfigError(
+                f"the source {self.model!r} has `similarity`"
+                f"{' and `judge`' if self.judge else ''}; expected one of the two, and a causal "
+                "language model by Hub id or folder as `model`"
+            )
         if self.judge is None:
             return
         if is_vllm_address(self.model) or names_function(self.model) or not self.judge.setup:
@@ -69,7 +87,7 @@ class RewardSource:
     @property
     def pays_itself(self) -> bool:
         """Whether `model` is no reward model, but what its own credit is made from."""
-        if self.judge is not None or not is_local(self.model):
+        if self.judge or self.similarity or not is_local(self.model):
             return False
         if self.credit is None or self.credit.model is not None:
             return False
@@ -90,8 +108,16 @@ class RewardSource:
 
     @property
     def is_reward_model(self) -> bool:
-        """Whether a reward model is loaded here: no address, function, judge or other model."""
-        return self.judge is None and is_local(self.model) and not self.pays_itself
+        """Whether a reward model that reads tokens is loaded here, and nothing else."""
+        other = self.judge or self.similarity
+        if other or has_feature_model(self.model):
+            return False
+        return is_local(self.model) and not self.pays_itself
+
+    @property
+    def is_local_language_model(self) -> bool:
+        """Whether it is a language model of this process, which judges or compares."""
+        return bool(self.judge or self.similarity) and is_local(self.model)
 
 
 def required_sources(

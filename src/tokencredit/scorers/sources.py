@@ -12,6 +12,8 @@ from tokencredit.batch import Prompt, ResponseBatch, ResponseScores, RewardScore
 from tokencredit.credit.methods import CreditSettings, credit_method
 from tokencredit.scorers.credit_models import CreditModels, loaded_credit_models
 from tokencredit.scorers.evidence import Responses, require_evidence
+from tokencredit.scorers.feature_folders import has_feature_model
+from tokencredit.scorers.features import feature_reward
 from tokencredit.scorers.functions import named_function, names_function
 from tokencredit.scorers.judge_settings import JudgingSettings
 from tokencredit.scorers.judges import judge_scorer
@@ -27,6 +29,7 @@ from tokencredit.scorers.rewards import (
 )
 from tokencredit.scorers.segmentation import response_segments, segment_function
 from tokencredit.scorers.served import served_reward_model
+from tokencredit.scorers.similarity import similarity_scorer
 from tokencredit.scorers.source_settings import RewardSource
 from tokencredit.scorers.texts import loaded_reward_model
 from tokencredit.scorers.token_scores import CreditedScorer
@@ -234,6 +237,10 @@ def _loaded(
             loading=loading,
             micro_batch_size=micro_batch_size,
         )
+    if source.similarity is not None:
+        return similarity_scorer(
+            source.model, source.label, source.similarity, credit, writer, loading=loading
+        )
     if is_vllm_address(source.model):
         found = known.get(source.model) or readable_reward_model(
             source, server=server, reading=reading, loading=loading
@@ -242,9 +249,10 @@ def _loaded(
         return pooled_reward_model(scoring, *found, writer, credit=credit)
     if is_address(source.model):
         return served_reward_model(server(source.model), writer, credit=credit)
-    if names_function(source.model):
-        function = named_function(source.model)
-        name = f"the function {source.model}"
+    if names_function(source.model) or has_feature_model(source.model):
+        by_features = has_feature_model(source.model)
+        function = feature_reward(source.model) if by_features else named_function(source.model)
+        name = f"the {'features of' if by_features else 'function'} {source.model}"
         at_ends = "segments" in credit_method(credit.method).needs
         return FunctionScorer(function, writer, name, made_of_prefixes(credit), at_ends=at_ends)
     model, own = known.get(source.model) or readable_reward_model(

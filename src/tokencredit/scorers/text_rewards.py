@@ -23,7 +23,6 @@ from tokencredit.scorers.segmentation import response_segments
 from tokencredit.scorers.source_settings import RewardSource
 from tokencredit.scorers.sources import loaded_rewards, readable_reward_model
 from tokencredit.scorers.texts import whole_texts
-from tokencredit.server.exchange import is_address
 from tokencredit.text.hf_encoding import EncodedResponses
 from tokencredit.text.hf_known_readings import written_by
 from tokencredit.text.hf_reading import Reading
@@ -63,7 +62,8 @@ def loaded_text_rewards(
 ) -> Rewards:
     """Sources of reward for responses in the tokens of the first reward model among them.
 
-    Where there is none they are those of the first judge that is loaded here.
+    Where there is none they are those of the first judge, or of the first model that compares with
+    references, that is loaded here.
 
     Args:
         sources: as `required_sources` gives them.
@@ -79,7 +79,7 @@ def loaded_text_rewards(
         DataError, ModelError, ServerError: as `loaded_rewards`.
     """
     source = next((one for one in sources if one.has_tokens), None)
-    local = next((one for one in sources if one.judge and not is_address(one.model)), None)
+    local = next((one for one in sources if one.is_local_language_model), None)
     known: dict[str, tuple[nn.Module, Reading]] = {}
     if source is not None:
         known[source.model] = readable_reward_model(source, reading=reading, loading=loading)

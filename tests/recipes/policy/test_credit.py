@@ -100,7 +100,11 @@ def first_experience(models, tmp_path, **settings):
     )
 
 
-@pytest.mark.parametrize("credit", CREDIT_METHODS)
+# A judge quotes, not a reward model: `tests/scorers/test_quotes.py`.
+OF_REWARD_MODELS = [name for name in CREDIT_METHODS if name != "quoted-evidence"]
+
+
+@pytest.mark.parametrize("credit", OF_REWARD_MODELS)
 def test_every_credit_trains(models, tmp_path, credit):
     config = tiny_config(models, tmp_path / "run", credit__method=credit, **needed(models, credit))
     train_policy(config)

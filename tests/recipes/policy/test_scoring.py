@@ -258,7 +258,7 @@ def test_what_is_due_at_the_end_is_what_hands_out_the_score_of_the_whole(name):
     whole = {
         "uniform", "attention", "generator-attention", "last-generator-attention", "likelihood",
         "gradient-times-input", "integrated-gradients", "leave-one-out", "window", "shapley",
-        "exact-shapley",
+        "exact-shapley", "quoted-evidence",
     }  # fmt: skip
     last = name in whole | {"terminal", "rto", "shaped-log-ratio"}
     expected = [name in whole, name in whole, last, False]

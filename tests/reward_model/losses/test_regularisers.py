@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from reference import reward_losses as reference
 from torch.autograd import gradcheck
 
-from tokencredit.errors import ConfigError
+from tokencredit.errors import ConfigError, ShapeError
 from tokencredit.reward_model.losses.regularisers import (
     FORMS,
+    contrastive_loss,
     hidden_state_regulariser,
     regularised_loss,
 )
@@ -86,3 +87,36 @@ def test_settings_that_do_not_fit(unchecked, settings, message):
 def test_a_weight_that_is_no_share():
     with pytest.raises(ConfigError, match=r"weight is 1.5; expected a share from 0 to 1"):
         regularised_loss(torch.tensor(0.0), torch.tensor(0.0), weight=1.5)
+
+
+@given(st.integers(0, 10**6))
+def test_contrast_against_the_reference(seed):
+    torch.manual_seed(seed)
+    first, second = torch.randn(2, 4, 3, dtype=torch.float64).unbind(0)
+    expected = reference.contrastive(first.tolist(), second.tolist(), 0.5)
+    assert contrastive_loss(first, second, temperature=0.5).item() == pytest.approx(
+        expected, rel=1e-4
+    )
+
+
+def test_contrast_of_one_text_of_equal_ones_and_of_other_lengths():
+    one = torch.randn(1, 3)
+    assert contrastive_loss(one, torch.randn(1, 3)).item() == 0
+    alike = one.expand(4, 3)
+    assert contrastive_loss(alike, alike).item() == pytest.approx(math.log(4), rel=1e-5)
+    first, second = torch.randn(4, 3), torch.randn(4, 3)
+    torch.testing.assert_close(
+        contrastive_loss(first * 7, second * 0.1), contrastive_loss(first, second)
+    )
+    order = torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close(
+        contrastive_loss(first[order], second[order]), contrastive_loss(first, second)
+    )
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_contrast_that_cannot_be():
+    with pytest.raises(ConfigError, match="temperature is 0"):
+        contrastive_loss(torch.ones(1, 2), torch.ones(1, 2), temperature=0.0)
+    with pytest.raises(ShapeError, match="two readings of the same texts"):
+        contrastive_loss(torch.ones(1, 2), torch.ones(2, 2))

@@ -28,9 +28,10 @@ from tokencredit.errors import ConfigError
 from tokencredit.evaluation.plots import plot_calibration, plot_prefix_accuracy
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.preference.hf_comparisons import Comparison, load_comparisons
-from tokencredit.preference.hf_rows import DatasetSettings
+from tokencredit.preference.hf_rows import DatasetSettings, LeftOut
 from tokencredit.ranges import require_positive
 from tokencredit.recipes.reward_model.evaluation_report import evaluation_tables, write_rewardbench
+from tokencredit.recipes.reward_model.neighbours import NeighbourSettings, fused_comparisons
 from tokencredit.recipes.reward_model.pair_evaluation import (
     ScoredComparison,
     evaluation,
@@ -109,6 +110,7 @@ class EvaluateRewardModelConfig:
     bins: int = 10
     """Bins of the calibration curve."""
     columns: ComparisonColumns = group(ComparisonColumns)
+    neighbours: NeighbourSettings = group(NeighbourSettings)
     loading: LoadingSettings = group(LoadingSettings)
     show_example: bool = setting(False, free=True)
     """Print one text as the reward model reads it: its tokens, and where scores are read."""
@@ -149,20 +151,7 @@ def evaluate_reward_model(config: EvaluateRewardModelConfig) -> Path:
     """
     require_same_run(config.output, config, free=free_settings(type(config)))
     left_out = config.dataset.collecting()
-    comparisons = load_comparisons(
-        config.data,
-        split=config.split,
-        prompt_column=config.columns.prompt,
-        chosen_column=config.columns.chosen,
-        rejected_column=config.columns.rejected,
-        label_column=config.columns.label,
-        label_values=config.columns.label_values,
-        subset_column=config.columns.subset,
-        name_column=config.columns.name,
-        limit=config.limit,
-        dataset=config.dataset,
-        left_out=left_out,
-    )
+    comparisons = _loaded(config, config.data, config.limit, left_out)
     scorer = loaded_scorer(
         config.reward_model,
         config.reading,
@@ -177,6 +166,11 @@ def evaluate_reward_model(config: EvaluateRewardModelConfig) -> Path:
     example = (first.prompt, first.chosen[0]) if config.show_example else None
     print_reading("reward model", scorer.reading, example=example)
     scored = _scored_comparisons(config, scorer, read)
+    joined: dict[str, Any] = {}
+    if config.neighbours.data is not None:
+        plain = evaluation(scored, confidence=config.confidence, bins=config.bins)["accuracy"]
+        scored, told = _fused(config, scorer, scored)
+        joined = {"neighbours": {**told, "accuracy_without": plain}}
     folder = open_run_folder(config.output, config, free=free_settings(type(config)))
     tell_left_out(left_out, folder / "skipped.jsonl")
     found = {
@@ -186,6 +180,7 @@ def evaluate_reward_model(config: EvaluateRewardModelConfig) -> Path:
         "dpo_beta": scorer.dpo_beta,
         "data": config.data,
         **evaluation(scored, confidence=config.confidence, bins=config.bins),
+        **joined,
     }
     _write(folder, found, scored)
     write_rewardbench(folder / "rewardbench", config.reward_model, scorer, scored)
@@ -194,6 +189,42 @@ def evaluate_reward_model(config: EvaluateRewardModelConfig) -> Path:
         console.print(table)
     print(f"evaluation: {folder}")
     return folder
+
+
+def _loaded(
+    config: EvaluateRewardModelConfig,
+    data: str | list[str],
+    limit: int | None,
+    left_out: list[LeftOut] | None,
+) -> list[Comparison]:
+    """Comparisons in the columns that the settings name."""
+    return load_comparisons(
+        data,
+        split=config.split,
+        prompt_column=config.columns.prompt,
+        chosen_column=config.columns.chosen,
+        rejected_column=config.columns.rejected,
+        label_column=config.columns.label,
+        label_values=config.columns.label_values,
+        subset_column=config.columns.subset,
+        name_column=config.columns.name,
+        limit=limit,
+        dataset=config.dataset,
+        left_out=left_out,
+    )
+
+
+def _fused(
+    config: EvaluateRewardModelConfig, scorer: ResponseScorer, scored: list[ScoredComparison]
+) -> tuple[list[ScoredComparison], dict[str, Any]]:
+    """Scores joined with those of neighbours; rows that cannot be used are no neighbours."""
+    assert config.neighbours.data is not None
+    left_out = config.dataset.collecting()
+    texts = _loaded(config, config.neighbours.data, config.neighbours.limit, left_out)
+    read = encodable(partial(_read, config, scorer), texts, left_out)
+    known = _scored_comparisons(config, scorer, read)
+    fused, told = fused_comparisons(scored, known, config.neighbours)
+    return fused, {**told, "left_out": len(left_out or [])}
 
 
 def _read(

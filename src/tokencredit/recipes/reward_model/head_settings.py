@@ -51,6 +51,31 @@ class RegulariserSettings:
 
 
 @dataclass(frozen=True)
+class ContrastiveSettings:
+    """Features of answers that are told apart by contrast (SimCSE in Secrets II)."""
+
+    weight: float = 0.0
+    """Of the contrastive loss, which is added to that of preferences; 0 for none, 1 as published.
+    Every batch is then read twice."""
+    temperature: float = 0.05
+    """Of the cosines of features; the paper does not say it, and SimCSE has this one."""
+    of: Literal["answers", "differences"] = "answers"
+    """What is told apart: the features of all `answers` of a batch, or the `differences` between
+    those of a pair, in both directions."""
+    dropout: float = 0.05
+    """Dropout of the model in training, by which the two readings differ."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 0, "weight", room="contrastive.")
+        require_positive(self, "temperature", room="contrastive.")
+        if not 0 < self.dropout < 1:
+            raise ConfigError(
+                f"contrastive.dropout is {self.dropout}; expected a share above 0 and below 1: "
+                "without dropout both readings are the same"
+            )
+
+
+@dataclass(frozen=True)
 class GroupSettings:
     """A head for each group of users, who are sorted into groups while the heads learn (MaxMin)."""
 

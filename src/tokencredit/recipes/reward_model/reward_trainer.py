@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tokencredit.models.hf_architecture import is_causal, padding_id
 from tokencredit.models.hf_users import ContextReading
+from tokencredit.recipes.reward_model.contrastive import TwoReadings
 from tokencredit.recipes.reward_model.ensembles import (
     BOOTSTRAP,
     bootstrap_weights,
@@ -73,6 +74,9 @@ def lesson_of(
 
     if config.regulariser.form is not None:
         return _regularised(config, KeptHead(config, tokenizer, rows))
+    if config.contrastive.weight:
+        readings = TwoReadings(config, model)
+        return Lesson(readings.scores_and_features, readings.loss)
     if config.groups.count > 1:
         groups = UserGroups(config.groups, rows, pair_losses)
         return Lesson(

@@ -9,6 +9,7 @@ from tokencredit.preference.labels import Overlapping
 from tokencredit.ranges import require_at_least, require_positive
 from tokencredit.recipes.reward_model.head_settings import (
     BoundSettings,
+    ContrastiveSettings,
     EnsembleSettings,
     GroupSettings,
     LatentSettings,
@@ -137,6 +138,7 @@ class TrainRewardModelConfig:
     latent: LatentSettings = group(LatentSettings)
     bound: BoundSettings = group(BoundSettings)
     regulariser: RegulariserSettings = group(RegulariserSettings)
+    contrastive: ContrastiveSettings = group(ContrastiveSettings)
     beginnings: BeginningSettings = group(BeginningSettings)
     segments: SegmentEndSettings = group(SegmentEndSettings)
     training: TrainingSettings = group(TrainingSettings)
@@ -169,7 +171,10 @@ class TrainRewardModelConfig:
         kept = {
             f"regulariser.form is {self.regulariser.form!r}": self.regulariser.form is not None,
             f"bound.ridge is {self.bound.ridge}": self.bound.ridge is not None,
+            f"contrastive.weight is {self.contrastive.weight}": self.contrastive.weight > 0,
         }
+        ridge = f"bound.ridge is {self.bound.ridge}"
+        require_one_of({name: here for name, here in kept.items() if name != ridge})
         for name, here in kept.items():
             require_one_of(several | {name: here})
         asked = next((name for name, here in (several | kept).items() if here), None)
@@ -179,11 +184,10 @@ class TrainRewardModelConfig:
                 "pairs; expected bradley-terry, or the default of this setting"
             )
         whole = not self.row.beginnings and self.row.reading != "segment-ends"
-        if self.regulariser.form is not None and not whole:
+        if asked is not None and asked != ridge and asked in kept and not whole:
             raise ConfigError(
-                f"regulariser.form is {self.regulariser.form!r} with positions "
-                f"{self.positions!r}; expected bradley-terry at 'last' or 'every', which alone "
-                "reads whole pairs"
+                f"{asked} with positions {self.positions!r}; expected bradley-terry at 'last' or "
+                "'every', which alone reads whole pairs"
             )
         if self.latent.size and self.row.reading == "segment-ends":
             raise ConfigError(

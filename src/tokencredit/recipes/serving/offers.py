@@ -120,7 +120,7 @@ def known_objectives(sources: Sequence[LoadedSource]) -> tuple[str, ...]:
     for source in sources:
         model = getattr(source.scorer, "model", None)
         joined = joined_scores(model) if isinstance(model, nn.Module) else None
-        names = () if joined is None else joined.names
+        names = getattr(source.scorer, "criteria", ()) if joined is None else joined.names
         found += [source.objective_key(name, of=len(sources)) for name in names]
     return tuple(found)
 

@@ -1,12 +1,13 @@
-"""What keeps the hidden states of a reward model those of a language model."""
+"""What is asked of the hidden states of a reward model beside its scores."""
 
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
-from tokencredit.errors import ConfigError
+from tokencredit.errors import ConfigError, ShapeError
 from tokencredit.names import require_named
 
 Form = Literal["sft", "likelihood", "dpo"]
@@ -98,3 +99,45 @@ def regularised_loss(
     if not 0 <= weight <= 1:
         raise ConfigError(f"weight is {weight}; expected a share from 0 to 1")
     return loss if weight == 0 else (1 - weight) * loss + weight * regulariser
+
+
+def contrastive_loss(
+    first: Float[Tensor, "texts width"],
+    second: Float[Tensor, "texts width"],
+    *,
+    temperature: float = 0.05,
+) -> Float[Tensor, ""]:
+    """How badly each text is recognised among all, from one reading to another (SimCSE).
+
+        L = mean_i −log( exp(cos(u_i, v_i) / τ) / Σ_j exp(cos(u_i, v_j) / τ) )
+
+    Args:
+        first: u, features of texts by one draw of dropout.
+        second: v, of the same texts by another.
+        temperature: τ, above 0.
+
+    Returns:
+        Nats per text, in float32; 0 for a single text, log(texts) where all features are alike.
+
+    Raises:
+        ConfigError: the temperature is not above 0.
+        ShapeError: the readings are of other texts.
+
+    Source: Gao et al. 2021, arXiv 2104.08821, equation 4 (unsupervised SimCSE), as the loss beside
+    that of a reward model in Wang et al. 2024, arXiv 2401.06080 (Secrets of RLHF II), with weight
+    1 and no word on τ.
+
+    >>> import torch
+    >>> apart = torch.eye(2)
+    >>> round(contrastive_loss(apart, apart, temperature=1.0).item(), 4)
+    0.3133
+    """
+    if temperature <= 0:
+        raise ConfigError(f"temperature is {temperature}; expected a number above 0")
+    if first.shape != second.shape:
+        raise ShapeError(
+            f"features have shapes {tuple(first.shape)} and {tuple(second.shape)}; expected two "
+            "readings of the same texts"
+        )
+    u, v = normalize(first.float(), dim=-1), normalize(second.float(), dim=-1)
+    return cross_entropy(u @ v.T / temperature, torch.arange(len(u), device=u.device))
