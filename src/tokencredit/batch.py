@@ -185,7 +185,7 @@ def rows_of_like_length(
         room = len(left) if tokens is None else tokens // max(left[0], 1)
         sizes.append(max(1, min(room, size or len(left), len(left))))
         left = left[sizes[-1] :]
-    return list(order.split(sizes))
+    return list(torch.split(order, sizes))
 
 
 def _require_as_long(masks: Sequence[Sequence[bool]], responses: Sequence[Sequence[int]]) -> None:
