@@ -297,7 +297,7 @@ def token_weights(folder: Path) -> dict[str, str]:  # noqa: ARG001
     ]
     said = page.read_text().split("\n\n")[1]
     shown = "\n\n".join([said, *figures, "[Everything on it](preferences.md)."])
-    short = "Only if the credit is right: no credit that was learnt here helps within the same KL."
+    short = "Only if the credit is right: no credit that was learnt here helps within a KL of 10."
     return {"weights": shown, "weights_short": short}
 
 

@@ -39,9 +39,9 @@ _alone_as_together: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 def tokens_per_pass(model: nn.Module) -> int | None:
     """How many tokens, padding included, make a good pass without gradients; None for all.
 
-    On the CPU 512, for models of width 128 to 576: passes of equal rows take as long as one of all
-    of them, and rows of different lengths half the time (`benchmarks/passes.py`). Processes that
-    gather the weights of a model together in every pass make as many passes as each other.
+    On the CPU 512: rows of different lengths take less time than in one pass, with less padding,
+    and rows of one length hardly more (`benchmarks/passes.py`). Processes that gather the weights
+    of a model together in every pass make as many passes as each other, and so no more than asked.
     """
     on_cpu = next(model.parameters()).device.type == "cpu"
     return _CPU_TOKENS if on_cpu and not _gathers_in_every_pass(model) else None
