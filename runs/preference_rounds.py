@@ -37,7 +37,7 @@ from tokencredit.recipes.iteration.iterate_preferences import (
 from tokencredit.recipes.settings import settings_from
 from tokencredit.toy.reviews import sample_prompt
 
-FACTORS, SEEDS = (1.0, 10.0), (0, 1)
+FACTORS, SEEDS = (1.0, 10.0), (0,)
 RATE = "training.learning_rate"
 PER_ROUND, ROUNDS, OWN_ROUNDS, OWN_PRICE = 500, 3, 4, 0.3
 
