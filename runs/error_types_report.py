@@ -23,12 +23,18 @@ PAGE = Path("docs/results/error-types.md")
 SETS = {"mqm": "translations (mqm)", "qa": "answers (qa_feedback)"}
 HEADS = (OWN, OTHERS, LESS, ALL)
 BESIDE = ("position, late", "position, early", "word length", TOKENS, ATTENTION, BAYES, "random")
+MOST = 4  # columns of numbers that fit beside the names of the lines
 Found = dict[str, Any]
 
 
 def markdown(rows: Iterator[dict[str, str]]) -> str:
-    """A table of some lines."""
-    return "\n".join(lines_of(list(rows)))
+    """A table of some lines; one that is wide as several, each with the names of the lines."""
+    lines = list(rows)
+    names = [name for name in lines[0] if name in ("", "type")]
+    others = [name for name in lines[0] if name not in names]
+    parts = [others[at : at + MOST] for at in range(0, len(others), MOST)]
+    tables = [[{name: line[name] for name in names + part} for line in lines] for part in parts]
+    return "\n\n".join("\n".join(lines_of(table)) for table in tables)
 
 
 def interval(numbers: list[float] | None) -> str:

@@ -41,7 +41,7 @@ def test_every_command_has_help_with_config(name, capsys):
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     assert "--config" in text
-    assert "--output" in text or name in {"serve", "methods"}
+    assert "--output" in text or name in {"serve", "methods", "describe-users"}
 
 
 def test_unknown_command_suggests_the_near_one(capsys):

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -260,6 +261,8 @@ def test_commands_run(page, models, judge, tmp_path, monkeypatch):
     shutil.copytree(models, tmp_path / "my")
     write_data(tmp_path)
     monkeypatch.chdir(tmp_path)
+    for name in [name for name in sys.modules if name.startswith("my_")]:
+        monkeypatch.delitem(sys.modules, name)  # a page that ran before had a module of that name
     monkeypatch.setenv("REWARD_TOKEN", "secret")
     for settings in tmp_path.glob("*.yaml"):
         text = re.sub(r"^(steps): \d+$", r"\1: 1", settings.read_text(), flags=re.M)
