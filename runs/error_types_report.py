@@ -14,7 +14,7 @@ from typing import Any
 
 from error_type_probes import LABELS
 from error_types import ALL, ATTENTION, BAYES, LESS, OTHERS, OWN, TOKENS
-from learning_report import markdown as lines_of
+from learning_report import in_parts
 
 from tokencredit.recipes.run.run_folder import write_atomically
 
@@ -30,11 +30,8 @@ Found = dict[str, Any]
 def markdown(rows: Iterator[dict[str, str]]) -> str:
     """A table of some lines; one that is wide as several, each with the names of the lines."""
     lines = list(rows)
-    names = [name for name in lines[0] if name in ("", "type")]
-    others = [name for name in lines[0] if name not in names]
-    parts = [others[at : at + MOST] for at in range(0, len(others), MOST)]
-    tables = [[{name: line[name] for name in names + part} for line in lines] for part in parts]
-    return "\n\n".join("\n".join(lines_of(table)) for table in tables)
+    names = sum(name in ("", "type") for name in lines[0])
+    return "\n".join(in_parts(lines, names=names, most=MOST))
 
 
 def interval(numbers: list[float] | None) -> str:

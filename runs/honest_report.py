@@ -18,7 +18,7 @@ from statistics import mean
 from typing import Any
 
 import yaml
-from learning_report import finished, markdown, version
+from learning_report import finished, in_parts, markdown, version
 
 from tokencredit.evaluation.learning import WINDOW, running_means, value_at
 from tokencredit.evaluation.plots import plot_frontier
@@ -40,6 +40,7 @@ TABLES = {
     "reliability": "What selections keep, without training",
     "safety-tests": "How often the safety test errs",
 }
+MOST = {"best-of-n": 5, "reliability": 7, "safety-tests": 7}  # columns that stand side by side
 LAST = 5
 Curves = dict[str, dict[str, list[float]]]
 
@@ -161,7 +162,7 @@ MORE: dict[str, tuple[str, Any]] = {
 def table(name: str, title: str) -> list[str]:
     rows = json.loads((DOCS / f"{name}.json").read_text())
     command = "    python runs/honest_draws.py output/honest docs/results/honest"
-    return [f"## {title}", "", command, "", *markdown(rows), ""]
+    return [f"## {title}", "", command, "", *in_parts(rows, most=MOST[name]), ""]
 
 
 def section(experiment: str, title: str) -> list[str]:

@@ -46,6 +46,22 @@ def markdown(rows: list[dict[str, str]]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
+def in_parts(rows: list[dict[str, str]], *, names: int = 1, most: int = 5) -> list[str]:
+    """A table that is wide as several below each other, each with the names of its lines.
+
+    Args:
+        rows: of the table.
+        names: how many columns say what a line is of.
+        most: other columns of one part.
+    """
+    columns = list(rows[0])
+    first, others = columns[:names], columns[names:]
+    parts = [others[at : at + most] for at in range(0, len(others), most)]
+    tables = [markdown([{name: row[name] for name in first + part} for row in rows])
+              for part in parts]  # fmt: skip
+    return [line for table in tables for line in (*table, "")][:-1]
+
+
 def narrow(rows: list[dict[str, str]], columns: list[str]) -> list[str]:
     """A table of some of the columns, numbers on the right."""
     cells = [columns, ["---", *["---:"] * (len(columns) - 1)]]
