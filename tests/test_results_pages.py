@@ -21,6 +21,7 @@ PAGES = {
     "credit_agreement_report --results docs/results/credit-agreement": "credit-agreement.md",
     "real_report output/real docs/results": "real-models.md",
     "error_types_report": "error-types.md",
+    "raters_report": "raters.md",
 }
 
 
