@@ -22,6 +22,7 @@ PAGES = {
     "real_report output/real docs/results": "real-models.md",
     "error_types_report": "error-types.md",
     "raters_report": "raters.md",
+    "objectives_report": "reward-models.md",
 }
 
 
