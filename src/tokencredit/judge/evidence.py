@@ -33,7 +33,7 @@ class Criterion:
     text: str = ""
     """What it means, for the judge, in a line without braces."""
     weight: float = 1.0
-    """Of its score in the weighted mean; positive."""
+    """Weight of its score in the mean over criteria; positive."""
 
     def __post_init__(self) -> None:
         odd = re.search(r'[\n"\\{}]', self.name) or re.search(r"[\n{}]", self.text)

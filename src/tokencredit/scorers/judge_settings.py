@@ -119,7 +119,7 @@ class AskingSettings(QuestionSettings):
         super().__post_init__()
 
     def require_what_it_asks_for(self, setup: JudgeSetup) -> None:
-        """As of `QuestionSettings`, and that a question is asked again only where that helps.
+        """Refuse a set-up that lacks what it asks for, or asks again where that cannot help.
 
         Args:
             setup: that is meant.
@@ -141,7 +141,7 @@ class JudgingSettings(AskingSettings):
     that compare with one."""
 
     def require_what_it_asks_for(self, setup: JudgeSetup) -> None:
-        """As of `AskingSettings`, with a file of references for set-ups that compare with one.
+        """Refuse a set-up that lacks what it asks for, a file of references among it.
 
         Args:
             setup: that is meant.

@@ -55,10 +55,10 @@ class ContrastiveSettings:
     """Features of answers that are told apart by contrast (SimCSE in Secrets II)."""
 
     weight: float = 0.0
-    """Of the contrastive loss, which is added to that of preferences; 0 for none, 1 as published.
-    Every batch is then read twice."""
+    """Weight of the contrastive loss beside that of preferences; 0 for none, 1 as published. Above
+    0 every batch is read twice."""
     temperature: float = 0.05
-    """Of the cosines of features; the paper does not say it, and SimCSE has this one."""
+    """Temperature of the cosines of features; the paper names none, and SimCSE has this one."""
     of: Literal["answers", "differences"] = "answers"
     """What is told apart: the features of all `answers` of a batch, or the `differences` between
     those of a pair, in both directions."""

@@ -144,6 +144,6 @@ def _accuracy(leads: torch.Tensor) -> dict[str, float]:
 
 
 def _weights(model: FeatureModel) -> list[float] | None:
-    """Of each feature in standard deviations, where the score is linear."""
+    """Weights of the features in standard deviations; None where the score is not linear."""
     only: Any = model.layers[0][0].tolist()
     return only if len(model.layers) == 1 else None
