@@ -2,10 +2,17 @@
 
 from types import SimpleNamespace
 
+from tiny_tokenizers import byte_level
+
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.text.hf_known_readings import reading_of, written_by
 from tokencredit.text.hf_reading import Reading
 from tokencredit.text.reading_settings import ReadingSettings
+
+TEXT_MARKS = (
+    "{% for m in messages %}### {{ m['role'] }}:\n{{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}### assistant:\n{% endif %}"
+)
 
 
 def plain(tokenizer, *, append_eos=False):
@@ -31,3 +38,10 @@ def training_reading(settings, tokenizer):
     """What a decoder is trained to read by these settings."""
     model = SimpleNamespace(config=SimpleNamespace())
     return reading_of(model, tokenizer, settings.reading, training=True)
+
+
+def text_marks():
+    """A template of mere text, whose opening and closing are one token where nothing is between."""
+    tokenizer = byte_level(texts=["a\n\n", "\n\n"] * 30, chat_template=TEXT_MARKS)
+    assert len(tokenizer("\n\n")["input_ids"]) == 1
+    return Reading(tokenizer, "chat")

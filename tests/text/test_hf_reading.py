@@ -2,12 +2,10 @@ import json
 from types import SimpleNamespace
 
 import pytest
-import torch
-from readings import training_reading
+from readings import text_marks
 from tiny_models import tiny_model
 from tiny_tokenizers import CHAT_TEMPLATE, byte_level, word_level, wordpiece
 
-from tokencredit.batch import ResponseBatch
 from tokencredit.errors import ConfigError, DataError, ModelError
 from tokencredit.text.hf_known_readings import (
     reading_of,
@@ -15,7 +13,7 @@ from tokencredit.text.hf_known_readings import (
     stored_reading,
     written_by,
 )
-from tokencredit.text.hf_reading import Reading, ended_responses, shown_example
+from tokencredit.text.hf_reading import Reading
 from tokencredit.text.hf_rendering import rendered_chat
 from tokencredit.text.reading_settings import ReadingSettings, require_writer
 
@@ -25,10 +23,6 @@ THINKS = (
     "{% set said = m['content'].split('</think>')[-1].lstrip('\\n') %}"
     "{{ said if m['role'] == 'assistant' else m['content'] }}"
     "<eos>\n{% endfor %}{% if add_generation_prompt %}<bos>assistant\n{% endif %}"
-)
-TEXT_MARKS = (
-    "{% for m in messages %}### {{ m['role'] }}:\n{{ m['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}### assistant:\n{% endif %}"
 )
 
 
@@ -106,13 +100,6 @@ def test_nothing_that_a_policy_writes_is_an_error():
                 reading.encoded([ASK], [answer], ended=ended, empty="keep")
 
 
-def text_marks():
-    """A template of mere text, whose opening and closing are one token where nothing is between."""
-    tokenizer = byte_level(texts=["a\n\n", "\n\n"] * 30, chat_template=TEXT_MARKS)
-    assert len(tokenizer("\n\n")["input_ids"]) == 1
-    return Reading(tokenizer, "chat")
-
-
 EMPTY = {
     "plain": lambda: Reading(byte_level()),
     "plain, closed": lambda: Reading(byte_level(), append_eos=True),
@@ -134,17 +121,6 @@ def test_what_closes_an_empty_response_is_no_token_of_it(name, ended):
         whole = reading.encoded([prompt], ["good"], ended=ended)
         without = text_of(reading, whole).replace("good ", "").replace("good", "")
         assert text_of(reading, empty) == without
-
-
-def test_a_written_response_stands_in_marks_of_text():
-    reading = text_marks()
-    batch = ResponseBatch.of_rows([[5]] * 2, [[70, 2], [70, 71]], pad_token_id=0)
-    rows = reading.written_rows(batch, [ASK, ASK], torch.tensor([True, False]))
-    said = reading.tokenizer.decode([70])
-    before = "### user:\nrate this film\n### assistant:\n"
-    ids = [row[real] for row, real in zip(rows.batch.input_ids, rows.attention_mask, strict=True)]
-    assert reading.tokenizer.decode(ids[0]) == f"{before}{said}\n"
-    assert reading.tokenizer.decode(ids[1]) == before + reading.tokenizer.decode([70, 71])
 
 
 def test_a_conversation_that_ends_with_the_assistant_is_gone_on_with():
@@ -202,6 +178,10 @@ def test_both_sides_of_a_pair_keep_the_same_prompt():
     )  # fmt: skip
     assert one.input_ids[: one.start] == other.input_ids[: other.start]
     assert len(other) == 9 > len(one)
+
+
+def test_a_writer_without_a_chat_template_writes_plain_text():
+    assert written_by(byte_level()).template == "plain"
 
 
 def described(**config):
@@ -266,48 +246,6 @@ def test_a_model_whose_configuration_says_something_unknown():
 def test_a_template_that_leaves_the_answer_out():
     with pytest.raises(ModelError, match="leaves out what the assistant says"):
         chat("{{ messages[0]['content'] }}").encoded([ASK], ["good"])
-
-
-def test_written_ids_are_read_as_they_were_drawn():
-    """Not as the tokenizer would cut their text: "good" in letters stays in letters."""
-    reading = chat()
-    letters = [
-        i for c in "good" for i in reading.tokenizer(c, add_special_tokens=False)["input_ids"]
-    ]
-    batch = ResponseBatch.of_rows([[5], [5]], [[*letters, 2], letters], pad_token_id=0)
-    ended = ended_responses(batch, reading.turn_ends).any(-1)
-    assert ended.tolist() == [True, False]
-    rows = reading.written_rows(batch, [ASK, ASK], ended)
-    frame = reading.encoded([ASK], ["good"]).batch
-    for row, closing in (
-        (0, [2, *reading.tokenizer("\n", add_special_tokens=False)["input_ids"]]),
-        (1, []),
-    ):
-        ids = rows.batch.input_ids[row][rows.attention_mask[row]].tolist()
-        assert ids == [*frame.prompt_ids[0].tolist(), *letters, *closing]
-    assert rows.batch.response_mask.sum(-1).tolist() == [len(letters) + 1, len(letters)]
-
-
-def test_an_end_that_the_model_does_not_read_still_counts():
-    reading = Reading(byte_level(), append_eos=False, turn_ends=(2,))
-    batch = ResponseBatch.of_rows([[5]], [[9, 2]], pad_token_id=0)
-    rows = reading.written_rows(batch, None, torch.tensor([True]))
-    assert rows.batch.response_mask.tolist() == [[True, True]]
-    assert rows.attention_mask.tolist() == [[True, True, False]]
-
-
-def test_the_line_and_the_example_say_what_is_read():
-    reading = training_reading(SimpleNamespace(reading=ReadingSettings()), chat().tokenizer)
-    assert "closed by '<eos>\\n'" in reading.line
-    (row,) = reading.rows([ASK], ["good"])
-    shown = shown_example(reading, row)
-    assert "<bos>assistant" in shown
-    assert "read at the last one" in shown
-    counted = [at >= row.start for at in range(len(row))]
-    learnt = shown_example(reading, row, counted=counted)
-    assert learnt.endswith(f"those that the loss counts in brackets ({len(row) - row.start})")
-    assert "['<eos>']" in learnt
-    assert written_by(byte_level()).template == "plain"
 
 
 def test_places_of_a_rewritten_answer_are_found():

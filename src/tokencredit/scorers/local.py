@@ -27,7 +27,8 @@ from tokencredit.scorers.policy_tokens import (
 from tokencredit.scorers.prefix_texts import PrefixReading, with_own_prefixes
 from tokencredit.scorers.reading_rows import rows_as_written, rows_of_text, scores_of_columns
 from tokencredit.scorers.trained_reading import scores_as_trained, trained_segment_ends
-from tokencredit.text.hf_reading import Reading, WrittenRows
+from tokencredit.text.hf_reading import Reading
+from tokencredit.text.hf_written_rows import WrittenRows
 
 
 @dataclass(frozen=True)

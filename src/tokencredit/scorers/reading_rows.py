@@ -12,7 +12,8 @@ from tokencredit.models.hf_vocabularies import shares_vocabulary
 from tokencredit.scorers.policy_tokens import decoded_responses
 from tokencredit.text.hf_decoding import DecodedResponse
 from tokencredit.text.hf_encoding import EncodedResponses
-from tokencredit.text.hf_reading import Reading, WrittenRows, ended_responses
+from tokencredit.text.hf_reading import Reading
+from tokencredit.text.hf_written_rows import WrittenRows, ended_responses, prompts_of, written_rows
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ def rows_as_written(
     if not shares_vocabulary(reading.tokenizer, writer.tokenizer):
         return None
     end_tokens = with_end_token(writer, batch)
-    return reading.written_rows(
-        batch, conversations, end_tokens if ended is None else ended, end_tokens
+    return written_rows(
+        reading, batch, conversations, end_tokens if ended is None else ended, end_tokens
     )
 
 
@@ -96,7 +97,7 @@ def rows_of_text(
     decoded = decoded_responses(writer.tokenizer, batch)
     asked = conversations
     if asked is None:
-        asked = reading.prompts_of(batch, writer.tokenizer)
+        asked = prompts_of(reading, batch, writer.tokenizer)
     encoded = reading.encoded(
         asked,
         [row.response for row in decoded],

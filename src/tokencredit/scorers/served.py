@@ -28,6 +28,7 @@ from tokencredit.scorers.reading_rows import with_end_token
 from tokencredit.server.answers import About, ScoredResponse
 from tokencredit.server.client import RewardServer, about, scored
 from tokencredit.text.hf_reading import Reading
+from tokencredit.text.hf_written_rows import prompts_of
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ def _scores_of_texts(
     decoded = decoded_responses(model.writer.tokenizer, batch)
     prompts = conversations
     if prompts is None:
-        prompts = model.writer.prompts_of(batch, model.writer.tokenizer)
+        prompts = prompts_of(model.writer, batch, model.writer.tokenizer)
     closed = (with_end_token(model.writer, batch) if ended is None else ended).tolist()
     texts = [
         {"prompt": _asked(prompt), "response": row.response, "ended": end}

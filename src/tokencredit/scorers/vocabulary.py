@@ -20,8 +20,9 @@ from tokencredit.models.hf_loading import load_model, load_tokenizer
 from tokencredit.models.hf_logprobs import response_logprobs, response_statistics
 from tokencredit.models.hf_vocabularies import require_same_vocabulary
 from tokencredit.reward_model.losses.vocabulary import token_values
-from tokencredit.text.hf_reading import Reading, ended_responses
+from tokencredit.text.hf_reading import Reading
 from tokencredit.text.hf_token_rows import EncodedText, response_batch
+from tokencredit.text.hf_written_rows import ended_responses
 
 VocabularyObjective = Literal["farma", "genarm", "cd-fudge", "cd-q"]
 

@@ -6,32 +6,27 @@ writes it into the configuration of the model; for other models it is found out,
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from jaxtyping import Bool
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from tokencredit.batch import Message, Prompt, ResponseBatch
+from tokencredit.batch import Message, Prompt
 from tokencredit.errors import DataError
-from tokencredit.masking import last_true_index
-from tokencredit.models.hf_loading import pad_token_id
-from tokencredit.text.hf_encoding import (
+from tokencredit.text.hf_cut_texts import (
     CutText,
-    EncodedResponses,
     cut_pairs,
     cut_rendered,
     cut_texts,
-    padded_texts,
-    require_texts,
     with_end,
 )
+from tokencredit.text.hf_encoding import EncodedResponses, padded_texts, require_texts
 from tokencredit.text.hf_rendering import (
     RenderedText,
     TurnMarks,
+    rendered_answer,
     rendered_chat,
     rendered_prompt,
     turn_marks,
@@ -44,19 +39,6 @@ from tokencredit.text.hf_token_rows import (
     shortened_text,
     unpadded_texts,
 )
-
-
-@dataclass(frozen=True)
-class WrittenRows:
-    """Responses with the token ids of their writer, as another model of this vocabulary reads them.
-
-    Attributes:
-        batch: response columns are those of the writer, and more where closing tokens follow.
-        attention_mask: True on every token that is read.
-    """
-
-    batch: ResponseBatch
-    attention_mask: Bool[Tensor, "batch sequence"]
 
 
 @dataclass(frozen=True)
@@ -128,7 +110,7 @@ class Reading:
             ModelError: the tokenizer gives no offsets, or lacks a token or template that it needs.
         """
         require_texts(self.tokenizer, prompts, responses, empty=empty)
-        rows = self._cut(prompts, responses, _each(ended, len(responses)))
+        rows = self.cut(prompts, responses, _each(ended, len(responses)))
         return padded_texts(self.tokenizer, rows, max_length=max_length, empty=empty, device=device)
 
     def rows(
@@ -262,7 +244,7 @@ class Reading:
             DataError, ModelError: as `encoded`.
         """
         require_texts(self.tokenizer, prompts, responses, empty="keep")
-        rows = self._cut(prompts, responses, ended)
+        rows = self.cut(prompts, responses, ended)
         return [[*row.prompt, *row.response, *row.tail] for row in rows]
 
     def prompt_rows(self, prompts: Sequence[Prompt], *, where: str) -> list[list[int]]:
@@ -290,76 +272,6 @@ class Reading:
             )
         return rows
 
-    def written_rows(
-        self,
-        batch: ResponseBatch,
-        prompts: Sequence[Prompt] | None,
-        ended: Bool[Tensor, "batch"],
-        end_tokens: Bool[Tensor, "batch"] | None = None,
-    ) -> WrittenRows:
-        """Responses with the ids that were drawn, in the prompt and closing of this reading.
-
-        Args:
-            batch: in the tokens of this very vocabulary.
-            prompts: what was asked; None takes the ids of the prompts, as text or as they are.
-            ended: True for responses that have ended: they get this reading's own closing.
-            end_tokens: True for those whose last token ended them: the closing takes the place of
-                that token, which counts as before, read or not. None for all that ended.
-        """
-        ends = ended.tolist()
-        replaced = ends if end_tokens is None else end_tokens.tolist()
-        asked = self.prompts_of(batch, self.tokenizer) if prompts is None else list(prompts)
-        kept = [
-            prompts is None and isinstance(prompt, str) and not self._wraps(prompt)
-            for prompt in asked
-        ]
-        frames = [
-            self._frame(prompt, end, as_it_is=keep)
-            for prompt, end, keep in zip(asked, ends, kept, strict=True)
-        ]
-        reads = batch.attention_mask[:, batch.prompt_ids.shape[1] :].bool()
-        lengths = (last_true_index(reads) + 1).tolist()
-        heads, texts, masks, read = [], [], [], []
-        for row, (frame, length, keep) in enumerate(zip(frames, lengths, kept, strict=True)):
-            own = batch.prompt_ids[row][batch.prompt_mask[row]].tolist()
-            heads.append(own if keep else frame.prompt)
-            written = length - replaced[row]
-            closing = [*frame.response, *frame.tail]
-            unread = replaced[row] and not closing
-            ids = batch.response_ids[row, :written].tolist()
-            counts = batch.response_mask[row, :written].tolist()
-            filler = [pad_token_id(self.tokenizer)] if unread else []
-            texts.append([*ids, *closing, *filler])
-            after = [replaced[row], *[False] * len(closing)][: len(closing) + len(filler)]
-            masks.append([*counts, *after])
-            read.append(
-                [*reads[row, :written].tolist(), *[True] * len(closing), *[False] * len(filler)]
-            )
-        return _written(self.tokenizer, heads, texts, masks, read, batch)
-
-    def prompts_of(self, batch: ResponseBatch, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-        """The texts of prompts that are there as token ids alone.
-
-        Special tokens are left out, but for prompts in the marks of this reading's chat template.
-
-        Args:
-            batch: whose prompts.
-            tokenizer: of their ids.
-        """
-        found: list[Prompt] = []
-        for ids, real in zip(batch.prompt_ids, batch.prompt_mask, strict=True):
-            row = ids[real].tolist()
-            marked = tokenizer.decode(row, clean_up_tokenization_spaces=False)
-            if self.template == "chat" and self._is_rendered(marked):
-                found.append(marked)
-            else:
-                found.append(
-                    tokenizer.decode(
-                        row, skip_special_tokens=True, clean_up_tokenization_spaces=False
-                    )
-                )
-        return found
-
     def text(self, prompt: Prompt, response: str) -> str:
         """Prompt and response as one text, for files that show them."""
         if self._in_chat(prompt):
@@ -375,39 +287,21 @@ class Reading:
         Args:
             text: with the special tokens written out.
         """
-        marks = self.marks.openings if self.template == "chat" else ()
-        borders = [text.rfind(mark) + len(mark) for mark in marks if mark in text]
-        if not borders:
-            return None
-        # Spaces after the mark are the template's, not the answer's.
-        answer = text[max(borders) :].lstrip("\n ")
-        return text[: len(text) - len(answer)], self._opened(answer)
+        return self.marks.split(text) if self.template == "chat" else None
 
-    @property
-    def line(self) -> str:
-        """One line that says how texts are read, and who decided."""
-        closing = (
-            f"and closed by {self.tokenizer.eos_token!r}" if self.append_eos else "and not closed"
-        )
-        how = {
-            "plain": f"prompt and response are joined {closing}",
-            "pair": f"prompt and response are a pair of sentences {closing}",
-        }
-        if self.template == "chat":
-            try:
-                mark = repr(self.marks.closing)
-            except DataError:  # a template that refuses a question and its answer
-                mark = "its mark"
-            how["chat"] = (
-                "by the chat template, a text as one message of the user; an answer that ended is "
-                f"closed by {mark}, one that was cut off is left open"
-            )
-        return f"reads texts as {self.template!r} ({self.origin}): {how[self.template]}"
-
-    def _cut(
+    def cut(
         self, prompts: Sequence[Prompt], responses: Sequence[str], ended: Sequence[bool]
     ) -> list[CutText]:
-        """The ids of each text cut in three: before the answer, the answer, after it."""
+        """The ids of each text cut in three: before the response, the response, after it.
+
+        Args:
+            prompts: as in `encoded`.
+            responses: as in `encoded`; empty ones are kept.
+            ended: as in `encoded`.
+
+        Raises:
+            DataError, ModelError: as `encoded`.
+        """
         self.require_renderable(prompts)
         rows: list[CutText | None] = [None] * len(prompts)
         in_chat = [row for row, prompt in enumerate(prompts) if self._in_chat(prompt)]
@@ -437,59 +331,23 @@ class Reading:
             if row is not None
         ]
 
-    def _frame(self, prompt: Prompt, ended: bool, *, as_it_is: bool) -> CutText:
-        """What stands before and after an answer, whatever it says."""
-        # The ids of a prompt as it is are there already, and what closes an answer hangs on none.
-        reading = replace(self, template="plain") if as_it_is and not prompt else self
-        asked = "x" if as_it_is else prompt
-        # What closes an answer is that of one with text: after none it may be one token with what
-        # precedes.
-        opened, closed = reading._cut([asked] * 2, ["", "x"], [False, ended])
-        after_text = (len("x"), len("x"))
-        spans = zip(closed.response, closed.spans, strict=True)
-        closing = [id_ for id_, span in spans if span == after_text]
-        return CutText(opened.prompt, closing, closed.tail, [])
-
     def _in_chat(self, prompt: Prompt) -> bool:
         """Whether a prompt stands in the marks of the chat template, or is to be put there."""
         return self.template == "chat" and prompt != ""
 
-    def _wraps(self, prompt: str) -> bool:
-        """Whether a text is put into the chat template as a message."""
-        return self._in_chat(prompt) and not self._is_rendered(prompt)
-
-    def _is_rendered(self, text: str) -> bool:
-        """Whether a prompt stands in the template's marks, up to where the answer begins."""
-        return text.rstrip().endswith(self.marks.openings)
-
     def _rendered(self, prompt: Prompt, response: str, ended: bool) -> RenderedText:
-        if isinstance(prompt, str) and self._is_rendered(prompt):
-            bos = self.tokenizer.bos_token
-            if bos and self.marks.beginning.startswith(bos) and not prompt.startswith(bos):
-                prompt = f"{bos}{prompt}"
-            answer = self._opened(response)
-            closing = self.marks.closing if ended or answer != response else ""
-            start, stop = len(prompt), len(prompt) + len(answer)
-            return RenderedText(f"{prompt}{answer}{closing}", start, stop)
+        if isinstance(prompt, str) and self.marks.open_answer(prompt):
+            return rendered_answer(self.tokenizer, self.marks, prompt, response, ended=ended)
         conversation = _conversation(prompt)
         return rendered_chat(self.tokenizer, conversation, response, ended=ended)
-
-    def _opened(self, answer: str) -> str:
-        """An answer without the mark that closes it, where it was written out."""
-        mark = self.marks.closing.strip()
-        return (
-            answer.rstrip().removesuffix(mark)
-            if mark and answer.rstrip().endswith(mark)
-            else answer
-        )
 
     def _prompt_row(self, prompt: Prompt) -> list[int]:
         if not self._in_chat(prompt):
             self.require_renderable([prompt])
             ids: list[int] = self.tokenizer(_text_of(prompt), add_special_tokens=True)["input_ids"]
             return ids
-        if isinstance(prompt, str) and self._is_rendered(prompt):
-            frame = self._cut([prompt], [""], [False])[0]
+        if isinstance(prompt, str) and self.marks.open_answer(prompt):
+            frame = self.cut([prompt], [""], [False])[0]
             return frame.prompt
         text = rendered_prompt(self.tokenizer, _conversation(prompt))
         found: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -514,23 +372,6 @@ class Reading:
             )
 
 
-def ended_responses(batch: ResponseBatch, turn_ends: Sequence[int]) -> Bool[Tensor, "batch time"]:
-    """True on the last token of each response that ended itself.
-
-    Args:
-        batch: responses in the tokens of their writer.
-        turn_ends: ids that end one.
-
-    >>> batch = ResponseBatch.of_rows([[5], [5]], [[6, 2], [6, 7]], pad_token_id=0)
-    >>> ended_responses(batch, [2]).tolist()
-    [[False, True], [False, False]]
-    """
-    last = last_true_index(batch.response_mask)[:, None]
-    is_last = torch.arange(batch.response_ids.shape[1], device=last.device) == last
-    ends = batch.response_ids.new_tensor(list(turn_ends), dtype=torch.long)
-    return is_last & (last >= 0) & torch.isin(batch.response_ids, ends)
-
-
 def _conversation(prompt: Prompt) -> list[Message]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
@@ -542,54 +383,3 @@ def _text_of(prompt: Prompt) -> str:
 
 def _each(ended: bool | Sequence[bool], number: int) -> list[bool]:
     return [ended] * number if isinstance(ended, bool) else list(ended)
-
-
-def _written(
-    tokenizer: PreTrainedTokenizerBase,
-    heads: list[list[int]],
-    texts: list[list[int]],
-    masks: list[list[bool]],
-    read: list[list[bool]],
-    batch: ResponseBatch,
-) -> WrittenRows:
-    """Rows as a batch that is at least as wide as the writer's."""
-    width = max(batch.response_ids.shape[1], *map(len, texts))
-    pad = pad_token_id(tokenizer)
-
-    def wide(rows: list[list[Any]], fill: Any) -> list[list[Any]]:
-        return [[*row, *[fill] * (width - len(row))] for row in rows]
-
-    made = ResponseBatch.of_rows(
-        heads, wide(texts, pad), masks=wide(masks, False), pad_token_id=pad
-    )
-    real = torch.cat([made.prompt_mask, torch.tensor(wide(read, False))], dim=-1)
-    device = batch.response_ids.device
-    return WrittenRows(made.to(device), real.to(device))
-
-
-def shown_example(
-    reading: Reading, row: EncodedText, *, counted: Sequence[bool] | None = None
-) -> str:
-    """One row as the model reads it, for people: its text, its tokens, and where scores are read.
-
-    Args:
-        reading: of the model.
-        row: prompt, response, and what closes it.
-        counted: tokens that a loss counts; None where the model is read for scores.
-    """
-    tokenizer = reading.tokenizer
-    names = [repr(tokenizer.decode([id_])) for id_ in row.input_ids]
-    bracketed = row.response_mask if counted is None else counted
-    marked = [
-        f"[{name}]" if counts else name for name, counts in zip(names, bracketed, strict=True)
-    ]
-    if counted is None:
-        said = f"of the response in brackets ({sum(bracketed)}); the score of the whole is read at "
-        said += f"the last one, {names[-1]}"
-    else:
-        said = f"that the loss counts in brackets ({sum(bracketed)})"
-    return (
-        f"text:   {tokenizer.decode(row.input_ids)!r}\n"
-        f"tokens: {' '.join(marked)}\n"
-        f"        {len(row)} tokens; those {said}"
-    )

@@ -63,6 +63,39 @@ class TurnMarks:
     closing: str
     beginning: str
 
+    def open_answer(self, text: str) -> bool:
+        """Whether a text ends with what opens an answer: a prompt that is rendered already.
+
+        >>> TurnMarks(("<answer>",), "</answer>", "").open_answer("hello <answer>")
+        True
+        """
+        return text.rstrip().endswith(self.openings)
+
+    def opened(self, answer: str) -> str:
+        """An answer without the mark that closes it, where it was written out.
+
+        >>> TurnMarks(("<answer>",), "</answer>", "").opened("hi</answer>")
+        'hi'
+        """
+        mark = self.closing.strip()
+        bare = answer.rstrip()
+        return bare.removesuffix(mark) if mark and bare.endswith(mark) else answer
+
+    def split(self, text: str) -> tuple[str, str] | None:
+        """A whole text as its prompt and its last answer, without what closes it.
+
+        None where no mark opens an answer in it.
+
+        >>> TurnMarks(("<answer>",), "</answer>", "").split("hello <answer> hi</answer>")
+        ('hello <answer> ', 'hi')
+        """
+        borders = [text.rfind(mark) + len(mark) for mark in self.openings if mark in text]
+        if not borders:
+            return None
+        # Spaces after the mark are the template's, not the answer's.
+        answer = text[max(borders) :].lstrip("\n ")
+        return text[: len(text) - len(answer)], self.opened(answer)
+
 
 def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise ModelError where a tokenizer has no chat template."""
@@ -141,6 +174,28 @@ def rendered_chat(
     if shown in (answer, answer.strip(), answer.lstrip(), answer.rstrip()):
         return RenderedText(text, start, stop, shift=answer.index(shown))
     return RenderedText(text, start, stop, places=_places(shown, answer))
+
+
+def rendered_answer(
+    tokenizer: PreTrainedTokenizerBase, marks: TurnMarks, prompt: str, answer: str, *, ended: bool
+) -> RenderedText:
+    """The answer to a prompt that stands in the marks of the chat template already.
+
+    Args:
+        tokenizer: with the chat template.
+        marks: of that template.
+        prompt: up to where the answer begins; gets the token that begins a sequence where the
+            template writes it and the prompt lacks it.
+        answer: the assistant's; the mark that closes it may have been written out.
+        ended: whether the turn is over.
+    """
+    bos = tokenizer.bos_token
+    if bos and marks.beginning.startswith(bos) and not prompt.startswith(bos):
+        prompt = f"{bos}{prompt}"
+    opened = marks.opened(answer)
+    closing = marks.closing if ended or opened != answer else ""
+    start, stop = len(prompt), len(prompt) + len(opened)
+    return RenderedText(f"{prompt}{opened}{closing}", start, stop)
 
 
 def rendered_prompt(tokenizer: PreTrainedTokenizerBase, conversation: Sequence[Message]) -> str:

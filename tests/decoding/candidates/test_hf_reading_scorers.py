@@ -12,6 +12,7 @@ from tokencredit.decoding.candidates.hf_reading_scorers import FramedScorer, Res
 from tokencredit.decoding.candidates.hf_scorers import VocabScorer
 from tokencredit.decoding.candidates.scores import CandidateBatch
 from tokencredit.text.hf_reading import Reading
+from tokencredit.text.hf_written_rows import written_rows
 
 OWN_TEMPLATE = (
     "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}"
@@ -53,7 +54,7 @@ def expected_score(model, reading, prompt_ids, prompt_mask, asked, response):
         torch.tensor([response or [0]]),
         torch.tensor([[True] * len(response) or [False]]),
     )
-    rows = reading.written_rows(told, [asked], torch.tensor([ends]))
+    rows = written_rows(reading, told, [asked], torch.tensor([ends]))
     return score_of(model)(rows.batch.input_ids[0][rows.attention_mask[0]].tolist())
 
 

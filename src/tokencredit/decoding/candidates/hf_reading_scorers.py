@@ -9,6 +9,7 @@ from torch import Tensor
 from tokencredit.batch import Prompt, ResponseBatch
 from tokencredit.decoding.candidates.scores import CandidateBatch, CandidateScorer, CandidateScores
 from tokencredit.text.hf_reading import Reading
+from tokencredit.text.hf_written_rows import written_rows
 
 
 class FramedScorer:
@@ -48,9 +49,8 @@ class FramedScorer:
         ended = torch.full((len(prompt_ids),), bool(len(turn_ends)), device=prompt_ids.device)
         nothing = torch.zeros(len(prompt_ids), 1, dtype=torch.long, device=prompt_ids.device)
         response = end if len(turn_ends) else nothing
-        shown = reading.written_rows(
-            ResponseBatch(prompt_ids, prompt_mask, response, ended[:, None]), prompts, ended
-        )
+        batch = ResponseBatch(prompt_ids, prompt_mask, response, ended[:, None])
+        shown = written_rows(reading, batch, prompts, ended)
         heads = shown.batch.prompt_ids.shape[1]
         self._heads = shown.batch.prompt_ids, shown.batch.prompt_mask
         self._closing = shown.batch.response_ids, shown.attention_mask[:, heads:]

@@ -46,6 +46,7 @@ from tokencredit.server.vllm_writing import (
 )
 from tokencredit.text.hf_known_readings import reading_of
 from tokencredit.text.hf_reading import Reading
+from tokencredit.text.hf_written_rows import prompts_of, written_rows
 
 Judge = tuple[Any, Reading]
 # Mean difference in nats of the log-probabilities of two ways to compute them, in half precision.
@@ -323,7 +324,7 @@ def _candidate_scorer(
     if asked is None:
         nothing = torch.zeros(len(prompt_ids), 1, device=prompt_ids.device)
         alone = ResponseBatch(prompt_ids, prompt_mask, nothing.long(), nothing.bool())
-        asked = reading.prompts_of(alone, models.tokenizer)
+        asked = prompts_of(reading, alone, models.tokenizer)
     texts = CandidateTexts(
         models.tokenizer,
         reading,
@@ -356,7 +357,7 @@ def response_scores(
         none_ended = torch.zeros(len(batch), dtype=torch.bool, device=batch.response_ids.device)
         found["score"] = vocabulary_sequence_scores(
             models.reward_model,
-            models.reward_reading.written_rows(batch, asked, none_ended).batch,
+            written_rows(models.reward_reading, batch, asked, none_ended).batch,
             method=config.method,
             reading=models.reward_reading,
         )

@@ -16,6 +16,7 @@ from tokencredit.text.hf_decoding import decoded_response
 from tokencredit.text.hf_encoding import EncodedResponses
 from tokencredit.text.hf_reading import Reading
 from tokencredit.text.hf_token_rows import token_texts
+from tokencredit.text.hf_written_rows import written_rows
 
 
 def rows_of_texts(
@@ -165,7 +166,7 @@ def _closed(reading: Reading, text: PromptAndResponseIds, row: TokenRow) -> Toke
     end = [pad_token_id(reading.tokenizer)] if text.ended else []  # its closing takes this place
     batch = ResponseBatch.of_rows([row.prompt_ids], [[*row.response_ids, *end]], pad_token_id=0)
     prompts = None if text.prompt is None else [_prompt(text.prompt)]
-    found = reading.written_rows(batch, prompts, torch.tensor([bool(text.ended)]))
+    found = written_rows(reading, batch, prompts, torch.tensor([bool(text.ended)]))
     start = found.batch.prompt_ids.shape[1]
     real = found.attention_mask[0, start:]
     counts = found.batch.response_mask[0] & real

@@ -20,12 +20,13 @@ from tokencredit.models.hf_loading import (
     load_tokenizer,
     require_pad_token,
 )
+from tokencredit.recipes.run.shown_reading import reading_line, shown_example
 from tokencredit.recipes.settings import (
     LoadingSettings,
     LoraSettings,
 )
 from tokencredit.text.hf_known_readings import reading_of, remember_reading
-from tokencredit.text.hf_reading import Reading, shown_example
+from tokencredit.text.hf_reading import Reading
 from tokencredit.text.hf_token_rows import EncodedText
 from tokencredit.text.reading_settings import ReadingSettings
 
@@ -71,7 +72,7 @@ def reading_to_train(
             "recipe scores tokens of one text"
         )
     remember_reading(reading, model.config, settings)
-    print(f"model {reading.line}")
+    print(f"model {reading_line(reading)}")
     return reading
 
 
