@@ -47,7 +47,7 @@ from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.credit.methods import CreditSettings
 from tokencredit.recipes.serving.offers import rewards_on_offer
 from tokencredit.recipes.serving.served_model import ServedModel
-from tokencredit.reward_model.hf_scores import load_reward_model
+from tokencredit.reward_model.hf_loading import load_reward_model
 from tokencredit.scorers.source_settings import RewardSource
 from tokencredit.scorers.sources import loaded_rewards
 from tokencredit.server.batching import batch_with_the_oldest

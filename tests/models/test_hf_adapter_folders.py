@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from tokencredit.errors import ConfigError, ModelError
 from tokencredit.models.hf_adapters import lora_model
 from tokencredit.models.hf_loading import load_config, load_model, load_tokenizer
-from tokencredit.reward_model.hf_scores import load_reward_model
+from tokencredit.reward_model.hf_loading import load_reward_model
 
 pytest.importorskip("peft", reason="PEFT is an extra")
 LM, CLASSIFIER = AutoModelForCausalLM, AutoModelForSequenceClassification

@@ -12,11 +12,8 @@ from tokencredit.models.hf_objectives import (
     split_objectives,
 )
 from tokencredit.recipes.language_model.corpus import byte_level_tokenizer
-from tokencredit.reward_model.hf_scores import (
-    load_reward_model,
-    reward_model_output,
-    score_responses,
-)
+from tokencredit.reward_model.hf_loading import load_reward_model
+from tokencredit.reward_model.hf_scores import reward_model_output, score_responses
 
 NAMES = ("helpful", "short", "true")
 HEAD = {

@@ -11,7 +11,7 @@ from tokencredit.credit.settings import ProbeSettings
 from tokencredit.errors import ConfigError
 from tokencredit.recipes.credit.explain import ExplainConfig, explain
 from tokencredit.recipes.credit.score_tokens import ScoreTokensConfig, score_tokens
-from tokencredit.reward_model.hf_scores import load_reward_model
+from tokencredit.reward_model.hf_loading import load_reward_model
 
 SHAPLEY = ("shapley", "exact-shapley")
 PROMPT, RESPONSE = "the film is", " a good plot"

@@ -14,7 +14,8 @@ from tokencredit.credit.methods import CREDIT_METHODS, CreditSettings, adds_up
 from tokencredit.recipes.credit.explain import ExplainConfig, explain, explanation
 from tokencredit.recipes.credit.score_tokens import ScoreTokensConfig, score_tokens
 from tokencredit.reward_model import hf_scores
-from tokencredit.reward_model.hf_scores import load_reward_model, score_responses
+from tokencredit.reward_model.hf_loading import load_reward_model
+from tokencredit.reward_model.hf_scores import score_responses
 from tokencredit.scorers.local import LocalScorer
 from tokencredit.scorers.source_settings import RewardSource
 from tokencredit.scorers.text_rewards import loaded_text_rewards, paid_texts

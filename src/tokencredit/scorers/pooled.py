@@ -25,7 +25,8 @@ from tokencredit.models.heads import objective_names, require_one_score, scalar_
 from tokencredit.models.hf_architecture import is_causal
 from tokencredit.models.hf_loading import load_config, load_tokenizer
 from tokencredit.models.hf_vocabularies import shares_vocabulary
-from tokencredit.reward_model.hf_scores import require_prompts, warn_of_order
+from tokencredit.reward_model.hf_loading import warn_of_order
+from tokencredit.reward_model.hf_scores import require_prompts
 from tokencredit.scorers.policy_tokens import attended_tokens, ended_scores, projected_scores
 from tokencredit.scorers.prefix_texts import (
     PrefixReading,

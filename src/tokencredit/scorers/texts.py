@@ -8,7 +8,7 @@ from torch import nn
 from tokencredit.batch import Prompt
 from tokencredit.models.hf_loading import context_length, pad_token_id
 from tokencredit.models.hf_objectives import split_objectives
-from tokencredit.reward_model.hf_scores import load_reward_model
+from tokencredit.reward_model.hf_loading import load_reward_model
 from tokencredit.scorers.ensemble import combination_named
 from tokencredit.text.hf_encoding import EncodedResponses
 from tokencredit.text.hf_known_readings import reading_of

@@ -19,7 +19,7 @@ from tokencredit.recipes.credit.score_tokens import (
     score_tokens,
 )
 from tokencredit.recipes.settings import LoadingSettings
-from tokencredit.reward_model.hf_scores import load_reward_model
+from tokencredit.reward_model.hf_loading import load_reward_model
 from tokencredit.scorers.source_settings import RewardSource
 from tokencredit.scorers.texts import loaded_reward_model
 from tokencredit.text.hf_reading import Reading

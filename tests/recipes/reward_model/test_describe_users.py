@@ -14,7 +14,8 @@ from tokencredit.errors import ConfigError, DataError, ModelError
 from tokencredit.recipes.reward_model.describe_users import DescribeUsersConfig, describe_users
 from tokencredit.recipes.reward_model.head_settings import LatentSettings
 from tokencredit.recipes.reward_model.train_reward_model import train_reward_model
-from tokencredit.reward_model.hf_scores import load_reward_model, score_responses
+from tokencredit.reward_model.hf_loading import load_reward_model
+from tokencredit.reward_model.hf_scores import score_responses
 
 TASTES = (("good", "bad"), ("bad", "good"))
 

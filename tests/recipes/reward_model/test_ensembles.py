@@ -17,7 +17,8 @@ from tokencredit.recipes.reward_model.ensembles import (
 from tokencredit.recipes.reward_model.examples import judgements_of
 from tokencredit.recipes.reward_model.head_settings import EnsembleSettings
 from tokencredit.recipes.reward_model.train_reward_model import train_reward_model
-from tokencredit.reward_model.hf_scores import load_reward_model, score_responses
+from tokencredit.reward_model.hf_loading import load_reward_model
+from tokencredit.reward_model.hf_scores import score_responses
 from tokencredit.reward_model.objectives import LossSettings, objective_row
 from tokencredit.scorers.ensemble import combination_named
 from tokencredit.scorers.texts import loaded_reward_model

@@ -9,7 +9,8 @@ from tokencredit.errors import ConfigError, ModelError
 from tokencredit.models.bounds import difference_covariance, elliptical_norms
 from tokencredit.recipes.reward_model.head_settings import BoundSettings
 from tokencredit.recipes.reward_model.train_reward_model import train_reward_model
-from tokencredit.reward_model.hf_scores import load_reward_model, score_responses
+from tokencredit.reward_model.hf_loading import load_reward_model
+from tokencredit.reward_model.hf_scores import score_responses
 from tokencredit.scorers.texts import loaded_reward_model
 
 

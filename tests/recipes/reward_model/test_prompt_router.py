@@ -14,7 +14,8 @@ from tokencredit.recipes.reward_model.examples import JudgedRow, judgements_of, 
 from tokencredit.recipes.reward_model.head_settings import BoundSettings, MixtureSettings
 from tokencredit.recipes.reward_model.mixtures import PromptRouter
 from tokencredit.recipes.reward_model.train_reward_model import train_reward_model
-from tokencredit.reward_model.hf_scores import load_reward_model, score_responses
+from tokencredit.reward_model.hf_loading import load_reward_model
+from tokencredit.reward_model.hf_scores import score_responses
 from tokencredit.reward_model.objectives import LossSettings, objective_row
 from tokencredit.text.hf_token_rows import EncodedText, read_every_token
 

@@ -13,7 +13,8 @@ from tokencredit.recipes.reward_model.examples import (
     standardised_rows,
 )
 from tokencredit.recipes.reward_model.train_reward_model import train_reward_model
-from tokencredit.reward_model.hf_scores import load_reward_model, score_responses
+from tokencredit.reward_model.hf_loading import load_reward_model
+from tokencredit.reward_model.hf_scores import score_responses
 from tokencredit.text.hf_encoding import encode_responses
 from tokencredit.text.hf_token_rows import EncodedText, sequence_start
 from tokencredit.text.reading_settings import ReadingSettings

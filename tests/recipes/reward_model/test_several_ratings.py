@@ -12,7 +12,8 @@ from tokencredit.models.hf_loading import load_model
 from tokencredit.recipes.reward_model.settings import JudgementColumns
 from tokencredit.recipes.reward_model.train_reward_model import train_reward_model
 from tokencredit.recipes.training.trainer import SupervisedTrainer
-from tokencredit.reward_model.hf_scores import load_reward_model, reward_model_output
+from tokencredit.reward_model.hf_loading import load_reward_model
+from tokencredit.reward_model.hf_scores import reward_model_output
 
 OBJECTIVE = "multi-objective-regression"
 NAMES = ("good", "long")

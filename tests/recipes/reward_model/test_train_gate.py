@@ -25,11 +25,8 @@ from tokencredit.recipes.reward_model.gate_settings import DebiasSettings, GateS
 from tokencredit.recipes.reward_model.train_gate import TrainGateConfig, train_gate
 from tokencredit.recipes.settings import HeldOutSettings, TrainingSettings
 from tokencredit.reward_model.debiasing import GRID, objective_penalties
-from tokencredit.reward_model.hf_scores import (
-    load_reward_model,
-    reward_model_output,
-    score_responses,
-)
+from tokencredit.reward_model.hf_loading import load_reward_model
+from tokencredit.reward_model.hf_scores import reward_model_output, score_responses
 from tokencredit.scorers.source_settings import RewardSource
 from tokencredit.scorers.text_rewards import loaded_text_rewards, paid_texts
 from tokencredit.text.segments import SegmentSettings

@@ -34,7 +34,8 @@ from tokencredit.recipes.reward_model.examples import (
 )
 from tokencredit.recipes.reward_model.train_reward_model import train_reward_model
 from tokencredit.recipes.training.supervised import held_out_rows, train_and_held_out
-from tokencredit.reward_model.hf_scores import load_reward_model, score_responses
+from tokencredit.reward_model.hf_loading import load_reward_model
+from tokencredit.reward_model.hf_scores import score_responses
 from tokencredit.reward_model.objectives import OBJECTIVES, Objective
 from tokencredit.scorers.fractions import counted_scores, fraction_scores
 from tokencredit.scorers.trained_reading import trained_segment_ends

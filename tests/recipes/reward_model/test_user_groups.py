@@ -13,7 +13,7 @@ from tokencredit.recipes.reward_model.examples import JudgedRow
 from tokencredit.recipes.reward_model.head_settings import GroupSettings
 from tokencredit.recipes.reward_model.train_reward_model import train_reward_model
 from tokencredit.recipes.reward_model.user_groups import ROW, UserGroups
-from tokencredit.reward_model.hf_scores import load_reward_model
+from tokencredit.reward_model.hf_loading import load_reward_model
 from tokencredit.reward_model.losses.pairs import bradley_terry_losses
 from tokencredit.text.hf_token_rows import EncodedText
 

@@ -19,7 +19,8 @@ from tokencredit.recipes.reward_model.examples import JudgedRow
 from tokencredit.recipes.reward_model.head_settings import LatentSettings
 from tokencredit.recipes.reward_model.train_reward_model import train_reward_model
 from tokencredit.recipes.reward_model.user_latents import drawn_others, pairs_by_user
-from tokencredit.reward_model.hf_scores import load_reward_model, score_responses
+from tokencredit.reward_model.hf_loading import load_reward_model
+from tokencredit.reward_model.hf_scores import score_responses
 from tokencredit.text.hf_token_rows import EncodedText
 
 
