@@ -28,7 +28,8 @@ from transformers import (
 
 from tokencredit.batch import ResponseBatch
 from tokencredit.credit.location import LocationNormaliser
-from tokencredit.credit.methods import CREDIT_METHODS, CreditSettings
+from tokencredit.credit.methods import CREDIT_METHODS
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.reward_model.hf_rewriter import TEMPLATE
 from tokencredit.scorers.credit_models import CreditModels, FittedCredit
 from tokencredit.scorers.local import LocalScorer

@@ -21,7 +21,7 @@ import torch
 import transformers
 from ppo_settings import PPOSettings, answer, settings_from_command_line
 
-from tokencredit.credit.methods import CreditSettings
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.recipes.policy import train_policy as recipe
 from tokencredit.recipes.policy.setting_groups import (
     AlgorithmSettings,

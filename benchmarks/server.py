@@ -44,7 +44,7 @@ import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from tokencredit.aggregation.methods import CombinationSettings
-from tokencredit.credit.methods import CreditSettings
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.recipes.serving.offers import rewards_on_offer
 from tokencredit.recipes.serving.served_model import ServedModel
 from tokencredit.reward_model.hf_loading import load_reward_model

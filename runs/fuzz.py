@@ -39,8 +39,7 @@ from hypothesis import strategies as st
 
 from tokencredit import cli
 from tokencredit.aggregation.methods import CombinationSettings
-from tokencredit.credit.methods import CreditSettings
-from tokencredit.credit.settings import ProbeSettings
+from tokencredit.credit.settings import CreditSettings, ProbeSettings
 from tokencredit.errors import TokenCreditError
 from tokencredit.preference import (
     hf_comparisons,

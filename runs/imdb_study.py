@@ -167,7 +167,7 @@ def trained(job: tuple[Run, dict[str, str], Path, str]) -> str:
     run, models, curves, commit = job
     import torch
 
-    from tokencredit.credit.methods import CreditSettings
+    from tokencredit.credit.settings import CreditSettings
     from tokencredit.recipes.policy.setting_groups import (
         AlgorithmSettings,
         KLSettings,

@@ -17,7 +17,7 @@ from tiny_server import listening, posted, served_model, tiny_app
 from tiny_tokenizers import CHAT_TEMPLATE, byte_level, wordpiece
 
 from tokencredit.batch import ResponseBatch
-from tokencredit.credit.methods import CreditSettings
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.engines.hf_token_rewards import reward_model_token_rewards
 from tokencredit.errors import DataError
 from tokencredit.recipes.credit.explain import ExplainConfig, explanation

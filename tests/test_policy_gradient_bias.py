@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tokencredit.credit.methods import CreditSettings
 from tokencredit.credit.prefixes import prefix_difference_credit
 from tokencredit.credit.redistribution import attention_credit, terminal_credit, uniform_credit
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import TokenCreditWarning
 from tokencredit.policy.advantages import gae_advantages, macro_gae_advantages, rewards_to_go
 from tokencredit.recipes.policy.setting_groups import AlgorithmSettings

@@ -15,7 +15,7 @@ from tiny_models import tiny_model
 from tiny_tokenizers import byte_level
 
 from tokencredit.aggregation.methods import CombinationSettings
-from tokencredit.credit.methods import CreditSettings
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.recipes.serving.offers import rewards_on_offer
 from tokencredit.recipes.serving.served_model import ServedModel
 from tokencredit.scorers.source_settings import RewardSource

@@ -25,8 +25,8 @@ from tokencredit.credit import from_evidence
 from tokencredit.credit import methods as table
 from tokencredit.credit.evidence import NEEDS, Evidence
 from tokencredit.credit.location import location_normalised
-from tokencredit.credit.methods import CREDIT_METHODS, CreditSettings, credit_method, token_credit
-from tokencredit.credit.settings import JudgeSettings, ProbeSettings
+from tokencredit.credit.methods import CREDIT_METHODS, credit_method, token_credit
+from tokencredit.credit.settings import CreditSettings, JudgeSettings, ProbeSettings
 from tokencredit.errors import ConfigError
 from tokencredit.text.pooling import pooled_by_segment, segment_end_scores
 

@@ -14,7 +14,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from vllm_servers import SCORING, serving
 
 from tokencredit.aggregation.methods import CombinationSettings
-from tokencredit.credit.methods import CREDIT_METHODS, CreditSettings
+from tokencredit.credit.methods import CREDIT_METHODS
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import ConfigError, DataError, ServerError
 from tokencredit.recipes.credit.score_tokens import ScoreTokensConfig, score_tokens
 from tokencredit.recipes.policy.train_policy import train_policy

@@ -6,8 +6,7 @@ from credit_names import ALONE
 from saved_models import save_reward_model
 from tiny_tokenizers import byte_level
 
-from tokencredit.credit.methods import CreditSettings
-from tokencredit.credit.settings import ProbeSettings
+from tokencredit.credit.settings import CreditSettings, ProbeSettings
 from tokencredit.errors import ConfigError
 from tokencredit.recipes.credit.explain import ExplainConfig, explain
 from tokencredit.recipes.credit.score_tokens import ScoreTokensConfig, score_tokens

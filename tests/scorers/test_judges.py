@@ -15,7 +15,7 @@ from tiny_tokenizers import CHAT_TEMPLATE, byte_level
 from transformers import AutoModelForCausalLM
 
 from tokencredit.aggregation.methods import CombinationSettings
-from tokencredit.credit.methods import CreditSettings
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import ConfigError, DataError, TokenCreditWarning
 from tokencredit.judge.setups import JUDGE_SETUPS
 from tokencredit.judge.verdicts import Reply

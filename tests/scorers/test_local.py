@@ -8,8 +8,8 @@ from tiny_models import tiny_model
 from tiny_tokenizers import CHAT_TEMPLATE, byte_level, unigram, word_level, wordpiece
 
 from tokencredit.batch import ResponseBatch, ResponseScores
-from tokencredit.credit.methods import CreditSettings
 from tokencredit.credit.redistribution import terminal_credit
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import ConfigError, DataError, ModelError, NumericError
 from tokencredit.reward_model.hf_scores import score_responses
 from tokencredit.scorers import local as token_scorer

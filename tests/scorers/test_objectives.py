@@ -10,7 +10,8 @@ from saved_models import save_reward_model
 from tiny_tokenizers import CHAT_TEMPLATE, byte_level
 
 from tokencredit.batch import ResponseBatch
-from tokencredit.credit.methods import CREDIT_METHODS, CreditSettings, adds_up
+from tokencredit.credit.methods import CREDIT_METHODS
+from tokencredit.credit.settings import CreditSettings, adds_up
 from tokencredit.recipes.credit.explain import ExplainConfig, explain, explanation
 from tokencredit.recipes.credit.score_tokens import ScoreTokensConfig, score_tokens
 from tokencredit.reward_model import hf_scores

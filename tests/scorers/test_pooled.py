@@ -15,7 +15,8 @@ from tiny_vllm import failure, listening
 
 from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.batch import ResponseBatch
-from tokencredit.credit.methods import CREDIT_METHODS, CreditSettings
+from tokencredit.credit.methods import CREDIT_METHODS
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.engines.hf_token_rewards import reward_model_token_rewards
 from tokencredit.errors import (
     ConfigError,

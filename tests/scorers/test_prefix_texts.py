@@ -9,7 +9,8 @@ from tiny_models import tiny_model
 from tiny_tokenizers import CHAT_TEMPLATE, byte_level, unigram, word_level
 
 from tokencredit.batch import ResponseBatch
-from tokencredit.credit.methods import CREDIT_METHODS, CreditSettings
+from tokencredit.credit.methods import CREDIT_METHODS
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import DataError, TokenCreditWarning
 from tokencredit.scorers import prefix_texts
 from tokencredit.scorers.prefix_texts import prefix_reading

@@ -15,8 +15,7 @@ from tiny_tokenizers import byte_level
 from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.aggregation.transforms import ScoreSettings
 from tokencredit.cli import main
-from tokencredit.credit.methods import CreditSettings
-from tokencredit.credit.settings import JudgeSettings
+from tokencredit.credit.settings import CreditSettings, JudgeSettings
 from tokencredit.errors import ConfigError, ModelError
 from tokencredit.judge.evidence import Criterion, QuotedCriterion
 from tokencredit.recipes.credit.explain import ExplainConfig, explanation

@@ -18,7 +18,7 @@ from readings import local_scorer, written_by
 from tiny_server import break_model, listening, posted, served_model, tiny_app
 
 from tokencredit.batch import ResponseBatch, TokenScorer
-from tokencredit.credit.methods import CreditSettings
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import (
     ConfigError,
     DataError,

@@ -18,10 +18,9 @@ from tokencredit.aggregation.methods import (
 )
 from tokencredit.aggregation.transforms import RunningMoments, ScoreSettings
 from tokencredit.batch import RewardScorer, TokenScorer
-from tokencredit.credit.methods import CreditSettings
 from tokencredit.credit.prefixes import prefix_difference_credit
 from tokencredit.credit.redistribution import terminal_credit, uniform_credit
-from tokencredit.credit.settings import ProbeSettings
+from tokencredit.credit.settings import CreditSettings, ProbeSettings
 from tokencredit.errors import ConfigError, DataError, ModelError
 from tokencredit.scorers.rewards import CombinedScorer
 from tokencredit.scorers.source_settings import RewardSource, required_sources

@@ -1,5 +1,6 @@
 """What credit methods are made from: the needs that a method names, and the numbers themselves."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from tokencredit.credit.gradients import ScoreOfEmbeddings
 from tokencredit.credit.location import LocationNormaliser
+from tokencredit.errors import ConfigError
 from tokencredit.kept_tokens import ScoresOfKept
 
 Need = Literal[
@@ -59,6 +61,29 @@ OF_SCORERS: tuple[Need, ...] = (
     "embeddings",
 )
 """What a scorer of responses may give; everything else comes from other models and settings."""
+
+LINEAR_IN: tuple[Need, ...] = (
+    "sequence_scores",
+    "prefix_scores",
+    "position_scores",
+    "attention",
+    "quoted_scores",
+    "policy_attention",
+    "segments",
+)
+"""A method that needs no more is linear in scores: others are made of more than these."""
+
+ModelKind = Literal["", "implicit", "classifier", "rewriter", "language"]
+
+MODEL_KINDS: dict[Need, ModelKind] = {
+    "log_ratio": "implicit",
+    "implicit_values": "implicit",
+    "token_classes": "classifier",
+    "rewriter": "rewriter",
+    "two_prompts": "language",
+    "policy_attention": "language",
+}
+"""The kind of model that gives what a reward model does not."""
 
 
 @dataclass(frozen=True)
@@ -112,3 +137,26 @@ class Evidence:
     segment_ids: Int[Tensor, "batch time"] | Any = None
     length_means: Float[Tensor, "lengths"] | Any = None
     location: LocationNormaliser | Any = None
+
+    def require(self, needs: Collection[Need], method: str) -> None:
+        """Raise ConfigError where something is missing.
+
+        Args:
+            needs: of a credit method.
+            method: its name, for the message.
+        """
+        fields: dict[Need, str] = {
+            "log_ratio": "policy_logprobs",
+            "two_prompts": "policy_logprobs",
+            "implicit_values": "token_values",
+            "token_classes": "token_logits",
+            "rewriter": "rewriter_logprobs",
+            "kept_tokens": "kept",
+            "segments": "segment_ids",
+        }
+        for need in needs:
+            if getattr(self, fields.get(need, need)) is None:
+                raise ConfigError(
+                    f"credit method {method!r} lacks {NEEDS[need]}; expected evidence that "
+                    "holds it, or another method"
+                )

@@ -26,7 +26,7 @@ from tokencredit.credit.token_judges import likelihood_credit
 from tokencredit.text.pooling import pooled_by_segment, segment_end_scores
 
 if TYPE_CHECKING:  # its names are checked against the table, which these functions are in
-    from tokencredit.credit.methods import CreditSettings
+    from tokencredit.credit.settings import CreditSettings
 
 
 def by_differences(

@@ -6,13 +6,13 @@ function, one row here, and what `docs/tutorials/add-a-method.md` names besides.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 from torch import Tensor
 
-from tokencredit.credit.evidence import NEEDS, Evidence, Need
+from tokencredit.credit.evidence import LINEAR_IN, MODEL_KINDS, Evidence, ModelKind, Need
 from tokencredit.credit.from_evidence import (
     by_attention,
     by_differences,
@@ -30,10 +30,7 @@ from tokencredit.credit.gradients import (
     gradient_times_input_credit,
     integrated_gradients_credit,
 )
-from tokencredit.credit.implicit import (
-    contrastive_prompt_credit,
-    shaped_log_ratio_credit,
-)
+from tokencredit.credit.implicit import contrastive_prompt_credit, shaped_log_ratio_credit
 from tokencredit.credit.perturbation import (
     exact_shapley_credit,
     leave_one_out_credit,
@@ -50,77 +47,11 @@ from tokencredit.credit.redistribution import (
     terminal_credit,
     uniform_credit,
 )
-from tokencredit.credit.settings import JudgeSettings, ProbeSettings
-from tokencredit.credit.token_judges import (
-    discriminator_credit,
-    severity_credit,
-)
-from tokencredit.errors import ConfigError
+from tokencredit.credit.token_judges import discriminator_credit, severity_credit
 from tokencredit.names import named
 
-
-@dataclass(frozen=True)
-class CreditSettings:
-    """How a score becomes token scores."""
-
-    method: str = field(default="prefix-difference", metadata={"was": "credit"})
-    """Name of a credit method; `tokencredit methods` lists them with what they need."""
-    beta: float = 0.8
-    """Share of the score that attention spreads; the rest stays on the last token."""
-    layer: int = field(default=-1, metadata={"was": "attention_layer"})
-    """Layer whose attention is read; -1 is the last."""
-    decay: float = field(default=0.5, metadata={"was": "smoothing_decay"})
-    """Decay of smoothed prefix scores: how much of the score before each token remains, from 0 (no
-    smoothing) to below 1."""
-    model: str | None = None
-    """What the method needs besides the reward model: a policy trained by DPO for log-ratios, a
-    token classifier, a rewriter, or a language model whose attention or two prompts are read."""
-    reference: str | None = None
-    """Reference of a policy trained by DPO; None for the one in its configuration."""
-    dpo_beta: float | None = None
-    """Beta of a log-ratio; None takes it from the configuration of `model`."""
-    clip: float | None = None
-    """Largest absolute log-ratio, in nats, after it is multiplied by beta; None for none."""
-    score_weight: float = 1.0
-    """Weight of the score that `rto` pays on the last token."""
-    better_prompt: str = "Write a good answer.\n\n"
-    """For `contrastive-prompts`: text before the prompt that asks for a good answer."""
-    worse_prompt: str = "Write a bad answer.\n\n"
-    """For `contrastive-prompts`: text before the prompt that asks for a bad answer."""
-    prefixes: Literal["own-text", "one-pass"] = "own-text"
-    """How prefixes are scored if the reward model has other tokens than the policy: `own-text`
-    tokenizes the text up to each token by itself, so that later text does not change earlier
-    credit; `one-pass` reads all scores from one pass over the response, which is cheaper."""
-    fitted: str | None = None
-    """File of mean scores by length and by location, which `tokencredit fit-credit` writes."""
-    terminal_share: float = field(default=0.0, metadata={"was": "terminal_share"})
-    """Share of the reward that is paid at the end instead, from 0 to 1."""
-    probe: ProbeSettings = field(default_factory=ProbeSettings)
-    """Settings of methods that ask the reward model more than once."""
-    judge: JudgeSettings = field(default_factory=JudgeSettings)
-    """Settings of methods that turn verdicts into scores."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.terminal_share <= 1 or not 0 <= self.decay < 1:
-            raise ConfigError(
-                f"terminal_share is {self.terminal_share} and decay {self.decay}; expected numbers "
-                "from 0 to 1, the second below it"
-            )
-        credit_method(self.method)
-
-
-_LINEAR_IN: tuple[Need, ...] = (
-    "sequence_scores",
-    "prefix_scores",
-    "position_scores",
-    "attention",
-    "quoted_scores",
-    "policy_attention",
-    "segments",
-)
-"""A method that needs no more is linear in scores: others are made of more than these."""
-
-ModelKind = Literal["", "implicit", "classifier", "rewriter", "language"]
+if TYPE_CHECKING:  # they check the name of a method against the table
+    from tokencredit.credit.settings import CreditSettings
 
 
 @dataclass(frozen=True)
@@ -136,7 +67,7 @@ class CreditMethod:
         passes: forward passes of the reward model per response, in words where it is not one.
     """
 
-    credit: Callable[[Evidence, CreditSettings], Float[Tensor, "batch time"]]
+    credit: Callable[[Evidence, "CreditSettings"], Float[Tensor, "batch time"]]
     text: str
     needs: tuple[Need, ...]
     conserves: str
@@ -151,7 +82,7 @@ class CreditMethod:
     @property
     def adds_up(self) -> bool:
         """Whether it is linear in the scores, so that credit of a weighted sum is the same sum."""
-        return bool(self.needs) and set(self.needs) <= set(_LINEAR_IN)
+        return bool(self.needs) and set(self.needs) <= set(LINEAR_IN)
 
     @property
     def pays_increases(self) -> bool:
@@ -161,15 +92,7 @@ class CreditMethod:
     @property
     def model_kind(self) -> ModelKind:
         """The kind of model that it needs besides the reward model; empty for none."""
-        kinds: dict[Need, ModelKind] = {
-            "log_ratio": "implicit",
-            "implicit_values": "implicit",
-            "token_classes": "classifier",
-            "rewriter": "rewriter",
-            "two_prompts": "language",
-            "policy_attention": "language",
-        }
-        return next((kinds[need] for need in self.needs if need in kinds), "")
+        return next((MODEL_KINDS[need] for need in self.needs if need in MODEL_KINDS), "")
 
 
 _SCORE, _ABOVE_PROMPT = "the score", "the score above that of the prompt"
@@ -448,27 +371,7 @@ def credit_method(name: str) -> CreditMethod:
     return named("credit method", name, CREDIT_METHODS)
 
 
-def with_method(settings: CreditSettings, name: str) -> CreditSettings:
-    """The options of the settings with another method, which takes the model only if it needs one.
-
-    >>> with_method(CreditSettings("log-ratio", model="dpo"), "uniform").model is None
-    True
-    """
-    method = credit_method(name)
-    return replace(settings, method=name, model=settings.model if method.model_kind else None)
-
-
-def adds_up(settings: CreditSettings) -> bool:
-    """Whether the token scores of several scores add up to those of their weighted sum.
-
-    >>> adds_up(CreditSettings("prefix-difference")), adds_up(CreditSettings("shapley"))
-    (True, False)
-    """
-    clamped = settings.method == "segment" and settings.judge.clamp is not None
-    return credit_method(settings.method).adds_up and not clamped
-
-
-def token_credit(evidence: Evidence, settings: CreditSettings) -> Float[Tensor, "batch time"]:
+def token_credit(evidence: Evidence, settings: "CreditSettings") -> Float[Tensor, "batch time"]:
     """Token scores by the method that the settings name.
 
     Args:
@@ -482,25 +385,12 @@ def token_credit(evidence: Evidence, settings: CreditSettings) -> Float[Tensor, 
         ConfigError: there is no such method, or the evidence lacks what it needs.
 
     >>> import torch
+    >>> from tokencredit.credit.settings import CreditSettings
     >>> mask = torch.tensor([[True, True]])
     >>> evidence = Evidence(mask, sequence_scores=torch.tensor([3.0]))
     >>> token_credit(evidence, CreditSettings("uniform"))
     tensor([[1.5000, 1.5000]])
     """
     method = credit_method(settings.method)
-    fields: dict[Need, str] = {
-        "log_ratio": "policy_logprobs",
-        "two_prompts": "policy_logprobs",
-        "implicit_values": "token_values",
-        "token_classes": "token_logits",
-        "rewriter": "rewriter_logprobs",
-        "kept_tokens": "kept",
-        "segments": "segment_ids",
-    }
-    for need in method.needs:
-        if getattr(evidence, fields.get(need, need)) is None:
-            raise ConfigError(
-                f"credit method {settings.method!r} lacks {NEEDS[need]}; expected evidence that "
-                "holds it, or another method"
-            )
+    evidence.require(method.needs, settings.method)
     return method.credit(evidence, settings)

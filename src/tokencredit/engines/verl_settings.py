@@ -6,7 +6,7 @@ from typing import Any, get_type_hints
 
 from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.aggregation.transforms import ScoreSettings
-from tokencredit.credit.methods import CreditSettings
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import ConfigError
 from tokencredit.names import meant_by
 from tokencredit.scorers.source_settings import RewardSource, required_sources

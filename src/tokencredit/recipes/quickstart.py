@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor
 
-from tokencredit.credit.methods import CreditSettings
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import RunFolderError
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.recipes.language_model.train_language_model import (

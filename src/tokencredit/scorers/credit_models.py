@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from tokencredit.credit.evidence import NEEDS, Need
 from tokencredit.credit.location import LocationNormaliser
-from tokencredit.credit.methods import CreditMethod, CreditSettings, credit_method
+from tokencredit.credit.methods import CreditMethod, credit_method
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import ConfigError, DataError, ModelError
 from tokencredit.models.hf_loading import load_model, load_tokenizer
 from tokencredit.models.hf_vocabularies import require_same_vocabulary

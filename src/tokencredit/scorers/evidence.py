@@ -12,7 +12,8 @@ from torch.nn.functional import pad
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores, RewardScorer, padded_rows
 from tokencredit.credit.evidence import NEEDS, OF_SCORERS, Evidence
 from tokencredit.credit.implicit import implicit_values
-from tokencredit.credit.methods import CreditSettings, credit_method
+from tokencredit.credit.methods import credit_method
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import ConfigError, ModelError
 from tokencredit.kept_tokens import ScoresOfKept
 from tokencredit.masking import left_packed

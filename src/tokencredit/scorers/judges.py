@@ -10,7 +10,8 @@ from typing import Any
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tokencredit.batch import Prompt
-from tokencredit.credit.methods import CreditSettings, credit_method
+from tokencredit.credit.methods import credit_method
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import ConfigError, DataError
 from tokencredit.judge.evidence import QuotedCriterion, quoted_criteria
 from tokencredit.judge.hf_judge import local_judge

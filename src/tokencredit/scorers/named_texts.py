@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tokencredit.batch import Prompt
-from tokencredit.credit.methods import CreditSettings
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.scorers.feature_folders import has_feature_model
 from tokencredit.scorers.features import feature_reward
 from tokencredit.scorers.functions import named_function, names_function

@@ -19,7 +19,7 @@ from transformers import (
 
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores
 from tokencredit.credit.evidence import Need
-from tokencredit.credit.methods import CreditSettings
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import ModelError
 from tokencredit.models.heads import objective_names, require_one_score, scalar_scores
 from tokencredit.models.hf_architecture import is_causal

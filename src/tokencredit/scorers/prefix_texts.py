@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokencredit.batch import ResponseScores, rows_of_like_length
-from tokencredit.credit.methods import CreditSettings, credit_method
+from tokencredit.credit.methods import credit_method
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import TokenCreditWarning
 from tokencredit.models.heads import float32_outputs, scalar_scores
 from tokencredit.models.hf_architecture import require_room, sequence_classifier

@@ -23,7 +23,8 @@ from tokencredit.batch import (
     RewardScorer,
 )
 from tokencredit.credit.evidence import NEEDS
-from tokencredit.credit.methods import CreditSettings, adds_up, credit_method
+from tokencredit.credit.methods import credit_method
+from tokencredit.credit.settings import CreditSettings, adds_up
 from tokencredit.errors import ConfigError
 from tokencredit.scorers.ensemble import ensemble_scores, ensemble_token_scores
 from tokencredit.scorers.evidence import AskPolicy, Responses, response_scores

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores
 from tokencredit.credit.evidence import OF_SCORERS, Need
-from tokencredit.credit.methods import CreditSettings, credit_method
+from tokencredit.credit.methods import credit_method
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import ConfigError, DataError
 from tokencredit.models.hf_vocabularies import vocabulary_fingerprint
 from tokencredit.scorers.policy_tokens import (

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from tokencredit.aggregation.methods import AGGREGATIONS, CombinationSettings, require_weights
 from tokencredit.aggregation.transforms import ScoreSettings
 from tokencredit.credit.evidence import OF_SCORERS
-from tokencredit.credit.methods import CreditSettings, credit_method
+from tokencredit.credit.methods import credit_method
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import ConfigError
 from tokencredit.scorers.feature_folders import has_feature_model
 from tokencredit.scorers.functions import names_function

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.batch import Prompt
-from tokencredit.credit.methods import CreditSettings, credit_method
+from tokencredit.credit.methods import credit_method
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import ConfigError
 from tokencredit.models.hf_loading import load_tokenizer
 from tokencredit.scorers.credit_models import loaded_credit_models

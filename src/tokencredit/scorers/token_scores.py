@@ -11,8 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores, RewardScorer, TokenScorer
 from tokencredit.credit.evidence import Evidence
-from tokencredit.credit.methods import CreditMethod, CreditSettings, credit_method, token_credit
+from tokencredit.credit.methods import CreditMethod, credit_method, token_credit
 from tokencredit.credit.redistribution import terminal_credit
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.masking import last_true_index
 from tokencredit.reward_model.hf_rewriter import rewriter_logprobs
 from tokencredit.scorers.credit_models import CreditModels, loaded_credit_models

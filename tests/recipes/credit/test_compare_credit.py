@@ -11,8 +11,7 @@ from tiny_tokenizers import byte_level, wordpiece
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from tokencredit.cli import main
-from tokencredit.credit.methods import CreditSettings
-from tokencredit.credit.settings import ProbeSettings
+from tokencredit.credit.settings import CreditSettings, ProbeSettings
 from tokencredit.errors import ConfigError, DataError, ModelError, NumericError, RunFolderError
 from tokencredit.preference.hf_marked_texts import load_marked_texts
 from tokencredit.recipes.credit import compare_credit as recipe

@@ -4,8 +4,7 @@ from readings import plain
 from saved_models import save_reward_model
 from tiny_tokenizers import byte_level
 
-from tokencredit.credit.methods import CreditSettings
-from tokencredit.credit.settings import ProbeSettings
+from tokencredit.credit.settings import CreditSettings, ProbeSettings
 from tokencredit.preference.marked_texts import MarkedText
 from tokencredit.recipes.credit.compare_settings import CompareCreditConfig
 from tokencredit.recipes.credit.faithfulness import AskedTexts, asked_texts, faithfulness_numbers

@@ -10,7 +10,7 @@ from tiny_models import tiny_model
 from tiny_tokenizers import CHAT_TEMPLATE, SlowTokenizer, byte_level
 
 from tokencredit.cli import main
-from tokencredit.credit.methods import CreditSettings
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import ConfigError, DataError, ModelError, NumericError, RunFolderError
 from tokencredit.preference.hf_rows import DatasetSettings
 from tokencredit.recipes.credit.score_tokens import (

@@ -15,7 +15,8 @@ from transformers import (
 
 from tokencredit.batch import padded_rows
 from tokencredit.credit.location import LocationNormaliser
-from tokencredit.credit.methods import CREDIT_METHODS, CreditSettings
+from tokencredit.credit.methods import CREDIT_METHODS
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import ConfigError, ModelError
 from tokencredit.policy.advantages import macro_gae_advantages
 from tokencredit.policy.hf_rollout import sampled_responses

@@ -14,7 +14,7 @@ from tiny_policy import tiny_config, write_models
 
 from tokencredit.aggregation.transforms import ScoreSettings
 from tokencredit.cli import main
-from tokencredit.credit.methods import CreditSettings
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import ConfigError, DataError, NumericError
 from tokencredit.masking import masked_sum
 from tokencredit.policy.bounds import pessimism

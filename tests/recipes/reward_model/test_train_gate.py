@@ -10,8 +10,8 @@ from tiny_reward_training import lines
 from tiny_tokenizers import CHAT_TEMPLATE, byte_level
 
 from tokencredit.batch import ResponseBatch
-from tokencredit.credit.methods import CreditSettings
 from tokencredit.credit.prefixes import prefix_difference_credit
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import ConfigError, ModelError
 from tokencredit.evaluation.agreement import spearman_correlation
 from tokencredit.models.heads import debiased

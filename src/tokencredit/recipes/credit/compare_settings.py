@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from tokencredit.credit.methods import CreditSettings, credit_method
+from tokencredit.credit.methods import credit_method
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import ConfigError
 from tokencredit.preference.hf_rows import DatasetSettings
 from tokencredit.ranges import require_at_least, require_positive

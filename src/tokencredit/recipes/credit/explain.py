@@ -15,7 +15,8 @@ from rich.console import Console
 
 from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.batch import Prompt
-from tokencredit.credit.methods import CreditSettings, credit_method, with_method
+from tokencredit.credit.methods import credit_method
+from tokencredit.credit.settings import CreditSettings, with_method
 from tokencredit.errors import ConfigError, DataError
 from tokencredit.evaluation.heatmap import heatmap_png
 from tokencredit.evaluation.report import report_html

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tokencredit.credit.methods import CreditSettings, credit_method, token_credit, with_method
+from tokencredit.credit.methods import credit_method, token_credit
+from tokencredit.credit.settings import CreditSettings, with_method
 from tokencredit.models.hf_loading import context_length
 from tokencredit.preference.marked_texts import MarkedText
 from tokencredit.recipes.credit.compare_settings import CompareCreditConfig

@@ -20,7 +20,8 @@ from rich.text import Text
 
 from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.batch import Prompt
-from tokencredit.credit.methods import CreditSettings, credit_method
+from tokencredit.credit.methods import credit_method
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import ConfigError, DataError
 from tokencredit.models.hf_loading import context_length, quiet_transformers
 from tokencredit.preference.cells import Row, ended_cell, text_cell

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tokencredit.credit.methods import CreditSettings
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import ConfigError
 from tokencredit.names import named
 from tokencredit.policy.losses.methods import preference_loss

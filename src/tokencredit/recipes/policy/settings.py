@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.aggregation.transforms import ScoreSettings
-from tokencredit.credit.methods import CreditSettings, credit_method
+from tokencredit.credit.methods import credit_method
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import ConfigError, TokenCreditWarning
 from tokencredit.policy.methods import ALGORITHMS
 from tokencredit.policy.selection import SELECTIONS

@@ -21,7 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.batch import rows_of_like_length
-from tokencredit.credit.methods import CreditSettings, credit_method
+from tokencredit.credit.methods import credit_method
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.masking import left_packed
 from tokencredit.models.hf_logprobs import response_logprobs
 from tokencredit.models.hf_short_attention import short_attention

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from tokencredit.credit.methods import CreditSettings, credit_method
+from tokencredit.credit.methods import credit_method
+from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import ConfigError
 from tokencredit.policy.losses.compared import PreferenceLoss
 from tokencredit.policy.losses.methods import loss_options, preference_loss

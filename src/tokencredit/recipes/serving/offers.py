@@ -7,7 +7,8 @@ from torch import nn
 
 from tokencredit.batch import ResponseScores, RewardScorer
 from tokencredit.credit.evidence import NEEDS, Need
-from tokencredit.credit.methods import CREDIT_METHODS, CreditSettings, credit_method, with_method
+from tokencredit.credit.methods import CREDIT_METHODS, credit_method
+from tokencredit.credit.settings import CreditSettings, with_method
 from tokencredit.errors import ConfigError, NumericError
 from tokencredit.models.hf_objectives import joined_scores
 from tokencredit.scorers.evidence import require_evidence

@@ -11,7 +11,8 @@ from ipaddress import ip_address
 from typing import Any
 
 from tokencredit.aggregation.methods import CombinationSettings
-from tokencredit.credit.methods import CreditSettings, credit_method, with_method
+from tokencredit.credit.methods import credit_method
+from tokencredit.credit.settings import CreditSettings, with_method
 from tokencredit.errors import ConfigError, TokenCreditWarning
 from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.ranges import require_at_least
