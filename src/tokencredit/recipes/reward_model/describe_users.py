@@ -136,10 +136,7 @@ def _pairs_by_user(config: DescribeUsersConfig) -> Pairs:
     pairs = load_pairs(
         config.data,
         split=config.split,
-        prompt_column=config.columns.prompt,
-        chosen_column=config.columns.chosen,
-        rejected_column=config.columns.rejected,
-        user_column=config.columns.user,
+        **config.columns.arguments,
         limit=config.limit,
         dataset=config.dataset,
         left_out=left_out,

@@ -1,6 +1,7 @@
 """Where the parts of a pair stand in its row."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from tokencredit.recipes.settings import setting
 
@@ -16,3 +17,12 @@ class PairColumns:
     """The preferred responses."""
     rejected: str = setting("rejected", was="rejected_column")
     """The others."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """As `load_pairs` calls them: every column, and those of a group that has more.
+
+        >>> PairColumns(chosen="better").arguments["chosen_column"]
+        'better'
+        """
+        return {f"{part}_column": name for part, name in vars(self).items()}

@@ -33,13 +33,7 @@ def training_pairs(
     """
 
     def load(source: Source) -> list[PreferencePair]:
-        return load_pairs(
-            **vars(source),
-            prompt_column=config.columns.prompt,
-            chosen_column=config.columns.chosen,
-            rejected_column=config.columns.rejected,
-            limit=config.limit,
-        )
+        return load_pairs(**vars(source), **config.columns.arguments, limit=config.limit)
 
     return train_and_held_out(config, load, text=lambda pair: pair.chosen)
 

@@ -85,9 +85,7 @@ def train_feature_model(config: TrainFeatureModelConfig) -> Path:
     pairs = load_pairs(
         config.data,
         split=config.split,
-        prompt_column=config.columns.prompt,
-        chosen_column=config.columns.chosen,
-        rejected_column=config.columns.rejected,
+        **config.columns.arguments,
         limit=config.limit,
         dataset=config.dataset,
         left_out=left_out,
