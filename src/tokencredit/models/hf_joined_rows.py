@@ -71,7 +71,7 @@ def joined_rows(rows: Sequence[Sequence[int]], sizes: Sequence[int]) -> JoinedRo
     for group, size in enumerate(sizes):
         some = rows[at : at + size]
         at += size
-        shared = _shared_length(some)
+        shared = shared_length(some)
         ids.append(list(some[0][:shared]))
         positions.append(list(range(shared)))
         branches.append([SHARED] * shared)
@@ -91,8 +91,15 @@ def joined_rows(rows: Sequence[Sequence[int]], sizes: Sequence[int]) -> JoinedRo
     )
 
 
-def _shared_length(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens all rows begin with."""
+def shared_length(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all rows begin with.
+
+    Args:
+        rows: token ids.
+
+    >>> shared_length([[5, 6, 7], [5, 6, 8]])
+    2
+    """
     length = 0
     for ids in zip(*rows, strict=False):
         if len(set(ids)) > 1:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tokencredit.models.hf_architecture import is_causal, padding_id
+from tokencredit.models.hf_joined_rows import shared_length
 from tokencredit.models.hf_users import ContextReading
 from tokencredit.recipes.reward_model.contrastive import TwoReadings
 from tokencredit.recipes.reward_model.ensembles import (
@@ -34,7 +35,6 @@ from tokencredit.recipes.reward_model.regularised import KeptHead
 from tokencredit.recipes.reward_model.settings import TrainRewardModelConfig
 from tokencredit.recipes.reward_model.shared_prefixes import (
     shared_batch,
-    shared_length,
     shared_scores,
     shares_prefixes,
 )
@@ -175,7 +175,10 @@ def reward_trainer(
     pad_id, read_at = padding_id(model), score_reading(config.row.reading, rows, ends)
     collate: Callable[..., dict[str, Tensor]] = reward_batch
     if lesson.shares_prefixes and shares_prefixes(model, rows[0], pad_id=pad_id, read_at=read_at):
-        once = [shared_length(*rows[row].responses) for row in columns["row"]]
+        once = [
+            shared_length([text.input_ids for text in rows[row].responses])
+            for row in columns["row"]
+        ]
         columns["length"] = [n - min(part, n // 2) for n, part in zip(lengths, once, strict=True)]
         collate, lesson = shared_batch, replace(lesson, scores_of=shared_scores)
 

@@ -8,7 +8,6 @@ read once.
 
 import warnings
 from collections.abc import Sequence
-from itertools import chain, takewhile
 from typing import Any
 
 import torch
@@ -19,27 +18,15 @@ from tokencredit.batch import padded_rows
 from tokencredit.errors import TokenCreditWarning
 from tokencredit.models.heads import scalar_scores
 from tokencredit.models.hf_architecture import is_causal, sequence_classifier
-from tokencredit.models.hf_joined_rows import FIRST_REST, PADDING, SHARED, branch_masks
+from tokencredit.models.hf_joined_rows import PADDING, branch_masks, joined_rows
 from tokencredit.models.hf_kept_keys import attention_windows, rescales_positions
 from tokencredit.models.hf_short_attention import short_attention
 from tokencredit.recipes.reward_model.examples import JudgedRow, judgement_batch, reward_batch
 from tokencredit.scorers.fractions import counted_scores
-from tokencredit.text.hf_token_rows import EncodedText, ReadAt
+from tokencredit.text.hf_token_rows import ReadAt
 
-_CHOSEN, _REJECTED = FIRST_REST, FIRST_REST + 1
 _TOLERANCES = {torch.float32: 1e-4}
 _COARSE_TOLERANCE = 5e-2
-
-
-def shared_length(one: EncodedText, other: EncodedText) -> int:
-    """How many tokens both texts begin with.
-
-    >>> one, other = (EncodedText(ids, [False, True, True]) for ids in ([5, 6, 7], [5, 6, 8]))
-    >>> shared_length(one, other)
-    2
-    """
-    both = zip(one.input_ids, other.input_ids, strict=False)
-    return sum(1 for _ in takewhile(lambda ids: ids[0] == ids[1], both))
 
 
 def shared_batch(
@@ -58,25 +45,19 @@ def shared_batch(
         a score stands, all chosen sides first, and `counted`, True on columns that are there.
         `targets`, `strengths` and `preferred` as of `reward_batch`.
     """
-    ids, positions, branches = [], [], []
-    columns: tuple[list[list[int]], list[list[int]]] = ([], [])
-    for one in judged:
-        chosen, rejected = one.responses
-        shared = shared_length(chosen, rejected)
-        rest = len(chosen) - shared
-        ids.append(chosen.input_ids + rejected.input_ids[shared:])
-        positions.append([*range(len(chosen)), *range(shared, len(rejected))])
-        others = len(rejected) - shared
-        branches.append([SHARED] * shared + [_CHOSEN] * rest + [_REJECTED] * others)
-        for side, text, shift in zip(columns, one.responses, (0, rest), strict=True):
-            read = [at for at, reads in enumerate(read_at(text)) if reads]
-            side.append([at if at < shared else at + shift for at in read])
-    found, counted = padded_rows(list(chain(*columns)), fill=0, side="right")
+    chosen, rejected = zip(*(one.responses for one in judged), strict=True)
+    both = [text.input_ids for one in judged for text in one.responses]
+    joined = joined_rows(both, [2] * len(judged))
+    reads = [
+        [at for at, is_read in enumerate(read_at(text)) if is_read] for text in (*chosen, *rejected)
+    ]
+    found, counted = padded_rows(reads, fill=0, side="right")
+    columns = torch.cat([joined.columns[::2], joined.columns[1::2]])
     return {
-        "input_ids": padded_rows(ids, fill=pad_id, side="right")[0],
-        "position_ids": padded_rows(positions, fill=0, side="right")[0],
-        "branches": padded_rows(branches, fill=PADDING, side="right")[0],
-        "columns": found,
+        "input_ids": joined.input_ids.masked_fill(joined.branches == PADDING, pad_id),
+        "position_ids": joined.position_ids,
+        "branches": joined.branches,
+        "columns": columns.gather(-1, found),
         "counted": counted,
         **judgement_batch(judged),
     }
