@@ -64,25 +64,25 @@ def folder(tmp_path_factory):
 def test_scores_come_out_in_the_unit_of_the_ratings(folder, tmp_path):
     """90 for good films and 10 for bad ones: a score is about 40 above or below the mean.
 
-    Held out are three good films and one bad one. Training leaves errors of 4; a score in standard
-    deviations, or without the mean, would be 40 off.
+    Held out are three good films and one bad one. Training leaves errors of 1 there, and of 2.3
+    on the texts below; a score in standard deviations, or without the mean, would be 40 off.
     """
-    settings = {"epochs": 8.0, "learning_rate": 1e-2, "reading": ReadingSettings(append_eos=False)}
+    settings = {"epochs": 24.0, "learning_rate": 1e-2, "reading": ReadingSettings(append_eos=False)}
     output = train_reward_model(config(folder, tmp_path / "rm", "regression", **settings))
     model, tokenizer = load_reward_model(output)
     assert model.config.rating_mean == pytest.approx((7 * 90 + 9 * 10) / 16)
     assert model.config.rating_standard_deviation == pytest.approx(80 * (7 * 9) ** 0.5 / 16)
     metrics = json.loads((output / "metrics.json").read_text())
-    assert metrics["root_mean_squared_error"] < 10
+    assert metrics["root_mean_squared_error"] < 1.5
     assert metrics["held_out_accuracy"] == 1.0
     texts = ["the good film 30 ", "the bad film 40 "]
     encoded = encode_responses(tokenizer, [sequence_start(tokenizer)] * 2, texts)
     scores = score_responses(model, encoded.batch, attention_mask=encoded.attention_mask)
     predicted = scores.sequence_scores + model.config.rating_mean
-    assert predicted.tolist() == [pytest.approx(90, abs=10), pytest.approx(10, abs=10)]
+    assert predicted.tolist() == [pytest.approx(90, abs=3), pytest.approx(10, abs=3)]
     calibration = json.loads((output / "calibration.json").read_text())
     assert calibration[-1]["root_mean_squared_error"] == metrics["root_mean_squared_error"]
-    assert calibration[-1]["curve"][-1]["predicted"] == pytest.approx(90, abs=10)
+    assert calibration[-1]["curve"][-1]["predicted"] == pytest.approx(90, abs=2)
 
 
 def test_held_out_ratings_that_are_alike_are_refused_before_training(folder, tmp_path):
