@@ -31,9 +31,9 @@ from tokencredit.credit.location import LocationNormaliser
 from tokencredit.credit.methods import CREDIT_METHODS
 from tokencredit.credit.settings import CreditSettings
 from tokencredit.reward_model.hf_rewriter import TEMPLATE
-from tokencredit.scorers.credit_models import CreditModels, FittedCredit
-from tokencredit.scorers.local import LocalScorer
-from tokencredit.scorers.token_scores import CreditedScorer
+from tokencredit.scorers.hf_credit_models import CreditModels, FittedCredit
+from tokencredit.scorers.hf_local import LocalScorer
+from tokencredit.scorers.hf_token_scores import CreditedScorer
 from tokencredit.text.hf_known_readings import written_by
 from tokencredit.text.segments import SegmentSettings
 

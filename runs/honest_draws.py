@@ -29,7 +29,7 @@ from tokencredit.policy.selection import SELECTIONS, kept_responses, score_relia
 from tokencredit.recipes.run.run_folder import write_atomically
 from tokencredit.sampling import Sampling
 from tokencredit.scorers.evidence import Responses, response_scores
-from tokencredit.scorers.policy_tokens import decoded_responses
+from tokencredit.scorers.hf_policy_tokens import decoded_responses
 from tokencredit.scorers.sources import named_scorer
 from tokencredit.text.hf_known_readings import reading_of
 from tokencredit.text.reading_settings import ReadingSettings

@@ -44,7 +44,7 @@ from tokencredit.recipes.run.run_folder import append_jsonl, read_jsonl, write_a
 from tokencredit.recipes.settings import settings_from
 from tokencredit.recipes.training.trainer import SupervisedTrainer
 from tokencredit.sampling import Sampling
-from tokencredit.scorers.policy_tokens import decoded_responses
+from tokencredit.scorers.hf_policy_tokens import decoded_responses
 from tokencredit.text.hf_known_readings import reading_of
 from tokencredit.text.reading_settings import ReadingSettings
 from tokencredit.toy.reviews import sample_prompt

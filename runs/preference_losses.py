@@ -29,7 +29,7 @@ from offline_study import (
 
 from tokencredit.policy.losses.methods import PREFERENCE_LOSSES
 from tokencredit.recipes.run.run_folder import read_jsonl
-from tokencredit.scorers.responses import loaded_scorer, scored_responses
+from tokencredit.scorers.hf_responses import loaded_scorer, scored_responses
 
 FACTORS, MORE = (1.0, 10.0), (0.1, 100.0)
 FRONTIER = ("dpo", "ipo", "simpo", "cpl", "cpl-kl", "discopop")

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 from tiny_tokenizers import byte_level
 
-from tokencredit.scorers.local import LocalScorer
+from tokencredit.scorers.hf_local import LocalScorer
 from tokencredit.text.hf_known_readings import reading_of, written_by
 from tokencredit.text.hf_reading import Reading
 from tokencredit.text.reading_settings import ReadingSettings

@@ -53,6 +53,13 @@ def is_adapter(file: str) -> bool:
 
 
 pure_files = [file for file in outside_recipes if not is_adapter(file)]
+# Judges run here or elsewhere, and one file asks both.
+SCORERS_OF_BOTH = {"scorers/judges.py"}
+other_scorers = [
+    file
+    for file in files
+    if file.startswith("scorers/") and not is_adapter(file) and file not in SCORERS_OF_BOTH
+]
 
 
 def imported_by(file: str) -> set[str]:
@@ -119,6 +126,11 @@ def test_pure_files_need_torch_and_jaxtyping_alone(file):
 def test_pure_files_do_not_reach_hugging_face_through_an_adapter(file):
     adapters = (".hf_", ".trl_", ".verl_")
     assert not {name for name in imported_by(file) if any(part in name for part in adapters)}
+
+
+@pytest.mark.parametrize("file", other_scorers)
+def test_scorers_that_import_hugging_face_say_so_in_their_name(file):
+    assert not {name.split(".")[0] for name in imported_by(file)} & HUGGING_FACE
 
 
 @pytest.mark.parametrize("file", [file for file in files if not file.startswith("recipes/")])

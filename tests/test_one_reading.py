@@ -27,7 +27,7 @@ from tokencredit.recipes.reward_model.evaluate_reward_model import (
     evaluate_reward_model,
 )
 from tokencredit.recipes.run.run_folder import read_jsonl
-from tokencredit.scorers.local import LocalScorer
+from tokencredit.scorers.hf_local import LocalScorer
 from tokencredit.scorers.served import served_reward_model
 from tokencredit.scorers.texts import loaded_reward_model
 from tokencredit.server.client import RewardServer

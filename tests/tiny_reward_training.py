@@ -12,7 +12,7 @@ from tokencredit.recipes.language_model.corpus import byte_level_tokenizer
 from tokencredit.recipes.reward_model.examples import SAID, reward_batch
 from tokencredit.recipes.reward_model.train_reward_model import TrainRewardModelConfig
 from tokencredit.reward_model.objectives import Judgements, LossSettings, objective_row
-from tokencredit.scorers.fractions import counted_scores
+from tokencredit.scorers.hf_fractions import counted_scores
 
 WORDS = ("good", "bad", "slow", "very good")
 

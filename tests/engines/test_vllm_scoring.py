@@ -21,9 +21,9 @@ from tokencredit.recipes.credit.score_tokens import ScoreTokensConfig, score_tok
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.recipes.settings import settings_from
+from tokencredit.scorers.hf_token_scores import score_for_policy
 from tokencredit.scorers.source_settings import RewardSource
 from tokencredit.scorers.sources import loaded_rewards
-from tokencredit.scorers.token_scores import score_for_policy
 from tokencredit.server.asking import RewardServer, json_answer
 from tokencredit.server.vllm_scoring import _VLLM, probed, scoring_server
 from tokencredit.text.hf_encoding import encode_responses

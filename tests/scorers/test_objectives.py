@@ -17,7 +17,7 @@ from tokencredit.recipes.credit.score_tokens import ScoreTokensConfig, score_tok
 from tokencredit.reward_model import hf_scores
 from tokencredit.reward_model.hf_loading import load_reward_model
 from tokencredit.reward_model.hf_scores import score_responses
-from tokencredit.scorers.local import LocalScorer
+from tokencredit.scorers.hf_local import LocalScorer
 from tokencredit.scorers.source_settings import RewardSource
 from tokencredit.scorers.text_rewards import loaded_text_rewards, paid_texts
 from tokencredit.scorers.texts import loaded_reward_model

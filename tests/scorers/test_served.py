@@ -28,10 +28,10 @@ from tokencredit.errors import (
 )
 from tokencredit.models.hf_vocabularies import shares_vocabulary, vocabulary_fingerprint
 from tokencredit.recipes.serving.served_model import ServedModel
-from tokencredit.scorers.segment_ends import SegmentEndSettings
+from tokencredit.scorers.hf_segment_ends import SegmentEndSettings
+from tokencredit.scorers.hf_token_scores import score_for_policy, served_token_scorer
+from tokencredit.scorers.hf_trained_reading import remember_score_positions
 from tokencredit.scorers.served import served_reward_model
-from tokencredit.scorers.token_scores import score_for_policy, served_token_scorer
-from tokencredit.scorers.trained_reading import remember_score_positions
 from tokencredit.server import asking
 from tokencredit.server.client import RewardServer, about
 from tokencredit.text.hf_encoding import encode_responses

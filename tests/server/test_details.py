@@ -12,7 +12,7 @@ pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 from tiny_server import asked, break_model, posted, tiny_app, tiny_served
 
 from tokencredit.batch import ResponseScores
-from tokencredit.scorers.local import own_scores
+from tokencredit.scorers.hf_local import own_scores
 from tokencredit.scorers.texts import whole_texts
 from tokencredit.server.client import About
 from tokencredit.text.reading_settings import ReadingSettings
@@ -153,7 +153,7 @@ def test_attention_that_is_nan_is_an_error(served, monkeypatch):
         shape = batch.response_mask.shape
         return ResponseScores(torch.zeros(len(batch)), None, torch.full(shape, torch.nan))
 
-    monkeypatch.setattr("tokencredit.scorers.local.score_responses", nan_attention)
+    monkeypatch.setattr("tokencredit.scorers.hf_local.score_responses", nan_attention)
     body = {"texts": TEXTS[:1], "credit": [], "details": ["attention"]}
     answer = posted(tiny_app(served), "/score", body)
     assert (answer.status_code, answer.json()["error"]["type"]) == (500, "NumericError")

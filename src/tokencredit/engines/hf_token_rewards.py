@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.batch import Prompt, ResponseBatch
 from tokencredit.credit.settings import CreditSettings
-from tokencredit.scorers.local import LocalScorer
-from tokencredit.scorers.pooled import PooledRewardModel
+from tokencredit.scorers.hf_local import LocalScorer
+from tokencredit.scorers.hf_pooled import PooledRewardModel
 from tokencredit.scorers.rewards import Rewards
 from tokencredit.scorers.source_settings import RewardSource, is_local, required_sources
 from tokencredit.scorers.sources import loaded_rewards

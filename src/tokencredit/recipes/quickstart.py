@@ -44,7 +44,7 @@ from tokencredit.recipes.reward_model.train_reward_model import (
 from tokencredit.recipes.run.run_folder import read_jsonl, write_atomically
 from tokencredit.recipes.settings import TrainingSettings
 from tokencredit.reward_model.hf_loading import load_reward_model
-from tokencredit.scorers.token_scores import score_for_policy
+from tokencredit.scorers.hf_token_scores import score_for_policy
 from tokencredit.text.hf_known_readings import written_by
 from tokencredit.text.reading_settings import ReadingSettings
 from tokencredit.toy.hf_tokenizer import toy_tokenizer

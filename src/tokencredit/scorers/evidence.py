@@ -27,12 +27,12 @@ from tokencredit.reward_model.hf_perturbed import (
     scores_without_tokens,
 )
 from tokencredit.reward_model.hf_token_classifier import token_classifier_logits
-from tokencredit.scorers.credit_models import CreditModels
-from tokencredit.scorers.local import LocalScorer
-from tokencredit.scorers.policy_tokens import attended_tokens
-from tokencredit.scorers.pooled import PooledRewardModel
+from tokencredit.scorers.hf_credit_models import CreditModels
+from tokencredit.scorers.hf_local import LocalScorer
+from tokencredit.scorers.hf_policy_tokens import attended_tokens
+from tokencredit.scorers.hf_pooled import PooledRewardModel
+from tokencredit.scorers.hf_trained_reading import trained_segments
 from tokencredit.scorers.python_rewards import FunctionScorer
-from tokencredit.scorers.trained_reading import trained_segments
 
 AskPolicy = Callable[[Callable[[Any], Tensor]], Tensor]
 """Calls a function with the policy; what shards the policy gathers it around the call."""

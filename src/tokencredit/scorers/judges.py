@@ -21,8 +21,8 @@ from tokencredit.judge.setups import JudgeSetup
 from tokencredit.models.fingerprint import weights_fingerprint
 from tokencredit.models.hf_loading import load_model, load_tokenizer
 from tokencredit.sampling import Sampling
+from tokencredit.scorers.hf_prefix_texts import made_of_prefixes
 from tokencredit.scorers.judge_settings import AskingSettings, JudgingSettings
-from tokencredit.scorers.prefix_texts import made_of_prefixes
 from tokencredit.scorers.python_rewards import FunctionScorer
 from tokencredit.scorers.references import prompt_key, read_references
 from tokencredit.scorers.source_settings import RewardSource

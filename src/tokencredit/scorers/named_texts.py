@@ -12,8 +12,8 @@ from tokencredit.credit.settings import CreditSettings
 from tokencredit.scorers.feature_folders import has_feature_model
 from tokencredit.scorers.features import feature_reward
 from tokencredit.scorers.functions import named_function, names_function
+from tokencredit.scorers.hf_responses import loaded_scorer, scored_responses
 from tokencredit.scorers.python_rewards import function_scores
-from tokencredit.scorers.responses import loaded_scorer, scored_responses
 from tokencredit.scorers.source_settings import RewardSource
 from tokencredit.scorers.text_rewards import loaded_text_rewards, paid_texts
 from tokencredit.server.client import RewardServer, about, scored

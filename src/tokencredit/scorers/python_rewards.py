@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores
 from tokencredit.errors import DataError
 from tokencredit.judge.evidence import QuotedCriterion
-from tokencredit.scorers.policy_tokens import decoded_responses
+from tokencredit.scorers.hf_policy_tokens import decoded_responses
 from tokencredit.scorers.quotes import with_quotes
 from tokencredit.text.hf_decoding import DecodedResponse
 from tokencredit.text.hf_reading import Reading

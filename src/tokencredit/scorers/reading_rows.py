@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores
 from tokencredit.models.hf_vocabularies import shares_vocabulary
-from tokencredit.scorers.policy_tokens import decoded_responses
+from tokencredit.scorers.hf_policy_tokens import decoded_responses
 from tokencredit.text.hf_decoding import DecodedResponse
 from tokencredit.text.hf_encoding import EncodedResponses
 from tokencredit.text.hf_reading import Reading

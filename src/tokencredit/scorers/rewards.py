@@ -28,8 +28,8 @@ from tokencredit.credit.settings import CreditSettings, adds_up
 from tokencredit.errors import ConfigError
 from tokencredit.scorers.ensemble import ensemble_scores, ensemble_token_scores
 from tokencredit.scorers.evidence import AskPolicy, Responses, response_scores
-from tokencredit.scorers.segmentation import response_segments
-from tokencredit.scorers.token_scores import CreditedScorer
+from tokencredit.scorers.hf_segmentation import response_segments
+from tokencredit.scorers.hf_token_scores import CreditedScorer
 
 MomentsOf = Callable[[str, Float[Tensor, "batch"]], RunningMoments]
 """From the name of a source and its scores to the moments that they are normalised by."""

@@ -18,13 +18,13 @@ from tokencredit.credit.methods import credit_method
 from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import ConfigError, DataError
 from tokencredit.models.hf_vocabularies import vocabulary_fingerprint
-from tokencredit.scorers.policy_tokens import (
+from tokencredit.scorers.hf_policy_tokens import (
     attended_tokens,
     decoded_responses,
     ended_scores,
     projected_scores,
 )
-from tokencredit.scorers.prefix_texts import warn_of_served_prefixes
+from tokencredit.scorers.hf_prefix_texts import warn_of_served_prefixes
 from tokencredit.scorers.reading_rows import with_end_token
 from tokencredit.server.answers import About, ScoredResponse
 from tokencredit.server.client import RewardServer, about, scored

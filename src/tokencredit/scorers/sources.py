@@ -11,16 +11,19 @@ from tokencredit.aggregation.methods import CombinationSettings
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores, RewardScorer
 from tokencredit.credit.methods import credit_method
 from tokencredit.credit.settings import CreditSettings
-from tokencredit.scorers.credit_models import CreditModels, loaded_credit_models
 from tokencredit.scorers.evidence import Responses, require_evidence
 from tokencredit.scorers.feature_folders import has_feature_model
 from tokencredit.scorers.features import feature_reward
 from tokencredit.scorers.functions import named_function, names_function
+from tokencredit.scorers.hf_credit_models import CreditModels, loaded_credit_models
+from tokencredit.scorers.hf_local import LocalScorer
+from tokencredit.scorers.hf_pooled import pooled_reward_model, unweighted_reward_model
+from tokencredit.scorers.hf_prefix_texts import made_of_prefixes, prefix_reading
+from tokencredit.scorers.hf_segmentation import response_segments, segment_function
+from tokencredit.scorers.hf_similarity import similarity_scorer
+from tokencredit.scorers.hf_token_scores import CreditedScorer
 from tokencredit.scorers.judge_settings import JudgingSettings
 from tokencredit.scorers.judges import judge_scorer
-from tokencredit.scorers.local import LocalScorer
-from tokencredit.scorers.pooled import pooled_reward_model, unweighted_reward_model
-from tokencredit.scorers.prefix_texts import made_of_prefixes, prefix_reading
 from tokencredit.scorers.python_rewards import FunctionScorer
 from tokencredit.scorers.rewards import (
     CombinedScorer,
@@ -28,12 +31,9 @@ from tokencredit.scorers.rewards import (
     Rewards,
     require_scores_as_read,
 )
-from tokencredit.scorers.segmentation import response_segments, segment_function
 from tokencredit.scorers.served import served_reward_model
-from tokencredit.scorers.similarity import similarity_scorer
 from tokencredit.scorers.source_settings import RewardSource
 from tokencredit.scorers.texts import loaded_reward_model
-from tokencredit.scorers.token_scores import CreditedScorer
 from tokencredit.server.client import RewardServer
 from tokencredit.server.exchange import is_address
 from tokencredit.server.vllm_scoring import is_vllm_address, scoring_server, vllm_address

@@ -14,13 +14,13 @@ from tokencredit.credit.methods import credit_method
 from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import ConfigError
 from tokencredit.models.hf_loading import load_tokenizer
-from tokencredit.scorers.credit_models import loaded_credit_models
 from tokencredit.scorers.evidence import Responses, require_evidence
-from tokencredit.scorers.local import LocalScorer
-from tokencredit.scorers.pooled import PooledRewardModel
+from tokencredit.scorers.hf_credit_models import loaded_credit_models
+from tokencredit.scorers.hf_local import LocalScorer
+from tokencredit.scorers.hf_pooled import PooledRewardModel
+from tokencredit.scorers.hf_segmentation import response_segments
 from tokencredit.scorers.python_rewards import FunctionScorer
 from tokencredit.scorers.rewards import PaidObjective, Rewards, require_scores_as_read
-from tokencredit.scorers.segmentation import response_segments
 from tokencredit.scorers.source_settings import RewardSource
 from tokencredit.scorers.sources import loaded_rewards, readable_reward_model
 from tokencredit.scorers.texts import whole_texts

@@ -9,7 +9,7 @@ from tokencredit.errors import ConfigError, ModelError, RunFolderError
 from tokencredit.recipes.credit.fit_credit import FitCreditConfig, fit_credit
 from tokencredit.recipes.credit.score_tokens import ResponseColumns
 from tokencredit.reward_model.hf_loading import load_reward_model
-from tokencredit.scorers.credit_models import FittedCredit
+from tokencredit.scorers.hf_credit_models import FittedCredit
 from tokencredit.text.segments import SegmentSettings
 
 ROWS = [

@@ -26,7 +26,7 @@ from tokencredit.recipes.policy.rollout import Rollout
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.sampling import Sampling
-from tokencredit.scorers.credit_models import FittedCredit
+from tokencredit.scorers.hf_credit_models import FittedCredit
 from tokencredit.scorers.source_settings import RewardSource
 from tokencredit.text.segments import SegmentSettings, segment_ends
 

@@ -24,7 +24,7 @@ from tokencredit.policy.advantages import gae_advantages
 from tokencredit.recipes.policy import train_policy as recipe
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.run.run_folder import read_jsonl
-from tokencredit.scorers.token_scores import due_at_the_end
+from tokencredit.scorers.hf_token_scores import due_at_the_end
 from tokencredit.toy.hf_tokenizer import toy_tokenizer
 
 

@@ -15,7 +15,7 @@ from tokencredit.recipes.reward_model.head_settings import ContrastiveSettings, 
 from tokencredit.recipes.reward_model.reward_trainer import lesson_of
 from tokencredit.recipes.reward_model.train_reward_model import train_reward_model
 from tokencredit.reward_model.losses.regularisers import contrastive_loss
-from tokencredit.scorers.fractions import counted_scores
+from tokencredit.scorers.hf_fractions import counted_scores
 from tokencredit.text.hf_token_rows import read_every_token
 
 PAIRS = [

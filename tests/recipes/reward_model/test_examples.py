@@ -15,7 +15,7 @@ from tokencredit.recipes.reward_model.examples import (
     score_reading,
 )
 from tokencredit.recipes.reward_model.train_reward_model import _judged_rows
-from tokencredit.scorers.segment_ends import SegmentEndSettings, segment_end_finder
+from tokencredit.scorers.hf_segment_ends import SegmentEndSettings, segment_end_finder
 from tokencredit.text.hf_token_rows import EncodedText, read_every_token, read_last_token
 
 ROW = EncodedText([4, 5, 6, 7, 8, 9], [False, True, True, True, True, False])

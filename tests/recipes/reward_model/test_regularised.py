@@ -16,7 +16,7 @@ from tokencredit.recipes.reward_model.examples import SAID, judgements_of, rewar
 from tokencredit.recipes.reward_model.regularised import KeptHead
 from tokencredit.recipes.reward_model.settings import RegulariserSettings
 from tokencredit.recipes.reward_model.train_reward_model import train_reward_model
-from tokencredit.scorers.fractions import counted_scores
+from tokencredit.scorers.hf_fractions import counted_scores
 from tokencredit.text.hf_token_rows import read_every_token, response_batch
 
 PAIRS = [

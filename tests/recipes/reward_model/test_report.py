@@ -12,7 +12,7 @@ from tokencredit.recipes.reward_model.report import (
     held_out_rows_by_fraction,
     write_report,
 )
-from tokencredit.scorers.fractions import fraction_scores
+from tokencredit.scorers.hf_fractions import fraction_scores
 from tokencredit.text.hf_token_rows import EncodedText
 
 

@@ -11,7 +11,7 @@ from tokencredit.recipes.reward_model.shared_prefixes import (
     shares_prefixes,
 )
 from tokencredit.reward_model.objectives import LossSettings, objective_row
-from tokencredit.scorers.fractions import counted_scores
+from tokencredit.scorers.hf_fractions import counted_scores
 from tokencredit.text.hf_token_rows import EncodedText, read_every_token, read_last_token
 
 PAD = 0

@@ -31,7 +31,7 @@ from tokencredit.recipes.reward_model.train_implicit_reward import (
 )
 from tokencredit.recipes.reward_model.trl_implicit_reward import dpo_batch
 from tokencredit.recipes.run.run_folder import read_jsonl
-from tokencredit.scorers.implicit import (
+from tokencredit.scorers.hf_implicit import (
     implicit_fraction_scores,
     loaded_reference,
     stored_reference,

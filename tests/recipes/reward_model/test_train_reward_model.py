@@ -37,8 +37,8 @@ from tokencredit.recipes.training.supervised import held_out_rows, train_and_hel
 from tokencredit.reward_model.hf_loading import load_reward_model
 from tokencredit.reward_model.hf_scores import score_responses
 from tokencredit.reward_model.objectives import OBJECTIVES, Objective
-from tokencredit.scorers.fractions import counted_scores, fraction_scores
-from tokencredit.scorers.trained_reading import trained_segment_ends
+from tokencredit.scorers.hf_fractions import counted_scores, fraction_scores
+from tokencredit.scorers.hf_trained_reading import trained_segment_ends
 from tokencredit.text.hf_encoding import encode_responses
 from tokencredit.text.hf_token_rows import (
     EncodedText,

@@ -32,7 +32,7 @@ from tokencredit.recipes.reward_model.train_vocabulary_reward import (
 from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.reward_model.hf_vocabulary import trained_statistics
 from tokencredit.reward_model.objectives import Judgements
-from tokencredit.scorers.vocabulary import (
+from tokencredit.scorers.hf_vocabulary import (
     load_vocabulary_reward,
     vocabulary_prefix_scores,
     vocabulary_sequence_scores,

@@ -7,8 +7,8 @@ from tiny_reward_training import config, loss_of
 from tiny_tokenizers import byte_level
 
 from tokencredit.recipes.reward_model.examples import JudgedRow
-from tokencredit.scorers.fractions import fraction_scores
-from tokencredit.scorers.segment_ends import reading_at_ends, segment_end_finder
+from tokencredit.scorers.hf_fractions import fraction_scores
+from tokencredit.scorers.hf_segment_ends import reading_at_ends, segment_end_finder
 from tokencredit.text.hf_token_rows import EncodedText, read_every_token
 
 

@@ -28,9 +28,9 @@ from tokencredit.recipes.run.left_out import beside, require_some, tell_left_out
 from tokencredit.recipes.run.run_folder import write_atomically, writing
 from tokencredit.recipes.run.shown_reading import print_reading
 from tokencredit.recipes.settings import LoadingSettings, group
-from tokencredit.scorers.credit_models import FittedCredit
-from tokencredit.scorers.local import LocalScorer
-from tokencredit.scorers.segmentation import response_segments
+from tokencredit.scorers.hf_credit_models import FittedCredit
+from tokencredit.scorers.hf_local import LocalScorer
+from tokencredit.scorers.hf_segmentation import response_segments
 from tokencredit.scorers.texts import loaded_reward_model, whole_texts
 from tokencredit.text.pooling import segment_end_scores
 from tokencredit.text.reading_settings import ReadingSettings

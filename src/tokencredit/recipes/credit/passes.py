@@ -17,11 +17,11 @@ from tokencredit.models.hf_loading import context_length
 from tokencredit.preference.marked_texts import MarkedText
 from tokencredit.recipes.credit.compare_settings import CompareCreditConfig
 from tokencredit.recipes.credit.words import EncodedWords, Scorer, encoded_words
-from tokencredit.scorers.credit_models import CreditModels, FittedCredit, loaded_credit_models
 from tokencredit.scorers.evidence import Responses, gathered_evidence, response_scores
-from tokencredit.scorers.local import LocalScorer
-from tokencredit.scorers.segmentation import response_segments
-from tokencredit.scorers.token_scores import CreditedScorer
+from tokencredit.scorers.hf_credit_models import CreditModels, FittedCredit, loaded_credit_models
+from tokencredit.scorers.hf_local import LocalScorer
+from tokencredit.scorers.hf_segmentation import response_segments
+from tokencredit.scorers.hf_token_scores import CreditedScorer
 from tokencredit.text.hf_known_readings import reading_of
 from tokencredit.text.hf_reading import Reading
 

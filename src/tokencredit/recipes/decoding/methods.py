@@ -32,10 +32,10 @@ from tokencredit.models.hf_sampling import (
 )
 from tokencredit.models.hf_vocabularies import require_same_vocabulary, shares_vocabulary
 from tokencredit.recipes.decoding.settings import GenerateConfig, GuidanceSettings, ImplicitSettings
-from tokencredit.scorers.local import LocalScorer
+from tokencredit.scorers.hf_local import LocalScorer
+from tokencredit.scorers.hf_trained_reading import trained_segments
+from tokencredit.scorers.hf_vocabulary import load_vocabulary_reward, vocabulary_sequence_scores
 from tokencredit.scorers.texts import loaded_reward_model
-from tokencredit.scorers.trained_reading import trained_segments
-from tokencredit.scorers.vocabulary import load_vocabulary_reward, vocabulary_sequence_scores
 from tokencredit.server.asking import RewardServer
 from tokencredit.server.vllm_writing import (
     WritingServer,

@@ -11,7 +11,7 @@ from tokencredit.decoding.hf_generate import GuidedOutput
 from tokencredit.evaluation.text_statistics import diversity, repetition
 from tokencredit.models.hf_sampling import response_extent
 from tokencredit.recipes.decoding.methods import Found, Models
-from tokencredit.scorers.policy_tokens import decoded_responses
+from tokencredit.scorers.hf_policy_tokens import decoded_responses
 
 
 def response_rows(

@@ -42,7 +42,7 @@ from tokencredit.recipes.run.run_folder import (
 )
 from tokencredit.recipes.training.supervised import autocast, processes_of
 from tokencredit.scorers.evidence import Responses
-from tokencredit.scorers.policy_tokens import decoded_responses
+from tokencredit.scorers.hf_policy_tokens import decoded_responses
 from tokencredit.text.hf_token_rows import response_batch
 
 _BATCHES_PER_FILE = 16

@@ -13,7 +13,7 @@ from tokencredit.recipes.iteration.settings import IteratePreferencesConfig
 from tokencredit.recipes.policy.models import reward_server_of
 from tokencredit.recipes.training.arguments import training_device
 from tokencredit.scorers.functions import named_function
-from tokencredit.scorers.implicit import loaded_reference
+from tokencredit.scorers.hf_implicit import loaded_reference
 from tokencredit.scorers.judge_settings import JudgingSettings
 from tokencredit.scorers.python_rewards import FunctionScorer
 from tokencredit.scorers.sources import named_scorer

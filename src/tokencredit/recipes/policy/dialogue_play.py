@@ -18,7 +18,7 @@ from tokencredit.recipes.policy.prompts import prompts_of_step
 from tokencredit.recipes.policy.rollout import drawn_lengths
 from tokencredit.recipes.policy.run_state import PolicyRun
 from tokencredit.recipes.policy.setting_groups import sampling_of
-from tokencredit.scorers.policy_tokens import decoded_responses
+from tokencredit.scorers.hf_policy_tokens import decoded_responses
 from tokencredit.text.hf_reading import Reading
 
 Environment = Callable[[list[list[Message]]], Sequence[Any]]

@@ -39,7 +39,7 @@ from tokencredit.recipes.policy.views import (
     support_of_rows,
 )
 from tokencredit.scorers.evidence import Responses
-from tokencredit.scorers.segmentation import response_segments
+from tokencredit.scorers.hf_segmentation import response_segments
 from tokencredit.shaping import kl_estimates, kl_penalised_rewards
 
 

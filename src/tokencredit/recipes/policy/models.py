@@ -37,7 +37,7 @@ from tokencredit.recipes.policy.sharding import on_device
 from tokencredit.recipes.policy.vllm import VLLMServer
 from tokencredit.reward_model.hf_loading import load_reward_model
 from tokencredit.scorers.functions import named_function, names_function
-from tokencredit.scorers.local import LocalScorer
+from tokencredit.scorers.hf_local import LocalScorer
 from tokencredit.scorers.python_rewards import FunctionScorer
 from tokencredit.scorers.rewards import Rewards
 from tokencredit.scorers.sources import loaded_rewards

@@ -55,8 +55,8 @@ from tokencredit.recipes.run.run_folder import (
 )
 from tokencredit.recipes.run.shown_reading import print_reading
 from tokencredit.recipes.settings import flat_settings, free_settings
-from tokencredit.scorers.local import LocalScorer
-from tokencredit.scorers.pooled import PooledRewardModel
+from tokencredit.scorers.hf_local import LocalScorer
+from tokencredit.scorers.hf_pooled import PooledRewardModel
 
 FREE_SETTINGS = free_settings(TrainPolicyConfig)
 

@@ -43,7 +43,7 @@ from tokencredit.recipes.run.left_out import encodable_prompts, tell_left_out
 from tokencredit.recipes.run.run_folder import open_run_folder, require_same_run, write_atomically
 from tokencredit.recipes.settings import LoadingSettings, free_settings, group, setting
 from tokencredit.scorers.evidence import Responses, response_scores
-from tokencredit.scorers.policy_tokens import decoded_responses
+from tokencredit.scorers.hf_policy_tokens import decoded_responses
 from tokencredit.scorers.sources import named_scorer
 from tokencredit.text.hf_known_readings import reading_of
 from tokencredit.text.reading_settings import ReadingSettings, require_writer

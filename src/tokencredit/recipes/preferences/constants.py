@@ -33,12 +33,12 @@ from tokencredit.recipes.run.checksums import digest
 from tokencredit.recipes.run.run_folder import writing
 from tokencredit.recipes.training.arguments import training_device
 from tokencredit.recipes.training.supervised import autocast
-from tokencredit.scorers.credit_models import loaded_credit_models
-from tokencredit.scorers.implicit import loaded_reference
+from tokencredit.scorers.hf_credit_models import loaded_credit_models
+from tokencredit.scorers.hf_implicit import loaded_reference
+from tokencredit.scorers.hf_token_scores import CreditedScorer
 from tokencredit.scorers.rewards import Rewards
 from tokencredit.scorers.source_settings import RewardSource
 from tokencredit.scorers.sources import TokenSums, loaded_rewards
-from tokencredit.scorers.token_scores import CreditedScorer
 from tokencredit.text.hf_known_readings import written_by
 from tokencredit.text.hf_token_rows import EncodedText, response_batch, right_padded
 

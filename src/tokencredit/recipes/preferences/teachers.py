@@ -20,7 +20,7 @@ from tokencredit.recipes.preferences.constants import Numbers, OfTexts, by_batch
 from tokencredit.recipes.preferences.settings import TrainPreferencesConfig
 from tokencredit.recipes.training.arguments import training_device
 from tokencredit.reward_model.hf_vocabulary import trained_statistics
-from tokencredit.scorers.implicit import loaded_reference
+from tokencredit.scorers.hf_implicit import loaded_reference
 from tokencredit.text.hf_token_rows import EncodedText, read_response, scored_rows
 
 

@@ -19,7 +19,7 @@ from tokencredit.recipes.settings import (
     settle_learning_rate,
 )
 from tokencredit.reward_model.hf_rewriter import INSTRUCTION, TEMPLATE, require_template
-from tokencredit.scorers.vocabulary import VocabularyObjective
+from tokencredit.scorers.hf_vocabulary import VocabularyObjective
 from tokencredit.text.hf_token_rows import Truncation
 from tokencredit.text.reading_settings import ReadingSettings
 

@@ -16,7 +16,7 @@ from tokencredit.models.hf_trunk import states_of_one_pass, trunk_output
 from tokencredit.recipes.reward_model.examples import judgements_of
 from tokencredit.recipes.reward_model.settings import TrainRewardModelConfig
 from tokencredit.reward_model.losses.regularisers import contrastive_loss
-from tokencredit.scorers.fractions import counted_scores
+from tokencredit.scorers.hf_fractions import counted_scores
 
 
 class TwoReadings:

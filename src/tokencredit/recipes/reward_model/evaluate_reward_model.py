@@ -41,7 +41,7 @@ from tokencredit.recipes.run.left_out import encodable, tell_left_out
 from tokencredit.recipes.run.run_folder import open_run_folder, require_same_run, write_atomically
 from tokencredit.recipes.run.shown_reading import print_reading
 from tokencredit.recipes.settings import LoadingSettings, free_settings, group, setting
-from tokencredit.scorers.responses import Kind, ResponseScorer, loaded_scorer, scored_responses
+from tokencredit.scorers.hf_responses import Kind, ResponseScorer, loaded_scorer, scored_responses
 from tokencredit.text.hf_token_rows import EncodedText, Truncation
 from tokencredit.text.reading_settings import ReadingSettings
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from tokencredit.evaluation.pair_scores import best_of_n_outcome
 from tokencredit.recipes.reward_model.pair_evaluation import ScoredComparison
 from tokencredit.recipes.run.run_folder import write_atomically
-from tokencredit.scorers.responses import ResponseScorer
+from tokencredit.scorers.hf_responses import ResponseScorer
 from tokencredit.text.hf_reading import Reading
 
 

@@ -30,7 +30,7 @@ from tokencredit.preference.pairs import (
 )
 from tokencredit.recipes.reward_model.settings import TrainRewardModelConfig
 from tokencredit.reward_model.objectives import Judgements, Reading
-from tokencredit.scorers.segment_ends import SegmentEnds, reading_at_ends
+from tokencredit.scorers.hf_segment_ends import SegmentEnds, reading_at_ends
 from tokencredit.text.hf_token_rows import (
     EncodedText,
     ReadAt,

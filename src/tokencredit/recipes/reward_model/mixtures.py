@@ -25,7 +25,7 @@ from tokencredit.recipes.reward_model.examples import JudgedRow, judgements_of
 from tokencredit.recipes.reward_model.head_settings import MixtureSettings
 from tokencredit.reward_model.losses.mixtures import mixture_losses, weight_negentropy
 from tokencredit.reward_model.objectives import Judgements
-from tokencredit.scorers.fractions import counted_scores
+from tokencredit.scorers.hf_fractions import counted_scores
 
 
 class PromptRouter(nn.Module):

@@ -29,7 +29,7 @@ from tokencredit.reward_model.losses.regularisers import (
     hidden_state_regulariser,
     regularised_loss,
 )
-from tokencredit.scorers.fractions import counted_scores
+from tokencredit.scorers.hf_fractions import counted_scores
 from tokencredit.text.hf_token_rows import response_batch
 
 

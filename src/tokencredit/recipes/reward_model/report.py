@@ -33,8 +33,8 @@ from tokencredit.recipes.reward_model.examples import JudgedRow
 from tokencredit.recipes.reward_model.lessons import mean_of_outputs
 from tokencredit.recipes.run.run_folder import write_atomically
 from tokencredit.reward_model.objectives import RowKind
-from tokencredit.scorers.fractions import fraction_scores
-from tokencredit.scorers.segment_ends import SegmentEnds
+from tokencredit.scorers.hf_fractions import fraction_scores
+from tokencredit.scorers.hf_segment_ends import SegmentEnds
 
 Rows = list[dict[str, Any]]
 DRAWN = (0.4, 1.0)

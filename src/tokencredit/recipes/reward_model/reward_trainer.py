@@ -45,8 +45,8 @@ from tokencredit.recipes.training.models import lasting_name
 from tokencredit.recipes.training.progress import TrainingRun
 from tokencredit.recipes.training.trainer import LossTrainer, ModelFunction
 from tokencredit.reward_model.objectives import Judgements
-from tokencredit.scorers.fractions import counted_scores
-from tokencredit.scorers.segment_ends import SegmentEnds
+from tokencredit.scorers.hf_fractions import counted_scores
+from tokencredit.scorers.hf_segment_ends import SegmentEnds
 
 
 def lesson_of(

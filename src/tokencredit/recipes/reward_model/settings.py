@@ -29,7 +29,7 @@ from tokencredit.recipes.settings import (
     settle_learning_rate,
 )
 from tokencredit.reward_model.objectives import LossSettings, Objective, objective_row
-from tokencredit.scorers.segment_ends import SegmentEndSettings
+from tokencredit.scorers.hf_segment_ends import SegmentEndSettings
 from tokencredit.text.hf_token_rows import Truncation
 from tokencredit.text.reading_settings import ReadingSettings
 

@@ -27,7 +27,7 @@ from tokencredit.recipes.reward_model.examples import JudgedRow
 from tokencredit.recipes.reward_model.report import Rows, held_out_metrics, rating_rows
 from tokencredit.recipes.run.run_folder import write_atomically
 from tokencredit.recipes.settings import LoadingSettings
-from tokencredit.scorers.fractions import fraction_scores
+from tokencredit.scorers.hf_fractions import fraction_scores
 
 
 def head_of_objectives(

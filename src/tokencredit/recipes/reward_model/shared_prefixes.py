@@ -22,7 +22,7 @@ from tokencredit.models.hf_joined_rows import PADDING, branch_masks, joined_rows
 from tokencredit.models.hf_kept_keys import attention_windows, rescales_positions
 from tokencredit.models.hf_short_attention import short_attention
 from tokencredit.recipes.reward_model.examples import JudgedRow, judgement_batch, reward_batch
-from tokencredit.scorers.fractions import counted_scores
+from tokencredit.scorers.hf_fractions import counted_scores
 from tokencredit.text.hf_token_rows import ReadAt
 
 _TOLERANCES = {torch.float32: 1e-4}

@@ -49,7 +49,7 @@ from tokencredit.recipes.training.supervised import (
     write_results,
 )
 from tokencredit.recipes.training.trainer import train
-from tokencredit.scorers.implicit import implicit_fraction_scores, loaded_reference
+from tokencredit.scorers.hf_implicit import implicit_fraction_scores, loaded_reference
 from tokencredit.text.hf_reading import Reading
 from tokencredit.text.hf_token_rows import EncodedText, read_response
 

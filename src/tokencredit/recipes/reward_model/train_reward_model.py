@@ -99,8 +99,8 @@ from tokencredit.recipes.training.supervised import (
     write_results,
 )
 from tokencredit.recipes.training.trainer import train
-from tokencredit.scorers.segment_ends import SegmentEnds, entropy_reference, segment_end_finder
-from tokencredit.scorers.trained_reading import remember_score_positions
+from tokencredit.scorers.hf_segment_ends import SegmentEnds, entropy_reference, segment_end_finder
+from tokencredit.scorers.hf_trained_reading import remember_score_positions
 from tokencredit.text.hf_reading import Reading
 from tokencredit.text.hf_token_rows import EncodedText, Truncation
 

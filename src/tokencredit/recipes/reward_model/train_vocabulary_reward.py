@@ -68,8 +68,8 @@ from tokencredit.recipes.training.supervised import (
     train_and_held_out,
     write_results,
 )
-from tokencredit.scorers.implicit import loaded_reference
-from tokencredit.scorers.vocabulary import vocabulary_fraction_scores
+from tokencredit.scorers.hf_implicit import loaded_reference
+from tokencredit.scorers.hf_vocabulary import vocabulary_fraction_scores
 from tokencredit.text.hf_reading import Reading
 from tokencredit.text.hf_token_rows import EncodedText, read_response
 

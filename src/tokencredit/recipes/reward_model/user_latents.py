@@ -31,7 +31,7 @@ from tokencredit.recipes.reward_model.head_settings import LatentSettings
 from tokencredit.recipes.reward_model.states import states_of_pairs
 from tokencredit.reward_model.losses.mixtures import kl_to_standard_normal
 from tokencredit.reward_model.objectives import Judgements
-from tokencredit.scorers.fractions import counted_scores
+from tokencredit.scorers.hf_fractions import counted_scores
 
 
 class UserLatents(nn.Module):

@@ -29,12 +29,12 @@ from tokencredit.recipes.serving.offers import (
 )
 from tokencredit.recipes.serving.served_rows import row_of_ids, rows_of_texts, verbatim_row
 from tokencredit.scorers.evidence import Responses, response_scores
-from tokencredit.scorers.local import own_scores
-from tokencredit.scorers.policy_tokens import ended_scores
+from tokencredit.scorers.hf_local import own_scores
+from tokencredit.scorers.hf_policy_tokens import ended_scores
+from tokencredit.scorers.hf_trained_reading import trained_segments
 from tokencredit.scorers.reading_rows import with_end_token
 from tokencredit.scorers.rewards import CombinedScorer, LoadedSource, PaidObjective, Rewards
 from tokencredit.scorers.text_rewards import with_segments
-from tokencredit.scorers.trained_reading import trained_segments
 from tokencredit.server.messages import PromptAndResponse, PromptAndResponseIds, Served
 from tokencredit.server.rows import RowScores, TokenRow
 from tokencredit.text.hf_encoding import closed_batch

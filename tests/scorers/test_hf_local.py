@@ -12,9 +12,9 @@ from tokencredit.credit.redistribution import terminal_credit
 from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import ConfigError, DataError, ModelError, NumericError
 from tokencredit.reward_model.hf_scores import score_responses
-from tokencredit.scorers import local as token_scorer
+from tokencredit.scorers import hf_local as token_scorer
 from tokencredit.scorers.evidence import Responses
-from tokencredit.scorers.token_scores import CreditedScorer, score_for_policy
+from tokencredit.scorers.hf_token_scores import CreditedScorer, score_for_policy
 from tokencredit.text.hf_decoding import decoded_response
 from tokencredit.text.hf_encoding import encode_chats, encode_responses
 from tokencredit.text.hf_reading import Reading

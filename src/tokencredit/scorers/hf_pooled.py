@@ -27,23 +27,23 @@ from tokencredit.models.hf_loading import load_config, load_tokenizer
 from tokencredit.models.hf_vocabularies import shares_vocabulary
 from tokencredit.reward_model.hf_loading import warn_of_order
 from tokencredit.reward_model.hf_scores import require_prompts
-from tokencredit.scorers.policy_tokens import attended_tokens, ended_scores, projected_scores
-from tokencredit.scorers.prefix_texts import (
+from tokencredit.scorers.hf_policy_tokens import attended_tokens, ended_scores, projected_scores
+from tokencredit.scorers.hf_prefix_texts import (
     PrefixReading,
     prefix_reading,
     read_ids,
     warn_of_served_prefixes,
+)
+from tokencredit.scorers.hf_trained_reading import (
+    scores_as_trained,
+    trained_segment_ends,
+    trained_segments,
 )
 from tokencredit.scorers.reading_rows import (
     TextRows,
     rows_as_written,
     rows_of_text,
     scores_of_columns,
-)
-from tokencredit.scorers.trained_reading import (
-    scores_as_trained,
-    trained_segment_ends,
-    trained_segments,
 )
 from tokencredit.server.vllm_scoring import ScoringServer, probed, token_outputs
 from tokencredit.text.hf_known_readings import reading_of

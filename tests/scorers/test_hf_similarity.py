@@ -12,9 +12,9 @@ from tokencredit.errors import ConfigError, DataError
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.reward_model.similarity import best_match_similarity
+from tokencredit.scorers.hf_similarity import SimilarityReward
 from tokencredit.scorers.judge_settings import JudgingSettings
 from tokencredit.scorers.references import prompt_key
-from tokencredit.scorers.similarity import SimilarityReward
 from tokencredit.scorers.source_settings import RewardSource, SimilaritySettings
 
 REFERENCE = " a good plot and a slow scene"

@@ -19,8 +19,8 @@ from tokencredit.models.hf_architecture import is_causal
 from tokencredit.models.hf_objectives import joined_scores
 from tokencredit.models.hf_short_attention import short_attention
 from tokencredit.reward_model.hf_scores import reward_model_output
-from tokencredit.scorers.segment_ends import SegmentEnds
-from tokencredit.scorers.trained_reading import running_segment_means
+from tokencredit.scorers.hf_segment_ends import SegmentEnds
+from tokencredit.scorers.hf_trained_reading import running_segment_means
 from tokencredit.text.hf_token_rows import (
     EncodedText,
     ReadAt,

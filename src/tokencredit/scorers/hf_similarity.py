@@ -15,7 +15,7 @@ from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import DataError
 from tokencredit.models.hf_loading import load_model, load_tokenizer
 from tokencredit.reward_model.similarity import best_match_similarity
-from tokencredit.scorers.prefix_texts import made_of_prefixes
+from tokencredit.scorers.hf_prefix_texts import made_of_prefixes
 from tokencredit.scorers.python_rewards import FunctionScorer
 from tokencredit.scorers.references import prompt_key, read_references
 from tokencredit.scorers.source_settings import SimilaritySettings

@@ -26,11 +26,11 @@ from tokencredit.errors import (
     ServerError,
     TokenCreditWarning,
 )
-from tokencredit.scorers.segment_ends import SegmentEndSettings
+from tokencredit.scorers.hf_segment_ends import SegmentEndSettings
+from tokencredit.scorers.hf_token_scores import score_for_policy
+from tokencredit.scorers.hf_trained_reading import remember_score_positions
 from tokencredit.scorers.source_settings import RewardSource
 from tokencredit.scorers.sources import loaded_rewards
-from tokencredit.scorers.token_scores import score_for_policy
-from tokencredit.scorers.trained_reading import remember_score_positions
 from tokencredit.server.asking import RewardServer
 from tokencredit.server.vllm_scoring import probed, scoring_server, token_outputs
 from tokencredit.text.hf_encoding import encode_responses

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from tokencredit.batch import ResponseBatch, ResponseScores
 from tokencredit.errors import ModelError
 from tokencredit.masking import last_true_index, masked_row_mean
-from tokencredit.scorers.segment_ends import (
+from tokencredit.scorers.hf_segment_ends import (
     SegmentEnds,
     SegmentEndSettings,
     entropy_reference,

@@ -10,7 +10,7 @@ import torch
 from tiny_tokenizers import byte_level
 
 from tokencredit.errors import ConfigError, DataError
-from tokencredit.scorers.segmentation import response_segments
+from tokencredit.scorers.hf_segmentation import response_segments
 from tokencredit.text.hf_decoding import response_text_segments
 from tokencredit.text.hf_encoding import encode_responses
 from tokencredit.text.segments import (

@@ -12,14 +12,14 @@ from tokencredit.batch import ResponseBatch, ResponseScores
 from tokencredit.errors import ConfigError, ModelError
 from tokencredit.logprobs import token_entropies
 from tokencredit.reward_model.hf_scores import score_responses
-from tokencredit.scorers.fractions import fraction_scores
-from tokencredit.scorers.segment_ends import (
+from tokencredit.scorers.hf_fractions import fraction_scores
+from tokencredit.scorers.hf_segment_ends import (
     SegmentEndSettings,
     entropy_reference,
     reading_at_ends,
     segment_end_finder,
 )
-from tokencredit.scorers.trained_reading import (
+from tokencredit.scorers.hf_trained_reading import (
     remember_score_positions,
     running_segment_means,
     scores_as_trained,

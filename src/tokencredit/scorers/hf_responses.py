@@ -19,14 +19,14 @@ from tokencredit.models.hf_loading import (
     load_tokenizer,
     pad_token_id,
 )
-from tokencredit.scorers.fractions import fraction_scores
-from tokencredit.scorers.implicit import (
+from tokencredit.scorers.hf_fractions import fraction_scores
+from tokencredit.scorers.hf_implicit import (
     implicit_fraction_scores,
     loaded_reference,
     stored_reference,
 )
+from tokencredit.scorers.hf_trained_reading import trained_segment_ends
 from tokencredit.scorers.texts import loaded_reward_model
-from tokencredit.scorers.trained_reading import trained_segment_ends
 from tokencredit.text.hf_known_readings import reading_of
 from tokencredit.text.hf_reading import Reading
 from tokencredit.text.hf_token_rows import EncodedText

@@ -12,9 +12,9 @@ from tokencredit.batch import ResponseBatch
 from tokencredit.credit.methods import CREDIT_METHODS
 from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import DataError, TokenCreditWarning
-from tokencredit.scorers import prefix_texts
-from tokencredit.scorers.prefix_texts import prefix_reading
-from tokencredit.scorers.token_scores import score_for_policy
+from tokencredit.scorers import hf_prefix_texts
+from tokencredit.scorers.hf_prefix_texts import prefix_reading
+from tokencredit.scorers.hf_token_scores import score_for_policy
 from tokencredit.text.hf_decoding import decoded_response
 from tokencredit.text.hf_encoding import encode_responses
 from tokencredit.text.hf_known_readings import reading_of
@@ -147,7 +147,7 @@ def test_micro_batches_and_the_size_of_masks_change_nothing(monkeypatch):
     model, batch = model_for(reader), generated(policy)
     together = scorer_of(model, reader, policy)(batch).prefix_scores
     single = scorer_of(model, reader, policy, micro_batch_size=1)(batch).prefix_scores
-    monkeypatch.setattr(prefix_texts, "_MASK_ENTRIES", 1)
+    monkeypatch.setattr(hf_prefix_texts, "_MASK_ENTRIES", 1)
     smallest = scorer_of(model, reader, policy)(batch).prefix_scores
     torch.testing.assert_close(single, together, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(smallest, together, rtol=1e-4, atol=1e-5)
@@ -156,9 +156,9 @@ def test_micro_batches_and_the_size_of_masks_change_nothing(monkeypatch):
 def test_only_the_tokens_that_differ_are_fed_again(monkeypatch):
     """Words whose ends both share need none, and what the whole response shows is read off it."""
     fed = []
-    own = prefix_texts._pass
+    own = hf_prefix_texts._pass
     monkeypatch.setattr(
-        prefix_texts, "_pass", lambda model, rows: fed.extend(rows) or own(model, rows)
+        hf_prefix_texts, "_pass", lambda model, rows: fed.extend(rows) or own(model, rows)
     )
     policy = READERS["word level"]
     reader = word_level(chat_template=CHAT_TEMPLATE)
@@ -192,9 +192,9 @@ def test_a_prefix_longer_than_the_model_reads():
     """Alone it has more tokens than the whole text, where its letters are one word."""
     reader = READERS["merges"]
     model = model_for(reader)
-    long = [prefix_texts._Tail(100, tuple(range(40)))]
+    long = [hf_prefix_texts._Tail(100, tuple(range(40)))]
     with pytest.raises(DataError, match="has 140 tokens"):
-        prefix_texts._pass(model, [(list(range(100)), long)])
+        hf_prefix_texts._pass(model, [(list(range(100)), long)])
 
 
 @pytest.mark.parametrize("method", CREDIT_METHODS)

@@ -16,13 +16,13 @@ from tokencredit.credit.redistribution import terminal_credit
 from tokencredit.credit.settings import CreditSettings
 from tokencredit.masking import last_true_index
 from tokencredit.reward_model.hf_rewriter import rewriter_logprobs
-from tokencredit.scorers.credit_models import CreditModels, loaded_credit_models
 from tokencredit.scorers.evidence import AskPolicy, Responses, gathered_evidence, response_scores
-from tokencredit.scorers.local import LocalScorer
-from tokencredit.scorers.policy_tokens import decoded_responses, projected_rows
-from tokencredit.scorers.prefix_texts import prefix_reading
+from tokencredit.scorers.hf_credit_models import CreditModels, loaded_credit_models
+from tokencredit.scorers.hf_local import LocalScorer
+from tokencredit.scorers.hf_policy_tokens import decoded_responses, projected_rows
+from tokencredit.scorers.hf_prefix_texts import prefix_reading
+from tokencredit.scorers.hf_segmentation import response_segments
 from tokencredit.scorers.reading_rows import with_end_token
-from tokencredit.scorers.segmentation import response_segments
 from tokencredit.scorers.served import served_reward_model
 from tokencredit.server.client import RewardServer
 from tokencredit.shaping import blended_scores

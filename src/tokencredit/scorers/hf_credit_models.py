@@ -19,7 +19,7 @@ from tokencredit.errors import ConfigError, DataError, ModelError
 from tokencredit.models.hf_loading import load_model, load_tokenizer
 from tokencredit.models.hf_vocabularies import require_same_vocabulary
 from tokencredit.reward_model.hf_token_classifier import load_token_classifier
-from tokencredit.scorers.implicit import loaded_reference, stored_reference
+from tokencredit.scorers.hf_implicit import loaded_reference, stored_reference
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,14 @@ from tokencredit.models.hf_architecture import is_causal
 from tokencredit.models.hf_loading import context_length
 from tokencredit.models.hf_objectives import joined_scores
 from tokencredit.reward_model.hf_scores import score_responses
-from tokencredit.scorers.policy_tokens import (
+from tokencredit.scorers.hf_policy_tokens import (
     attended_tokens,
     ended_scores,
     projected_scores,
 )
-from tokencredit.scorers.prefix_texts import PrefixReading, with_own_prefixes
+from tokencredit.scorers.hf_prefix_texts import PrefixReading, with_own_prefixes
+from tokencredit.scorers.hf_trained_reading import scores_as_trained, trained_segment_ends
 from tokencredit.scorers.reading_rows import rows_as_written, rows_of_text, scores_of_columns
-from tokencredit.scorers.trained_reading import scores_as_trained, trained_segment_ends
 from tokencredit.text.hf_reading import Reading
 from tokencredit.text.hf_written_rows import WrittenRows
 
