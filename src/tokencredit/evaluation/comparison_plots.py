@@ -4,14 +4,19 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from tokencredit.errors import DataError
-from tokencredit.evaluation.plots import COLORS, REFERENCE_COLOR, write_figure
+from tokencredit.evaluation.plots import (
+    COLORS,
+    FAINT,
+    INK,
+    REFERENCE_COLOR,
+    titled_axes,
+    write_figure,
+)
 
-_INK, _FAINT = "#333333", "#DDDDDD"
 _DASHES = ("-", "--", ":")
 
 
@@ -44,8 +49,8 @@ def plot_intervals(
         raise DataError("no numbers to plot; expected at least one method with a mean")
     kinds = list(dict.fromkeys(row[1] for row in rows))
     figure = Figure(figsize=(7, 1.2 + 0.27 * len(shown)), facecolor="white")
-    axes = _axes(figure, title, xlabel)
-    axes.grid(axis="x", color=_FAINT, linewidth=0.6)
+    axes = titled_axes(figure, title, xlabel)
+    axes.grid(axis="x", color=FAINT, linewidth=0.6)
     if reference is not None:
         axes.axvline(reference, color="#888888", linewidth=1.2, zorder=1)
     for at, (_, kind, mean, low, high) in enumerate(shown):
@@ -91,9 +96,9 @@ def plot_fraction_curves(
     if not curves:
         raise DataError("no curves to plot; expected at least one, under the name to show")
     figure = Figure(figsize=(7, 4), facecolor="white")
-    axes = _axes(figure, title, xlabel)
-    axes.set_ylabel(ylabel, color=_INK)
-    axes.grid(axis="y", color=_FAINT, linewidth=0.6)
+    axes = titled_axes(figure, title, xlabel)
+    axes.set_ylabel(ylabel, color=INK)
+    axes.grid(axis="y", color=FAINT, linewidth=0.6)
     axes.axhline(0, color="#888888", linewidth=1, zorder=1)
     methods = [name for name in curves if name != reference]
     for name, curve in curves.items():
@@ -104,14 +109,3 @@ def plot_fraction_curves(
     axes.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
     return write_figure(figure, path)
-
-
-def _axes(figure: Figure, title: str, xlabel: str) -> Axes:
-    axes = figure.add_subplot()
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK, pad=12)
-    axes.set_xlabel(xlabel, color=_INK)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK, length=3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines["bottom"].set_color(_INK)
-    return axes

@@ -21,7 +21,7 @@ from tokencredit.masking import left_packed
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5C00", "#777777")
 REFERENCE_COLOR = "#000000"
-_INK, _FAINT = "#333333", "#DDDDDD"
+INK, FAINT = "#333333", "#DDDDDD"
 _DASHES = ("-", "--", ":")
 
 Named = TypeVar("Named")
@@ -106,7 +106,7 @@ def plot_credit_by_position(
         DataError: there are no scores, or a method pays nothing anywhere.
     """
     figure, axes = _figure(title, "part of the response written", "part of the credit paid")
-    axes.plot([0, 1], [0, 1], color=_FAINT, linewidth=1, zorder=1)
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, zorder=1)
     fractions = torch.linspace(0, 1, points + 1)
     methods = [name for name in _present(token_scores, "scores") if name != reference]
     lines = {}
@@ -261,16 +261,29 @@ def _present(named: Mapping[str, Named], what: str) -> Mapping[str, Named]:
 
 def _figure(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7, 4), facecolor="white")
-    axes = figure.add_subplot()
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK, pad=12)
-    axes.set_xlabel(xlabel, color=_INK)
-    axes.set_ylabel(ylabel, color=_INK)
-    axes.grid(axis="y", color=_FAINT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK, length=3)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(_INK)
+    axes = titled_axes(figure, title, xlabel)
+    axes.set_ylabel(ylabel, color=INK)
+    axes.grid(axis="y", color=FAINT, linewidth=0.6)
+    axes.spines["left"].set_visible(False)
     return figure, axes
+
+
+def titled_axes(figure: Figure, title: str, xlabel: str) -> Axes:
+    """The one plot of a figure, in the style of all figures.
+
+    Args:
+        figure: to draw in.
+        title: above it.
+        xlabel: below it.
+    """
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=12)
+    axes.set_xlabel(xlabel, color=INK)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK, length=3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines["bottom"].set_color(INK)
+    return axes
 
 
 def _line_style(index: int) -> tuple[str, str]:
