@@ -16,7 +16,7 @@ from torch import Tensor
 from tokencredit.batch import Prompt, ResponseBatch, ResponseScores
 from tokencredit.credit.evidence import OF_SCORERS, Need
 from tokencredit.credit.methods import CreditSettings, credit_method
-from tokencredit.errors import ConfigError, DataError, VerdictError
+from tokencredit.errors import ConfigError, DataError
 from tokencredit.models.hf_vocabularies import vocabulary_fingerprint
 from tokencredit.scorers.policy_tokens import (
     attended_tokens,
@@ -26,7 +26,7 @@ from tokencredit.scorers.policy_tokens import (
 )
 from tokencredit.scorers.prefix_texts import warn_of_served_prefixes
 from tokencredit.scorers.reading_rows import with_end_token
-from tokencredit.server.answers import About, ScoredResponse
+from tokencredit.server.answers import About, ScoredResponse, require_verdicts
 from tokencredit.server.client import RewardServer, about, scored
 from tokencredit.text.hf_reading import Reading
 
@@ -132,12 +132,7 @@ class ServedRewardModel:
             self._last.clear()
             if any(row.unreadable for row in rows):
                 self._last.update(zip(keys, rows, strict=True))
-        without = [row for row in rows if row.unreadable]
-        if without:
-            raise VerdictError(
-                f"{len(without)} of {len(rows)} responses have no score of {self.server.address}, "
-                f"which says of the first of them: {without[0].unreadable}"
-            )
+        require_verdicts(rows, address=self.server.address)
         return rows
 
 

@@ -169,6 +169,24 @@ def scored_responses(
     ]
 
 
+def require_verdicts(rows: Sequence[ScoredResponse], *, address: str) -> None:
+    """Refuse rows without a score, where a judge that is served has said nothing that can be read.
+
+    Args:
+        rows: of an answer.
+        address: of the server.
+
+    Raises:
+        VerdictError: there are some.
+    """
+    without = [row for row in rows if row.unreadable]
+    if without:
+        raise VerdictError(
+            f"{len(without)} of {len(rows)} responses have no score of {address}, which says of "
+            f"the first of them: {without[0].unreadable}"
+        )
+
+
 def require_same_model(found: Any, *, fingerprint: str, address: str) -> None:
     """Refuse answers of another model than the one that was asked first.
 

@@ -12,12 +12,13 @@ pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
 from tiny_server import listening, posted
 
-from tokencredit.errors import ConfigError, DataError, ModelError, TokenCreditWarning
+from tokencredit.errors import ConfigError, DataError, ModelError, TokenCreditWarning, VerdictError
 from tokencredit.recipes.credit.score_tokens import ScoreTokensConfig, score_tokens
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.recipes.serving.serve import ServeConfig, application_of
 from tokencredit.recipes.settings import settings_from
+from tokencredit.scorers.named_texts import named_text_scorer
 from tokencredit.server.client import post_scores
 from tokencredit.toy.hf_tokenizer import toy_tokenizer
 
@@ -158,6 +159,15 @@ def test_the_client_reads_no_verdict_as_nan_with_the_reason(models):
     assert 0 < len(without) < len(rows)
     assert all("it is not sure" in row.unreadable for row in without)
     assert all(not row.unreadable for row in rows if row not in without)
+
+
+def test_commands_that_score_whole_texts_stop_at_it(models):
+    answers = [" good", " dull"]
+    with listening(serving(models, ODD)) as address:
+        scores = named_text_scorer(address)
+        assert scores(PROMPTS[:1], answers[:1], [True]).item() > SURE
+        with pytest.raises(VerdictError, match="1 of 2 responses have no score"):
+            scores([PROMPTS[0]] * 2, answers, [True, True])
 
 
 class Counted:
