@@ -151,8 +151,8 @@ def of_questions(
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as markdown; the pass that all are divided by is left out."""
     lines = [
-        "| questions | tokens they begin with | tokens that differ, of all | asked "
-        "| time / one pass | its quartiles | 1 + differing / begin |",
+        "| questions | shared tokens | other tokens, of all | asked | time / one pass "
+        "| quartiles | wanted |",
         "|---:|---:|---:|---|---:|---:|---:|",
     ]
     for row in rows:
