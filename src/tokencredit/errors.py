@@ -3,6 +3,7 @@
 TokenCreditError
 ├── ConfigError          a setting is unknown, misspelt or contradicts another
 ├── DataError            a file, dataset, prompt or response cannot be used as it is
+│   └── VerdictError     what a judge says of a response cannot be read
 ├── ModelError           a model or tokenizer is missing or lacks what a method needs
 ├── ShapeError           tensors do not fit each other (also a ValueError)
 ├── NumericError         a score, loss or gradient is NaN or infinite
@@ -26,6 +27,10 @@ class ConfigError(TokenCreditError, ValueError):
 
 class DataError(TokenCreditError, ValueError):
     """A file, dataset, prompt or response cannot be used as it is."""
+
+
+class VerdictError(DataError):
+    """What a judge says of a response cannot be read."""
 
 
 class ModelError(TokenCreditError, ValueError):

@@ -169,11 +169,24 @@ def test_a_few_unreadable_verdicts_are_counted_and_many_stop():
         asked("rlbff", judge, most_unreadable=0.39)
 
 
+def test_every_response_without_a_score_has_its_own_reason():
+    def judge(questions):
+        odd = {"bad": Reply(problem="a filter"), "fair": Reply(logprobs={"yes": 1.0})}
+        good = Reply(logprobs={"yes": 2.0, "no": 0.0})
+        return [odd.get(shown_texts(question)[0], good) for question in questions]
+
+    found = asked("rlbff", judge, most_unreadable=1.0)
+    why = {"good": "", "bad": "a filter", "fair": "no log-probability of 'no'"}
+    assert found.reasons == [[why[text] for text in group] for group in GROUPS]
+
+
 @pytest.mark.parametrize("name", ["pairwise-rl", "think-rm", "rewardanything"])
 def test_replies_that_cannot_be_read_are_nan(name):
     found = asked(name, lambda questions: [Reply()] * len(questions), most_unreadable=1.0)
     assert all(bool(group.isnan().all()) for group in found.scores)
     assert sum(found.unreadable.values()) == found.verdicts
+    assert [len(some) for some in found.reasons] == [len(group) for group in GROUPS]
+    assert all(why for some in found.reasons for why in some)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import math
 import threading
 import time
 
@@ -5,7 +6,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
-from tokencredit.errors import NumericError
+from tokencredit.errors import NumericError, VerdictError
 from tokencredit.server.batching import (
     Batcher,
     QueueClosedError,
@@ -138,6 +139,19 @@ def test_a_row_that_fails_fails_alone_and_is_named(batcher):
     with pytest.raises(NumericError, match=r"^text 1: NaN$"):
         bad.result(10)
     assert scores(submit(queue, 5)) == [5]
+
+
+def test_a_verdict_that_cannot_be_read_is_what_its_row_says(batcher):
+    """It fails neither its request nor the row of another client beside it."""
+    scorer = Scorer(gated=True, failing={12: VerdictError("it says nothing")})
+    queue = batcher(scorer)
+    behind_a_gate(queue, scorer)
+    futures = [submit(queue, 10, 12, 11), submit(queue, 13)]
+    scorer.gate.set()
+    one, other = (future.result(10) for future in futures)
+    assert [row.unreadable for row in one] == [None, "it says nothing", None]
+    assert [row.sequence_score for row in (one[0], one[2], *other)] == [10, 11, 13]
+    assert math.isnan(one[1].sequence_score)
 
 
 def test_an_error_that_nobody_foresaw_stops_nothing(batcher):

@@ -6,16 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from tokencredit.batch import Message, Prompt, ResponseBatch, padded_rows, rows_of_like_length
+from tokencredit.batch import Message, Prompt, padded_rows, rows_of_like_length
 from tokencredit.errors import ConfigError, ModelError
 from tokencredit.judge.questions import Question
 from tokencredit.judge.verdicts import Reply, pooled_answers
 from tokencredit.models.hf_loading import pad_token_id
-from tokencredit.models.hf_logprobs import response_statistics
+from tokencredit.models.hf_next_tokens import next_logprobs
 from tokencredit.models.hf_sampling import drawn_sequences, response_extent, undrawable_ids
 from tokencredit.sampling import Sampling
 from tokencredit.text.hf_reading import Reading
@@ -30,6 +29,10 @@ def local_judge(
     micro_batch_size: int | None = None,
 ) -> Callable[[Sequence[Question]], list[Reply]]:
     """A judge that answers with one token, in one forward pass per question, or with a text.
+
+    Questions of one call that begin with the same tokens are read from there on alone, after one
+    pass over their beginning: several questions about one response, where the template shows what
+    differs last, or several responses to one prompt.
 
     Special tokens of the vocabulary that stand in a question are broken, so that no response ends
     the turn in which it is shown. Neither padding nor the questions beside it change what is said
@@ -64,7 +67,13 @@ def local_judge(
             if answers not in spellings:
                 spellings[answers] = answer_tokens(reading.tokenizer, answers)
             tokens = spellings[answers]
-            logprobs = _next_logprobs(model, reading, asked, list(tokens), micro_batch_size)
+            logprobs = next_logprobs(
+                model,
+                question_rows(reading, asked),
+                list(tokens),
+                pad_id=pad_token_id(reading.tokenizer),
+                micro_batch_size=micro_batch_size,
+            )
             for row, values in zip(rows, logprobs.tolist(), strict=True):
                 pooled = pooled_answers(zip(tokens.values(), values, strict=True), answers)
                 replies[row] = Reply(logprobs=pooled, bound=-math.inf)
@@ -185,27 +194,3 @@ def _texts(
 def _seed(seed: int, asked: Sequence[tuple[Sequence[int], int]]) -> int:
     """A seed of these questions alone, so that a judge draws the same whenever it is asked."""
     return int.from_bytes(hashlib.sha256(repr((seed, asked)).encode()).digest()[:7], "big")
-
-
-def _next_logprobs(
-    model: nn.Module,
-    reading: Reading,
-    questions: Sequence[Question],
-    tokens: Sequence[int],
-    micro_batch_size: int | None,
-) -> Float[Tensor, "questions tokens"]:
-    """Log-probabilities of some tokens after each question."""
-    rows = question_rows(reading, questions)
-    prompt_ids, prompt_mask = padded_rows(rows, fill=pad_token_id(reading.tokenizer), side="left")
-    # A token stands where the answer would: what is said of this place is read, not the token.
-    answer_ids = torch.full((len(rows), 1), tokens[0])
-    batch = ResponseBatch(
-        prompt_ids, prompt_mask, answer_ids, torch.ones(len(rows), 1, dtype=torch.bool)
-    )
-    found = response_statistics(
-        model,
-        batch,
-        lambda logits, _ids: logits.log_softmax(-1)[:, list(tokens)],
-        micro_batch_size=micro_batch_size,
-    )
-    return found[:, 0]

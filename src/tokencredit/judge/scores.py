@@ -32,6 +32,7 @@ class JudgedScores:
         asked_again: how many questions were asked again since a reply could not be read.
         criteria: of the responses to each prompt, what the judge says by each criterion, where the
             set-up has criteria; nothing where no verdict could be read.
+        reasons: of the responses to each prompt, why there is no score; empty where there is one.
     """
 
     scores: list[Float[Tensor, "_responses"]]
@@ -40,6 +41,7 @@ class JudgedScores:
     consistency: float
     asked_again: int = 0
     criteria: list[list[tuple[CriterionVerdict, ...]]] = field(default_factory=list)
+    reasons: list[list[str]] = field(default_factory=list)
 
 
 def judged_scores(
@@ -120,7 +122,10 @@ def judged_scores(
     _require_readable(unreadable, len(verdicts), most_unreadable)
     scores, consistency = _scores(setup, texts, shown, read)
     criteria = _criteria(texts, shown, read) if setup.criteria else []
-    return JudgedScores(scores, len(verdicts), dict(unreadable), consistency, again, criteria)
+    reasons = _reasons(setup, scores, shown, read)
+    return JudgedScores(
+        scores, len(verdicts), dict(unreadable), consistency, again, criteria, reasons
+    )
 
 
 def _compared(setup: JudgeSetup, count: int) -> list[tuple[int, ...]]:
@@ -236,6 +241,25 @@ def _criteria(
     for (row, places), verdicts in zip(shown, read, strict=True):
         found[row][places[0]] = verdicts[0].criteria
     return found
+
+
+def _reasons(
+    setup: JudgeSetup,
+    scores: Sequence[Float[Tensor, "_responses"]],
+    shown: Sequence[tuple[int, tuple[int, ...]]],
+    read: Sequence[Sequence[Verdict]],
+) -> list[list[str]]:
+    """Why responses have no score: the first reason among the verdicts on each."""
+    found: list[dict[int, str]] = [{} for _ in scores]
+    for (row, places), verdicts in zip(shown, read, strict=True):
+        each = verdicts if setup.asks == "list" else [verdicts[0]] * len(places)
+        for place, verdict in zip(places, each, strict=True):
+            if not verdict.readable:
+                found[row].setdefault(place, verdict.reason)
+    return [
+        [why.get(place, "") if score != score else "" for place, score in enumerate(some.tolist())]
+        for why, some in zip(found, scores, strict=True)
+    ]
 
 
 def _require_readable(unreadable: Counter[str], count: int, most: float) -> None:

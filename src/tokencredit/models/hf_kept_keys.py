@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from jaxtyping import Bool, Int
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -61,3 +62,30 @@ def shared_columns(
     width = min(ids.shape[1], other_ids.shape[1])
     same = (ids[:, :width] == other_ids[:, :width]) & (mask[:, :width] == other_mask[:, :width])
     return int(same.all(0).long().cumprod(0).sum()) if width else 0
+
+
+def layer_masks(
+    model: PreTrainedModel,
+    visible: Bool[Tensor, "batch queries keys"],
+    distances: Int[Tensor, "batch queries keys"],
+) -> Tensor | dict[str, Tensor]:
+    """What each query sees, as the layers of a model take it: one mask, or one for each type.
+
+    Args:
+        model: whose `attention_windows` are known.
+        visible: True where a query may see a key, whatever the window of a layer.
+        distances: how far back a key stands in the text of its query.
+    """
+    masks = {
+        kind: _additive(visible if window is None else visible & (distances < window), model.dtype)
+        for kind, window in (attention_windows(model) or {}).items()
+    }
+    return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+def _additive(
+    visible: Bool[Tensor, "batch queries keys"], dtype: torch.dtype
+) -> Float[Tensor, "batch 1 queries keys"]:
+    """A mask that is added to the logits: eager attention would add a bool one as well."""
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill(~visible, torch.finfo(dtype).min)[:, None]

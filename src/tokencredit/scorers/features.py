@@ -1,6 +1,8 @@
 """A model of features as a reward in Python: a function says the features, the model the score."""
 
 import json
+import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from tokencredit.batch import Prompt
 from tokencredit.errors import DataError
+from tokencredit.evaluation.prefix_accuracy import FRACTIONS
 from tokencredit.reward_model.features import feature_model_of
 from tokencredit.scorers.feature_folders import FEATURE_FILE
 from tokencredit.scorers.functions import named_function
@@ -75,3 +78,32 @@ def feature_reward(folder: str) -> Callable[[list[Any], list[str]], list[float]]
         return found
 
     return reward
+
+
+def feature_fraction_scores(
+    reward: Callable[[list[Any], list[str]], list[float]],
+    prompts: Sequence[Prompt],
+    responses: Sequence[str],
+) -> Float[Tensor, "texts fractions"]:
+    """Score of each response when the beginnings `FRACTIONS` of its words have been seen, in nats.
+
+    A model of features has no tokens, so that words stand in their place: whatever stands between
+    white space.
+
+    Args:
+        reward: of a text, such as `feature_reward` gives it.
+        prompts: texts or conversations.
+        responses: one per prompt.
+    """
+    columns = [
+        reward(list(prompts), [_beginning(response, fraction) for response in responses])
+        for fraction in FRACTIONS
+    ]
+    return torch.tensor(columns).T
+
+
+def _beginning(text: str, fraction: float) -> str:
+    """So many of the words of a text, one at least; the whole of it as it stands."""
+    ends = [word.end() for word in re.finditer(r"\S+", text)]
+    seen = max(1, math.ceil(fraction * len(ends) - 1e-9))
+    return text if seen >= len(ends) else text[: ends[seen - 1]]

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -24,7 +24,7 @@ from tokencredit.credit.settings import CreditSettings
 from tokencredit.errors import TokenCreditWarning
 from tokencredit.models.heads import float32_outputs, scalar_scores
 from tokencredit.models.hf_architecture import require_room, sequence_classifier
-from tokencredit.models.hf_kept_keys import attention_windows, rescales_positions
+from tokencredit.models.hf_kept_keys import attention_windows, layer_masks, rescales_positions
 from tokencredit.models.hf_objectives import every_score, joined_scores
 from tokencredit.models.hf_passes import evaluating
 from tokencredit.text.hf_decoding import DecodedResponse
@@ -262,16 +262,4 @@ def _masks(
     visible: Bool[Tensor, "batch columns columns"] = shared | (same & (columns <= columns[:, None]))
     visible[:, columns, columns] = True  # a row of zeros would be a division by zero
     distances = positions[:, :, None] - positions[:, None]
-    masks = {
-        kind: _additive(visible if window is None else visible & (distances < window), model.dtype)
-        for kind, window in (attention_windows(model) or {}).items()
-    }
-    return masks if len(masks) > 1 else next(iter(masks.values()))
-
-
-def _additive(
-    visible: Bool[Tensor, "batch columns columns"], dtype: torch.dtype
-) -> Float[Tensor, "batch 1 columns columns"]:
-    """A mask that is added to the logits: eager attention would add a bool one as well."""
-    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return mask.masked_fill(~visible, torch.finfo(dtype).min)[:, None]
+    return layer_masks(model, visible, distances)

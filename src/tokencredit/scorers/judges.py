@@ -1,18 +1,19 @@
 """A language model that judges responses, as a source of reward."""
 
+import hashlib
 import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tokencredit.batch import Prompt
 from tokencredit.credit.methods import credit_method
 from tokencredit.credit.settings import CreditSettings
-from tokencredit.errors import ConfigError, DataError
+from tokencredit.errors import ConfigError, DataError, VerdictError
 from tokencredit.judge.evidence import QuotedCriterion, quoted_criteria
 from tokencredit.judge.hf_judge import local_judge
 from tokencredit.judge.kept_replies import kept_replies
@@ -20,6 +21,7 @@ from tokencredit.judge.scores import Judge, JudgedScores, judged_scores
 from tokencredit.judge.setups import JudgeSetup
 from tokencredit.models.fingerprint import weights_fingerprint
 from tokencredit.models.hf_loading import load_model, load_tokenizer
+from tokencredit.models.hf_vocabularies import tokenizer_fingerprint
 from tokencredit.sampling import Sampling
 from tokencredit.scorers.hf_prefix_texts import made_of_prefixes
 from tokencredit.scorers.judge_settings import AskingSettings, JudgingSettings
@@ -54,6 +56,7 @@ class JudgeReward:
         verdicts: how many were asked for so far.
         unreadable: how many of them could not be read, by the reason.
         unquoted: how many quotes were of no use, by the reason, where the judge quotes evidence.
+        how: what its replies depend on besides the questions and the weights of a model here.
     """
 
     judge: Judge
@@ -64,7 +67,9 @@ class JudgeReward:
     verdicts: int = 0
     unreadable: Counter[str] = field(default_factory=Counter)
     unquoted: Counter[str] = field(default_factory=Counter)
+    how: str = ""
     _last: dict[tuple[str, str], float] = field(default_factory=dict, repr=False)
+    _why: dict[tuple[str, str], str] = field(default_factory=dict, repr=False)
     _quoted: dict[tuple[str, str], tuple[QuotedCriterion, ...]] = field(
         default_factory=dict, repr=False
     )
@@ -73,22 +78,71 @@ class JudgeReward:
         """Scores of responses; those to one prompt stand together where they are compared.
 
         Raises:
-            DataError: a verdict cannot be read, or a prompt has no reference.
+            VerdictError: a verdict cannot be read.
+            DataError: a prompt has no reference.
             ConfigError: too many cannot be read, or a prompt has too few responses.
             ServerError: as the judge.
         """
         keys = list(zip(map(prompt_key, prompts), responses, strict=True))
         if not all(key in self._last for key in keys):
             self._ask(dict(zip((key for key, _ in keys), prompts, strict=True)), keys)
+        self._require_few_unreadable()
         found = [self._last[key] for key in keys]
-        missing = sum(score != score for score in found)
+        missing = Counter(self._why[key] for key in keys if self._last[key] != self._last[key])
         if missing:
-            raise DataError(
-                f"{missing} of {len(found)} responses have no verdict of {self.name} that can be "
-                f"read ({self._reasons()}); expected one for each: look at its replies, or ask "
-                "again with judge.ask_again and a temperature"
+            raise VerdictError(
+                f"{missing.total()} of {len(found)} responses have no verdict of {self.name} that "
+                f"can be read ({_told(missing)}); expected one for each: look at its replies, or "
+                "ask again with judge.ask_again and a temperature"
             )
         return found
+
+    def tried(self) -> None:
+        """Ask about one response, so that a judge that cannot be asked shows at once.
+
+        What it says is not looked at and does not count.
+
+        Raises:
+            ConfigError, DataError, ModelError, ServerError: as the judge.
+        """
+        self._judged(["a"], [[" a"]], [" b"] if self.setup.asks == "reference" else [])
+
+    @property
+    def fingerprint(self) -> str:
+        """Another one where scores may be others: of all but the weights of a model here.
+
+        Where replies are kept, how many are asked for at a time and how many may be unreadable
+        changes no score.
+        """
+        setup, settings = self.setup, self.settings
+        asked = (settings.setup, setup.asks, setup.template, setup.answers, setup.both_orders)
+        said = (
+            settings.principle,
+            settings.rubric,
+            setup.criteria,
+            sorted(self.references.items()),
+        )
+        drawn = (settings.seed, settings.ask_again)
+        return hashlib.sha256(repr((self.how, asked, said, drawn)).encode()).hexdigest()
+
+    def _judged(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[Sequence[str]],
+        references: Sequence[str],
+    ) -> JudgedScores:
+        return judged_scores(
+            self.judge,
+            self.setup,
+            prompts,
+            responses,
+            references=references,
+            principle=self.settings.principle,
+            rubrics=[self.settings.rubric] * len(prompts) if self.settings.rubric else [],
+            seed=self.settings.seed,
+            most_unreadable=1.0,
+            ask_again=self.settings.ask_again,
+        )
 
     def quotes(
         self, prompts: Sequence[Prompt], responses: Sequence[str]
@@ -106,22 +160,17 @@ class JudgeReward:
         groups: dict[str, list[str]] = {key: [] for key in prompts}
         for key, response in keys:
             groups[key].append(response)
-        found = judged_scores(
-            self.judge,
-            self.setup,
-            list(prompts.values()),
-            list(groups.values()),
-            references=self._references(groups),
-            principle=self.settings.principle,
-            rubrics=[self.settings.rubric] * len(groups) if self.settings.rubric else [],
-            seed=self.settings.seed,
-            most_unreadable=1.0,
-            ask_again=self.settings.ask_again,
-        )
+        references = self._references(groups)
+        found = self._judged(list(prompts.values()), list(groups.values()), references)
         self._last = {
             (key, response): score
             for (key, texts), scores in zip(groups.items(), found.scores, strict=True)
             for response, score in zip(texts, scores.tolist(), strict=True)
+        }
+        self._why = {
+            (key, response): why
+            for (key, texts), reasons in zip(groups.items(), found.reasons, strict=True)
+            for response, why in zip(texts, reasons, strict=True)
         }
         if found.criteria:
             self._find_quotes(groups, found)
@@ -133,6 +182,8 @@ class JudgeReward:
                 self.name, self.unreadable.total(), self.verdicts, self._reasons(),
                 found.asked_again,
             )  # fmt: skip
+
+    def _require_few_unreadable(self) -> None:
         most = self.settings.most_unreadable
         if self.unreadable.total() > most * max(self.verdicts, _COUNTED):
             raise ConfigError(
@@ -218,7 +269,7 @@ def judge_scorer(
         else read_references(settings.references, setting="judge.references")
     )
     name = f"the judge {source.label}"
-    judge, model = loaded_judge(
+    judge, model, how = loaded_judge(
         source.model,
         settings,
         server=server,
@@ -226,7 +277,7 @@ def judge_scorer(
         loading=loading,
         micro_batch_size=micro_batch_size,
     )
-    reward = JudgeReward(judge, setup, settings, name, references)
+    reward = JudgeReward(judge, setup, settings, name, references, how=how)
     at_ends = "segments" in credit_method(credit.method).needs
     return FunctionScorer(
         reward,
@@ -240,6 +291,20 @@ def judge_scorer(
     )
 
 
+class LoadedJudge(NamedTuple):
+    """A judge that can be asked.
+
+    Attributes:
+        judge: from questions to replies.
+        model: of this process that it asks; None for one behind an endpoint.
+        how: what its replies depend on besides the questions and the weights of this model.
+    """
+
+    judge: Judge
+    model: PreTrainedModel | None
+    how: str
+
+
 def loaded_judge(
     name: str,
     settings: AskingSettings,
@@ -248,7 +313,7 @@ def loaded_judge(
     reading: ReadingSettings | None = None,
     loading: Mapping[str, Any] | None = None,
     micro_batch_size: int | None = None,
-) -> tuple[Judge, PreTrainedModel | None]:
+) -> LoadedJudge:
     """A judge by its name: a causal language model, or an endpoint, whose model is not here.
 
     Args:
@@ -267,6 +332,7 @@ def loaded_judge(
     judge: Judge
     if is_address(name):
         judge, identity = _endpoint(name, settings, server)
+        how = json.dumps([name, identity])
     else:
         given = dict(loading or {})
         pad, trust = given.pop("pad_token", None), given.get("trust_remote_code", False)
@@ -278,14 +344,15 @@ def loaded_judge(
         judge = local_judge(
             model, reads, sampling=sampling, seed=settings.seed, micro_batch_size=micro_batch_size
         )
+        said = [reads.template, str(tokenizer.chat_template), str(sampling), str(settings.seed)]
+        how = json.dumps([tokenizer_fingerprint(tokenizer), *said])
         identity = ""
         if settings.cache is not None:
-            said = [name, weights_fingerprint(model), str(model.dtype), reads.template]
-            said += [str(tokenizer.chat_template), str(sampling), str(settings.seed)]
+            said = [name, weights_fingerprint(model), str(model.dtype), *said]
             identity = json.dumps(said)
     if settings.cache is not None:
         judge = kept_replies(judge, settings.cache, identity=identity)
-    return judge, model
+    return LoadedJudge(judge, model, how)
 
 
 def _endpoint(

@@ -16,6 +16,7 @@ from tokencredit.scorers.hf_responses import loaded_scorer, scored_responses
 from tokencredit.scorers.python_rewards import function_scores
 from tokencredit.scorers.source_settings import RewardSource
 from tokencredit.scorers.text_rewards import loaded_text_rewards, paid_texts
+from tokencredit.server.answers import require_verdicts
 from tokencredit.server.client import RewardServer, about, scored
 from tokencredit.server.exchange import is_address
 from tokencredit.server.vllm_scoring import is_vllm_address
@@ -76,19 +77,19 @@ def named_text_scorer(
     if is_address(name):
         client = server(name)
         said = about(client)
-        return lambda prompts, responses, ended: torch.tensor(
-            [
-                one.sequence_score
-                for one in scored(
-                    client,
-                    [
-                        {"prompt": prompt, "response": response, "ended": end}
-                        for prompt, response, end in zip(prompts, responses, ended, strict=True)
-                    ],
-                    about=said,
-                )
+
+        def of_server(
+            prompts: Sequence[Prompt], responses: Sequence[str], ended: Sequence[bool]
+        ) -> Float[Tensor, "texts"]:
+            texts = [
+                {"prompt": prompt, "response": response, "ended": end}
+                for prompt, response, end in zip(prompts, responses, ended, strict=True)
             ]
-        )
+            rows = scored(client, texts, about=said)
+            require_verdicts(rows, address=client.address)
+            return torch.tensor([row.sequence_score for row in rows])
+
+        return of_server
     scorer = loaded_scorer(name, reading, **loading)
     lengths = [length for length in (max_length, scorer.max_length) if length is not None]
 

@@ -4,8 +4,9 @@ The server says what the model says of its own tokens: sequence scores, prefix s
 From there on everything is as with a local model, so that every credit works alike.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from tokencredit.scorers.hf_policy_tokens import (
 )
 from tokencredit.scorers.hf_prefix_texts import warn_of_served_prefixes
 from tokencredit.scorers.reading_rows import with_end_token
-from tokencredit.server.answers import About, ScoredResponse
+from tokencredit.server.answers import About, ScoredResponse, require_verdicts
 from tokencredit.server.client import RewardServer, about, scored
 from tokencredit.text.hf_reading import Reading
 from tokencredit.text.hf_written_rows import prompts_of
@@ -47,6 +48,11 @@ class ServedRewardModel:
     about: About
     writer: Reading
     shares_vocabulary: bool
+    # What was said the last time, if a judge had no verdict on some of it: commands that may leave
+    # responses out then ask for each of them alone.
+    _last: dict[str, ScoredResponse] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def gives(self) -> frozenset[Need]:
@@ -82,6 +88,7 @@ class ServedRewardModel:
             DataError: a text is longer than the reward model can read, has no prompt, or has tokens
                 inside it that do not count where the model is read at the ends of segments.
             NumericError: a score is NaN or infinite.
+            VerdictError: the verdict of a judge that is served cannot be read.
         """
         if self.about.reads_segments and bool(
             (attended_tokens(batch) & ~batch.response_mask).any()
@@ -105,6 +112,30 @@ class ServedRewardModel:
             None if scores.position_scores is None else scores.position_scores.to(device),
         )
         return ended_scores(scores, batch.response_mask)
+
+    def said(
+        self, texts: Sequence[Mapping[str, Any]], details: Sequence[str]
+    ) -> list[ScoredResponse]:
+        """What the server says of texts, each with a score.
+
+        Args:
+            texts: as `scored` takes them.
+            details: likewise.
+
+        Raises:
+            VerdictError: the verdict of a judge on one cannot be read.
+            ServerError, DataError, NumericError: as `scored`.
+        """
+        keys = [json.dumps([text, *details]) for text in texts]
+        if all(key in self._last for key in keys):
+            rows = [self._last[key] for key in keys]
+        else:
+            rows = scored(self.server, texts, details=details, about=self.about)
+            self._last.clear()
+            if any(row.unreadable for row in rows):
+                self._last.update(zip(keys, rows, strict=True))
+        require_verdicts(rows, address=self.server.address)
+        return rows
 
 
 def served_reward_model(
@@ -172,7 +203,7 @@ def _scores_of_ids(
         else:
             text["prompt"] = _asked(conversations[row])
         texts.append(text)
-    rows = scored(model.server, texts, details=details, about=model.about)
+    rows = model.said(texts, details)
     columns = [
         read.nonzero()[: len(row.token_ids), 0].tolist()
         for read, row in zip(reads, rows, strict=True)
@@ -205,7 +236,7 @@ def _scores_of_texts(
         {"prompt": _asked(prompt), "response": row.response, "ended": end}
         for prompt, row, end in zip(prompts, decoded, closed, strict=True)
     ]
-    rows = scored(model.server, texts, details=details, about=model.about)
+    rows = model.said(texts, details)
     lengths = [len(row.token_ids) for row in rows]
     time = max(1, *lengths)
     scores = _as_tensors(rows, [list(range(length)) for length in lengths], time)

@@ -10,6 +10,7 @@ from tokencredit.models.hf_loading import context_length, pad_token_id
 from tokencredit.models.hf_objectives import split_objectives
 from tokencredit.reward_model.hf_loading import load_reward_model
 from tokencredit.scorers.ensemble import combination_named
+from tokencredit.scorers.feature_folders import require_tokens
 from tokencredit.text.hf_encoding import EncodedResponses
 from tokencredit.text.hf_known_readings import reading_of
 from tokencredit.text.hf_reading import Reading
@@ -30,8 +31,10 @@ def loaded_reward_model(
     Raises:
         ConfigError: there is no such objective or combination, the dtype is none of those that
             `load_model` knows, or as `reading_of`.
-        ModelError: as `load_reward_model`, or there is no pad token.
+        ModelError: as `load_reward_model`, there is no pad token, or the folder is one of
+            `train-feature-model`, which has no tokens.
     """
+    require_tokens(name_or_path)
     _, asked = split_objectives(name_or_path)
     model, tokenizer = load_reward_model(name_or_path, join=combination_named(asked), **loading)
     pad_token_id(tokenizer)

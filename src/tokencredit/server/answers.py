@@ -1,6 +1,7 @@
 """What a reward server answers, checked: the shape of scores, and numbers that are finite."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from tokencredit.errors import (
     ServerError,
     ShapeError,
     TokenCreditError,
+    VerdictError,
 )
 from tokencredit.server.exchange import Answer
 
@@ -24,7 +26,7 @@ MODEL_HEADER = "X-Reward-Model"
 
 _OUR_ERRORS: dict[str, type[TokenCreditError]] = {
     error.__name__: error
-    for error in (ConfigError, DataError, ModelError, NumericError, ShapeError)
+    for error in (ConfigError, DataError, ModelError, NumericError, ShapeError, VerdictError)
 }
 
 
@@ -51,13 +53,16 @@ class ScoredResponse:
     """What a server says of one response, in the reward model's tokens and in nats.
 
     Attributes:
-        sequence_score: of the prompt with the response.
+        sequence_score: of the prompt with the response; NaN where a judge's verdict on it cannot be
+            read.
         token_ids: of the response.
         spans: characters of each token; empty where neither credit nor details were asked for.
         token_scores: name of a credit method to one score per token.
         prefix_scores: of the prompt alone and after each token; None if not asked for.
         attention: that each token receives; None if not asked for.
         position_scores: the number at the prompt's end and at each token; None if not asked for.
+        unreadable: why there is no score, and then no token scores and details; empty where there
+            is one.
     """
 
     sequence_score: float
@@ -67,6 +72,7 @@ class ScoredResponse:
     prefix_scores: list[float] | None = None
     attention: list[float] | None = None
     position_scores: list[float] | None = None
+    unreadable: str = ""
 
 
 def told(answer: Answer, *, token: str | None) -> str:
@@ -163,6 +169,24 @@ def scored_responses(
     ]
 
 
+def require_verdicts(rows: Sequence[ScoredResponse], *, address: str) -> None:
+    """Refuse rows without a score, where a judge that is served has said nothing that can be read.
+
+    Args:
+        rows: of an answer.
+        address: of the server.
+
+    Raises:
+        VerdictError: there are some.
+    """
+    without = [row for row in rows if row.unreadable]
+    if without:
+        raise VerdictError(
+            f"{len(without)} of {len(rows)} responses have no score of {address}, which says of "
+            f"the first of them: {without[0].unreadable}"
+        )
+
+
 def require_same_model(found: Any, *, fingerprint: str, address: str) -> None:
     """Refuse answers of another model than the one that was asked first.
 
@@ -196,11 +220,15 @@ def _scored_response(
     spans: list[Span] = []
     if "response" in text and (credit or details):
         spans = _spans(_of(row, "spans", at), len(ids), len(text["response"]), f"{at}.spans")
+    if row.get("unreadable") is not None:
+        why = row["unreadable"]
+        _require(isinstance(why, str) and why != "", f"{at}.unreadable", "a text")
+        return ScoredResponse(math.nan, ids, spans, {}, unreadable=why)
     paid = _of(row, "token_scores", at)
     named = isinstance(paid, dict) and set(credit) <= set(paid)
     _require(named, f"{at}.token_scores", f"{', '.join(credit) or 'an object'}")
     numbers = {name: _numbers(paid[name], len(ids), f"{at}.token_scores") for name in credit}
-    detailed = {}
+    detailed: dict[str, Any] = {}
     for name in details:
         key, more = name.replace("-", "_"), int(name != "attention")
         detailed[key] = _numbers(_of(row, key, at), len(ids) + more, f"{at}.{key}")

@@ -173,6 +173,7 @@ class _Service:
         rows, scores = await self.intake.scored(
             self.scorer.verbatim_rows, asked.query, size=len, longest=self.longest
         )
+        _require_verdicts(scores)
         rewards = [row.sequence_score for row in scores]
         lengths = [float(row.length) for row in rows]
         return _json(
@@ -236,6 +237,7 @@ class _Service:
             size=characters,
             longest=self.longest,
         )
+        _require_verdicts(scores)
         return self.shown(filled, rows=rows, scores=scores)
 
     @property
@@ -271,6 +273,13 @@ class _Service:
         return HTMLResponse(html, status, {**PAGE_HEADERS, **headers})
 
 
+def _require_verdicts(scores: Sequence[RowScores]) -> None:
+    """Refuse what has room for numbers alone where a judge's verdict cannot be read."""
+    for number, row in enumerate(scores):
+        if row.unreadable is not None:
+            raise RefusedError(422, "VerdictError", f"text {number}: {row.unreadable}")
+
+
 def _ids(text: PromptAndResponseIds) -> int:
     """To find the characters of an id takes as long as to cut some of them into tokens."""
     prompt = text.prompt_ids
@@ -293,6 +302,8 @@ def _written(
 
 def _scored(row: TokenRow, scores: RowScores) -> ScoredText:
     said = vars(scores) | {"objectives": None}
+    if scores.unreadable is not None:
+        said["sequence_score"] = None  # JSON has no NaN
     if scores.objectives:
         each = scores.objectives.items()
         said["objectives"] = {name: ScoredObjective(**vars(one)) for name, one in each}

@@ -5,13 +5,14 @@ is is in the batch that is taken, and with it go those nearest to it in length. 
 ever, and none after all rows of another.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from tokencredit.errors import TokenCreditError
+from tokencredit.errors import TokenCreditError, VerdictError
 from tokencredit.server.fairness import FairClock, Share
 from tokencredit.server.rows import RowScores, TokenRow
 
@@ -220,7 +221,10 @@ class Batcher:
         return firsts[self._clock.next_of(firsts, lambda job: float(firsts[job].row.length))]
 
     def _answer(self, batch: list[_Waiting]) -> None:
-        """Score a batch; where that fails, its halves, so that a bad row fails alone."""
+        """Score a batch; where that fails, its halves, so that a bad row fails alone.
+
+        A verdict that cannot be read is what there is to say of its row, and no failure.
+        """
         started = time.monotonic()
         try:
             scored = list(zip(batch, self._scores([each.row for each in batch]), strict=True))
@@ -228,6 +232,8 @@ class Batcher:
             if len(batch) > 1:
                 self._answer(batch[: len(batch) // 2])
                 self._answer(batch[len(batch) // 2 :])
+            elif isinstance(error, VerdictError):
+                batch[0].job.take(batch[0].index, RowScores(math.nan, {}, unreadable=str(error)))
             else:
                 batch[0].job.fail(_of_row(error, batch[0].index))
             return

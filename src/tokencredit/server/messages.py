@@ -113,9 +113,13 @@ class ScoredText(BaseModel):
     token, and so does `position_scores`, the number at each position of a model that is read at the
     ends of segments; they and `attention` are left out unless `details` asks for them. `objectives`
     is there where the reward model has several.
+
+    Where the verdict of a judge on it cannot be read, `unreadable` says why; then there is no
+    `sequence_score`, and nothing in `token_scores`.
     """
 
-    sequence_score: float
+    sequence_score: float | None = None
+    unreadable: str | None = None
     token_ids: list[int]
     tokens: list[str]
     spans: list[tuple[int, int]]

@@ -63,12 +63,14 @@ class RowScores:
     """What the reward model says about one row, in nats.
 
     Attributes:
-        sequence_score: of the prompt with its response.
+        sequence_score: of the prompt with its response; NaN where a judge's verdict on it cannot be
+            read.
         token_scores: name of a credit method to one score per response token.
         prefix_scores: of the prompt alone and after each response token, if asked for.
         position_scores: the number at the prompt's end and at each response token, if asked for.
         attention: that each response token receives where the score is read, if asked for.
         objectives: of a reward model with several, what each says, by its name.
+        unreadable: why there is no score; None where there is one.
     """
 
     sequence_score: float
@@ -77,6 +79,7 @@ class RowScores:
     position_scores: list[float] | None = None
     attention: list[float] | None = None
     objectives: dict[str, ObjectiveOfRow] | None = None
+    unreadable: str | None = None
 
 
 @runtime_checkable
@@ -143,5 +146,6 @@ class RowScorer(Protocol):
 
         Raises:
             NumericError: a score is NaN or infinite.
+            VerdictError: a judge's verdict on a row cannot be read.
         """
         ...

@@ -276,7 +276,7 @@ class Reading:
         """Prompt and response as one text, for files that show them."""
         if self._in_chat(prompt):
             return self._rendered(prompt, response, ended=True).text
-        return _text_of(prompt) + response
+        return prompt_text(prompt) + response
 
     def split(self, text: str) -> tuple[str, str] | None:
         """A whole text in the marks of the chat template, as its prompt and its last answer.
@@ -312,7 +312,7 @@ class Reading:
             for i, row in zip(in_chat, cut_rendered(self.tokenizer, texts), strict=True):
                 rows[i] = row
         if in_pair:
-            asked = [_text_of(prompts[i]) for i in in_pair]
+            asked = [prompt_text(prompts[i]) for i in in_pair]
             cut = cut_pairs(self.tokenizer, asked, [responses[i] for i in in_pair])
             for i, row in zip(in_pair, cut, strict=True):
                 rows[i] = row
@@ -344,7 +344,9 @@ class Reading:
     def _prompt_row(self, prompt: Prompt) -> list[int]:
         if not self._in_chat(prompt):
             self.require_renderable([prompt])
-            ids: list[int] = self.tokenizer(_text_of(prompt), add_special_tokens=True)["input_ids"]
+            ids: list[int] = self.tokenizer(prompt_text(prompt), add_special_tokens=True)[
+                "input_ids"
+            ]
             return ids
         if isinstance(prompt, str) and self.marks.open_answer(prompt):
             frame = self.cut([prompt], [""], [False])[0]
@@ -376,7 +378,7 @@ def _conversation(prompt: Prompt) -> list[Message]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
-def _text_of(prompt: Prompt) -> str:
+def prompt_text(prompt: Prompt) -> str:
     """A prompt as one text: the contents of a conversation, a line each."""
     return prompt if isinstance(prompt, str) else "\n".join(str(m["content"]) for m in prompt)
 

@@ -8,6 +8,7 @@ from tiny_policy import tiny_config, write_models
 from tokencredit.cli import main
 from tokencredit.errors import ConfigError, DataError
 from tokencredit.recipes.policy.train_policy import train_policy
+from tokencredit.recipes.reward_model.evaluate_reward_model import EvaluateRewardModelConfig
 from tokencredit.recipes.reward_model.train_feature_model import (
     TrainFeatureModelConfig,
     train_feature_model,
@@ -89,3 +90,66 @@ def test_functions_and_settings_that_cannot_be(folder):
     for wrong in ({"features": "my/model"}, {"held_out": 1.0}, {"ridge": 0.0}, {"hidden": -1}):
         with pytest.raises(ConfigError, match="expected"):
             trained(folder, **wrong)
+
+
+def test_it_is_evaluated_on_pairs_by_the_words_that_were_seen(folder):
+    path, _ = folder
+    trained(folder, held_out=0.0)
+    rows = [
+        {"prompt": "film:", "chosen": " a good plot with a cast", "rejected": " a plot"},
+        {"prompt": "film:", "chosen": " a plot that is at last good", "rejected": " a plot"},
+        {
+            "prompt": [{"role": "user", "content": "film:"}],
+            "chosen": " so good",
+            "rejected": " and good",
+        },
+    ]
+    (path / "judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = ["--reward_model", "rm", "--data", "judged.jsonl", "--output", "found"]
+    assert main(["evaluate-reward-model", *told, "--progress", "false"]) == 0
+    found = json.loads((path / "found/evaluation.json").read_text())
+    assert (found["kind"], found["reference"]) == ("features", None)
+    assert found["accuracy"]["accuracy"] == pytest.approx(2.5 / 3)
+    # " a good" of six words is seen after 40 %, the last of seven words at the end alone.
+    reward = feature_reward("rm")
+    first, second, _ = read_jsonl(path / "found/pairs.jsonl")
+    beginnings = [" a good", " a good plot", " a good plot with", " a good plot with a"]
+    expected = reward(["film:"] * 5, [*beginnings, rows[0]["chosen"]])
+    assert first["chosen_scores"] == pytest.approx(expected)
+    assert second["chosen_scores"][-1] > max(second["chosen_scores"][:-1])
+    bench = json.loads((path / "found/rewardbench/eval-set-scores/rm.json").read_text())
+    assert bench["text_chosen"] == ["film:" + row["chosen"] for row in rows]
+    assert bench["model_type"] == "Custom Classifier"
+    near = ["--neighbours.data", "judged.jsonl", "--output", "near"]
+    assert main(["evaluate-reward-model", *told[:4], *near, "--progress", "false"]) == 0
+    with pytest.raises(ConfigError, match="expected none of them"):
+        EvaluateRewardModelConfig("rm", "judged.jsonl", "out", kind="implicit")
+
+
+def test_a_policy_is_compared_with_it_while_it_learns_from_another(folder):
+    path, _ = folder
+    trained(folder, held_out=0.0)
+    models = write_models(path / "models")
+    shown = {"record.sample_every": 1, "record.sample_count": 4}
+    train_policy(tiny_config(models, path / "run", steps=1, held_out_reward_model="rm", **shown))
+    (row,) = read_jsonl(path / "run" / "metrics.jsonl")
+    samples = read_jsonl(path / "run" / "samples.jsonl")
+    texts = [one["prompt"] for one in samples], [one["response"] for one in samples]
+    assert row["held_out_score"] == pytest.approx(sum(feature_reward("rm")(*texts)) / 4, abs=1e-4)
+
+
+@pytest.mark.parametrize("command", ["compare-credit", "generate", "fit-credit"])
+def test_what_reads_tokens_refuses_it(folder, command, capsys):
+    path, _ = folder
+    trained(folder, held_out=0.0)
+    models = write_models(path / "models")
+    (path / "marked.jsonl").write_text('{"text": "a good film", "label": 1, "spans": [[2, 6]]}\n')
+    told = {
+        "compare-credit": ["--marked", "marked.jsonl", "--output", "out"],
+        "generate": ["--policy", str(models / "policy"), "--prompts",
+                     str(models / "prompts.jsonl"), "--output", "out.jsonl"],
+        "fit-credit": ["--data", "answers.jsonl", "--output", "out"],
+    }[command]  # fmt: skip
+    (path / "answers.jsonl").write_text('{"prompt": "a", "response": " good"}\n')
+    assert main([command, "--reward_model", "rm", *told]) == 1
+    assert "'rm' is a folder of train-feature-model" in capsys.readouterr().err

@@ -103,7 +103,7 @@ def evaluate_judge(config: EvaluateJudgeConfig) -> Path:
     setup = config.judge.row()
     left_out = config.dataset.collecting()
     pairs = _pairs(config, left_out)
-    judge, _ = loaded_judge(
+    judge, _, _ = loaded_judge(
         config.model,
         config.judge,
         server=lambda address: reward_server_of(address, config.server),

@@ -36,6 +36,8 @@ from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.recipes.policy.sharding import on_device
 from tokencredit.recipes.policy.vllm import VLLMServer
 from tokencredit.reward_model.hf_loading import load_reward_model
+from tokencredit.scorers.feature_folders import has_feature_model
+from tokencredit.scorers.features import feature_reward
 from tokencredit.scorers.functions import named_function, names_function
 from tokencredit.scorers.hf_local import LocalScorer
 from tokencredit.scorers.python_rewards import FunctionScorer
@@ -154,8 +156,10 @@ def loaded_models(
         for name in config.judges.functions
     )
     held_out: RewardScorer | None = None
-    if names_function(config.held_out_reward_model or ""):
-        name = str(config.held_out_reward_model)
+    name = config.held_out_reward_model or ""
+    if has_feature_model(name):
+        held_out = FunctionScorer(feature_reward(name), reading, f"the features of {name}")
+    elif names_function(name):
         held_out = FunctionScorer(named_function(name), reading, f"the function {name}")
     elif config.held_out_reward_model is not None:
         judge = loaded_reward_model(config.held_out_reward_model, config.reading, **frozen)

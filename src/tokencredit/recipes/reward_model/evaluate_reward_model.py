@@ -4,7 +4,8 @@
 
 The model is a sequence classifier, or a language model trained by DPO together with its reference,
 whose score is the sum of `dpo_beta` times the log-ratio. Beside its accuracy stand those of two
-judges that read nothing: the longer answer wins, the shorter answer wins.
+judges that read nothing: the longer answer wins, the shorter answer wins. A folder of
+`train-feature-model` is read too: words stand in the place of its tokens.
 
 The files in `rewardbench/` have the layouts that the RewardBench suite writes, of its version 1 for
 pairs (arXiv 2403.13787) and of version 2 where rows have several worse answers (arXiv 2506.01937).
@@ -12,6 +13,7 @@ There a tie counts as RewardBench counts it: against the model among two, 1 / k 
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -41,6 +43,8 @@ from tokencredit.recipes.run.left_out import encodable, tell_left_out
 from tokencredit.recipes.run.run_folder import open_run_folder, require_same_run, write_atomically
 from tokencredit.recipes.run.shown_reading import print_reading
 from tokencredit.recipes.settings import LoadingSettings, free_settings, group, setting
+from tokencredit.scorers.feature_folders import has_feature_model
+from tokencredit.scorers.features import feature_fraction_scores, feature_reward
 from tokencredit.scorers.hf_responses import Kind, ResponseScorer, loaded_scorer, scored_responses
 from tokencredit.text.hf_token_rows import EncodedText, Truncation
 from tokencredit.text.reading_settings import ReadingSettings
@@ -77,7 +81,7 @@ class EvaluateRewardModelConfig:
 
     reward_model: str
     """Hub id or folder of a sequence-classification model with one or two outputs, or of a language
-    model that was trained by DPO."""
+    model that was trained by DPO; or a folder of `train-feature-model`."""
     data: str | list[str]
     """JSON-lines file, dataset folder or dataset id; or a list of them."""
     output: str = setting(free=True)
@@ -128,6 +132,14 @@ class EvaluateRewardModelConfig:
                 "kind is 'classification' with a reference or dpo_beta; expected neither: only an "
                 "implicit reward has them"
             )
+        if has_feature_model(self.reward_model) and (
+            self.kind or self.reference or self.dpo_beta or self.max_length
+        ):
+            raise ConfigError(
+                f"reward_model is {self.reward_model!r}, a folder of train-feature-model, with "
+                f"kind {self.kind!r}, reference {self.reference!r}, dpo_beta {self.dpo_beta} and "
+                f"max_length {self.max_length}; expected none of them: it reads whole texts"
+            )
 
 
 @quiet_transformers()
@@ -152,20 +164,8 @@ def evaluate_reward_model(config: EvaluateRewardModelConfig) -> Path:
     require_same_run(config.output, config, free=free_settings(type(config)))
     left_out = config.dataset.collecting()
     comparisons = _loaded(config, config.data, config.limit, left_out)
-    scorer = loaded_scorer(
-        config.reward_model,
-        config.reading,
-        kind=config.kind,
-        reference=config.reference,
-        dpo_beta=config.dpo_beta,
-        device=config.device,
-        **asdict(config.loading),
-    )
-    read = encodable(partial(_read, config, scorer), comparisons, left_out)
-    first, _ = read[0]
-    example = (first.prompt, first.chosen[0]) if config.show_example else None
-    print_reading("reward model", scorer.reading, example=example)
-    scored = _scored_comparisons(config, scorer, read)
+    scorer = _scorer(config)
+    scored = _scored(config, scorer, comparisons, left_out, tell=True)
     joined: dict[str, Any] = {}
     if config.neighbours.data is not None:
         plain = evaluation(scored, confidence=config.confidence, bins=config.bins)["accuracy"]
@@ -175,9 +175,9 @@ def evaluate_reward_model(config: EvaluateRewardModelConfig) -> Path:
     tell_left_out(left_out, folder / "skipped.jsonl")
     found = {
         "reward_model": config.reward_model,
-        "kind": scorer.kind,
-        "reference": scorer.reference,
-        "dpo_beta": scorer.dpo_beta,
+        "kind": "features" if scorer is None else scorer.kind,
+        "reference": None if scorer is None else scorer.reference,
+        "dpo_beta": None if scorer is None else scorer.dpo_beta,
         "data": config.data,
         **evaluation(scored, confidence=config.confidence, bins=config.bins),
         **joined,
@@ -214,15 +214,61 @@ def _loaded(
     )
 
 
+def _scorer(config: EvaluateRewardModelConfig) -> ResponseScorer | None:
+    """The model; None for one of features, which reads no tokens."""
+    if has_feature_model(config.reward_model):
+        return None
+    return loaded_scorer(
+        config.reward_model,
+        config.reading,
+        kind=config.kind,
+        reference=config.reference,
+        dpo_beta=config.dpo_beta,
+        device=config.device,
+        **asdict(config.loading),
+    )
+
+
+def _scored(
+    config: EvaluateRewardModelConfig,
+    scorer: ResponseScorer | None,
+    comparisons: list[Comparison],
+    left_out: list[LeftOut] | None,
+    *,
+    tell: bool = False,
+) -> list[ScoredComparison]:
+    """Comparisons that can be scored, scored; `tell` prints how the model reads the first."""
+    if scorer is None:
+        reward = feature_reward(config.reward_model)
+        return encodable(partial(_counted, reward), comparisons, left_out)
+    read = encodable(partial(_read, config, scorer), comparisons, left_out)
+    first, _ = read[0]
+    example = (first.prompt, first.chosen[0]) if config.show_example else None
+    if tell:
+        print_reading("reward model", scorer.reading, example=example)
+    return _scored_comparisons(config, scorer, read)
+
+
+def _counted(
+    reward: Callable[[list[Any], list[str]], list[float]], comparisons: list[Comparison]
+) -> list[ScoredComparison]:
+    """Comparisons scored by the features of their texts."""
+    answers = [one.chosen + one.rejected for one in comparisons]
+    prompts = [one.prompt for one, some in zip(comparisons, answers, strict=True) for _ in some]
+    table = feature_fraction_scores(reward, prompts, [text for some in answers for text in some])
+    return _of_comparisons(comparisons, table)
+
+
 def _fused(
-    config: EvaluateRewardModelConfig, scorer: ResponseScorer, scored: list[ScoredComparison]
+    config: EvaluateRewardModelConfig,
+    scorer: ResponseScorer | None,
+    scored: list[ScoredComparison],
 ) -> tuple[list[ScoredComparison], dict[str, Any]]:
     """Scores joined with those of neighbours; rows that cannot be used are no neighbours."""
     assert config.neighbours.data is not None
     left_out = config.dataset.collecting()
     texts = _loaded(config, config.neighbours.data, config.neighbours.limit, left_out)
-    read = encodable(partial(_read, config, scorer), texts, left_out)
-    known = _scored_comparisons(config, scorer, read)
+    known = _scored(config, scorer, texts, left_out)
     fused, told = fused_comparisons(scored, known, config.neighbours)
     return fused, {**told, "left_out": len(left_out or [])}
 
@@ -264,11 +310,17 @@ def _scored_comparisons(
         console=Console(stderr=True),
         disable=not config.progress,
     )
-    table: Float[Tensor, "answers fractions"] = torch.stack(list(scores))
-    parts = torch.split(table, [len(answers) for _, answers in read])
+    return _of_comparisons([one for one, _ in read], torch.stack(list(scores)))
+
+
+def _of_comparisons(
+    comparisons: list[Comparison], table: Float[Tensor, "answers fractions"]
+) -> list[ScoredComparison]:
+    """Scores of answers, put back to their comparisons."""
+    parts = torch.split(table, [len(one.chosen + one.rejected) for one in comparisons])
     return [
         ScoredComparison(one, part[: len(one.chosen)], part[len(one.chosen) :])
-        for (one, _), part in zip(read, parts, strict=True)
+        for one, part in zip(comparisons, parts, strict=True)
     ]
 
 

@@ -11,7 +11,7 @@ from tokencredit.evaluation.pair_scores import best_of_n_outcome
 from tokencredit.recipes.reward_model.pair_evaluation import ScoredComparison
 from tokencredit.recipes.run.run_folder import write_atomically
 from tokencredit.scorers.hf_responses import ResponseScorer
-from tokencredit.text.hf_reading import Reading
+from tokencredit.text.hf_reading import Reading, prompt_text
 
 
 def fraction_table(rows: Sequence[Mapping[str, float | int]], *, title: str) -> Table:
@@ -64,7 +64,7 @@ def _interval(row: Mapping[str, Any]) -> str:
 def write_rewardbench(
     folder: Path,
     model: str,
-    scorer: ResponseScorer,
+    scorer: ResponseScorer | None,
     scored: Sequence[ScoredComparison],
 ) -> None:
     """Write `eval-set/<model>.json` and `eval-set-scores/<model>.json` in RewardBench's layouts.
@@ -76,19 +76,21 @@ def write_rewardbench(
     Args:
         folder: to write to.
         model: as it was named; of a folder the last part of its path.
-        scorer: the model.
+        scorer: the model; None for one of features, which reads texts as they stand.
         scored: comparisons with their scores.
     """
     name = Path(model).resolve().name if Path(model).expanduser().is_dir() else model
+    reading = None if scorer is None else scorer.reading
+    kinds = {"classification": "Seq. Classifier", "implicit": "DPO"}
     said: dict[str, Any] = {
         "model": name,
-        "model_type": "Seq. Classifier" if scorer.kind == "classification" else "DPO",
-        "chat_template": "tokenizer" if scorer.reading.template == "chat" else "plain",
+        "model_type": "Custom Classifier" if scorer is None else kinds[scorer.kind],
+        "chat_template": "tokenizer" if reading and reading.template == "chat" else "plain",
     }
-    if scorer.reference is not None:
+    if scorer is not None and scorer.reference is not None:
         said["ref_model"] = scorer.reference
     pairs = all(one.is_pair for one in scored)
-    columns = (_pair_columns if pairs else _best_of_n_columns)(scorer.reading, scored)
+    columns = (_pair_columns if pairs else _best_of_n_columns)(reading, scored)
     columns["subset"] = [one.comparison.subset or "all" for one in scored]
     columns["id"] = [one.comparison.name for one in scored]
     accuracies = {}
@@ -108,7 +110,9 @@ def write_rewardbench(
         write_atomically(path, json.dumps(content, indent=4, sort_keys=True) + "\n")
 
 
-def _pair_columns(reading: Reading, scored: Sequence[ScoredComparison]) -> dict[str, list[Any]]:
+def _pair_columns(
+    reading: Reading | None, scored: Sequence[ScoredComparison]
+) -> dict[str, list[Any]]:
     """The columns of version 1; a tie counts against the model."""
     chosen = [float(one.chosen_scores[0, -1]) for one in scored]
     rejected = [float(one.rejected_scores[0, -1]) for one in scored]
@@ -122,7 +126,7 @@ def _pair_columns(reading: Reading, scored: Sequence[ScoredComparison]) -> dict[
 
 
 def _best_of_n_columns(
-    reading: Reading, scored: Sequence[ScoredComparison]
+    reading: Reading | None, scored: Sequence[ScoredComparison]
 ) -> dict[str, list[Any]]:
     """The columns of version 2: the better answers come first in each list."""
     return {
@@ -139,6 +143,8 @@ def _best_of_n_columns(
     }
 
 
-def _texts(reading: Reading, one: ScoredComparison) -> list[str]:
+def _texts(reading: Reading | None, one: ScoredComparison) -> list[str]:
     answers = one.comparison.chosen + one.comparison.rejected
+    if reading is None:
+        return [prompt_text(one.comparison.prompt) + text for text in answers]
     return [reading.text(one.comparison.prompt, text) for text in answers]

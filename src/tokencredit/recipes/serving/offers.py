@@ -126,7 +126,7 @@ def known_objectives(sources: Sequence[LoadedSource]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def row_details(rows: Sequence[TokenRow], scores: ResponseScores) -> list[dict[str, list[float]]]:
+def row_details(rows: Sequence[TokenRow], scores: ResponseScores) -> list[dict[str, Any]]:
     """What each row asks for besides token scores, under the names of `RowScores`.
 
     Args:

@@ -6,6 +6,7 @@ Any engine that can post JSON gets sequence scores and token credit from it.
 """
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Any
@@ -18,6 +19,7 @@ from tokencredit.models.hf_loading import quiet_transformers
 from tokencredit.ranges import require_at_least
 from tokencredit.recipes.run.shown_reading import print_reading
 from tokencredit.recipes.settings import LoadingSettings, group, setting
+from tokencredit.scorers.hf_prefix_texts import made_of_prefixes
 from tokencredit.scorers.source_settings import RewardSource, required_sources
 from tokencredit.scorers.text_rewards import loaded_text_rewards, reader_of
 from tokencredit.server.exchange import token_in
@@ -105,7 +107,8 @@ class ServeConfig:
     """Hub id or folder of a sequence-classification model with one or two outputs."""
     rewards: tuple[RewardSource, ...] = ()
     """Several sources of reward instead of `reward_model`, as in `train-policy`. Tokens are those
-    of the first, a reward model by Hub id or folder."""
+    of the first, a reward model by Hub id or folder, or of a judge where there is no reward
+    model."""
     combine: CombinationSettings = group(CombinationSettings)
     """How several sources become one reward."""
     methods: tuple[str, ...] | None = setting(None, was="credit_methods")
@@ -139,10 +142,13 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         sources = required_sources(self.reward_model, self.rewards, combine=self.combine)
-        if not sources[0].is_reward_model:
+        judged = not any(one.has_tokens for one in sources) and all(one.judge for one in sources)
+        local = any(one.is_local_language_model for one in sources)
+        if not sources[0].is_reward_model and not (judged and local):
             raise ConfigError(
                 f"the first reward is {sources[0].model!r}; expected a reward model by Hub id or "
-                "folder, whose tokens are paid"
+                "folder, whose tokens are paid, or judges alone, and among them a judge by Hub id "
+                "or folder"
             )
         for name in self.methods or ():
             credit_method(name)
@@ -158,8 +164,8 @@ def serve(config: ServeConfig) -> None:
         config: the settings.
 
     Raises:
-        ConfigError: the extra `serve` is not installed, the token's variable is not set, or the
-            address cannot be listened at.
+        ConfigError: the extra `serve` is not installed, the token's variable is not set, the
+            address cannot be listened at, or a judge compares responses with each other.
         ModelError: the reward model or its tokenizer is not there or lacks what is needed.
         NumericError: the reward model gives NaN.
     """
@@ -211,7 +217,6 @@ def application_of(config: ServeConfig, *, token: str | None = None) -> Any:
         from tokencredit.recipes.serving.served_model import ServedModel
         from tokencredit.server.app import reward_app
         from tokencredit.server.intake import Limits
-        from tokencredit.server.messages import PromptAndResponse
     except ImportError as error:
         raise ConfigError(
             f"{error.name} is not installed; expected the extra `serve`: "
@@ -219,14 +224,10 @@ def application_of(config: ServeConfig, *, token: str | None = None) -> Any:
         ) from error
     loading = {**vars(config.loading), "device": config.device}
     sources = _sources(config)
-    if not any(one.has_tokens for one in sources):
-        raise ConfigError(
-            f"the rewards are {', '.join(one.model for one in sources)}; expected a reward model "
-            "by Hub id or folder, or one that vLLM serves, among them: its tokens are served"
-        )
+    _require_one_at_a_time(sources)
     rewards = loaded_text_rewards(
         sources,
-        with_method(config.credit, "terminal"),
+        with_method(config.credit, _first_method(config, sources)),
         config.segments,
         combine=config.combine,
         reading=config.reading,
@@ -243,13 +244,30 @@ def application_of(config: ServeConfig, *, token: str | None = None) -> Any:
         layer=config.credit.layer,
         max_tokens=config.limits.max_batch_tokens,
     )
-    # What is wrong with the model shows now and not with the first request.
-    trial = [PromptAndResponse(prompt="a", response=" a")]
-    served.scores(served.text_rows(trial, served.credit_methods))
+    served.tried()
     limits = Limits(**vars(config.limits))
     names = ("localhost", config.host, *config.connections.hosts)
     hosts = names if _is_loopback(config.host) else None
     return reward_app(served, limits, token=token, hosts=hosts)
+
+
+def _require_one_at_a_time(sources: Sequence[RewardSource]) -> None:
+    """Refuse judges whose verdict on a response depends on which others stand beside it."""
+    for one in sources:
+        asks = None if one.judge is None else one.judge.row().asks
+        if one.judge is not None and asks in ("group", "list"):
+            raise ConfigError(
+                f"judge.setup of {one.label!r} is {one.judge.setup!r}, which compares the "
+                "responses to a prompt with each other, and a server scores texts of all its "
+                "clients together; expected a set-up that asks about one response at a time, by "
+                "itself or against a reference, or the judge in the command that has the responses"
+            )
+
+
+def _first_method(config: ServeConfig, sources: Sequence[RewardSource]) -> str:
+    """The method that sources are loaded for: one of prefixes, where a judge is to be asked so."""
+    made = [name for name in config.methods or () if made_of_prefixes(CreditSettings(name))]
+    return made[0] if made and any(one.judge for one in sources) else "terminal"
 
 
 def bearer_token(config: ServeConfig) -> str | None:

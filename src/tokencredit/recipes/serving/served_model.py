@@ -32,6 +32,8 @@ from tokencredit.scorers.evidence import Responses, response_scores
 from tokencredit.scorers.hf_local import own_scores
 from tokencredit.scorers.hf_policy_tokens import ended_scores
 from tokencredit.scorers.hf_trained_reading import trained_segments
+from tokencredit.scorers.judges import JudgeReward
+from tokencredit.scorers.python_rewards import FunctionScorer
 from tokencredit.scorers.reading_rows import with_end_token
 from tokencredit.scorers.rewards import CombinedScorer, LoadedSource, PaidObjective, Rewards
 from tokencredit.scorers.text_rewards import with_segments
@@ -43,13 +45,13 @@ from tokencredit.text.hf_reading import Reading
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A reward model behind the server.
+    """A reward model behind the server, or a judge that is asked in its place.
 
     Attributes:
-        model: a sequence-classification model.
-        reading: how it reads texts.
-        credits: the credit methods on offer, each over the same sources of reward; the model is
-            the first of them.
+        model: a sequence-classification model, or the language model that judges.
+        reading: how it reads texts; of a judge, how texts are cut into the tokens that are paid.
+        credits: the credit methods on offer, each over the same sources of reward; a reward model
+            is the first of them.
         layer: whose attention is recorded.
         max_tokens: of one row, if that is less than the model can read.
     """
@@ -113,12 +115,7 @@ class ServedModel:
 
         A client makes the credit.
         """
-        weights = [
-            (one.weight, one.score, weights_fingerprint(model), *_asked(model))
-            if isinstance(model := getattr(one.scorer, "model", None), nn.Module)
-            else (one.weight, one.score, one.name)
-            for one in self._sources
-        ]
+        weights = [(one.weight, one.score, *_identity(one)) for one in self._sources]
         combine = self._rewards.combine
         rest = (tokenizer_fingerprint(self.tokenizer), sorted(read.items()), combine)
         return hashlib.sha256(repr((weights, rest)).encode()).hexdigest()
@@ -176,7 +173,8 @@ class ServedModel:
 
         Raises:
             DataError: a text is empty or too long.
-            ModelError: the model is read at the ends of segments of a response.
+            ModelError: the model is read at the ends of segments of a response, or a source is
+                asked about prompt and response apart, and the text has no marks of a chat.
         """
         if trained_segments(self.model.config) is not None:
             raise ModelError(
@@ -184,8 +182,9 @@ class ServedModel:
                 "text does not say where its response begins; expected prompts and responses: "
                 "ask /score"
             )
+        apart = any(isinstance(one.scorer, FunctionScorer) for one in self._sources)
         rows = [
-            verbatim_row(self.reading, self.model, text, number=number)
+            verbatim_row(self.reading, self.model, text, number=number, apart=apart)
             for number, text in enumerate(texts)
         ]
         for number, row in enumerate(rows):
@@ -197,6 +196,7 @@ class ServedModel:
 
         Raises:
             NumericError: a score is NaN or infinite.
+            VerdictError: a judge's verdict on a row cannot be read.
             ModelError: the model lacks what a credit method needs.
         """
         batch, attention_mask = self._padded(rows)
@@ -236,19 +236,50 @@ class ServedModel:
         attends: bool,
     ) -> list[ResponseScores]:
         """What the model says, and after it the other sources, in the model's tokens."""
-        own = own_scores(
+        own, others = [], self._sources
+        if not self._judges:
+            scores = self._own_scores(batch, attention_mask, attends)
+            if len(others) == 1:
+                return [scores]
+            own, others = (
+                [scores.each(lambda one: ended_scores(one, batch.response_mask))],
+                others[1:],
+            )
+        asked = Responses(batch, self._prompts(rows), ended=self._ended(rows, batch))
+        return [*own, *(response_scores(one.scorer, asked) for one in others)]
+
+    def _own_scores(
+        self, batch: ResponseBatch, attention_mask: Bool[Tensor, "batch sequence"], attends: bool
+    ) -> ResponseScores:
+        return own_scores(
             self.model,
             self.reading,
             batch,
             attention_mask=attention_mask,
             attention_layer=self.layer if attends else None,
         )
-        others = self._sources[1:]
-        if not others:
-            return [own]
-        asked = Responses(batch, self._prompts(rows), ended=self._ended(rows, batch))
-        found = [response_scores(one.scorer, asked) for one in others]
-        return [own.each(lambda one: ended_scores(one, batch.response_mask)), *found]
+
+    def tried(self) -> None:
+        """Score one text, so that what is wrong with the sources shows now and with no request.
+
+        A judge need only answer: whether one verdict can be read says nothing of the others.
+
+        Raises:
+            ConfigError, DataError, ModelError, NumericError, ServerError: as the sources.
+        """
+        judges = [reward for one in self._sources if (reward := _judge_of(one)) is not None]
+        rows = self.text_rows([PromptAndResponse(prompt="a", response=" a")], self.credit_methods)
+        if not judges:
+            self.scores(rows)
+        elif not self._judges:
+            self._own_scores(*self._padded(rows), False)
+        for reward in judges:
+            reward.tried()
+
+    @property
+    def _judges(self) -> bool:
+        """Whether the model is one that a source asks about texts, and no reward model."""
+        return isinstance(self._sources[0].scorer, FunctionScorer)
 
     @property
     def _rewards(self) -> Rewards:
@@ -280,7 +311,7 @@ class ServedModel:
         attention_mask: Bool[Tensor, "batch sequence"],
     ) -> tuple[Float[Tensor, "batch time"], dict[str, PaidObjective]]:
         rewards = self.credits[name]
-        prompts = self._prompts(rows) if len(scores) > 1 else None
+        prompts = self._prompts(rows) if self._judges or len(scores) > 1 else None
         ended = self._ended(rows, batch)
         asked = with_segments(rewards, Responses(batch, prompts, attention_mask, ended=ended))
         mask = batch.response_mask
@@ -315,7 +346,20 @@ class ServedModel:
         return batch.to(device), real.bool().to(device)
 
 
-def _asked(model: nn.Module) -> list[str]:
-    """What is asked of a model of several objectives, as it stands after its name."""
+def _identity(source: LoadedSource) -> list[str]:
+    """What the scores of a source depend on."""
+    model, judge = getattr(source.scorer, "model", None), _judge_of(source)
+    found = [weights_fingerprint(model)] if isinstance(model, nn.Module) else []
+    if judge is not None:
+        return [*found, judge.fingerprint]
+    if not isinstance(model, nn.Module):
+        return [source.name]
     config: Any = model.config
-    return [config.id2label[0]] if joined_scores(model) is not None else []
+    asked = [config.id2label[0]] if joined_scores(model) is not None else []
+    return [*found, *asked]  # of a model of several objectives what stands after its name
+
+
+def _judge_of(source: LoadedSource) -> JudgeReward | None:
+    """The judge that a source asks; None where it asks none."""
+    function = getattr(source.scorer, "function", None)
+    return function if isinstance(function, JudgeReward) else None

@@ -98,7 +98,9 @@ def row_of_ids(
     return replace(row, tokens=tokens, spans=decoded.spans, credit=credit)
 
 
-def verbatim_row(reading: Reading, model: nn.Module, text: str, *, number: int) -> TokenRow:
+def verbatim_row(
+    reading: Reading, model: nn.Module, text: str, *, number: int, apart: bool = False
+) -> TokenRow:
     """A whole text with its special tokens written out, closed as the model learnt.
 
     Args:
@@ -106,16 +108,23 @@ def verbatim_row(reading: Reading, model: nn.Module, text: str, *, number: int) 
         model: that reads them.
         text: of prompt and response.
         number: of the text in its request.
+        apart: whether something else is asked about prompt and response apart, such as a judge.
 
     Raises:
         DataError: the text is empty.
-        ModelError: the model weighs its objectives by the prompt, which is not known.
+        ModelError: the model weighs its objectives by the prompt, which is not known, or something
+            is asked about both apart.
     """
     parts = reading.split(text)
     if parts is not None:
         prompt, answer = parts
         encoded = reading.encoded([prompt], [answer], empty="keep")
-        return _token_rows(encoded, [[]], (), ())[0]
+        return replace(_token_rows(encoded, [[]], (), ())[0], prompt=prompt)
+    if apart:
+        raise ModelError(
+            "a judge or a function is asked about prompt and response apart, and a whole text does "
+            "not say where its response begins; expected prompts and responses: ask /score"
+        )
     joined = joined_scores(model)
     if joined is not None and joined.gate is not None:
         raise ModelError(
@@ -176,7 +185,10 @@ def _closed(reading: Reading, text: PromptAndResponseIds, row: TokenRow) -> Toke
         prompt_ids=found.batch.prompt_ids[0].tolist(),
         response_ids=ids[counts].tolist(),
         closing_ids=ids[real & ~counts].tolist(),
-        prompt=None if prompts is None else prompts[0],
+        # The prompt as it came: that of the reading may stand in the marks of a chat.
+        prompt=reading.tokenizer.decode(row.prompt_ids, skip_special_tokens=True)
+        if prompts is None
+        else prompts[0],
         ended=text.ended,
     )
 
