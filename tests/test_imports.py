@@ -53,13 +53,7 @@ def is_adapter(file: str) -> bool:
 
 
 pure_files = [file for file in outside_recipes if not is_adapter(file)]
-# Judges run here or elsewhere, and one file asks both.
-SCORERS_OF_BOTH = {"scorers/judges.py"}
-other_scorers = [
-    file
-    for file in files
-    if file.startswith("scorers/") and not is_adapter(file) and file not in SCORERS_OF_BOTH
-]
+other_scorers = [file for file in files if file.startswith("scorers/") and not is_adapter(file)]
 
 
 def imported_by(file: str) -> set[str]:

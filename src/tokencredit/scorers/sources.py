@@ -16,6 +16,7 @@ from tokencredit.scorers.feature_folders import has_feature_model
 from tokencredit.scorers.features import feature_reward
 from tokencredit.scorers.functions import named_function, names_function
 from tokencredit.scorers.hf_credit_models import CreditModels, loaded_credit_models
+from tokencredit.scorers.hf_judges import judge_scorer
 from tokencredit.scorers.hf_local import LocalScorer
 from tokencredit.scorers.hf_pooled import pooled_reward_model, unweighted_reward_model
 from tokencredit.scorers.hf_prefix_texts import made_of_prefixes, prefix_reading
@@ -23,7 +24,6 @@ from tokencredit.scorers.hf_segmentation import response_segments, segment_funct
 from tokencredit.scorers.hf_similarity import similarity_scorer
 from tokencredit.scorers.hf_token_scores import CreditedScorer
 from tokencredit.scorers.judge_settings import JudgingSettings
-from tokencredit.scorers.judges import judge_scorer
 from tokencredit.scorers.python_rewards import FunctionScorer
 from tokencredit.scorers.rewards import (
     CombinedScorer,

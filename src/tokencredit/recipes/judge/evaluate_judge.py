@@ -37,8 +37,8 @@ from tokencredit.recipes.run.run_folder import (
     write_atomically,
 )
 from tokencredit.recipes.settings import LoadingSettings, free_settings, group, setting
+from tokencredit.scorers.hf_judges import loaded_judge
 from tokencredit.scorers.judge_settings import AskingSettings
-from tokencredit.scorers.judges import loaded_judge
 from tokencredit.text.reading_settings import ReadingSettings
 
 

@@ -29,10 +29,10 @@ from tokencredit.recipes.serving.offers import (
 )
 from tokencredit.recipes.serving.served_rows import row_of_ids, rows_of_texts, verbatim_row
 from tokencredit.scorers.evidence import Responses, response_scores
+from tokencredit.scorers.hf_judges import JudgeReward
 from tokencredit.scorers.hf_local import own_scores
 from tokencredit.scorers.hf_policy_tokens import ended_scores
 from tokencredit.scorers.hf_trained_reading import trained_segments
-from tokencredit.scorers.judges import JudgeReward
 from tokencredit.scorers.python_rewards import FunctionScorer
 from tokencredit.scorers.reading_rows import with_end_token
 from tokencredit.scorers.rewards import CombinedScorer, LoadedSource, PaidObjective, Rewards

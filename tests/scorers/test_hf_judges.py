@@ -23,8 +23,8 @@ from tokencredit.recipes.credit.score_tokens import ScoreTokensConfig, score_tok
 from tokencredit.recipes.policy.train_policy import train_policy
 from tokencredit.recipes.run.run_folder import read_jsonl
 from tokencredit.recipes.settings import settings_from
+from tokencredit.scorers.hf_judges import JudgeReward
 from tokencredit.scorers.judge_settings import JudgingSettings
-from tokencredit.scorers.judges import JudgeReward
 from tokencredit.scorers.references import prompt_key
 from tokencredit.scorers.source_settings import RewardSource
 from tokencredit.scorers.sources import loaded_rewards
