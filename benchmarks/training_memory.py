@@ -10,7 +10,6 @@ C keeps freed blocks between those in use.
 """
 
 import argparse
-import gc
 import resource
 import warnings
 from pathlib import Path
@@ -83,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--rows", type=int, default=8)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[280, 260, 270])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[280, 260])
     parser.add_argument("--one-heap", action="store_true")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -96,9 +95,6 @@ def main() -> None:
     )
     model.config.pad_token_id = 0
     adapted = lora_model(model, rank=16, alpha=32).train()
-    of_activations, of_weights = kept(adapted, pairs(1, options.tokens[0]))
-    gc.collect()
-    weights = sum(p.numel() * p.element_size() for p in adapted.parameters())
     if not options.one_heap:
         return_large_blocks()
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-4)
@@ -109,6 +105,8 @@ def main() -> None:
         tell("backward")
         optimizer.step()
         optimizer.zero_grad()
+    weights = sum(p.numel() * p.element_size() for p in adapted.parameters())
+    of_activations, of_weights = kept(adapted, pairs(1, options.tokens[0]))
     print(
         f"\nWeights {weights / 1e9:.2f} GB, cast to bfloat16 {of_weights / 1e9:.2f} GB, kept for "
         f"each token {of_activations / options.tokens[0] / 1e6:.2f} MB"
