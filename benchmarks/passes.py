@@ -1,6 +1,7 @@
-"""How many tokens a pass without gradients should have on the CPU.
+"""How many tokens a pass should have on the CPU.
 
     python benchmarks/passes.py
+    python benchmarks/passes.py --gradients    # with one backward pass through all of them
 
 Llamas of four widths read rows of equal and of different lengths, in batches of like length of at
 most so many tokens, padding included. Processor time of one thread, in turn, medians, divided by
@@ -32,26 +33,34 @@ def rows() -> dict[str, torch.Tensor]:
     }
 
 
-@torch.inference_mode()
-def seconds(model: LlamaModel, lengths: torch.Tensor, tokens: int | None) -> float:
+def seconds(
+    model: LlamaModel, lengths: torch.Tensor, tokens: int | None, *, gradients: bool
+) -> float:
     """Processor time of all passes."""
-    begin = time.process_time()
-    for some in rows_of_like_length(lengths, tokens=tokens):
-        ids = torch.full((len(some), int(lengths[some].max())), 7)
-        model(input_ids=ids, use_cache=False)
+    begin, found = time.process_time(), []
+    with torch.inference_mode(not gradients):
+        for some in rows_of_like_length(lengths, tokens=tokens):
+            ids = torch.full((len(some), int(lengths[some].max())), 7)
+            states = model(input_ids=ids, use_cache=False).last_hidden_state
+            found += [states.square().sum()] if gradients else []
+    if gradients:
+        torch.stack(found).sum().backward()
+        model.zero_grad()
     return time.process_time() - begin
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--gradients", action="store_true")
+    parser.add_argument("--widths", type=int, nargs="+", default=[size[0] for size in SIZES])
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     heads = [f"{limit} tokens" for limit in LIMITS[1:]]
     print("| width | layers | rows | " + " | ".join(["one pass, ms", *heads]) + " |")
     print("|---:|---:|---|" + "---:|" * len(LIMITS))
-    for width, layers, middle, number in SIZES:
+    for width, layers, middle, number in (size for size in SIZES if size[0] in options.widths):
         config = LlamaConfig(
             vocab_size=512,
             hidden_size=width,
@@ -65,7 +74,7 @@ def main() -> None:
             taken: dict[int | None, list[float]] = {limit: [] for limit in LIMITS}
             for repeat in range(options.repeats + 1):
                 for limit in LIMITS:
-                    found = seconds(model, lengths, limit)
+                    found = seconds(model, lengths, limit, gradients=options.gradients)
                     if repeat:  # the first ones set things up
                         taken[limit].append(found)
             whole, *limited = (statistics.median(taken[limit]) for limit in LIMITS)

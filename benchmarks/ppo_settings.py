@@ -9,6 +9,7 @@ import statistics
 import sys
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Any
 
 # "collection" is Python's garbage collector where a side calls it itself; "rest" is loading,
@@ -38,6 +39,7 @@ class PPOSettings:
         device: "cpu" or "cuda".
         dtype: "float32", or "bfloat16" for autocast over float32 weights.
         seed: Of sampling.
+        clock: "wall", or "cpu" for processor time of an iteration; phases have the wall.
     """
 
     models: str
@@ -56,6 +58,7 @@ class PPOSettings:
     device: str = "cpu"
     dtype: str = "float32"
     seed: int = 0
+    clock: str = "wall"
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -92,6 +95,14 @@ def answer(
         name: statistics.median(row[name] for row in measured) for name in ("total", *PHASES)
     }
     total = seconds.pop("total")
+    if settings.clock == "cpu":
+        total, seconds["collection"] = (
+            statistics.median(
+                after[name] - before[name]
+                for before, after in pairwise(curve[settings.warmup - 1 :])
+            )
+            for name in ("cpu_seconds", "collection")
+        )
     return {
         "seconds_per_step": total,
         "tokens_per_second": settings.batch_size * settings.new_tokens / total,

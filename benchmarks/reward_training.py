@@ -33,8 +33,8 @@ from trl import RewardConfig, RewardTrainer
 
 from tokencredit.models.hf_adapters import lora_config, lora_model
 from tokencredit.recipes.reward_model.examples import JudgedRow
+from tokencredit.recipes.reward_model.reward_trainer import lesson_of, reward_trainer
 from tokencredit.recipes.reward_model.settings import TrainRewardModelConfig
-from tokencredit.recipes.reward_model.train_reward_model import reward_trainer
 from tokencredit.recipes.settings import LoraSettings, TrainingSettings
 from tokencredit.recipes.training.progress import TrainingRun
 
@@ -86,7 +86,9 @@ def trainer_of(side: str, options: argparse.Namespace, pairs: list[JudgedRow], o
         progress=False,
     )
     adapted = lora_model(model, rank=16, alpha=32)
-    return reward_trainer(config, adapted, tokenizer, pairs, None, TrainingRun.of(config, out))[0]
+    lesson = lesson_of(config, model, tokenizer, pairs)
+    run = TrainingRun.of(config, out)
+    return reward_trainer(config, adapted, tokenizer, pairs, None, run, lesson)[0]
 
 
 def epoch_seconds(side: str, options: argparse.Namespace, pairs: list[JudgedRow]) -> float:

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from tokencredit.errors import ConfigError, ShapeError
 from tokencredit.logprobs import (
+    drawn_entropies,
+    drawn_logprobs,
     predicting_positions,
     sampled_logits,
     token_entropies,
@@ -148,3 +150,60 @@ def test_gradients(of):
     of(logits.masked_fill(suppressed, -INF)).sum().backward()
     assert logits.grad.isfinite().all()
     assert logits.grad[:, 0].eq(0).all()
+
+
+ALLOWED = {
+    "all": None,
+    "everywhere": torch.tensor([True, False, True, True, True]),
+    "by place": torch.tensor([[True, True, False, True, True], [True, False, True, True, True]]),
+    "by row and place": torch.tensor([[[True, True, True, False, True]] * 2] * 3),
+}
+
+
+@pytest.mark.parametrize("allowed", ALLOWED.values(), ids=ALLOWED)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_drawn_logprobs_are_those_of_the_steps(allowed, temperature):
+    torch.manual_seed(0)
+    whole = torch.randn(3, 4, 5, requires_grad=True)
+    parted = whole.detach().clone().requires_grad_()
+    ids, weights = torch.tensor([[0, 4], [4, 0], [0, 0]]), torch.randn(3, 2)
+    found = drawn_logprobs(whole, ids, temperature=temperature, allowed=allowed)
+    drawn = sampled_logits(
+        predicting_positions(parted, 2), temperature=temperature, allowed=allowed
+    )
+    expected = token_logprobs(drawn, ids)
+    assert found.tolist() == expected.tolist()
+    (found * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(whole.grad, parted.grad, rtol=1e-6, atol=1e-7)
+    assert whole.grad[:, [0, 3]].eq(0).all()  # of the prompt, and of what comes after the last
+    entropies = drawn_entropies(whole, 2, temperature=temperature, allowed=allowed)
+    assert entropies.tolist() == token_entropies(drawn).tolist()
+    assert not entropies.requires_grad
+    with torch.no_grad():
+        again = drawn_logprobs(whole, ids, temperature=temperature, allowed=allowed)
+    assert again.tolist() == expected.tolist()
+
+
+def test_a_token_that_could_not_be_drawn_moves_no_logit_of_its_own():
+    logits = torch.zeros(1, 2, 3, requires_grad=True)
+    found = drawn_logprobs(logits, torch.tensor([[2]]), allowed=torch.tensor([True, True, False]))
+    assert found.tolist() == [[-INF]]
+    found.sum().backward()
+    assert logits.grad.tolist() == [[[-0.5, -0.5, 0.0], [0.0, 0.0, 0.0]]]
+
+
+def test_the_gradient_of_drawn_logprobs_has_the_precision_of_the_logits():
+    logits = torch.zeros(1, 3, 2, dtype=torch.bfloat16, requires_grad=True)
+    found = drawn_logprobs(logits, torch.tensor([[1, 0]]))
+    assert found.dtype == torch.float32
+    found.sum().backward()
+    assert logits.grad.dtype == torch.bfloat16
+    assert logits.grad.tolist() == [[[-0.5, 0.5], [0.5, -0.5], [0.0, 0.0]]]
+
+
+def test_drawn_tokens_have_something_before_them():
+    with pytest.raises(ShapeError, match="3 response tokens in a sequence of 3"):
+        drawn_logprobs(torch.zeros(1, 3, 2), torch.zeros(1, 3, dtype=torch.long))
+    with pytest.raises(ShapeError, match="3 response tokens in a sequence of 3"):
+        drawn_entropies(torch.zeros(1, 3, 2), 3)

@@ -87,7 +87,7 @@ class ActorCritic(nn.Module):
         with short_attention(self.policy, sequence):
             asked = arguments(self.policy)
             with _head_input(self.policy) as captured:
-                logits = self.policy(**asked, logits_to_keep=columns).logits[:, -columns:]
+                logits = last_columns(self.policy(**asked, logits_to_keep=columns).logits, columns)
         if self.critic is not None:
             with short_attention(self.critic, sequence):
                 values = _score_at_every_position(self.critic, arguments(self.critic))
@@ -125,6 +125,16 @@ class ActorCritic(nn.Module):
         """Names of the layer classes of both models, by which Accelerate shards them."""
         models = (self.policy,) if self.critic is None else (self.policy, self.critic)
         return sorted({name for model in models for name in model._no_split_modules or ()})
+
+
+def last_columns(
+    logits: Float[Tensor, "batch sequence vocab"], count: int
+) -> Float[Tensor, "batch count vocab"]:
+    """The last columns of logits; the tensor itself where there are no others.
+
+    A slice of everything would have a backward pass that fills and copies a tensor of that size.
+    """
+    return logits if logits.shape[1] == count else logits[:, -count:]
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from tokencredit.errors import (
     RunFolderError,
     TokenCreditWarning,
 )
-from tokencredit.logprobs import token_entropies
+from tokencredit.logprobs import drawn_entropies
 from tokencredit.recipes.policy import models as policy_models
 from tokencredit.recipes.policy import train_policy as recipe
 from tokencredit.recipes.policy import update as ppo_update
@@ -184,11 +184,11 @@ def test_accumulated_gradient_equals_the_whole_batch(models, tmp_path, minibatch
 def test_scoring_some_responses_at_a_time_says_the_same(models, tmp_path, monkeypatch, settings):
     rows_at_a_time = []
 
-    def counted(logits):
+    def counted(logits, *arguments, **options):
         rows_at_a_time.append(len(logits))
-        return token_entropies(logits)
+        return drawn_entropies(logits, *arguments, **options)
 
-    monkeypatch.setattr(policy_views, "token_entropies", counted)
+    monkeypatch.setattr(policy_views, "drawn_entropies", counted)
     found = []
     for size in (None, 1):
         output = tmp_path / str(size)

@@ -24,6 +24,7 @@ from tokencredit.recipes.policy.objectives import (
     objective_advantages,
     weighed_scores,
 )
+from tokencredit.recipes.policy.passes import support_of_rows
 from tokencredit.recipes.policy.processes import own_rows, rows_of_all
 from tokencredit.recipes.policy.rollout import Rollout
 from tokencredit.recipes.policy.scoring import held_out_scores, references_of_rows, scores_of
@@ -36,7 +37,6 @@ from tokencredit.recipes.policy.views import (
     reference_entropies,
     reference_logprobs,
     sampling_support,
-    support_of_rows,
 )
 from tokencredit.scorers.evidence import Responses
 from tokencredit.scorers.hf_segmentation import response_segments
@@ -240,14 +240,18 @@ def _begins_update(config: TrainPolicyConfig, accelerator: Accelerator) -> bool:
     """
     algorithm, size = config.algorithm, config.batch_size
     at_once = (algorithm.minibatch_size or size) == size <= (algorithm.micro_batch_size or size)
-    needs_logits = config.kl.entropy_coef or config.kl.forward_coef
     kind = ALGORITHMS[algorithm.name].loss
-    needs_logits = needs_logits or kind == "path-consistency"
     # Of dialogues there are more utterances than `batch_size`, and so several minibatches.
     all_at_once = config.dialogue.environment is None and kind != "pairs"
     learns_from_all = config.selection.keep == "all" and all_at_once
     one_process = accelerator.distributed_type == DistributedType.NO
-    return at_once and learns_from_all and not needs_logits and one_process
+    return at_once and learns_from_all and not needs_logits(config) and one_process
+
+
+def needs_logits(config: TrainPolicyConfig) -> bool:
+    """Whether the loss is of whole distributions, and not of the tokens that were drawn alone."""
+    by_logits = ALGORITHMS[config.algorithm.name].loss == "path-consistency"
+    return by_logits or bool(config.kl.entropy_coef or config.kl.forward_coef)
 
 
 def _chi_square_penalties(

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from tokencredit.batch import rows_of_like_length
 from tokencredit.masking import masked_whiten
 from tokencredit.policy.judged import calibrated_pair_losses
 from tokencredit.policy.losses.clipped import (
@@ -17,7 +18,7 @@ from tokencredit.policy.losses.clipped import (
 )
 from tokencredit.policy.losses.likelihood import likelihood_losses
 from tokencredit.policy.methods import ALGORITHMS
-from tokencredit.recipes.policy.experience import Experience, rows_of
+from tokencredit.recipes.policy.experience import Experience, needs_logits, rows_of
 from tokencredit.recipes.policy.loss_terms import (
     chi_square_slope,
     divergence_terms,
@@ -30,7 +31,7 @@ from tokencredit.recipes.policy.pretraining import PretrainingRows, learn_again,
 from tokencredit.recipes.policy.processes import own_rows, rows_of_all
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.recipes.policy.sharding import whole, without_step
-from tokencredit.recipes.policy.views import view_and_logits
+from tokencredit.recipes.policy.views import view_and_logits, view_of
 
 
 def update_policy(
@@ -122,7 +123,7 @@ def _step(
         return {}
     sums: dict[str, Tensor] = {}
     of_pairs = _tokens_per_pair(config, accelerator, minibatch, tokens)
-    parts = torch.split(torch.arange(len(minibatch.batch)), micro_batch)
+    parts = _parts(config, minibatch, micro_batch)
     slope = None
     if config.kl.has_chi_square_loss and len(parts) > 1:
         with torch.no_grad():  # the root is one of the whole minibatch, which no part knows
@@ -174,7 +175,8 @@ def _losses(
     """Sums over the response tokens of a micro-batch."""
     view, logits = part.first_pass, None
     if view is None:
-        view, logits = view_and_logits(model, part.batch, part.support, config.sampling.temperature)
+        asked = model, part.batch, part.support, config.sampling.temperature
+        view, logits = view_and_logits(*asked) if needs_logits(config) else (view_of(*asked), None)
     mask, clip_eps = part.loss_mask, config.algorithm.clip_eps
     kind = ALGORITHMS[config.algorithm.name].loss
     if kind == "path-consistency":
@@ -211,6 +213,13 @@ def _losses(
             view.logprobs.detach(), part.old.logprobs, mask, clip_eps=clip_eps
         ),
     }
+
+
+def _parts(config: TrainPolicyConfig, minibatch: Experience, size: int) -> list[Tensor]:
+    """Numbers of the responses of each micro-batch: of like length, or pairs that are compared."""
+    if size >= len(minibatch.batch) or ALGORITHMS[config.algorithm.name].loss == "pairs":
+        return list(torch.split(torch.arange(len(minibatch.batch)), size))
+    return rows_of_like_length(minibatch.batch.attention_mask.sum(-1), size)
 
 
 def _order(share: int, algorithm: str, rng: torch.Generator) -> Tensor:

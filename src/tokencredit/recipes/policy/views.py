@@ -1,6 +1,6 @@
 """What the policy and its reference say about responses, in micro-batches."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,17 +10,25 @@ from torch import Tensor
 
 from tokencredit.batch import ResponseBatch
 from tokencredit.logprobs import (
+    drawn_entropies,
+    drawn_logprobs,
     predicting_positions,
     sampled_logits,
-    token_entropies,
-    token_logprobs,
 )
 from tokencredit.masking import last_true_index
 from tokencredit.models.hf_architecture import config_value
 from tokencredit.models.hf_logprobs import response_entropies
+from tokencredit.models.hf_passes import tokens_per_pass
 from tokencredit.models.hf_shared_beginnings import pass_arguments
 from tokencredit.models.hf_short_attention import short_attention
+from tokencredit.policy.hf_models import ActorCritic, last_columns
 from tokencredit.recipes.policy.models import PolicyModels
+from tokencredit.recipes.policy.passes import (
+    OnePass,
+    passes_of,
+    put_together,
+    support_of_rows,
+)
 from tokencredit.recipes.policy.setting_groups import SamplingSettings, sampling_of
 from tokencredit.sampling import drawable_tokens, sampling_logits
 
@@ -73,7 +81,9 @@ def view_of(
     temperature: float,
 ) -> PolicyView:
     """Log-probabilities and values of a batch under the model as it is now."""
-    return view_and_logits(model, batch, support, temperature)[0]
+    passes = passes_through(model, batch, support)
+    views = [_seen(model, one.batch, one.support, temperature)[0] for one in passes]
+    return _joined(views, passes, batch.response_ids.shape[1])
 
 
 def view_and_logits(
@@ -83,22 +93,33 @@ def view_and_logits(
     temperature: float,
 ) -> tuple[PolicyView, Float[Tensor, "batch time vocab"]]:
     """A view of a batch, and the logits of the distribution that each token was drawn from."""
+    view, own = _seen(model, batch, support, temperature)
+    logits = predicting_positions(own, batch.response_ids.shape[1])
+    return view, sampled_logits(logits, temperature=temperature, allowed=support)
+
+
+def _seen(
+    model: Callable[..., Any],
+    batch: ResponseBatch,
+    support: Bool[Tensor, "*#batch vocab"] | None,
+    temperature: float,
+) -> tuple[PolicyView, Float[Tensor, "batch time_plus_1 vocab"]]:
+    """A view of a batch, and the model's own logits."""
     time = batch.response_ids.shape[1]
     output = model(batch.input_ids, batch.attention_mask, time)
-    logits = sampled_logits(
-        predicting_positions(output.logits, time), temperature=temperature, allowed=support
-    )
     off = ~batch.response_mask
-    logprobs = token_logprobs(logits, batch.response_ids).masked_fill(off, 0.0)
+    logprobs = drawn_logprobs(
+        output.logits, batch.response_ids, temperature=temperature, allowed=support
+    ).masked_fill(off, 0.0)
     if output.values is None:
-        return PolicyView(logprobs), logits
+        return PolicyView(logprobs), output.logits
     after_last = last_true_index(batch.response_mask)[:, None] + 1
     view = PolicyView(
         logprobs,
         values=output.values[:, :-1].masked_fill(off, 0.0),
         last_values=output.values.gather(-1, after_last).squeeze(-1),
     )
-    return view, logits
+    return view, output.logits
 
 
 def sampling_support(
@@ -135,11 +156,42 @@ def parts_of(
         yield batch[rows], support_of_rows(support, rows)
 
 
-def support_of_rows(
-    support: Bool[Tensor, "*#batch vocab"] | None, rows: slice | Tensor
-) -> Bool[Tensor, "*#rows vocab"] | None:
-    """What could be drawn in some rows; without top-k and top-p it is the same in all."""
-    return support[rows] if support is not None and support.ndim == 3 else support
+def passes_through(
+    model: Any,
+    batch: ResponseBatch,
+    support: Bool[Tensor, "*#batch vocab"] | None,
+    *,
+    size: int | None = None,
+) -> list[OnePass]:
+    """The passes in which a policy with its critic reads a batch.
+
+    What Accelerate wraps or shards reads as many rows in every process, and so no fewer than asked.
+
+    Args:
+        model: the policy with its critic, as it is wrapped or not.
+        batch: the responses.
+        support: what could be drawn in their places.
+        size: rows of a pass at most.
+    """
+    alone = isinstance(model, ActorCritic) and model.reads_beginnings_once
+    return passes_of(
+        batch,
+        support,
+        size=size,
+        tokens=tokens_per_pass(model) if alone else None,
+        beginnings_once=alone,
+    )
+
+
+def _joined(views: Sequence[PolicyView], passes: Sequence[OnePass], time: int) -> PolicyView:
+    """The views of all passes as one."""
+    return PolicyView(
+        **{
+            name: put_together([getattr(view, name) for view in views], passes, time)
+            for name, value in vars(views[0]).items()
+            if value is not None
+        }
+    )
 
 
 def old_view(
@@ -154,17 +206,15 @@ def old_view(
     The view has a graph where gradients are enabled.
     """
     views, entropies = [], []
-    for part, allowed in parts_of(batch, support, micro_batch_size):
-        view, logits = view_and_logits(model, part, allowed, temperature)
+    passes = passes_through(model, batch, support, size=micro_batch_size)
+    for one in passes:
+        view, logits = _seen(model, one.batch, one.support, temperature)
         views.append(view)
-        found = token_entropies(logits.detach())
-        entropies.append(found.masked_fill(~part.response_mask, 0.0))
-    joined = {
-        name: torch.cat([getattr(view, name) for view in views])
-        for name, value in vars(views[0]).items()
-        if value is not None
-    }
-    return PolicyView(**joined), torch.cat(entropies)
+        mask = one.batch.response_mask
+        found = drawn_entropies(logits, mask.shape[1], temperature=temperature, allowed=one.support)
+        entropies.append(found.masked_fill(~mask, 0.0))
+    time = batch.response_ids.shape[1]
+    return _joined(views, passes, time), put_together(entropies, passes, time)
 
 
 @torch.no_grad()
@@ -178,6 +228,13 @@ def reference_logits(
         model: the reference, as `PolicyModels.of_reference` hands it out.
         batch: the responses.
     """
+    return predicting_positions(_own_logits(models, model, batch), batch.response_ids.shape[1])
+
+
+def _own_logits(
+    models: PolicyModels, model: Any, batch: ResponseBatch
+) -> Float[Tensor, "batch time_plus_1 vocab"]:
+    """Logits of the frozen reference, one column more than there are response tokens."""
     time = batch.response_ids.shape[1]
     with short_attention(model, batch.input_ids.shape[1]):
         arguments = pass_arguments(
@@ -187,8 +244,8 @@ def reference_logits(
             columns=time + 1,
             once=models.actor_critic.reads_beginnings_once,
         )
-        logits = model(**arguments, logits_to_keep=time + 1).logits[:, -(time + 1) :]
-    return predicting_positions(logits, time)
+        logits: Tensor = model(**arguments, logits_to_keep=time + 1).logits
+    return last_columns(logits, time + 1)
 
 
 @torch.no_grad()
@@ -200,15 +257,26 @@ def reference_logprobs(
     micro_batch_size: int | None,
 ) -> Float[Tensor, "batch time"]:
     """Log-probabilities under the frozen reference, of the same distribution as the policy's."""
+    once = models.actor_critic.reads_beginnings_once
 
     def logprobs(model: Any) -> Float[Tensor, "batch time"]:
-        found = []
-        for part, allowed in parts_of(batch, support, micro_batch_size):
-            logits = sampled_logits(
-                reference_logits(models, model, part), temperature=temperature, allowed=allowed
+        passes = passes_of(
+            batch,
+            support,
+            size=micro_batch_size,
+            tokens=tokens_per_pass(model) if once else None,
+            beginnings_once=once,
+        )
+        found = [
+            drawn_logprobs(
+                _own_logits(models, model, one.batch),
+                one.batch.response_ids,
+                temperature=temperature,
+                allowed=one.support,
             )
-            found.append(token_logprobs(logits, part.response_ids))
-        return torch.cat(found)
+            for one in passes
+        ]
+        return put_together(found, passes, batch.response_ids.shape[1])
 
     return models.of_reference(logprobs).masked_fill(~batch.response_mask, 0.0)
 

@@ -37,6 +37,7 @@ from tokencredit.recipes.run.checksums import seal
 from tokencredit.recipes.run.run_folder import append_jsonl, flush, read_jsonl, write_atomically
 from tokencredit.recipes.run.stop_signals import StopRequest, stop_requests
 from tokencredit.recipes.training.arguments import recompute_activations
+from tokencredit.recipes.training.memory import return_large_blocks
 from tokencredit.recipes.training.progress import (
     PROGRESS_FILE,
     Progress,
@@ -342,6 +343,8 @@ def train(trainer: SupervisedTrainer, *, tokens: int) -> dict[str, float]:
         _forget_rows_after(run.folder / "metrics.jsonl", progress)
     if run.training.gradient_checkpointing:
         recompute_activations(trainer.model)
+    if trainer.args.device.type == "cpu":
+        return_large_blocks()
     trainer.started = time.perf_counter()
     with stop_requests("the run stops after this step, with a checkpoint to go on from") as request:
         trainer.stop = request

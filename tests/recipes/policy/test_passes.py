@@ -1,0 +1,99 @@
+"""Responses of like length go through the policy together, and each learns what it would alone."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_policy import tiny_config, write_models
+
+from tokencredit.batch import ResponseBatch
+from tokencredit.models import hf_passes
+from tokencredit.policy.hf_models import ActorCritic
+from tokencredit.recipes.policy.passes import passes_of, put_together
+from tokencredit.recipes.policy.train_policy import train_policy
+from tokencredit.recipes.run.run_folder import read_jsonl
+
+
+def batch_of(prompts, responses):
+    return ResponseBatch.of_rows(
+        [[5] * n for n in prompts], [[6] * n for n in responses], pad_token_id=0
+    )
+
+
+def rows_of_passes(batch, **options):
+    return [one.rows.tolist() for one in passes_of(batch, None, **options)]
+
+
+def test_a_pass_has_no_column_that_is_padding_in_all_its_rows():
+    batch = batch_of([1, 4, 2], [5, 1, 1])
+    support = torch.arange(5 * 3).view(5, 3) > 2
+    first, second = passes_of(batch, support, tokens=10)
+    assert [first.rows.tolist(), second.rows.tolist()] == [[0], [1, 2]]
+    assert first.batch.input_ids.tolist() == [[5, 6, 6, 6, 6, 6]]
+    assert second.batch.input_ids.tolist() == [[5, 5, 5, 5, 6], [0, 0, 5, 5, 6]]
+    assert first.support.tolist() == support.tolist()
+    assert second.support.tolist() == support[:1].tolist()
+
+
+def test_short_passes_leave_out_padding():
+    batch = batch_of([2, 2, 2, 2], [2, 8, 2, 8])
+    assert rows_of_passes(batch) == [[0, 1, 2, 3]]
+    assert rows_of_passes(batch, tokens=20) == [[1, 3], [0, 2]]
+    assert rows_of_passes(batch, size=3) == [[1, 3, 0], [2]]
+
+
+def test_rows_of_one_length_have_one_pass():
+    assert rows_of_passes(batch_of([2, 2, 2, 2], [8, 8, 8, 8]), tokens=20) == [[0, 1, 2, 3]]
+
+
+def test_a_beginning_that_all_rows_share_is_read_again_in_every_pass():
+    batch = batch_of([9, 9, 9, 9], [1, 4, 1, 4])
+    assert rows_of_passes(batch, tokens=26) == [[1, 3], [0, 2]]
+    assert rows_of_passes(batch, tokens=10, beginnings_once=True) == [[0, 1, 2, 3]]
+
+
+def test_numbers_come_back_in_the_order_of_the_batch():
+    batch = batch_of([1, 1, 1], [1, 3, 2])
+    passes = passes_of(batch, None, tokens=4)
+    assert [one.rows.tolist() for one in passes] == [[1], [2], [0]]
+    found = [one.batch.response_mask * (one.rows[:, None] + 1.0) for one in passes]
+    assert put_together(found, passes, 4).tolist() == [[1, 0, 0, 0], [2, 2, 2, 0], [3, 3, 0, 0]]
+    assert put_together([one.rows.float() for one in passes], passes, 4).tolist() == [0, 1, 2]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"algorithm.critic": "separate"},
+        {"sampling.top_k": 4, "sampling.temperature": 0.7},
+        {"sampling.truncated": "bootstrap"},
+    ],
+)
+def test_short_passes_train_the_same_policy(models, tmp_path, monkeypatch, changes):
+    made = []
+    forward = ActorCritic.forward
+
+    def noted(self, ids, *others):
+        made.append(ids.shape)
+        return forward(self, ids, *others)
+
+    monkeypatch.setattr(ActorCritic, "forward", noted)
+
+    def trained(name, tokens):
+        made.clear()
+        monkeypatch.setattr(hf_passes, "_CPU_TOKENS", tokens)
+        config = tiny_config(models, tmp_path / name, **changes)
+        weights = load_file(train_policy(config) / "model.safetensors")
+        rows = read_jsonl(tmp_path / name / "metrics.jsonl")
+        names = ("policy_loss", "value_loss", "gradient_norm", "score", "kl", "entropy")
+        return weights, [{n: row[n] for n in names if n in row} for row in rows], len(made)
+
+    *found, passes = trained("short", 24)
+    *expected, fewer = trained("long", 10_000)
+    assert passes > fewer
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
