@@ -4,7 +4,8 @@ import ctypes
 import os
 import sys
 
-_M_MMAP_THRESHOLD = -3  # of glibc's <malloc.h>
+M_MMAP_THRESHOLD = -3
+"""The number of the option in glibc's `<malloc.h>`."""
 _LARGE = 2**20  # bytes
 
 
@@ -23,4 +24,4 @@ def return_large_blocks() -> bool:
     if not sys.platform.startswith("linux") or "MALLOC_MMAP_THRESHOLD_" in os.environ:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and bool(mallopt(_M_MMAP_THRESHOLD, _LARGE))
+    return mallopt is not None and bool(mallopt(M_MMAP_THRESHOLD, _LARGE))
