@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What keeps a dense reward honest: policies of the built-in task that follow a reward model too far.
 #
-#   runs/honest.sh                     everything, about three hours of one core
+#   runs/honest.sh                     everything, about four hours of one core
 #   runs/honest.sh ensembles           one experiment, or several: each has its YAML in runs/honest
 #
 # What is done already is skipped, and what was stopped goes on.
@@ -13,7 +13,8 @@ tokencredit=.venv/bin/tokencredit
 python=.venv/bin/python
 out=output/honest
 experiments=("$@")
-[ $# -gt 0 ] || experiments=(ensembles ensembles-terminal transforms divergences selection)
+[ $# -gt 0 ] || experiments=(ensembles combinations ensembles-terminal transforms divergences selection
+  constraints objectives)
 
 [ -f output/quickstart/reward-model/config.json ] || "$tokencredit" quickstart
 [ -f "$out/watch.jsonl" ] || "$python" runs/honest_data.py "$out/watch.jsonl"
@@ -28,7 +29,7 @@ reward_model() { # name, pairs, seed; the rest as `tokencredit quickstart` train
 
 reward_model watch "$out/watch.jsonl" 0
 for seed in 1 2 3 4; do # the quickstart's own is that of seed 0
-  [[ ${experiments[*]} != *ensembles* ]] ||
+  [[ ${experiments[*]} != *ensembles* && ${experiments[*]} != *combinations* ]] ||
     reward_model "guide-$seed" output/quickstart/data/pairs.jsonl "$seed"
 done
 

@@ -26,8 +26,10 @@ from tokencredit.recipes.policy.learning_report import KL_LEVELS
 from tokencredit.recipes.run.run_folder import write_atomically
 
 DOCS = Path("docs/results/honest")
+WITHOUT_TABLE = {"objectives"}  # the weights make scores that cannot be compared
 EXPERIMENTS = {
     "ensembles": "Five reward models, combined before prefix differences",
+    "combinations": "A price of the KL and several reward models",
     "ensembles-terminal": "Five reward models, combined and paid at the end",
     "transforms": "Scores bounded before they are spread",
     "divergences": "Four prices of leaving the reference",
@@ -52,7 +54,7 @@ def keep(experiment: str) -> None:
     table = json.loads(complete.read_text()) if complete.exists() else None
     found = {"commit": version(), "table": table, "curves": finished(source)}
     write_atomically(DOCS / f"{experiment}.json", json.dumps(found) + "\n")
-    if table is not None:
+    if table is not None and experiment not in WITHOUT_TABLE:
         copyfile(source / "frontier.png", DOCS / f"{experiment}.png")
         copyfile(source / "held-out-frontier.png", DOCS / f"{experiment}-held-out.png")
 
@@ -124,38 +126,48 @@ def hypervolume(points: list[tuple[float, float]], origin: tuple[float, float]) 
     return area
 
 
+def parts(run: str) -> tuple[str, str, str]:
+    """The mix of a run of two objectives, the weight of the first, and the scale of the second."""
+    name, weight, tenfold = re.match(
+        r"(.*?)(?: (0\.\d))?(, plainness times 10)?_lr.*seed0", run
+    ).groups()
+    return name, weight or "0.5", tenfold or ""
+
+
 def volumes(curves: Curves) -> list[dict[str, str]]:
-    """The area that the runs of each mix cover, from the scores of the reference on."""
+    """Where the runs of each mix end, and the area that they cover from the reference on."""
     names = ("score/sentiment", "score/plainness")
     origin = tuple(mean(curve[name][0] for curve in curves.values()) for name in names)
-    mixes: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    mixes: dict[str, dict[str, tuple[float, float]]] = {}
     for run, curve in curves.items():
-        mix, tenfold, seed = re.match(
-            r"(.*?)(?: 0\.\d)?(, plainness times 10)?_lr.*seed(\d)", run
-        ).groups()
-        ends = (end(curve, names[0]), end(curve, names[1]))
-        mixes.setdefault(f"{mix}{tenfold or ''}", {}).setdefault(seed, []).append(ends)
+        mix, weight, tenfold = parts(run)
+        mixes.setdefault(f"{mix}{tenfold}", {})[weight] = (
+            end(curve, names[0]),
+            end(curve, names[1]),
+        )
+    weights = sorted({weight for points in mixes.values() for weight in points})
     return [
         {
             "mix": mix,
-            "area of each seed": ", ".join(
-                f"{hypervolume(points, origin):.2f}" for points in seeds.values()
-            ),
-            "sentiment of its runs": spread([x for points in seeds.values() for x, _ in points]),
-            "plainness of its runs": spread([y for points in seeds.values() for _, y in points]),
+            "area": f"{hypervolume(list(points.values()), origin):.2f}",
+            **{weight: place(points.get(weight)) for weight in weights},
         }
-        for mix, seeds in mixes.items()
+        for mix, points in sorted(mixes.items())
     ]
 
 
-def spread(values: list[float]) -> str:
-    return f"{min(values):.2f} to {max(values):.2f}"
+def place(point: tuple[float, float] | None) -> str:
+    return "-" if point is None else f"{point[0]:.2f}, {point[1]:.2f}"
 
 
 MORE: dict[str, tuple[str, Any]] = {
     "divergences": ("All runs, the choice of a price among them:", finished_rows),
     "constraints": ("Where the scores end, less their thresholds:", distances),
-    "objectives": ("What the runs of each mix cover:", volumes),
+    "objectives": (
+        "Sentiment and plainness at the end, by the weight of sentiment, and the area that they "
+        "cover together, from the scores of the reference on:",
+        volumes,
+    ),
 }
 
 
@@ -179,8 +191,7 @@ def section(experiment: str, title: str) -> list[str]:
         f"{len(found['curves'])} finished runs, kept at commit {found['commit']}; settings in "
         f"`runs/honest/{experiment}.yaml` and the file that it names.",
         "",
-        *results(experiment, found),
-        "",
+        *([] if experiment in WITHOUT_TABLE else [*results(experiment, found), ""]),
         *more,
     ]
 
