@@ -6,17 +6,17 @@
 
 Both sides train the quickstart's language model against one reward model, with the same prompts,
 batch, epochs, coefficient of KL and schedule of the learning rate, in a process of its own each.
-Each side, and each credit of ours, takes the best of the same learning rates, judged by the mean
-score of its last fifth with the first seed; then the other seeds run at that rate. Curves are
-smoothed over five iterations. Reported for each seed is when a side first scores the best of
-TRL's smoothed curve with that seed, and when 95 % of the way from that curve's beginning to its
-best, since at the end both stand on a plateau: in iterations and in processor time since the first
-iteration.
+Curves are smoothed over five iterations. Each side, and each row of ours, takes the one of the same
+learning rates at which it first scores, with the first seed, the highest that TRL's curves reach at
+any rate (or, where none does, the rate with the highest mean of the last fifth); then the other
+seeds run at that rate. Reported for each seed is when a side first scores the best of TRL's curve
+with that seed, and when 95 % of the way from that curve's beginning to its best, since at the end
+both stand on a plateau: in iterations and in processor time since the first iteration.
 TRL collects garbage twice in every iteration, which large models would not notice: the time is
 also told without that. Finished runs stand in `runs.jsonl` and are not repeated.
 
 Equal is what stands in `ppo_settings.py`. Different: TRL trains a copy of the reward model as
-critic, ours puts a value head on the policy.
+critic; ours puts a value head on the policy, but for the row that has TRL's critic.
 """
 
 import argparse
@@ -36,11 +36,13 @@ from ppo_settings import PPOSettings
 WINDOW = 5
 SHARES = (1.0, 0.95)
 SIDES = {
-    "TRL, terminal": ("trl", "terminal"),
-    "tokencredit, terminal": ("tokencredit", "terminal"),
-    "tokencredit, attention": ("tokencredit", "attention"),
-    "tokencredit, prefix differences": ("tokencredit", "prefix-difference"),
+    "TRL, terminal": ("trl", "terminal", "shared"),
+    "tokencredit, terminal": ("tokencredit", "terminal", "shared"),
+    "tokencredit, attention": ("tokencredit", "attention", "shared"),
+    "tokencredit, prefix differences": ("tokencredit", "prefix-difference", "shared"),
+    "prefix differences, TRL's critic": ("tokencredit", "prefix-difference", "reward-model"),
 }
+"""Program, credit and critic of each side; the credit and the critic are for ours alone."""
 PEER = "TRL, terminal"
 
 
@@ -119,7 +121,7 @@ def runs_of(options: argparse.Namespace, models: Path) -> Iterator[Run]:
     def run(side: str, rate: float, seed: int) -> Run:
         if (side, rate, seed) not in known:
             print(f"{side}, learning rate {rate}, seed {seed}", file=sys.stderr)
-            program, credit = SIDES[side]
+            program, credit, critic = SIDES[side]
             settings = PPOSettings(
                 models=str(models),
                 new_tokens=options.new_tokens,
@@ -127,6 +129,7 @@ def runs_of(options: argparse.Namespace, models: Path) -> Iterator[Run]:
                 batch_size=options.batch_size,
                 learning_rate=rate,
                 credit=credit,
+                critic=critic,
                 steps=options.steps - 1,
                 warmup=1,
                 threads=1,
@@ -139,16 +142,19 @@ def runs_of(options: argparse.Namespace, models: Path) -> Iterator[Run]:
         return known[side, rate, seed]
 
     first, *others = range(options.seeds)
-    tuned = [run(side, rate, first) for rate in options.learning_rates for side in SIDES]
+    tuned = [run(side, rate, first) for rate in options.learning_rates for side in options.sides]
     yield from tuned
-    for seed, side in itertools.product(others, SIDES):
+    for seed, side in itertools.product(others, options.sides):
         yield run(side, best_rate(tuned, side), seed)
 
 
 def best_rate(runs: list[Run], side: str) -> float:
-    """The learning rate at which a side ends highest with the first seed."""
-    of_side = [run for run in runs if run.side == side and run.seed == 0]
-    return max(of_side, key=Run.last_fifth).learning_rate
+    """The learning rate at which a side first scores the highest of TRL's, with the first seed."""
+    first = [run for run in runs if run.seed == 0]
+    goal = max(max(run.smoothed()) for run in first if run.side == PEER)
+    own = [run for run in first if run.side == side]
+    ends = [(end, run.learning_rate) for run in own if (end := run.reached(goal)) is not None]
+    return min(ends)[1] if ends else max(own, key=Run.last_fifth).learning_rate
 
 
 def reached(run: Run, peer: Run, goal: float) -> dict[str, float] | None:
@@ -167,7 +173,7 @@ def reached(run: Run, peer: Run, goal: float) -> dict[str, float] | None:
 
 def table(runs: list[Run]) -> list[dict[str, Any]]:
     """For each side and seed at the side's best rate: when it scores what TRL scores at best."""
-    rates = {side: best_rate(runs, side) for side in SIDES}
+    rates = {side: best_rate(runs, side) for side in dict.fromkeys(run.side for run in runs)}
     chosen = {(run.side, run.seed): run for run in runs if run.learning_rate == rates[run.side]}
     rows: list[dict[str, Any]] = []
     for (side, seed), run in sorted(chosen.items(), key=lambda item: (item[0][1], item[0][0])):
@@ -206,7 +212,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             cells += [f"{found['iteration']}", f"{found['kl']:.1f}"]
             cells += [f"{found[name]:.3f}" for name in ("time", "time without collections")]
         lines.append("| " + " | ".join(cells) + " |")
-    for side in SIDES:
+    for side in dict.fromkeys(row["side"] for row in rows):
         own = [row for row in rows if row["side"] == side]
         cells = ["median", side, "", "", ""]
         for share in SHARES:
@@ -222,7 +228,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 def costs(runs: list[Run]) -> str:
     """What an iteration takes each side, as medians over its runs."""
     lines = ["| side | CPU s per iteration | of these garbage collections |", "|---|---:|---:|"]
-    for side in SIDES:
+    for side in dict.fromkeys(run.side for run in runs):
         own = [
             [run.seconds(len(run.curve), collections=some) / (len(run.curve) - 1) for run in runs
              if run.side == side]
@@ -244,12 +250,18 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--learning-rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3], metavar="RATE"
     )
+    parser.add_argument(
+        "--sides", nargs="+", default=list(SIDES), choices=SIDES, metavar="SIDE",
+        help=f"some of {', '.join(SIDES)}; the first is always needed",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, help="also write the table to this file")
     return parser.parse_args()
 
 
 def main() -> None:
     options = parse_options()
+    if PEER not in options.sides:
+        sys.exit(f"--sides without {PEER!r}, which the others are compared with")
     require_peer()
     if not (options.quickstart / "language-model" / "config.json").exists():
         sys.exit(f"no models in {options.quickstart}; make them with `tokencredit quickstart`")
