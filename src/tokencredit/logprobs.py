@@ -147,9 +147,9 @@ def drawn_logprobs(
         ConfigError: the temperature is not positive.
         ShapeError: nothing stands before the first of these tokens to predict it from.
 
-    >>> logits = torch.tensor([[[0.0, 0.0], [0.0, 9.0], [9.0, 0.0]]])
+    >>> logits = torch.tensor([[[0.0, 0.0], [0.0, 1.0], [9.0, 0.0]]])
     >>> drawn_logprobs(logits, torch.tensor([[1, 1]]))
-    tensor([[-6.9315e-01, -1.2340e-04]])
+    tensor([[-0.6931, -0.3133]])
     """
     predicting_positions(logits, token_ids.shape[-1])  # for its error
     found: Tensor = _DrawnLogprobs.apply(  # type: ignore[no-untyped-call]

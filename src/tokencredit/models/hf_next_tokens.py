@@ -109,7 +109,7 @@ def beginning_groups(
 
     >>> rows = [[1, 2, 3, 9], [5, 6], [1, 2, 3, 8], [1, 2, 7]]
     >>> beginning_groups(rows, most_rows=4, most_tokens=100, price=1)
-    [[3], [2, 0], [1]]
+    [[2, 0, 3], [1]]
     """
     order = sorted(range(len(rows)), key=lambda row: list(rows[row]))
     alike = [_alike(rows[a], rows[b]) for a, b in pairwise(order)]
