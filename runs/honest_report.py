@@ -203,7 +203,7 @@ def results(experiment: str, found: dict[str, Any]) -> list[str]:
         return [words, "", *markdown(finished_rows(found["curves"]))]
     true = f"![True reward over KL](honest/{experiment}.png)"
     held_out = f"![Score of the held-out reward model over KL](honest/{experiment}-held-out.png)"
-    return [*markdown(found["table"]), "", true, "", held_out]
+    return [*in_parts(found["table"]), "", true, "", held_out]
 
 
 def merges() -> list[str]:
