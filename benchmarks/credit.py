@@ -15,7 +15,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from scoring import SIZES, peak_megabytes, report, seconds, variants_parser
+from scoring import (
+    SIZES,
+    peak_megabytes,
+    report,
+    seconds,
+    seconds_in_turn,
+    variants_parser,
+)
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
@@ -139,12 +146,12 @@ def measured(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         times: dict[str, list[float]] = {name: [] for name in names}
         for name in (name for name in names if name not in fast):
             times[name].append(seconds(every[name][1], ids, arguments.clock))
-        for repeat in range(-1, arguments.repeats):
-            turn = repeat % len(fast)
-            for name in fast[turn:] + fast[:turn]:
-                elapsed = seconds(every[name][1], ids, arguments.clock)
-                if repeat >= 0:
-                    times[name].append(elapsed)
+        times |= seconds_in_turn(
+            {name: every[name][1] for name in fast},
+            ids,
+            repeats=arguments.repeats,
+            clock=arguments.clock,
+        )
         plain_megabytes = peak_megabytes(every[PLAIN][1], ids)
         for name in names:
             ratios = [one / base for one, base in zip(times[name], times[PLAIN], strict=False)]

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from scoring import SIZES, report, seconds, variants_parser
+from scoring import SIZES, report, seconds_in_turn, variants_parser
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
@@ -85,13 +85,7 @@ def measured(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     rows, ways = [], variants(arguments)
     for length in arguments.lengths:
         ids = torch.randint(1, 8192, (arguments.batch_size, length), device=arguments.device)
-        times: dict[str, list[float]] = {name: [] for name in ways}
-        for repeat in range(-1, arguments.repeats):
-            turn = repeat % len(ways)
-            for name in [*list(ways)[turn:], *list(ways)[:turn]]:
-                elapsed = seconds(ways[name], ids, arguments.clock)
-                if repeat >= 0:
-                    times[name].append(elapsed)
+        times = seconds_in_turn(ways, ids, repeats=arguments.repeats, clock=arguments.clock)
         medians = {name: statistics.median(found) for name, found in times.items()}
         for name in ways:
             base = "1 head" if name.endswith(("head", "heads")) else "1 model"

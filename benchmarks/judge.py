@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scoring import SIZES, report, seconds, variants_parser
+from scoring import SIZES, report, seconds_in_turn, variants_parser
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tokencredit.judge.hf_judge import local_judge, question_rows
@@ -124,13 +124,7 @@ def of_questions(
             "all in one call, what differs first": lambda _: judge(first),
             "all again, kept replies": lambda _: kept(last),
         }
-        times: dict[str, list[float]] = {name: [] for name in ways}
-        for repeat in range(-1, arguments.repeats):
-            turn = repeat % len(ways)
-            for name in [*list(ways)[turn:], *list(ways)[:turn]]:
-                elapsed = seconds(ways[name], ids, arguments.clock)
-                if repeat >= 0:
-                    times[name].append(elapsed)
+        times = seconds_in_turn(ways, ids, repeats=arguments.repeats, clock=arguments.clock)
     base = statistics.median(times[BASE])
     about = {"begins": length, "differs": differing, "questions": len(last), "moved": moved,
              "bound": 1 + differing / length, "asked_again": sum(reached)}  # fmt: skip

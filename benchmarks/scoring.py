@@ -13,7 +13,7 @@ import copy
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,27 @@ def seconds(score: Callable[[torch.Tensor], Any], ids: torch.Tensor, clock: str)
     return now() - start
 
 
+def seconds_in_turn(
+    ways: Mapping[str, Callable[[torch.Tensor], Any]],
+    ids: torch.Tensor,
+    *,
+    repeats: int,
+    clock: str,
+) -> dict[str, list[float]]:
+    """Times of each way, one of each in turn, after one of each that does not count.
+
+    In a new order each time: the one that runs after the largest pays for its cache.
+    """
+    names, times = list(ways), {name: list[float]() for name in ways}
+    for repeat in range(-1, repeats):
+        turn = repeat % len(names)
+        for name in names[turn:] + names[:turn]:
+            elapsed = seconds(ways[name], ids, clock)
+            if repeat >= 0:
+                times[name].append(elapsed)
+    return times
+
+
 def synchronise(ids: torch.Tensor) -> None:
     if ids.is_cuda:
         torch.cuda.synchronize()
@@ -111,14 +132,7 @@ def measured(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     ways = variants(arguments)
     for length in arguments.lengths:
         ids = torch.randint(1, 8192, (arguments.batch_size, length), device=arguments.device)
-        times: dict[str, list[float]] = {name: [] for name in ways}
-        for repeat in range(-1, arguments.repeats):
-            # In a new order each time: the one that runs after the largest pays for its cache.
-            names = list(ways)[repeat % 3 :] + list(ways)[: repeat % 3]
-            for name in names:
-                elapsed = seconds(ways[name], ids, arguments.clock)
-                if repeat >= 0:
-                    times[name].append(elapsed)
+        times = seconds_in_turn(ways, ids, repeats=arguments.repeats, clock=arguments.clock)
         for name, score in ways.items():
             ratios = [
                 one / base for one, base in zip(times[name], times["plain SDPA"], strict=True)

@@ -103,7 +103,7 @@ def feature_fraction_scores(
 
 
 def _beginning(text: str, fraction: float) -> str:
-    """So many of the words of a text, one at least; the whole of it as it stands."""
+    """The first words of a text, at least one: `fraction` of all, and for 1 the text unchanged."""
     ends = [word.end() for word in re.finditer(r"\S+", text)]
     seen = max(1, math.ceil(fraction * len(ends) - 1e-9))
     return text if seen >= len(ends) else text[: ends[seen - 1]]

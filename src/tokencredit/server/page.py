@@ -193,7 +193,7 @@ class _ScoreLine:
 
     @property
     def difference(self) -> float | None:
-        """Of the second response to the first."""
+        """How much more the second response got than the first; None without both numbers."""
         match self.added:
             case [float(first), float(second)]:
                 return second - first

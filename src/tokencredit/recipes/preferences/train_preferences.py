@@ -45,11 +45,11 @@ from tokencredit.recipes.preferences.settings import TrainPreferencesConfig
 from tokencredit.recipes.preferences.teachers import loaded_teachers, taught_statistic
 from tokencredit.recipes.reward_model.pair_data import different_pairs
 from tokencredit.recipes.run.left_out import tell_left_out
+from tokencredit.recipes.run.shown_reading import shown_example
 from tokencredit.recipes.training.arguments import training_arguments
 from tokencredit.recipes.training.models import (
     language_model_to_train,
     lasting_name,
-    print_example,
     reading_to_train,
     with_adapters,
     without_adapters,
@@ -102,7 +102,7 @@ def train_preferences(config: TrainPreferencesConfig) -> Path:
     rows = different_pairs(encoded, attrgetter("texts"))
     eval_rows = different_pairs(eval_rows, attrgetter("texts"), held_out=True)
     first = rows[0].texts[0]
-    print_example(reading, first, counted=read_response(first))
+    print(shown_example(reading, first, counted=read_response(first)))
     with supervised_run(config) as folder:
         tell_left_out(left_out, folder / "skipped.jsonl")
         known = known_rows(config, model, tokenizer, rows, eval_rows, folder)

@@ -20,7 +20,7 @@ class PairColumns:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """As `load_pairs` calls them: every column, and those of a group that has more.
+        """The names of all columns, as keyword arguments of `load_pairs`.
 
         >>> PairColumns(chosen="better").arguments["chosen_column"]
         'better'

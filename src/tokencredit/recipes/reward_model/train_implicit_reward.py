@@ -32,11 +32,11 @@ from tokencredit.recipes.reward_model.causal_settings import TrainImplicitReward
 from tokencredit.recipes.reward_model.pair_data import different_pairs, read_pairs, training_pairs
 from tokencredit.recipes.reward_model.report import write_prefix_accuracy
 from tokencredit.recipes.run.left_out import tell_left_out
+from tokencredit.recipes.run.shown_reading import shown_example
 from tokencredit.recipes.training.arguments import training_arguments
 from tokencredit.recipes.training.models import (
     language_model_to_train,
     lasting_name,
-    print_example,
     reading_to_train,
     without_adapters,
 )
@@ -91,7 +91,7 @@ def train_implicit_reward(config: TrainImplicitRewardConfig) -> Path:
     train_rows = different_pairs(encoded, tuple)
     eval_rows = different_pairs(eval_rows, tuple, held_out=True)
     first = train_rows[0][0]
-    print_example(reading, first, counted=read_response(first))
+    print(shown_example(reading, first, counted=read_response(first)))
     reference = None if adapter is not None else _reference(config, tokenizer)
     judge = _Judge(config, tokenizer, eval_rows, reference)
     with supervised_run(config) as folder:

@@ -79,11 +79,11 @@ from tokencredit.recipes.reward_model.several_ratings import (
 )
 from tokencredit.recipes.reward_model.states import write_covariance_of_pairs
 from tokencredit.recipes.run.left_out import tell_left_out
+from tokencredit.recipes.run.shown_reading import shown_example
 from tokencredit.recipes.training.arguments import training_device
 from tokencredit.recipes.training.models import (
     classifier_to_train,
     lasting_name,
-    print_example,
     reading_to_train,
     with_adapters,
     without_adapters,
@@ -139,7 +139,7 @@ def train_reward_model(config: TrainRewardModelConfig) -> Path:
     encoded, eval_rows = encoded_sides(config, encode, data, eval_data, left_out)
     rows = different_pairs(encoded, attrgetter("responses"))
     eval_rows = different_pairs(eval_rows, attrgetter("responses"), held_out=True)
-    print_example(reading, rows[0].responses[0])
+    print(shown_example(reading, rows[0].responses[0]))
     if config.row.rows == "ratings":
         rows = standardised_rows(model, rows)
         require_an_order(eval_rows)

@@ -31,10 +31,10 @@ from tokencredit.recipes.language_model.corpus import causal_batch, causal_examp
 from tokencredit.recipes.reward_model.causal_settings import TrainRewriterConfig
 from tokencredit.recipes.reward_model.pair_data import different_pairs, training_pairs
 from tokencredit.recipes.run.left_out import tell_left_out
+from tokencredit.recipes.run.shown_reading import shown_example
 from tokencredit.recipes.training.arguments import training_arguments
 from tokencredit.recipes.training.models import (
     language_model_to_train,
-    print_example,
     reading_to_train,
 )
 from tokencredit.recipes.training.progress import TrainingRun
@@ -88,7 +88,7 @@ def train_rewriter(config: TrainRewriterConfig) -> Path:
     both = different_pairs([rows for _, rows in encoded], tuple)
     rows = [pair[0] for pair in both] + [pair[1] for pair in both]
     eval_pairs = [pair for pair, _ in held_out]
-    print_example(reading, rows[0], counted=read_response(rows[0]))
+    print(shown_example(reading, rows[0], counted=read_response(rows[0])))
     with supervised_run(config) as folder:
         tell_left_out(left_out, folder / "skipped.jsonl")
         evaluate = partial(_held_out_metrics, config, model, reading, eval_pairs)

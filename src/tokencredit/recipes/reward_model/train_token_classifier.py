@@ -55,10 +55,10 @@ from tokencredit.recipes.reward_model.token_labels import (
 )
 from tokencredit.recipes.run.left_out import tell_left_out
 from tokencredit.recipes.run.run_folder import write_atomically
+from tokencredit.recipes.run.shown_reading import shown_example
 from tokencredit.recipes.training.arguments import training_arguments
 from tokencredit.recipes.training.models import (
     classifier_to_train,
-    print_example,
     reading_to_train,
     with_adapters,
     without_adapters,
@@ -108,7 +108,7 @@ def train_token_classifier(config: TrainTokenClassifierConfig) -> Path:
     reading = reading_to_train(model, tokenizer, config.reading)
     encode = partial(labelled_texts, config, reading)
     rows, eval_rows = encoded_sides(config, encode, data, eval_data, left_out)
-    print_example(reading, rows[0].text)
+    print(shown_example(reading, rows[0].text))
     with supervised_run(config) as folder:
         tell_left_out(left_out, folder / "skipped.jsonl")
         model, metrics = _train(config, model, rows, eval_rows, folder)

@@ -51,10 +51,10 @@ from tokencredit.recipes.reward_model.pair_data import (
 from tokencredit.recipes.reward_model.report import write_prefix_accuracy
 from tokencredit.recipes.reward_model.vocabulary_turns import TURNS, ended_row, train_turns
 from tokencredit.recipes.run.left_out import tell_left_out
+from tokencredit.recipes.run.shown_reading import shown_example
 from tokencredit.recipes.training.arguments import training_device
 from tokencredit.recipes.training.models import (
     language_model_to_train,
-    print_example,
     reading_to_train,
     with_adapters,
     without_adapters,
@@ -109,7 +109,7 @@ def train_vocabulary_reward(config: TrainVocabularyRewardConfig) -> Path:
     eval_rows = different_pairs(eval_rows, attrgetter("responses"), held_out=True)
     equal = float(len(encoded) - len(rows))
     first = rows[0].responses[0]
-    print_example(reading, first, counted=read_response(first))
+    print(shown_example(reading, first, counted=read_response(first)))
     policy = _policy(config, tokenizer)
     if config.learns_outcomes:
         rows = standardised_rows(model, _separate_rows(rows))

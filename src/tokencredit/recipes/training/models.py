@@ -1,6 +1,6 @@
 """Models as training starts from them and as it leaves them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,13 @@ from tokencredit.models.hf_loading import (
     load_tokenizer,
     require_pad_token,
 )
-from tokencredit.recipes.run.shown_reading import reading_line, shown_example
+from tokencredit.recipes.run.shown_reading import reading_line
 from tokencredit.recipes.settings import (
     LoadingSettings,
     LoraSettings,
 )
 from tokencredit.text.hf_known_readings import reading_of, remember_reading
 from tokencredit.text.hf_reading import Reading
-from tokencredit.text.hf_token_rows import EncodedText
 from tokencredit.text.reading_settings import ReadingSettings
 
 
@@ -74,19 +73,6 @@ def reading_to_train(
     remember_reading(reading, model.config, settings)
     print(f"model {reading_line(reading)}")
     return reading
-
-
-def print_example(
-    reading: Reading, row: EncodedText, *, counted: Sequence[bool] | None = None
-) -> None:
-    """Print one row as the model will read it.
-
-    Args:
-        reading: of the model.
-        row: prompt, response, and what closes it.
-        counted: tokens that the loss counts; None where the model is read for scores.
-    """
-    print(shown_example(reading, row, counted=counted))
 
 
 def lasting_name(name_or_path: str) -> str:
