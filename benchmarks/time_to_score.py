@@ -4,8 +4,13 @@
     make .venv-trl-ppo/.installed
     python benchmarks/time_to_score.py --quickstart output/quickstart
 
-Both sides train the quickstart's language model against one reward model, with the same prompts,
-batch, epochs, coefficient of KL and schedule of the learning rate, in a process of its own each.
+    runs/imdb_headline.sh                     # its models are enough
+    python benchmarks/time_to_score.py --output output/time-to-score-imdb \
+      --policy output/imdb/language-model --reward-model output/imdb/reward-model \
+      --prompts output/imdb/prompts.jsonl --new-tokens 50 --unended
+
+Both sides train one language model against one reward model, with the same prompts, batch, epochs,
+coefficient of KL and schedule of the learning rate, in a process of its own each.
 Curves are smoothed over five iterations. Each side, and each row of ours, takes the one of the same
 learning rates at which it first scores, with the first seed, the highest that TRL's curves reach at
 any rate (or, where none does, the rate with the highest mean of the last fifth); then the other
@@ -82,17 +87,24 @@ class Run:
         return last["cpu_seconds"] - first["cpu_seconds"] - collected
 
 
-def prepared_models(quickstart: Path, folder: Path) -> Path:
-    """A folder as `ppo_settings.PPOSettings.models` wants it, with a reward model for ended texts.
+def prepared_models(options: argparse.Namespace) -> Path:
+    """A folder as `ppo_settings.PPOSettings.models` wants it.
 
-    The quickstart's reward model reads no end of sequence. TRL reads the score there.
+    The quickstart's reward model reads no end of sequence. TRL reads the score there, so that one
+    for ended texts is trained, where no other is named.
     """
-    models = folder / "models"
+    quickstart = options.quickstart
+    models = options.output / "models"
     models.mkdir(parents=True, exist_ok=True)
-    for name, target in (("policy", "language-model"), ("prompts.jsonl", "data/prompts.jsonl")):
-        if not (models / name).exists():
-            (models / name).symlink_to((quickstart / target).resolve())
-    if not (models / "reward_model" / "config.json").exists():
+    parts = {
+        "policy": options.policy or quickstart / "language-model",
+        "prompts.jsonl": options.prompts or quickstart / "data" / "prompts.jsonl",
+        "reward_model": options.reward_model,
+    }
+    for name, target in parts.items():
+        if target is not None and not (models / name).exists():
+            (models / name).symlink_to(target.resolve())
+    if options.reward_model is None and not (models / "reward_model" / "config.json").exists():
         command = [str(Path(sys.executable).parent / "tokencredit"), "train-reward-model"]
         options = {
             "data": quickstart / "data" / "pairs.jsonl",
@@ -125,7 +137,7 @@ def runs_of(options: argparse.Namespace, models: Path) -> Iterator[Run]:
             settings = PPOSettings(
                 models=str(models),
                 new_tokens=options.new_tokens,
-                ended=True,
+                ended=not options.unended,
                 batch_size=options.batch_size,
                 learning_rate=rate,
                 credit=credit,
@@ -242,6 +254,10 @@ def costs(runs: list[Run]) -> str:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quickstart", type=Path, default=Path("output/quickstart"))
+    parser.add_argument("--policy", type=Path, help="a language model in place of the quickstart's")
+    parser.add_argument("--reward-model", type=Path, help="with it, in place of the quickstart's")
+    parser.add_argument("--prompts", type=Path, help="JSON lines, in place of the quickstart's")
+    parser.add_argument("--unended", action="store_true", help="responses without an end")
     parser.add_argument("--output", type=Path, default=Path("output/time-to-score"))
     parser.add_argument("--new-tokens", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -263,9 +279,12 @@ def main() -> None:
     if PEER not in options.sides:
         sys.exit(f"--sides without {PEER!r}, which the others are compared with")
     require_peer()
-    if not (options.quickstart / "language-model" / "config.json").exists():
+    named = [options.policy, options.reward_model, options.prompts]
+    if any(named) and not all(named):
+        sys.exit("expected --policy, --reward-model and --prompts together, or none of them")
+    if not any(named) and not (options.quickstart / "language-model" / "config.json").exists():
         sys.exit(f"no models in {options.quickstart}; make them with `tokencredit quickstart`")
-    runs = list(runs_of(options, prepared_models(options.quickstart, options.output)))
+    runs = list(runs_of(options, prepared_models(options)))
     rows = table(runs)
     print(f"{markdown(rows)}\n\n{costs(runs)}")
     if options.json:
