@@ -125,7 +125,7 @@ hh() {
   trained output/hh/dpo train-implicit-reward --data output/hh/pairs-first.jsonl \
     --model output/hh/language-model --max_length 256 --training.epochs 1 \
     --training.learning_rate 3e-4 --seed 0
-  ppo hh --max_new_tokens 64 --learning_rate 1e-4 --steps 60
+  ppo hh --sampling.max_new_tokens 64 --optimizer.learning_rate 1e-4 --steps 60
   methods hh 0.5
   methods_of_pairs hh
 }

@@ -14,7 +14,7 @@ import re
 import sys
 from pathlib import Path
 from shutil import copyfile
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 import yaml
@@ -127,37 +127,50 @@ def hypervolume(points: list[tuple[float, float]], origin: tuple[float, float]) 
 
 
 def parts(run: str) -> tuple[str, str, str]:
-    """The mix of a run of two objectives, the weight of the first, and the scale of the second."""
-    name, weight, tenfold = re.match(
-        r"(.*?)(?: (0\.\d))?(, plainness times 10)?_lr.*seed0", run
+    """The mix of a run of two objectives with its scale, the weight of the first, and the seed."""
+    name, weight, tenfold, seed = re.match(
+        r"(.*?)(?: (0\.\d))?(, plainness times 10)?_lr.*seed(\d+)$", run
     ).groups()
-    return name, weight or "0.5", tenfold or ""
+    return name + (tenfold or ""), weight or "0.5", seed
 
 
 def volumes(curves: Curves) -> list[dict[str, str]]:
-    """Where the runs of each mix end, and the area that they cover from the reference on."""
+    """Where the runs of each mix end, and the area that they cover from the reference on.
+
+    The area is that of the runs with one seed, and means and deviations are over seeds.
+    """
     names = ("score/sentiment", "score/plainness")
     origin = tuple(mean(curve[name][0] for curve in curves.values()) for name in names)
-    mixes: dict[str, dict[str, tuple[float, float]]] = {}
+    mixes: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
     for run, curve in curves.items():
-        mix, weight, tenfold = parts(run)
-        mixes.setdefault(f"{mix}{tenfold}", {})[weight] = (
-            end(curve, names[0]),
-            end(curve, names[1]),
-        )
-    weights = sorted({weight for points in mixes.values() for weight in points})
+        mix, weight, seed = parts(run)
+        point = (end(curve, names[0]), end(curve, names[1]))
+        mixes.setdefault(mix, {}).setdefault(seed, {})[weight] = point
+    all_points = [points for seeds in mixes.values() for points in seeds.values()]
+    weights = sorted({weight for points in all_points for weight in points})
     return [
         {
             "mix": mix,
-            "area": f"{hypervolume(list(points.values()), origin):.2f}",
-            **{weight: place(points.get(weight)) for weight in weights},
+            "area": shown(
+                [hypervolume(list(points.values()), origin) for points in seeds.values()]
+            ),
+            **{
+                weight: place([p[weight] for p in seeds.values() if weight in p])
+                for weight in weights
+            },
         }
-        for mix, points in sorted(mixes.items())
+        for mix, seeds in sorted(mixes.items())
     ]
 
 
-def place(point: tuple[float, float] | None) -> str:
-    return "-" if point is None else f"{point[0]:.2f}, {point[1]:.2f}"
+def shown(values: list[float]) -> str:
+    """Mean and standard deviation over seeds."""
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def place(points: list[tuple[float, float]]) -> str:
+    """The means of two scores over seeds."""
+    return ", ".join(f"{mean(values):.2f}" for values in zip(*points, strict=True)) or "-"
 
 
 MORE: dict[str, tuple[str, Any]] = {

@@ -16,7 +16,7 @@ export OMP_NUM_THREADS=1
 python=.venv/bin/python
 tokencredit=.venv/bin/tokencredit
 # PRECISION=bf16 trains the models faster where the processor has instructions for it.
-common=(--device cpu --mixed_precision "${PRECISION:-no}")
+common=(--device cpu --training.mixed_precision "${PRECISION:-no}")
 
 [ -f "$models/prompts.jsonl" ] || "$python" runs/imdb_data.py "$models"
 "$tokencredit" train-language-model "${common[@]}" --data "$models/texts.jsonl" \

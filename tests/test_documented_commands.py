@@ -41,8 +41,10 @@ LESS = {
     "train-gate": "--training.max_steps 2 --gate.width 8 --device cpu --progress false",
     "test-safety": "--threshold 1000 --sampling.max_new_tokens 6",
     "train-preferences": "--training.max_steps 2 --device cpu --progress false",
-    "iterate-preferences": "--rounds 1 --samples 2 --data.limit 4 --sampling.max_new_tokens 6 "
-    "--training.max_steps 1 --max_length 64 --device cpu --progress false",
+    "iterate-preferences": "--rounds 1 --samples 2 --data.limit 4 --prompts_per_round 4 "
+    "--sampling.max_new_tokens 6 --training.max_steps 1 --max_length 64 --device cpu "
+    "--progress false",
+    "score-tokens": "--limit 6",
 }
 """Added to a command, so that it takes seconds."""
 LEFT_OUT = {
