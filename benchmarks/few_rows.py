@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-SHAPES = ((1376, 512), (512, 1376), (512, 512), (1536, 512))
-"""Outputs and inputs of the layers of a Llama of width 512."""
+SHAPES = ((1376, 512), (512, 1376), (512, 512))
+"""Outputs and inputs of the products in a layer of a Llama of width 512: 2, 1 and 4 of them."""
 
 
 def packed_linear(rows: Tensor, weight: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from tiny_policy import write_models
 from tiny_tokenizers import wordpiece
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForTokenClassification
 
-from tokencredit.cli import main
+from tokencredit.cli import COMMANDS, _parsed, main, recipe_of
 from tokencredit.toy.hf_tokenizer import toy_tokenizer
 
 LESS = {
@@ -245,6 +245,7 @@ def run(name: str, arguments: list[str], port: int, judge: str) -> None:
     elif "--config" in arguments:  # that names its folder
         shutil.rmtree("runs", ignore_errors=True)
     if arguments == ["--help"]:
+        assert name in COMMANDS
         return
     assert main([name, *arguments, *LESS.get(name, "").split()]) == 0, (name, arguments)
 
@@ -287,6 +288,16 @@ def test_commands_run(page, models, judge, tmp_path, monkeypatch):
                     run(name, arguments, port, judge)
             else:
                 run(name, arguments, port, judge)
+
+
+@pytest.mark.parametrize("page", page_ids("bash"))
+def test_commands_that_are_left_out_parse(page, models, tmp_path, monkeypatch):
+    prepare(page, tmp_path, models)
+    monkeypatch.chdir(tmp_path)
+    for _, text in blocks(page, "bash"):
+        for name, *arguments in commands_in(text):
+            if any(part in " ".join([name, *arguments]) for part in LEFT_OUT):
+                _parsed(name, recipe_of(name)[1], arguments)
 
 
 def test_what_is_left_out_or_replaced_is_in_the_documentation():
