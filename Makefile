@@ -99,6 +99,7 @@ bench: $(VENV)/.installed-dev $(PPO_PEER)/.installed
 	$(BIN)/python benchmarks/ensembles.py
 	$(BIN)/python benchmarks/safeguards.py
 	$(BIN)/python benchmarks/passes.py --repeats 1
+	$(BIN)/python benchmarks/groups.py
 	$(BIN)/python benchmarks/judge.py
 	$(BIN)/python benchmarks/decoding.py
 	$(BIN)/python benchmarks/alignment.py

@@ -101,6 +101,73 @@ def test_logits_and_gradients_are_those_of_whole_rows(family, changes, attention
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=2e-4)
 
 
+def groups(*, prompts=(12, 7, 2), samples=3):
+    """Several responses to prompts of these lengths, which share nothing with each other."""
+    width = max(prompts) + COLUMNS - 1
+    asked, mask = tiny_ids(len(prompts), width), torch.ones(len(prompts), width).long()
+    for row, length in enumerate(prompts):
+        mask[row, : max(prompts) - length] = 0
+    ids, mask = asked.repeat_interleave(samples, 0), mask.repeat_interleave(samples, 0)
+    ids[:, max(prompts) :] = tiny_ids(len(ids), COLUMNS - 1, seed=3)
+    mask[::2, -2:] = 0
+    return ids.masked_fill(mask == 0, PAD_ID), mask
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("gpt2", {}),
+        ("opt", {}),
+        ("gpt_neox", {}),
+        ("llama", {}),
+        ("qwen3", {}),
+        ("gemma2", {"sliding_window": 24, "attn_logit_softcapping": 20.0}),
+        ("gemma3_text", {"sliding_window": 24}),
+    ],
+)
+def test_prompts_of_groups_are_read_once(family, changes, attention, monkeypatch):
+    monkeypatch.setattr(hf_shared_beginnings, "_PRICE", 1)
+    model = causal(family, attn_implementation=attention, **changes)
+    if model.config._attn_implementation == "sdpa":
+        model = model.double()
+    ids, mask = groups()
+    found = []
+    for once in (True, False):
+        logits, width = logits_of(model, ids, mask, once=once)
+        assert width == (COLUMNS if once else ids.shape[1])
+        real = mask[:, -COLUMNS:].bool()
+        model.zero_grad()
+        logits[real].log_softmax(-1)[:, 3].sum().backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        found.append((logits[real].detach(), gradients))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=2e-4)
+
+
+def test_neither_padding_before_prompts_nor_what_stands_in_it_matters(monkeypatch):
+    monkeypatch.setattr(hf_shared_beginnings, "_PRICE", 1)
+    model = causal("llama").double()
+    ids, mask = groups()
+    expected, _ = logits_of(model, ids, mask, once=True)
+    garbage = ids.where(mask.bool(), tiny_ids(*ids.shape, seed=7))
+    wider = (torch.nn.functional.pad(part, (3, 0)) for part in (garbage, mask))
+    found, width = logits_of(model, *wider, once=True)
+    assert width == COLUMNS
+    real = mask[:, -COLUMNS:].bool()
+    torch.testing.assert_close(found[real], expected[real])
+
+
+@pytest.mark.parametrize("price", [300, 301])
+def test_what_saves_more_is_read_once_and_little_is_read_again(price, monkeypatch):
+    monkeypatch.setattr(hf_shared_beginnings, "_PRICE", price)
+    model = causal("llama")
+    ids, mask = groups(prompts=(26, 26), samples=7)  # 12 of 14 rows save 25 columns
+    width = ids.shape[1]
+    assert logits_of(model, ids, mask, once=True)[1] == (COLUMNS if price == 300 else width)
+    ids[:, :20] = ids[0, :20]  # 13 rows save 20 tokens
+    assert logits_of(model, ids, mask, once=True)[1] == (COLUMNS if price == 300 else width - 20)
+
+
 def test_adapters_are_part_of_what_is_read_once():
     model = causal("llama")
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))

@@ -22,6 +22,7 @@ from transformers import (
 
 from tokencredit.errors import DataError
 from tokencredit.models.hf_architecture import require_room
+from tokencredit.models.hf_shared_beginnings import prompts_read_once
 from tokencredit.models.hf_vocabularies import token_ids_without_text
 from tokencredit.sampling import (
     Sampling,
@@ -167,14 +168,20 @@ def drawn_sequences(
     require_room(model, int(prompt_mask.sum(-1).max()) + sampling.max_new_tokens)
     processor = SampledDistribution(sampling, eos_token_id, prompt_ids.shape[1], watch=watch)
     config = generation_settings(sampling, pad_token_id=pad_token_id, eos_token_id=eos_token_id)
-    config.num_return_sequences = copies
+    prompt_ids = prompt_ids.repeat_interleave(copies, dim=0)
+    prompt_mask = prompt_mask.repeat_interleave(copies, dim=0).long()
+    read: dict[str, Any] = {}
+    if not in_step:  # processes that keep in step make the same passes
+        new = sampling.max_new_tokens
+        read = prompts_read_once(model, prompt_ids, prompt_mask, new_tokens=new)
     with without_generation_defaults(model):
         return model.generate(
             input_ids=prompt_ids,
-            attention_mask=prompt_mask.long(),
+            attention_mask=prompt_mask,
             generation_config=config,
             logits_processor=LogitsProcessorList([mixture, processor] if mixture else [processor]),
             synced_gpus=in_step,
+            **read,
         )
 
 

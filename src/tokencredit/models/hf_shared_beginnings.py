@@ -1,4 +1,4 @@
-"""The tokens that all rows of a batch begin with, read once for all of them.
+"""The tokens that rows of a batch begin with, read once for all rows that share them.
 
 Prompts of one chat model begin with the same system message, and responses to one prompt with that
 prompt. A causal model has the same keys and values there in every row, so one row is enough; the
@@ -23,6 +23,10 @@ from tokencredit.models.hf_short_attention import runs_layers_again
 
 # Fewer shared tokens than this are read with their rows: the second pass has its price too.
 LEAST = 8
+# Where prompts stand several times: tokens that have to be saved, on the CPU and elsewhere, and
+# their share of all tokens.
+_PRICE, _PRICE_ELSEWHERE = 256, 4096
+_WORTHWHILE = 0.1
 # How far a state may move, as a share of the largest: by the rounding of other matrix shapes alone.
 _TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-3}
 _COARSE_TOLERANCE = 0.1
@@ -69,7 +73,8 @@ def pass_arguments(
     """Arguments for a forward pass that is asked about the last columns alone.
 
     What all rows begin with is read here, once, where the model gives the same states that way:
-    the pass is then of what comes after it.
+    the pass is then of what comes after it. So is each prompt that several rows have, where that
+    saves more.
 
     Args:
         model: a Hugging Face model, also inside a PEFT wrapper, that masks later tokens.
@@ -78,14 +83,124 @@ def pass_arguments(
         columns: how many of the last columns are asked about.
         once: False reads every row whole.
     """
-    length = shared_beginning(input_ids, attention_mask, kept=columns) if once else 0
-    if length >= LEAST and _may_begin_once(model, input_ids.shape[1]):
-        return _after_beginning(pretrained_model(model), input_ids, attention_mask, length)
+    pretrained = pretrained_model(model)
+    width = input_ids.shape[1] - columns
+    if once:
+        length = shared_beginning(input_ids, attention_mask, kept=columns)
+        owners = distinct_rows(input_ids[:, :width], attention_mask[:, :width])
+        by_all = (len(input_ids) - 1) * length if length >= LEAST else 0
+        on_cpu = input_ids.device.type == "cpu"
+        by_some = saved_by_reading_once(owners, width, columns, on_cpu=on_cpu)
+        if max(by_all, by_some) and may_begin_once(model, input_ids.shape[1]):
+            if by_some > by_all:
+                return _after_prompts(pretrained, input_ids, attention_mask, owners, width)
+            return _after_beginning(pretrained, input_ids, attention_mask, length)
     return {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
         "position_ids": text_positions(attention_mask),
         "use_cache": False,
+    }
+
+
+@torch.no_grad()
+def prompts_read_once(
+    model: nn.Module,
+    prompt_ids: Int[Tensor, "rows prompt"],
+    prompt_mask: Int[Tensor, "rows prompt"],
+    *,
+    new_tokens: int,
+) -> dict[str, Any]:
+    """Keys and values of all prompts but their last tokens, as an argument for `generate()`.
+
+    Args:
+        model: a causal language model, also inside a PEFT wrapper.
+        prompt_ids: padded on the left.
+        prompt_mask: 1 on real tokens.
+        new_tokens: how many may follow.
+
+    Returns:
+        The argument by its name; empty where little would be saved, or where the model cannot go
+        on from keys that it is handed.
+    """
+    pretrained, width = pretrained_model(model), prompt_ids.shape[1] - 1
+    ids, mask = prompt_ids[:, :width], prompt_mask[:, :width]
+    owners = distinct_rows(ids, mask)
+    on_cpu = ids.device.type == "cpu"
+    if not saved_by_reading_once(owners, width, 1 + new_tokens, on_cpu=on_cpu):
+        return {}
+    # Models of several parts count positions by what their own first pass has seen.
+    if pretrained.config.get_text_config() is not pretrained.config:
+        return {}
+    if not may_begin_once(model, prompt_ids.shape[1] + new_tokens):
+        return {}
+    return cache_argument(pretrained, _keys_of(pretrained, ids, mask, owners))
+
+
+def distinct_rows(ids: Int[Tensor, "rows columns"], mask: Int[Tensor, "rows columns"]) -> list[int]:
+    """The number of each row among those that differ, in the order in which they come.
+
+    Args:
+        ids: tokens.
+        mask: 1 on real tokens.
+
+    >>> distinct_rows(torch.tensor([[5, 6], [5, 7], [5, 6]]), torch.ones(3, 2).long())
+    [0, 1, 0]
+    """
+    numbers: dict[tuple[int, ...], int] = {}
+    told = torch.cat([ids.masked_fill(mask == 0, 0), mask], dim=-1).tolist()
+    return [numbers.setdefault(tuple(row), len(numbers)) for row in told]
+
+
+def saved_by_reading_once(owners: list[int], width: int, rest: int, *, on_cpu: bool) -> int:
+    """Tokens less to read where each distinct beginning is read once; 0 where these are few.
+
+    Args:
+        owners: the number of each row's beginning, as of `distinct_rows`.
+        width: columns of the beginnings.
+        rest: columns after them.
+        on_cpu: whether a pass costs little beside its tokens.
+
+    >>> saved_by_reading_once([0] * 8 + [1] * 8, 100, 40, on_cpu=True)
+    1400
+    """
+    saved = (len(owners) - len(set(owners))) * width
+    price = _PRICE if on_cpu else _PRICE_ELSEWHERE
+    return saved if saved >= max(price, _WORTHWHILE * len(owners) * (width + rest)) else 0
+
+
+def _keys_of(model: PreTrainedModel, ids: Tensor, mask: Tensor, owners: list[int]) -> DynamicCache:
+    """Keys and values of each row's beginning, of which every distinct one is read once."""
+    firsts = [owners.index(number) for number in range(max(owners) + 1)]
+    ids, mask = ids[firsts], mask[firsts]
+    # One layer's keys grow by the row's own: no layer of this cache cuts them to a window.
+    cache = DynamicCache()
+    model.base_model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=text_positions(mask),
+        use_cache=True,
+        **cache_argument(model.base_model, cache),
+    )
+    cache.batch_select_indices(torch.tensor(owners, device=ids.device))
+    return cache
+
+
+def _after_prompts(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    owners: list[int],
+    width: int,
+) -> dict[str, Any]:
+    """Arguments for what comes after the first columns, with the keys and values of those."""
+    cache = _keys_of(model, input_ids[:, :width], attention_mask[:, :width], owners)
+    return {
+        "input_ids": input_ids[:, width:],
+        "attention_mask": attention_mask,
+        "position_ids": text_positions(attention_mask)[:, width:],
+        "use_cache": True,
+        **cache_argument(model, cache),
     }
 
 
@@ -95,15 +210,9 @@ def _after_beginning(
     """Arguments for the rest of each row, with the keys and values of what they begin with."""
     batch, sequence = input_ids.shape
     starts = attention_mask.argmax(-1, keepdim=True)
-    # One layer's keys grow by the row's own: no layer of this cache cuts them to a window.
-    cache = DynamicCache()
     first = int(starts[0])
-    model.base_model(
-        input_ids=input_ids[:1, first : first + length],
-        use_cache=True,
-        **cache_argument(model.base_model, cache),
-    )
-    cache.batch_repeat_interleave(batch)
+    beginning = slice(first, first + length)
+    cache = _keys_of(model, input_ids[:, beginning], attention_mask[:, beginning], [0] * batch)
     # The rows without their beginnings: padding on the left moves right by that length.
     columns = torch.arange(length, sequence, device=input_ids.device)
     moved = (columns - length < starts).expand(batch, -1)
@@ -120,7 +229,7 @@ def _after_beginning(
     }
 
 
-def _may_begin_once(model: nn.Module, sequence: int) -> bool:
+def may_begin_once(model: nn.Module, sequence: int) -> bool:
     """Whether keys of a beginning can be handed to a model, for rows of this length."""
     pretrained = pretrained_model(model)
     if runs_layers_again(pretrained):
@@ -139,7 +248,7 @@ def _may_begin_once(model: nn.Module, sequence: int) -> bool:
 
 @torch.no_grad()
 def _gives_the_same(model: PreTrainedModel) -> bool:
-    """Whether two short rows have the same states when their beginning is read once.
+    """Whether two short rows have the same states after beginnings that are read once.
 
     Warns, that once, where they have not, or where the model does not take such a pass.
     """
@@ -157,10 +266,12 @@ def _gives_the_same(model: PreTrainedModel) -> bool:
         apart = model.base_model(**whole, use_cache=False).last_hidden_state[:, -last:]
         arguments = _after_beginning(model, ids, mask, half)
         together = model.base_model(**arguments).last_hidden_state[:, -last:]
+        arguments = _after_prompts(model, ids, mask, [0, 1], ids.shape[1] - last)
+        by_prompts = model.base_model(**arguments).last_hidden_state
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         difference = f"does not take keys of a beginning ({type(error).__name__}: {error})"
     else:
-        error_size = float((apart - together).abs().max())
+        error_size = max(float((apart - one).abs().max()) for one in (together, by_prompts))
         scale = float(apart.abs().max())
         if error_size <= _TOLERANCES.get(apart.dtype, _COARSE_TOLERANCE) * scale:
             return True

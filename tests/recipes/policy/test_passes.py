@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from tiny_policy import tiny_config, write_models
 
 from tokencredit.batch import ResponseBatch
-from tokencredit.models import hf_passes
+from tokencredit.models import hf_passes, hf_shared_beginnings
 from tokencredit.policy.hf_models import ActorCritic
 from tokencredit.recipes.policy.passes import passes_of, put_together
 from tokencredit.recipes.policy.train_policy import train_policy
@@ -96,4 +96,76 @@ def test_short_passes_train_the_same_policy(models, tmp_path, monkeypatch, chang
     *found, passes = trained("short", 24)
     *expected, fewer = trained("long", 10_000)
     assert passes > fewer
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def groups_of(prompts, samples, responses):
+    """Responses to prompts of these lengths, which differ in their first token."""
+    asked = [[5 + number] + [4] * (n - 1) for number, n in enumerate(prompts)]
+    rows = [prompt for prompt in asked for _ in range(samples)]
+    return ResponseBatch.of_rows(rows, [[6] * n for n in responses], pad_token_id=0)
+
+
+def test_responses_to_one_prompt_go_together():
+    batch = groups_of([200, 40, 90], 4, [8, 2, 8, 2] * 3)
+    apart = rows_of_passes(batch, tokens=512)
+    assert len(apart) > 3
+    assert rows_of_passes(batch, tokens=512, beginnings_once=True) == [
+        [*range(4, 12)],
+        [*range(4)],
+    ]
+    assert rows_of_passes(batch, tokens=240, beginnings_once=True) == [
+        [*range(4, 8)],
+        [*range(8, 12)],
+        [*range(4)],
+    ]
+
+
+def test_a_group_is_parted_where_fewer_rows_are_allowed():
+    batch = groups_of([300, 300], 4, [8] * 8)
+    found = rows_of_passes(batch, size=3, beginnings_once=True)
+    assert found == [[0, 1, 2], [3], [4, 5, 6], [7]]
+    assert rows_of_passes(batch, size=3) == [[0, 1, 2], [3, 4, 5], [6, 7]]
+
+
+def test_short_prompts_are_read_with_their_responses():
+    batch = groups_of([6, 6, 6], 4, [8, 2, 8, 2] * 3)
+    options = {"tokens": 60}
+    assert rows_of_passes(batch, **options, beginnings_once=True) == rows_of_passes(
+        batch, **options
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"algorithm.critic": "separate"},
+        {"algorithm.name": "rloo", "algorithm.micro_batch_size": 4},
+        {"algorithm.minibatch_size": 8, "sampling.top_k": 4},
+    ],
+)
+def test_prompts_that_are_read_once_train_the_same_policy(models, tmp_path, monkeypatch, changes):
+    read = []
+    embed = torch.nn.Embedding.forward
+
+    def counted(self, ids):
+        read.append(ids.numel())
+        return embed(self, ids)
+
+    monkeypatch.setattr(torch.nn.Embedding, "forward", counted)
+
+    def trained(name, price):
+        read.clear()
+        monkeypatch.setattr(hf_shared_beginnings, "_PRICE", price)
+        groups = {"batch_size": 16, "algorithm.samples_per_prompt": 4}
+        config = tiny_config(models, tmp_path / name, **{**groups, **changes})
+        weights = load_file(train_policy(config) / "model.safetensors")
+        rows = read_jsonl(tmp_path / name / "metrics.jsonl")
+        names = ("policy_loss", "value_loss", "gradient_norm", "score", "kl", "entropy")
+        return weights, [{n: row[n] for n in names if n in row} for row in rows], sum(read)
+
+    *found, fewer = trained("once", 1)
+    *expected, tokens = trained("again", 10**6)
+    assert fewer < tokens
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)

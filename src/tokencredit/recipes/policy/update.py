@@ -8,7 +8,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from tokencredit.batch import rows_of_like_length
 from tokencredit.masking import masked_whiten
 from tokencredit.policy.judged import calibrated_pair_losses
 from tokencredit.policy.losses.clipped import (
@@ -27,11 +26,12 @@ from tokencredit.recipes.policy.loss_terms import (
 )
 from tokencredit.recipes.policy.metrics import require_finite
 from tokencredit.recipes.policy.models import PolicyModels
+from tokencredit.recipes.policy.passes import passes_of
 from tokencredit.recipes.policy.pretraining import PretrainingRows, learn_again, rows_of_update
 from tokencredit.recipes.policy.processes import own_rows, rows_of_all
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.recipes.policy.sharding import whole, without_step
-from tokencredit.recipes.policy.views import view_and_logits, view_of
+from tokencredit.recipes.policy.views import reads_alone, view_and_logits, view_of
 
 
 def update_policy(
@@ -123,7 +123,7 @@ def _step(
         return {}
     sums: dict[str, Tensor] = {}
     of_pairs = _tokens_per_pair(config, accelerator, minibatch, tokens)
-    parts = _parts(config, minibatch, micro_batch)
+    parts = _parts(config, model, minibatch, micro_batch)
     slope = None
     if config.kl.has_chi_square_loss and len(parts) > 1:
         with torch.no_grad():  # the root is one of the whole minibatch, which no part knows
@@ -215,11 +215,12 @@ def _losses(
     }
 
 
-def _parts(config: TrainPolicyConfig, minibatch: Experience, size: int) -> list[Tensor]:
-    """Numbers of the responses of each micro-batch: of like length, or pairs that are compared."""
+def _parts(config: TrainPolicyConfig, model: Any, minibatch: Experience, size: int) -> list[Tensor]:
+    """Numbers of the responses of each micro-batch: those of a pass, or pairs that are compared."""
     if size >= len(minibatch.batch) or ALGORITHMS[config.algorithm.name].loss == "pairs":
         return list(torch.split(torch.arange(len(minibatch.batch)), size))
-    return rows_of_like_length(minibatch.batch.attention_mask.sum(-1), size)
+    once = reads_alone(model)
+    return [one.rows for one in passes_of(minibatch.batch, None, size=size, beginnings_once=once)]
 
 
 def _order(share: int, algorithm: str, rng: torch.Generator) -> Tensor:

@@ -156,6 +156,11 @@ def parts_of(
         yield batch[rows], support_of_rows(support, rows)
 
 
+def reads_alone(model: Any) -> bool:
+    """Whether a policy with its critic may read other passes than its likes in other processes."""
+    return isinstance(model, ActorCritic) and model.reads_beginnings_once
+
+
 def passes_through(
     model: Any,
     batch: ResponseBatch,
@@ -173,7 +178,7 @@ def passes_through(
         support: what could be drawn in their places.
         size: rows of a pass at most.
     """
-    alone = isinstance(model, ActorCritic) and model.reads_beginnings_once
+    alone = reads_alone(model)
     return passes_of(
         batch,
         support,
