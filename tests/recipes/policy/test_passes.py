@@ -3,13 +3,16 @@
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_models import tiny_model
 from tiny_policy import tiny_config, write_models
+from transformers import AutoModelForCausalLM
 
 from tokencredit.batch import ResponseBatch
 from tokencredit.models import hf_passes, hf_shared_beginnings
 from tokencredit.policy.hf_models import ActorCritic
 from tokencredit.recipes.policy.passes import passes_of, put_together
 from tokencredit.recipes.policy.train_policy import train_policy
+from tokencredit.recipes.policy.views import passes_through
 from tokencredit.recipes.run.run_folder import read_jsonl
 
 
@@ -169,3 +172,11 @@ def test_prompts_that_are_read_once_train_the_same_policy(models, tmp_path, monk
     *expected, tokens = trained("again", 10**6)
     assert fewer < tokens
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "together"), [("llama", True), ("mistral", False)])
+def test_groups_go_together_where_a_model_can_read_their_prompts_once(family, together):
+    policy = tiny_model(family, auto_class=AutoModelForCausalLM)  # Mistral's window holds 4 tokens
+    batch = groups_of([200, 90], 4, [8, 2, 8, 2] * 2)
+    passes = passes_through(ActorCritic(policy, "shared"), batch, None)
+    assert (len(passes) == 1) == together

@@ -31,7 +31,7 @@ from tokencredit.recipes.policy.pretraining import PretrainingRows, learn_again,
 from tokencredit.recipes.policy.processes import own_rows, rows_of_all
 from tokencredit.recipes.policy.settings import TrainPolicyConfig
 from tokencredit.recipes.policy.sharding import whole, without_step
-from tokencredit.recipes.policy.views import reads_alone, view_and_logits, view_of
+from tokencredit.recipes.policy.views import begins_once, view_and_logits, view_of
 
 
 def update_policy(
@@ -219,8 +219,9 @@ def _parts(config: TrainPolicyConfig, model: Any, minibatch: Experience, size: i
     """Numbers of the responses of each micro-batch: those of a pass, or pairs that are compared."""
     if size >= len(minibatch.batch) or ALGORITHMS[config.algorithm.name].loss == "pairs":
         return list(torch.split(torch.arange(len(minibatch.batch)), size))
-    once = reads_alone(model)
-    return [one.rows for one in passes_of(minibatch.batch, None, size=size, beginnings_once=once)]
+    batch = minibatch.batch
+    once = begins_once(model, batch)
+    return [one.rows for one in passes_of(batch, None, size=size, beginnings_once=once)]
 
 
 def _order(share: int, algorithm: str, rng: torch.Generator) -> Tensor:

@@ -19,7 +19,7 @@ from tokencredit.masking import last_true_index
 from tokencredit.models.hf_architecture import config_value
 from tokencredit.models.hf_logprobs import response_entropies
 from tokencredit.models.hf_passes import tokens_per_pass
-from tokencredit.models.hf_shared_beginnings import pass_arguments
+from tokencredit.models.hf_shared_beginnings import may_begin_once, pass_arguments
 from tokencredit.models.hf_short_attention import short_attention
 from tokencredit.policy.hf_models import ActorCritic, last_columns
 from tokencredit.recipes.policy.models import PolicyModels
@@ -157,8 +157,13 @@ def parts_of(
 
 
 def reads_alone(model: Any) -> bool:
-    """Whether a policy with its critic may read other passes than its likes in other processes."""
+    """Whether a policy with its critic may make other passes than its likes in other processes."""
     return isinstance(model, ActorCritic) and model.reads_beginnings_once
+
+
+def begins_once(model: Any, batch: ResponseBatch) -> bool:
+    """Whether what rows of a batch begin with is read once by a policy with its critic."""
+    return reads_alone(model) and may_begin_once(model.policy, batch.input_ids.shape[1])
 
 
 def passes_through(
@@ -178,13 +183,12 @@ def passes_through(
         support: what could be drawn in their places.
         size: rows of a pass at most.
     """
-    alone = reads_alone(model)
     return passes_of(
         batch,
         support,
         size=size,
-        tokens=tokens_per_pass(model) if alone else None,
-        beginnings_once=alone,
+        tokens=tokens_per_pass(model) if reads_alone(model) else None,
+        beginnings_once=begins_once(model, batch),
     )
 
 
@@ -270,7 +274,7 @@ def reference_logprobs(
             support,
             size=micro_batch_size,
             tokens=tokens_per_pass(model) if once else None,
-            beginnings_once=once,
+            beginnings_once=once and may_begin_once(model, batch.input_ids.shape[1]),
         )
         found = [
             drawn_logprobs(
