@@ -23,6 +23,8 @@ from tiny_policy import tiny_config, write_models
 from torch.distributed.fsdp import FSDPModule
 from transformers import LlamaForCausalLM
 
+from tokencredit.cli import main
+from tokencredit.recipes.iteration import answers
 from tokencredit.recipes.policy import opened_run, sharding
 from tokencredit.recipes.policy import train_policy as recipe
 from tokencredit.recipes.policy.refusals import require_what_sharding_allows
@@ -109,6 +111,12 @@ def finished(folder: Path, jobs: list[dict[str, Any]], processes: int = 2) -> No
     """
     (folder / "jobs.json").write_text(json.dumps(jobs))
     run_in_processes(run_all, folder / "jobs.json", processes=processes, timeout=600)
+
+
+def draw_in_small_files(arguments: list[str]) -> None:
+    """`iterate-preferences`, with a file for each batch of its answers."""
+    answers._BATCHES_PER_FILE = 1
+    assert main(["iterate-preferences", *arguments]) == 0
 
 
 def shard_on_the_cpu() -> None:

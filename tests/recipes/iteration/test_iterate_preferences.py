@@ -1,8 +1,6 @@
 """`iterate-preferences` end to end: every set-up, rounds, resuming, what a round leaves behind."""
 
 import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from forked import run_in_processes
 from online_settings import NEEDED
 from safetensors.torch import load_file
+from several_processes import draw_in_small_files
 from tiny_endpoint import answering, first_token, shown_texts
 from tiny_policy import write_models
 from tiny_reward_training import lines, save_start
@@ -432,22 +432,7 @@ def test_two_processes_draw_what_one_draws(models, run, tmp_path):
             "progress": "false",
         }.items()
     ]
-    patched = (
-        "import tokencredit.recipes.iteration.answers as drawing; drawing._BATCHES_PER_FILE = 1; "
-        "from tokencredit.cli import main; import sys; sys.exit(main(sys.argv[1:]))"
-    )
-    script = tmp_path / "two.py"
-    script.write_text(patched.replace("; ", "\n"))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    found = subprocess.run(
-        [*launch, str(script), "iterate-preferences", *settings],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-        timeout=280,
-    )
-    assert found.returncode == 0, found.stderr[-3000:]
+    run_in_processes(draw_in_small_files, settings)
     one, two = (
         [(row["group"], row["prompt"], row["response"]) for row in read_jsonl(path)]
         for path in (run / "responses-000.jsonl", tmp_path / "run" / "responses-000.jsonl")
