@@ -230,7 +230,25 @@ def _after_beginning(
 
 
 def may_begin_once(model: nn.Module, sequence: int) -> bool:
-    """Whether keys of a beginning can be handed to a model, for rows of this length."""
+    """Whether keys of a beginning can be handed to a model, for rows of this length.
+
+    Tried once for each model, as it computes here: under autocast where its passes are.
+    """
+    if not takes_beginnings(model, sequence):
+        return False
+    pretrained = pretrained_model(model)
+    if pretrained not in _reads_beginnings:
+        _reads_beginnings[pretrained] = _gives_the_same(pretrained)
+    return _reads_beginnings[pretrained]
+
+
+def takes_beginnings(model: nn.Module, sequence: int) -> bool:
+    """Whether nothing that is known of a model forbids to hand it keys of a beginning.
+
+    Args:
+        model: a Hugging Face model, also inside a PEFT wrapper.
+        sequence: tokens of the longest row.
+    """
     pretrained = pretrained_model(model)
     if runs_layers_again(pretrained):
         return False  # such a layer takes no cache
@@ -239,11 +257,8 @@ def may_begin_once(model: nn.Module, sequence: int) -> bool:
     if not any(accepts(pretrained, name) for name in ("cache", "past_key_values")):
         return False
     windows = attention_windows(pretrained)
-    if windows is None or any(w is not None and w < sequence for w in windows.values()):
-        return False  # padding would stand between the beginning and the rest, inside the window
-    if pretrained not in _reads_beginnings:
-        _reads_beginnings[pretrained] = _gives_the_same(pretrained)
-    return _reads_beginnings[pretrained]
+    # In a short window padding would stand between the beginning and the rest.
+    return windows is not None and all(w is None or w >= sequence for w in windows.values())
 
 
 @torch.no_grad()
@@ -273,7 +288,9 @@ def _gives_the_same(model: PreTrainedModel) -> bool:
     else:
         error_size = max(float((apart - one).abs().max()) for one in (together, by_prompts))
         scale = float(apart.abs().max())
-        if error_size <= _TOLERANCES.get(apart.dtype, _COARSE_TOLERANCE) * scale:
+        coarse = torch.is_autocast_enabled(device.type)
+        tolerance = _TOLERANCES.get(apart.dtype, _COARSE_TOLERANCE)
+        if error_size <= (_COARSE_TOLERANCE if coarse else tolerance) * scale:
             return True
         difference = (
             f"gives other states after keys of a beginning (by {error_size:.3g} of {scale:.3g})"

@@ -19,7 +19,7 @@ from tokencredit.masking import last_true_index
 from tokencredit.models.hf_architecture import config_value
 from tokencredit.models.hf_logprobs import response_entropies
 from tokencredit.models.hf_passes import tokens_per_pass
-from tokencredit.models.hf_shared_beginnings import may_begin_once, pass_arguments
+from tokencredit.models.hf_shared_beginnings import pass_arguments, takes_beginnings
 from tokencredit.models.hf_short_attention import short_attention
 from tokencredit.policy.hf_models import ActorCritic, last_columns
 from tokencredit.recipes.policy.models import PolicyModels
@@ -162,8 +162,8 @@ def reads_alone(model: Any) -> bool:
 
 
 def begins_once(model: Any, batch: ResponseBatch) -> bool:
-    """Whether what rows of a batch begin with is read once by a policy with its critic."""
-    return reads_alone(model) and may_begin_once(model.policy, batch.input_ids.shape[1])
+    """Whether a policy with its critic may read once what rows of a batch begin with."""
+    return reads_alone(model) and takes_beginnings(model.policy, batch.input_ids.shape[1])
 
 
 def passes_through(
@@ -274,7 +274,7 @@ def reference_logprobs(
             support,
             size=micro_batch_size,
             tokens=tokens_per_pass(model) if once else None,
-            beginnings_once=once and may_begin_once(model, batch.input_ids.shape[1]),
+            beginnings_once=once and takes_beginnings(model, batch.input_ids.shape[1]),
         )
         found = [
             drawn_logprobs(
