@@ -1,8 +1,8 @@
 import pytest
 import torch
+from causal_models import FAMILIES, causal
 from peft import LoraConfig, get_peft_model
-from tiny_models import PAD_ID, tiny_ids, tiny_model
-from transformers import AutoModelForCausalLM
+from tiny_models import PAD_ID, tiny_ids
 
 from tokencredit.models import hf_shared_beginnings
 from tokencredit.models.hf_sampling import drawn_sequences
@@ -12,11 +12,9 @@ WIDTH, SAMPLES = 9, 3
 NEW = Sampling(max_new_tokens=6, min_new_tokens=6)
 
 
-def causal(family, **changes):
+def drawing(family, **changes):
     """A tiny language model with logits that differ enough to draw from."""
-    if family in ("gemma2", "bloom"):
-        changes["attn_implementation"] = "eager"
-    model = tiny_model(family, auto_class=AutoModelForCausalLM, **changes)
+    model = causal(family, **changes)
     torch.manual_seed(1)
     with torch.no_grad():
         model.get_output_embeddings().weight.normal_(0.0, 0.3)
@@ -47,23 +45,11 @@ def drawn(model, ids, mask, *, price, monkeypatch, sampling=NEW, **options):
 
 
 @pytest.mark.parametrize("repeated_by", ["copies", "rows"])
-@pytest.mark.parametrize(
-    ("family", "changes"),
-    [
-        ("gpt2", {}),
-        ("opt", {}),
-        ("gpt_neox", {}),
-        ("llama", {}),
-        ("qwen3", {}),
-        ("mistral", {"sliding_window": 24}),
-        ("gemma2", {"sliding_window": 24, "attn_logit_softcapping": 20.0}),
-        ("gemma3_text", {"sliding_window": 24}),
-    ],
-)
+@pytest.mark.parametrize(("family", "changes"), FAMILIES)
 def test_responses_are_those_of_prompts_read_for_every_row(
     family, changes, repeated_by, monkeypatch
 ):
-    model = causal(family, **changes)
+    model = drawing(family, **changes)
     ids, mask = prompts()
     options = {"copies": SAMPLES}
     if repeated_by == "rows":
@@ -79,7 +65,7 @@ def test_responses_are_those_of_prompts_read_for_every_row(
 
 
 def test_logits_at_every_step_are_those_of_whole_rows(monkeypatch):
-    model = causal("llama").double()
+    model = drawing("llama").double()
     ids, mask = prompts()
     told = {1: [], 10**6: []}
     for price, steps in told.items():
@@ -89,7 +75,7 @@ def test_logits_at_every_step_are_those_of_whole_rows(monkeypatch):
 
 
 def test_adapters_are_part_of_what_is_read_once(monkeypatch):
-    adapted = get_peft_model(causal("llama"), LoraConfig(r=2, target_modules="all-linear"))
+    adapted = get_peft_model(drawing("llama"), LoraConfig(r=2, target_modules="all-linear"))
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
             if "lora_B" in name:
@@ -102,7 +88,7 @@ def test_adapters_are_part_of_what_is_read_once(monkeypatch):
 
 
 def test_what_stands_in_padding_does_not_matter(monkeypatch):
-    model = causal("llama")
+    model = drawing("llama")
     ids, mask = prompts()
     once, _ = drawn(model, ids, mask, price=1, monkeypatch=monkeypatch, copies=SAMPLES)
     other = ids.where(mask, tiny_ids(*ids.shape, seed=7))
@@ -120,7 +106,7 @@ def test_what_stands_in_padding_does_not_matter(monkeypatch):
     ],
 )
 def test_whole_rows_are_read_where_it_does_not_pay_or_cannot_be(family, price, copies, monkeypatch):
-    model = causal(family)
+    model = drawing(family)
     ids, mask = prompts()
     _, read = drawn(model, ids, mask, price=price, monkeypatch=monkeypatch, copies=copies)
     assert read[0] == len(ids) * copies * WIDTH
@@ -128,7 +114,7 @@ def test_whole_rows_are_read_where_it_does_not_pay_or_cannot_be(family, price, c
 
 @pytest.mark.parametrize("in_step", [True, False])
 def test_processes_that_keep_in_step_make_the_same_passes(in_step, monkeypatch):
-    model = causal("llama")
+    model = drawing("llama")
     ids, mask = prompts()
     told = {}
     monkeypatch.setattr(model, "generate", lambda **arguments: told.update(arguments) or ids)

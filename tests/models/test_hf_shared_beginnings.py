@@ -1,10 +1,10 @@
 import pytest
 import torch
+from causal_models import FAMILIES, causal
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from tiny_models import PAD_ID, tiny_ids, tiny_model
-from transformers import AutoModelForCausalLM
+from tiny_models import PAD_ID, tiny_ids
 
 from tokencredit.errors import TokenCreditWarning
 from tokencredit.models import hf_shared_beginnings
@@ -13,13 +13,6 @@ from tokencredit.recipes.training.arguments import recompute_activations
 
 COLUMNS = 5
 SHARED = 9
-
-
-def causal(family, **changes):
-    """A tiny language model; Gemma 2 and BLOOM have eager attention alone."""
-    if family in ("gemma2", "bloom"):
-        changes["attn_implementation"] = "eager"
-    return tiny_model(family, auto_class=AutoModelForCausalLM, **changes)
 
 
 def rows(*, shared=SHARED, prompts=(6, 4, 1), seed=0):
@@ -66,32 +59,16 @@ def test_one_row_shares_nothing():
     assert shared_beginning(tiny_ids(1, 8), torch.ones(1, 8).long(), kept=1) == 0
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize(
-    ("family", "changes"),
-    [
-        ("gpt2", {}),
-        ("opt", {}),
-        ("gpt_neox", {}),
-        ("llama", {}),
-        ("qwen2", {}),
-        ("qwen3", {}),
-        ("mistral", {"sliding_window": 24}),
-        ("gemma", {}),
-        ("gemma2", {"sliding_window": 24, "attn_logit_softcapping": 20.0}),
-        ("gemma3_text", {"sliding_window": 24}),
-    ],
-)
-def test_logits_and_gradients_are_those_of_whole_rows(family, changes, attention):
-    model = causal(family, attn_implementation=attention, **changes)
+def assert_same_learning(family, changes, ids, mask, *, width):
+    """Logits and gradients of whole rows, in a pass over so many columns."""
+    model = causal(family, **changes)
     # In float64 eager attention makes NaN of padding.
     if model.config._attn_implementation == "sdpa":
         model = model.double()
-    ids, mask = rows()
     found = []
     for once in (True, False):
-        logits, width = logits_of(model, ids, mask, once=once)
-        assert width == ids.shape[1] - (SHARED if once else 0)
+        logits, read = logits_of(model, ids, mask, once=once)
+        assert read == (width if once else ids.shape[1])
         real = mask[:, -COLUMNS:].bool()
         model.zero_grad()
         logits[real].log_softmax(-1)[:, 3].sum().backward()
@@ -99,6 +76,14 @@ def test_logits_and_gradients_are_those_of_whole_rows(family, changes, attention
         found.append((logits[real].detach(), gradients))
     # Norms are computed in float32, in float64 models too.
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(("family", "changes"), FAMILIES)
+def test_logits_and_gradients_are_those_of_whole_rows(family, changes, attention):
+    ids, mask = rows()
+    changes = {**changes, "attn_implementation": attention}
+    assert_same_learning(family, changes, ids, mask, width=ids.shape[1] - SHARED)
 
 
 def groups(*, prompts=(12, 7, 2), samples=3):
@@ -114,34 +99,11 @@ def groups(*, prompts=(12, 7, 2), samples=3):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize(
-    ("family", "changes"),
-    [
-        ("gpt2", {}),
-        ("opt", {}),
-        ("gpt_neox", {}),
-        ("llama", {}),
-        ("qwen3", {}),
-        ("gemma2", {"sliding_window": 24, "attn_logit_softcapping": 20.0}),
-        ("gemma3_text", {"sliding_window": 24}),
-    ],
-)
+@pytest.mark.parametrize(("family", "changes"), FAMILIES)
 def test_prompts_of_groups_are_read_once(family, changes, attention, monkeypatch):
     monkeypatch.setattr(hf_shared_beginnings, "_PRICE", 1)
-    model = causal(family, attn_implementation=attention, **changes)
-    if model.config._attn_implementation == "sdpa":
-        model = model.double()
-    ids, mask = groups()
-    found = []
-    for once in (True, False):
-        logits, width = logits_of(model, ids, mask, once=once)
-        assert width == (COLUMNS if once else ids.shape[1])
-        real = mask[:, -COLUMNS:].bool()
-        model.zero_grad()
-        logits[real].log_softmax(-1)[:, 3].sum().backward()
-        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
-        found.append((logits[real].detach(), gradients))
-    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=2e-4)
+    changes = {**changes, "attn_implementation": attention}
+    assert_same_learning(family, changes, *groups(), width=COLUMNS)
 
 
 def test_neither_padding_before_prompts_nor_what_stands_in_it_matters(monkeypatch):

@@ -1,6 +1,7 @@
 import math
 import random
 import statistics
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -41,7 +42,8 @@ def test_word_classes_do_not_overlap():
 
 
 def test_sentiment_words_are_as_strong_on_both_sides():
-    assert sum(SENTIMENT.values()) == pytest.approx(0, abs=3)
+    strengths = Counter(SENTIMENT.values())
+    assert strengths == Counter({-value: count for value, count in strengths.items()})
     assert {abs(value) for value in SENTIMENT.values()} == {0.5, 1.0, 2.0}
 
 
