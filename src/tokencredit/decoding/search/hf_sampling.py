@@ -156,7 +156,8 @@ def _positions(
 ) -> tuple[Int[Tensor, "prompts"], Int[Tensor, "prompts"]]:
     """What `generate()` and a scoring of all copies read, as `SearchOutput` counts it.
 
-    The last token of a response is drawn and not read; the prompt is read for every copy.
+    The last token of a response is drawn and not read. The prompt counts for every copy, also where
+    `generate()` is handed its keys: whether it is depends on the batch.
     """
     prompts, responses = batch.prompt_mask.sum(-1), batch.lengths
     read = torch.stack([prompts + responses - 1, prompts + responses]).view(2, -1, copies).sum(-1)

@@ -28,7 +28,8 @@ class SearchOutput:
     """One response per prompt, and what was read for it.
 
     Positions are tokens that a model read, each pass counted: prompt and response, rejected ones
-    too, padding not. So methods can be compared at equal cost, whatever the batch.
+    too, padding not, and nothing saved by what rows of one batch share. So methods can be compared
+    at equal cost, whatever the batch.
 
     Attributes:
         batch: the responses.
